@@ -1,0 +1,3 @@
+//! The /dev/kvm ABI: ioctl numbers, structures, capabilities, exit reasons.
+#![no_std]
+#![forbid(unsafe_code)]

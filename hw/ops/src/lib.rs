@@ -1,0 +1,3 @@
+//! One privileged instruction each, with its contract.
+#![no_std]
+

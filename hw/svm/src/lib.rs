@@ -1,0 +1,3 @@
+//! The SVM backend: VMCB, enter, exit, inject, intercepts.
+#![no_std]
+

@@ -1,0 +1,2 @@
+//! Placeholder until the first guest runs.
+fn main() {}

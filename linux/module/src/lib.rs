@@ -1,0 +1,3 @@
+//! exitless.ko: load and unload, ioctls, VM, vCPU, memory, statistics.
+#![no_std]
+
