@@ -1,3 +1,151 @@
-//! What guest and host share in memory and MSRs: kvmclock, steal time, PV EOI.
+//! What a guest and its host share beyond the architecture: CPUID leaves, MSRs, hypercalls, and structures in guest
+//! memory (`<asm/kvm_para.h>`, `<linux/kvm_para.h>`, and the pvclock ABI of Linux' `pvclock-abi.h`).
+//!
+//! Feature constants are bit masks of CPUID.40000001H:EAX, not bit numbers.
 #![no_std]
 #![forbid(unsafe_code)]
+// The names are the headers' own; what they leave unsaid is said here.
+#![allow(non_camel_case_types, missing_docs)]
+
+use bytemuck::{Pod, Zeroable};
+
+/// Leaf whose EAX is the highest hypervisor leaf and whose EBX, ECX, EDX hold [`KVM_SIGNATURE`].
+pub const KVM_CPUID_SIGNATURE: u32 = 0x4000_0000;
+/// Leaf with the `KVM_FEATURE_*` bits in EAX and the hints in EDX.
+pub const KVM_CPUID_FEATURES: u32 = 0x4000_0001;
+/// "KVMKVMKVM\0\0\0" as EBX, ECX, EDX.
+pub const KVM_SIGNATURE: [u32; 3] =
+    [u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")];
+
+/// Feature bits of [`KVM_CPUID_FEATURES`], as masks.
+pub mod feature {
+    pub const CLOCKSOURCE: u32 = 1 << 0;
+    pub const NOP_IO_DELAY: u32 = 1 << 1;
+    pub const MMU_OP: u32 = 1 << 2;
+    /// kvmclock behind the MSRs at 0x4b564d00 on.
+    pub const CLOCKSOURCE2: u32 = 1 << 3;
+    pub const ASYNC_PF: u32 = 1 << 4;
+    pub const STEAL_TIME: u32 = 1 << 5;
+    pub const PV_EOI: u32 = 1 << 6;
+    pub const PV_UNHALT: u32 = 1 << 7;
+    pub const PV_TLB_FLUSH: u32 = 1 << 9;
+    pub const ASYNC_PF_VMEXIT: u32 = 1 << 10;
+    pub const PV_SEND_IPI: u32 = 1 << 11;
+    pub const POLL_CONTROL: u32 = 1 << 12;
+    pub const PV_SCHED_YIELD: u32 = 1 << 13;
+    pub const ASYNC_PF_INT: u32 = 1 << 14;
+    pub const MSI_EXT_DEST_ID: u32 = 1 << 15;
+    pub const HC_MAP_GPA_RANGE: u32 = 1 << 16;
+    pub const MIGRATION_CONTROL: u32 = 1 << 17;
+    /// The guest may trust [`super::PVCLOCK_TSC_STABLE_BIT`].
+    pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
+}
+/// Bit of EDX in [`KVM_CPUID_FEATURES`]: vCPUs are never preempted for long.
+pub const KVM_HINTS_REALTIME: u32 = 1 << 0;
+
+pub const MSR_KVM_WALL_CLOCK: u32 = 0x11;
+pub const MSR_KVM_SYSTEM_TIME: u32 = 0x12;
+pub const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+pub const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+pub const MSR_KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
+pub const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
+pub const MSR_KVM_PV_EOI_EN: u32 = 0x4b56_4d04;
+pub const MSR_KVM_POLL_CONTROL: u32 = 0x4b56_4d05;
+pub const MSR_KVM_ASYNC_PF_INT: u32 = 0x4b56_4d06;
+pub const MSR_KVM_ASYNC_PF_ACK: u32 = 0x4b56_4d07;
+pub const MSR_KVM_MIGRATION_CONTROL: u32 = 0x4b56_4d08;
+
+/// Bit 0 of the system-time, steal-time and PV-EOI MSRs: the address in the other bits is live.
+pub const KVM_MSR_ENABLED: u64 = 1;
+/// Bits of MSR_KVM_STEAL_TIME that hold the address (64-byte aligned).
+pub const KVM_STEAL_VALID_BITS: u64 = !0 << 6;
+/// Bits of MSR_KVM_STEAL_TIME that must be 0.
+pub const KVM_STEAL_RESERVED_MASK: u64 = 0x1f << 1;
+/// Bits of MSR_KVM_PV_EOI_EN that hold the address (4-byte aligned); bit 1 must be 0.
+pub const KVM_PV_EOI_ADDRESS: u64 = !3;
+
+/// kvmclock of one vCPU, written by the host under a sequence lock.
+///
+/// Reader: take `version` (odd: retry), read, take `version` again (changed: retry). Time in ns is
+/// `system_time + ((rdtsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul >> 32`; a negative shift goes right.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct pvclock_vcpu_time_info {
+    /// Odd while an update is in progress.
+    pub version: u32,
+    pub pad0: u32,
+    /// Guest TSC at `system_time`.
+    pub tsc_timestamp: u64,
+    /// ns.
+    pub system_time: u64,
+    pub tsc_to_system_mul: u32,
+    pub tsc_shift: i8,
+    /// `PVCLOCK_*`.
+    pub flags: u8,
+    pub pad: [u8; 2],
+}
+/// All vCPUs' readings are one monotonic clock.
+pub const PVCLOCK_TSC_STABLE_BIT: u8 = 1 << 0;
+/// The host stopped this guest for a while (KVM_KVMCLOCK_CTRL); the guest clears it.
+pub const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
+
+/// The wall-clock time at which kvmclock was 0. `version` as in [`pvclock_vcpu_time_info`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct pvclock_wall_clock {
+    pub version: u32,
+    pub sec: u32,
+    pub nsec: u32,
+}
+
+/// Time one vCPU waited for a CPU, in ns; 64-byte aligned in guest memory. `version` is odd during an update.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct kvm_steal_time {
+    pub steal: u64,
+    pub version: u32,
+    pub flags: u32,
+    /// `KVM_VCPU_*`; written by the host when it takes the CPU away.
+    pub preempted: u8,
+    pub u8_pad: [u8; 3],
+    pub pad: [u32; 11],
+}
+pub const KVM_VCPU_PREEMPTED: u8 = 1 << 0;
+/// Set by a guest's remote flush instead of an IPI; the host flushes before the vCPU runs again.
+pub const KVM_VCPU_FLUSH_TLB: u8 = 1 << 1;
+
+/// Result of [`KVM_HC_CLOCK_PAIRING`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct kvm_clock_pairing {
+    pub sec: i64,
+    pub nsec: i64,
+    pub tsc: u64,
+    pub flags: u32,
+    pub pad: [u32; 9],
+}
+pub const KVM_CLOCK_PAIRING_WALLCLOCK: u32 = 0;
+
+/// Bit 0 of the 32-bit PV EOI word: set by the host when the guest may skip the next EOI write, cleared by the guest
+/// in place of that write.
+pub const KVM_PV_EOI_BIT: u32 = 0;
+pub const KVM_PV_EOI_MASK: u32 = 1 << KVM_PV_EOI_BIT;
+pub const KVM_PV_EOI_ENABLED: u32 = KVM_PV_EOI_MASK;
+pub const KVM_PV_EOI_DISABLED: u32 = 0;
+
+pub const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
+pub const KVM_HC_MMU_OP: u64 = 2;
+pub const KVM_HC_FEATURES: u64 = 3;
+pub const KVM_HC_KICK_CPU: u64 = 5;
+pub const KVM_HC_CLOCK_PAIRING: u64 = 9;
+pub const KVM_HC_SEND_IPI: u64 = 10;
+pub const KVM_HC_SCHED_YIELD: u64 = 11;
+pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+
+/// What a hypercall answers in RAX, as negative values of these.
+pub const KVM_ENOSYS: i64 = 1000;
+pub const KVM_EFAULT: i64 = 14;
+pub const KVM_EINVAL: i64 = 22;
+pub const KVM_E2BIG: i64 = 7;
+pub const KVM_EPERM: i64 = 1;
+pub const KVM_EOPNOTSUPP: i64 = 95;
