@@ -1,0 +1,459 @@
+//! The half of a local APIC that every CPU may touch: pending interrupts, pending events, published addressing.
+//!
+//! # Ordering
+//! A sender writes TMR, then IRR, then (its caller's part) a request, and kicks if the target may be in the guest:
+//! ```text
+//!  sender                                   owner
+//!  TMR bit     (relaxed)                    mode = in guest
+//!  IRR bit     (AcqRel, read-modify-write)  fence(SeqCst)
+//!  request     (Release)                    request set? -> mode = outside, take it (Acquire), scan the IRR
+//!  fence(SeqCst)                            else enter the guest; a kick makes it leave
+//!  target in guest (or blocked)? -> kick
+//! ```
+//! * Release of the request / Acquire of its taking: an owner that takes the request sees the IRR bit.
+//! * The two SeqCst fences forbid "sender saw the old mode **and** owner saw no request", the only way to lose a wake-up.
+//! * AcqRel on the IRR: an owner that sees the bit sees the TMR written before it; and a sender that finds the bit already set
+//!   (coalesced, no request of its own) still has its earlier stores seen by the handler, because the owner's clearing of the bit
+//!   acquires them.
+//! * Only the owner clears IRR bits ([`Shared::take`]); it does so before the vector shows up in the ISR of the CPU it runs on.
+//!
+//! `tests/ordering.rs` checks both claims with loom, and checks that they break without the fences or with TMR after IRR.
+
+use crate::bitmap::{self, place};
+use bytemuck::Zeroable;
+use core::sync::atomic::{AtomicU32, Ordering};
+use exitless_x86::apic::{DeliveryMode, InterruptMessage, lvt};
+
+/// What one message did to one APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Nothing: APIC disabled, entry masked, illegal vector, reserved mode, INIT level de-assert.
+    None,
+    /// Taken, but it was pending already: whoever made it pending also made the request.
+    Coalesced,
+    /// A vector became pending in the IRR: raise an event request, wake or kick the owner.
+    Event,
+    /// An NMI was queued: request, wake, kick.
+    Nmi,
+    /// An SMI is pending: request, wake, kick.
+    Smi,
+    /// INIT or SIPI is pending ([`Shared::take_startup`]): request, wake, kick.
+    Startup,
+    /// The message says "ask the 8259": nothing is stored here, the owner must be kicked to look at the PIC.
+    ExtInt,
+}
+
+impl Accepted {
+    /// The owner has something new to look at.
+    pub fn is_new(self) -> bool {
+        !matches!(self, Self::None | Self::Coalesced)
+    }
+}
+
+/// A local interrupt pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lint {
+    /// LINT0, wired to the 8259's INTR.
+    Lint0,
+    /// LINT1, wired to NMI.
+    Lint1,
+}
+
+/// INIT and SIPI taken together; INIT is to be handled first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Startup {
+    /// An INIT arrived.
+    pub init: bool,
+    /// Start page of a SIPI that arrived after the last INIT, or without one.
+    pub sipi: Option<u8>,
+}
+
+/// Bits of `Shared::address`.
+mod address {
+    pub(super) const LOGICAL_SHIFT: u32 = 8;
+    pub(super) const FLAT: u32 = 1 << 16;
+    pub(super) const HW_ENABLED: u32 = 1 << 17;
+    pub(super) const SW_ENABLED: u32 = 1 << 18;
+    pub(super) const X2APIC: u32 = 1 << 19;
+}
+
+/// Bits of `Shared::events`.
+mod event {
+    pub(super) const SMI: u32 = 1 << 8;
+    pub(super) const INIT: u32 = 1 << 9;
+    pub(super) const SIPI: u32 = 1 << 10;
+    pub(super) const SIPI_VECTOR: u32 = 0xff;
+    pub(super) const TIMER: u32 = 1 << 11;
+}
+
+/// Error status bits that this model raises (SDM vol. 3A, figure 11-9).
+pub(crate) mod esr {
+    pub(crate) const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
+    pub(crate) const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
+}
+
+/// Most NMIs that can wait: one being blocked and one latched behind it.
+const MAX_QUEUED_NMIS: u32 = 2;
+
+/// Vectors below this are reserved for exceptions and illegal for the APIC.
+pub(crate) const FIRST_LEGAL_VECTOR: u8 = 16;
+
+/// What the owner publishes; see `Shared::publish`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Published {
+    pub(crate) xapic_id: u8,
+    pub(crate) logical_id: u8,
+    pub(crate) flat: bool,
+    pub(crate) hw_enabled: bool,
+    pub(crate) sw_enabled: bool,
+    pub(crate) x2apic: bool,
+}
+
+/// The part of a local APIC that any CPU may touch, without locks. All zero: an absent APIC that accepts nothing.
+#[derive(Debug, Zeroable)]
+#[repr(C, align(64))]
+pub struct Shared {
+    // One cache line: what a sender writes.
+    irr: [AtomicU32; 8],
+    tmr: [AtomicU32; 8],
+    // The next: what a sender reads. Written by the owner when the guest reprograms its APIC, rarely.
+    address: AtomicU32,
+    x2apic_id: AtomicU32,
+    lint0: AtomicU32,
+    lint1: AtomicU32,
+    error: AtomicU32,
+    ppr: AtomicU32,
+    // Rare events.
+    events: AtomicU32,
+    nmis: AtomicU32,
+    errors: AtomicU32,
+}
+
+impl Shared {
+    /// Makes `vector` pending; true if it was not pending before. The caller then requests and kicks (see the module's text).
+    ///
+    /// Does not look at enables or at the vector's legality: senders use [`Shared::accept`].
+    pub fn post(&self, vector: u8, level: bool) -> bool {
+        let (index, bit) = place(vector);
+        let (Some(tmr), Some(irr)) = (self.tmr.get(index), self.irr.get(index)) else { return false };
+        // The TMR rarely changes: reading first keeps the line shared between senders of the same kind.
+        match (level, tmr.load(Ordering::Relaxed) & bit != 0) {
+            (true, false) => _ = tmr.fetch_or(bit, Ordering::Relaxed),
+            (false, true) => _ = tmr.fetch_and(!bit, Ordering::Relaxed),
+            _ => (),
+        }
+        irr.fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// Owner: clears the IRR bit; true if it was set.
+    pub(crate) fn take(&self, vector: u8) -> bool {
+        let (index, bit) = place(vector);
+        self.irr.get(index).is_some_and(|irr| irr.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
+    }
+
+    /// Any vector is pending. Exact for the owner; a hint for others.
+    pub fn has_irr(&self) -> bool {
+        self.irr.iter().any(|word| word.load(Ordering::Acquire) != 0)
+    }
+
+    /// Highest pending vector, whatever the PPR.
+    pub fn top_irr(&self) -> Option<u8> {
+        bitmap::highest(self.irr.iter().map(|word| word.load(Ordering::Acquire)))
+    }
+
+    /// The vector was last accepted as level triggered.
+    pub fn is_level(&self, vector: u8) -> bool {
+        let (index, bit) = place(vector);
+        self.tmr.get(index).is_some_and(|tmr| tmr.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Word `index` (0..8) of the IRR; 0 beyond.
+    pub(crate) fn irr_word(&self, index: usize) -> u32 {
+        self.irr.get(index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Word `index` (0..8) of the TMR; 0 beyond.
+    pub(crate) fn tmr_word(&self, index: usize) -> u32 {
+        self.tmr.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Owner, restoring: replaces word `index` of TMR and IRR.
+    pub(crate) fn set_words(&self, index: usize, tmr: u32, irr: u32) {
+        if let (Some(tmr_word), Some(irr_word)) = (self.tmr.get(index), self.irr.get(index)) {
+            tmr_word.store(tmr, Ordering::Relaxed);
+            irr_word.swap(irr, Ordering::AcqRel);
+        }
+    }
+
+    /// Owner, at reset: nothing is pending, nothing was level triggered, no error was seen.
+    pub(crate) fn clear_interrupts(&self) {
+        (0..8).for_each(|index| self.set_words(index, 0, 0));
+        self.errors.store(0, Ordering::Relaxed);
+    }
+
+    /// Owner: what senders compare destinations with.
+    pub(crate) fn publish(&self, p: &Published) {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        let word = u32::from(p.xapic_id)
+            | u32::from(p.logical_id) << address::LOGICAL_SHIFT
+            | bit(p.flat, address::FLAT)
+            | bit(p.hw_enabled, address::HW_ENABLED)
+            | bit(p.sw_enabled, address::SW_ENABLED)
+            | bit(p.x2apic, address::X2APIC);
+        self.address.store(word, Ordering::Release);
+    }
+
+    /// Owner, once: the immutable x2APIC id.
+    pub(crate) fn publish_x2apic_id(&self, id: u32) {
+        self.x2apic_id.store(id, Ordering::Release);
+    }
+
+    /// Owner: the LVT entries that other CPUs deliver through.
+    pub(crate) fn publish_lvt(&self, lint0: u32, lint1: u32, error: u32) {
+        self.lint0.store(lint0, Ordering::Release);
+        self.lint1.store(lint1, Ordering::Release);
+        self.error.store(error, Ordering::Release);
+    }
+
+    /// Owner: the processor priority, for lowest-priority arbitration.
+    pub(crate) fn publish_ppr(&self, ppr: u8) {
+        self.ppr.store(u32::from(ppr), Ordering::Relaxed);
+    }
+
+    /// The APIC is enabled in IA32_APIC_BASE: it takes part in message delivery.
+    pub fn hw_enabled(&self) -> bool {
+        self.address.load(Ordering::Acquire) & address::HW_ENABLED != 0
+    }
+
+    /// The APIC is enabled in the SVR too: it accepts fixed and lowest-priority interrupts.
+    pub fn sw_enabled(&self) -> bool {
+        const BOTH: u32 = address::HW_ENABLED | address::SW_ENABLED;
+        self.address.load(Ordering::Acquire) & BOTH == BOTH
+    }
+
+    /// The id that physical destinations name now: 8 bits, or 32 in x2APIC mode.
+    pub fn physical_id(&self) -> u32 {
+        let word = self.address.load(Ordering::Acquire);
+        if word & address::X2APIC != 0 { self.x2apic_id.load(Ordering::Acquire) } else { word & 0xff }
+    }
+
+    /// Lower wins lowest-priority arbitration (SDM vol. 3A, 11.6.2.4: the PPR stands for the APR). May be a moment old.
+    pub fn arbitration_priority(&self) -> u8 {
+        self.ppr.load(Ordering::Relaxed) as u8
+    }
+
+    /// The destination (not the shorthand) of `msg` names this APIC. An APIC disabled in IA32_APIC_BASE is never named.
+    ///
+    /// An xAPIC sender's or device's 0xff is a broadcast for every target; an x2APIC sender's 0xff is one for targets in xAPIC mode
+    /// only, and 0xffff_ffff for all. A physical id above 0xff names its vCPU even in xAPIC mode, so that it can be started.
+    pub fn matches(&self, msg: &InterruptMessage) -> bool {
+        let word = self.address.load(Ordering::Acquire);
+        if word & address::HW_ENABLED == 0 {
+            return false;
+        }
+        let x2apic = word & address::X2APIC != 0;
+        if is_broadcast(msg, x2apic) {
+            return true;
+        }
+        let x2apic_id = self.x2apic_id.load(Ordering::Acquire);
+        match (msg.logical, x2apic) {
+            (false, true) => msg.destination == x2apic_id,
+            (false, false) if msg.destination > 0xff => msg.destination == x2apic_id,
+            (false, false) => msg.destination == word & 0xff,
+            (true, true) => matches_cluster(x2apic_ldr(x2apic_id), msg.destination, 16),
+            (true, false) => matches_xapic_logical(word, msg.destination),
+        }
+    }
+
+    /// Applies a message that names this APIC (see [`Shared::matches`]); what the caller then owes is in [`Accepted`].
+    pub fn accept(&self, msg: &InterruptMessage) -> Accepted {
+        match msg.mode {
+            DeliveryMode::FIXED | DeliveryMode::LOWEST => self.accept_vector(msg.vector, msg.level),
+            _ if !self.hw_enabled() => Accepted::None,
+            DeliveryMode::NMI => self.queue_nmi(),
+            DeliveryMode::SMI => self.queue_smi(),
+            // The INIT level de-assert message only set arbitration ids on old buses (SDM vol. 3A, 11.6.1).
+            DeliveryMode::INIT if msg.level && !msg.assert => Accepted::None,
+            DeliveryMode::INIT => self.queue_init(),
+            DeliveryMode::STARTUP => self.queue_sipi(msg.vector),
+            DeliveryMode::EXTINT => Accepted::ExtInt,
+            _ => Accepted::None,
+        }
+    }
+
+    /// A fixed interrupt from outside: needs an enabled APIC and a legal vector.
+    fn accept_vector(&self, vector: u8, level: bool) -> Accepted {
+        if !self.sw_enabled() {
+            return Accepted::None;
+        }
+        self.post_checked(vector, level)
+    }
+
+    /// Posts a legal vector; an illegal one becomes an error instead (SDM vol. 3A, 11.5.3).
+    pub(crate) fn post_checked(&self, vector: u8, level: bool) -> Accepted {
+        if vector < FIRST_LEGAL_VECTOR {
+            return self.raise_error(esr::RECEIVE_ILLEGAL_VECTOR);
+        }
+        if self.post(vector, level) { Accepted::Event } else { Accepted::Coalesced }
+    }
+
+    /// Accumulates error bits; the first since the last ESR write fires the LVT error entry.
+    pub(crate) fn raise_error(&self, bits: u32) -> Accepted {
+        let armed = self.errors.fetch_or(bits, Ordering::AcqRel) == 0;
+        let entry = self.error.load(Ordering::Acquire);
+        let vector = entry as u8;
+        if !armed || entry & lvt::MASKED != 0 || vector < FIRST_LEGAL_VECTOR || !self.hw_enabled() {
+            return Accepted::None;
+        }
+        if self.post(vector, false) { Accepted::Event } else { Accepted::Coalesced }
+    }
+
+    /// Owner, at an ESR write: the errors since the last one.
+    pub(crate) fn take_errors(&self) -> u32 {
+        self.errors.swap(0, Ordering::AcqRel)
+    }
+
+    /// Queues an NMI; at most two wait, more are lost as on hardware.
+    pub fn queue_nmi(&self) -> Accepted {
+        let queued = self.nmis.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| {
+            (count < MAX_QUEUED_NMIS).then_some(count + 1)
+        });
+        if queued.is_ok() { Accepted::Nmi } else { Accepted::Coalesced }
+    }
+
+    /// Owner: takes the queued NMIs, 0..=2.
+    pub fn take_nmis(&self) -> u32 {
+        self.nmis.swap(0, Ordering::AcqRel)
+    }
+
+    /// NMIs are queued.
+    pub fn has_nmis(&self) -> bool {
+        self.nmis.load(Ordering::Acquire) != 0
+    }
+
+    /// Makes an SMI pending.
+    pub fn queue_smi(&self) -> Accepted {
+        let old = self.events.fetch_or(event::SMI, Ordering::AcqRel);
+        if old & event::SMI == 0 { Accepted::Smi } else { Accepted::Coalesced }
+    }
+
+    /// Owner: takes the pending SMI.
+    pub fn take_smi(&self) -> bool {
+        self.events.fetch_and(!event::SMI, Ordering::AcqRel) & event::SMI != 0
+    }
+
+    /// An SMI is pending.
+    pub fn has_smi(&self) -> bool {
+        self.events.load(Ordering::Acquire) & event::SMI != 0
+    }
+
+    /// INIT forgets a SIPI that came before it.
+    fn queue_init(&self) -> Accepted {
+        let update = |events| Some(events & !(event::SIPI | event::SIPI_VECTOR) | event::INIT);
+        _ = self.events.fetch_update(Ordering::AcqRel, Ordering::Relaxed, update);
+        Accepted::Startup
+    }
+
+    /// The latest SIPI's vector counts. The owner drops it unless the vCPU waits for a SIPI.
+    fn queue_sipi(&self, vector: u8) -> Accepted {
+        let update = |events| Some(events & !event::SIPI_VECTOR | event::SIPI | u32::from(vector));
+        _ = self.events.fetch_update(Ordering::AcqRel, Ordering::Relaxed, update);
+        Accepted::Startup
+    }
+
+    /// Owner: takes INIT and SIPI.
+    pub fn take_startup(&self) -> Startup {
+        const ALL: u32 = event::INIT | event::SIPI | event::SIPI_VECTOR;
+        let events = self.events.fetch_and(!ALL, Ordering::AcqRel);
+        let sipi = (events & event::SIPI != 0).then_some(events as u8);
+        Startup { init: events & event::INIT != 0, sipi }
+    }
+
+    /// INIT or SIPI is pending.
+    pub fn has_startup(&self) -> bool {
+        self.events.load(Ordering::Acquire) & (event::INIT | event::SIPI) != 0
+    }
+
+    /// Host timer callback: the armed timer fired; the owner is to call [`crate::Lapic::expire`].
+    pub fn set_timer_fired(&self) {
+        self.events.fetch_or(event::TIMER, Ordering::AcqRel);
+    }
+
+    /// Owner: takes the flag of [`Shared::set_timer_fired`]. It is a hint; `expire` compares the clock itself.
+    pub fn take_timer_fired(&self) -> bool {
+        self.events.fetch_and(!event::TIMER, Ordering::AcqRel) & event::TIMER != 0
+    }
+
+    /// The host timer fired and the owner has not yet looked.
+    pub fn timer_fired(&self) -> bool {
+        self.events.load(Ordering::Acquire) & event::TIMER != 0
+    }
+
+    /// The 8259's INTR output reaches this CPU: LINT0 is unmasked in ExtINT mode, or the APIC is disabled in IA32_APIC_BASE and its
+    /// pin is the INTR pin (SDM vol. 3A, 11.4.3).
+    pub fn accepts_ext_int(&self) -> bool {
+        let entry = self.lint0.load(Ordering::Acquire);
+        !self.hw_enabled() || (entry & lvt::MASKED == 0 && lvt_mode(entry) == DeliveryMode::EXTINT)
+    }
+
+    /// A pulse on a local pin, delivered as its LVT entry says. With the APIC disabled the pins are INTR and NMI.
+    pub fn local_interrupt(&self, pin: Lint) -> Accepted {
+        let entry = match pin {
+            Lint::Lint0 => self.lint0.load(Ordering::Acquire),
+            Lint::Lint1 => self.lint1.load(Ordering::Acquire),
+        };
+        match (self.hw_enabled(), pin) {
+            (true, _) => self.deliver_entry(entry),
+            (false, Lint::Lint0) => Accepted::ExtInt,
+            (false, Lint::Lint1) => self.queue_nmi(),
+        }
+    }
+
+    /// Delivers one LVT entry (SDM vol. 3A, figure 11-8).
+    pub(crate) fn deliver_entry(&self, entry: u32) -> Accepted {
+        if entry & lvt::MASKED != 0 {
+            return Accepted::None;
+        }
+        match lvt_mode(entry) {
+            DeliveryMode::FIXED => self.post_checked(entry as u8, entry & lvt::LEVEL != 0),
+            DeliveryMode::SMI => self.queue_smi(),
+            DeliveryMode::NMI => self.queue_nmi(),
+            DeliveryMode::INIT => self.queue_init(),
+            DeliveryMode::EXTINT => Accepted::ExtInt,
+            _ => Accepted::None,
+        }
+    }
+}
+
+fn lvt_mode(entry: u32) -> DeliveryMode {
+    DeliveryMode(((entry & lvt::MODE) >> 8) as u8)
+}
+
+/// The logical id that x2APIC mode derives from the id (SDM vol. 3A, 11.12.10.2): cluster in 31:16, one bit in 15:0.
+pub(crate) const fn x2apic_ldr(id: u32) -> u32 {
+    (id >> 4) << 16 | 1 << (id & 0xf)
+}
+
+fn is_broadcast(msg: &InterruptMessage, target_x2apic: bool) -> bool {
+    match msg.destination {
+        0xff => !(msg.x2apic && target_x2apic),
+        u32::MAX => msg.x2apic,
+        _ => false,
+    }
+}
+
+/// Same cluster above `bits`, and a common member bit below.
+fn matches_cluster(logical_id: u32, destination: u32, bits: u32) -> bool {
+    let members = (1 << bits) - 1;
+    logical_id >> bits == destination >> bits && logical_id & destination & members != 0
+}
+
+/// Flat and cluster model of the xAPIC (SDM vol. 3A, 11.6.2.2).
+fn matches_xapic_logical(word: u32, destination: u32) -> bool {
+    let logical_id = word >> address::LOGICAL_SHIFT & 0xff;
+    if word & address::FLAT != 0 {
+        logical_id & destination != 0
+    } else {
+        matches_cluster(logical_id, destination, 4)
+    }
+}
