@@ -1,0 +1,132 @@
+# What scenarios are made of; read by the host's init before the scenario.
+# MODULE (exitless, kvm), PARAMS, CPUS, KERNEL and PATIENCE come from /lab/env.
+
+# Hundredths of a second since boot.
+now() { cut -d' ' -f1 /proc/uptime | tr -d .; }
+
+# note TEXT: one line of progress for people.
+note() { echo "=== NOTE $*"; }
+
+# check NAME COMMAND...: one test; it passes if the command returns 0. Always returns 0, so that the next one runs.
+check() {
+    check_name=$1; shift
+    echo "=== BEGIN $check_name"
+    check_start=$(now)
+    ( "$@" )
+    check_rc=$?
+    check_time=$(( $(now) - check_start ))
+    printf '=== END %s rc=%d secs=%d.%02d\n' "$check_name" $check_rc $((check_time / 100)) $((check_time % 100))
+    return 0
+}
+
+# limit SECONDS COMMAND...: kills the command after that time (exit code 137).
+limit() {
+    limit_time=$(( $1 * PATIENCE )); shift
+    [ "$KERNEL" = debug ] && limit_time=$((limit_time * 8))
+    timeout -s KILL $limit_time "$@"
+}
+
+# The names that lsmod shows for the module under test.
+module_names() {
+    case $MODULE in
+    exitless) echo exitless ;;
+    kvm) echo "kvm_amd kvm irqbypass" ;;
+    esac
+}
+
+load_module() {
+    case $MODULE in
+    exitless)
+        [ -d /sys/module/irqbypass ] || insmod /modules/irqbypass.ko || return 1
+        insmod /lab/exitless.ko $PARAMS || return 1 ;;
+    kvm)
+        [ -d /sys/module/irqbypass ] || insmod /modules/irqbypass.ko || return 1
+        insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko $PARAMS || return 1 ;;
+    esac
+    [ -c /dev/kvm ] || { echo "/dev/kvm is missing"; return 1; }
+}
+
+unload_module() {
+    for unload_name in $(module_names); do
+        rmmod $unload_name || return 1
+    done
+    [ ! -e /dev/kvm ] || { echo "/dev/kvm is still there"; return 1; }
+}
+
+# How many file descriptors hold the module (0: it could be unloaded).
+module_users() {
+    case $MODULE in
+    exitless) cat /sys/module/exitless/refcnt ;;
+    kvm) cat /sys/module/kvm_amd/refcnt ;;
+    esac
+}
+
+# wait_unused SECONDS: until nothing holds the module.
+wait_unused() {
+    wait_left=$(( $1 * 10 ))
+    while [ "$(module_users)" != 0 ]; do
+        wait_left=$((wait_left - 1))
+        [ $wait_left -gt 0 ] || { echo "the module is still held $(module_users) times"; return 1; }
+        sleep 0.1
+    done
+}
+
+# guest_command VCPUS JOB [QEMU ARGUMENTS...]: QEMU as the other commands start it, replacing this shell.
+guest_command() {
+    guest_vcpus=$1; guest_job=$2; shift 2
+    exec qemu-system-x86_64 -no-reboot -nodefaults -display none -serial stdio \
+        -M microvm,kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} -smp $guest_vcpus -m ${GUEST_MEMORY:-256} \
+        -kernel /guest/vmlinuz -initrd /guest/initrd \
+        -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" "$@" </dev/null 2>&1
+}
+
+# guest VCPUS JOB SECONDS [QEMU ARGUMENTS...]: a Linux guest that does JOB (see guest/init) and powers off.
+# Passes if the guest says that its job is done.
+guest() {
+    guest_time=$3
+    guest_log=/tmp/guest.$(now)
+    guest_v=$1; guest_j=$2; shift 3
+    export KERNEL PATIENCE GUEST_APPEND GUEST_MEMORY GUEST_CPU IRQCHIP
+    limit $guest_time sh -c '. /lab/lib.sh; guest_command "$@"' guest $guest_v $guest_j "$@" | tee $guest_log
+    guest_passed $guest_log
+}
+
+# guest_passed LOG: did the guest do its job, and is its kernel log clean?
+guest_passed() {
+    if grep -qE 'WARNING:|BUG:|Oops|detected stall|soft lockup|Kernel panic|Call Trace' "$1"; then
+        echo "the guest's kernel complains"
+        return 1
+    fi
+    grep -q '^--- GUEST done rc=0' "$1" || { echo "the guest did not finish its job"; return 1; }
+}
+
+# exits_of_all: counters of every living VM, as `name count` lines (names added up over VMs).
+exits_of_all() {
+    for exits_dir in /sys/kernel/debug/kvm/*-*; do
+        [ -d "$exits_dir" ] || continue
+        if [ -f "$exits_dir/exits_by_reason" ]; then
+            cat "$exits_dir/exits_by_reason"
+        else
+            for exits_file in "$exits_dir"/*; do
+                [ -f "$exits_file" ] && echo "${exits_file##*/} $(cat "$exits_file")"
+            done
+        fi
+    done
+}
+
+# sample_exits FILE: keeps the newest counters in FILE until killed.
+sample_exits() {
+    while :; do
+        exits_of_all 2>/dev/null >"$1.new"
+        [ -s "$1.new" ] && mv "$1.new" "$1"
+        sleep 0.3
+    done
+}
+
+# exit_table TITLE FILE: prints counters as rows of a table, largest first.
+exit_table() {
+    sort -k2 -n -r "$2" 2>/dev/null | while read -r exits_name exits_count; do
+        [ "${exits_count:-0}" != 0 ] && echo "=== ROW $1|$exits_name|$exits_count"
+    done
+    return 0
+}

@@ -1,0 +1,191 @@
+//! One emulated machine: QEMU's translator with SVM, its serial line read, its time limit kept.
+//!
+//! Serial line 1 is the console and carries the scenario's marks. Serial line 2 carries the kernel's log, so that log
+//! lines never cut a mark in two. A machine that does not end in time is asked, through QEMU's monitor, where each of its
+//! CPUs is, then gets an NMI (the kernel prints a backtrace), then is ended.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use crate::sh;
+
+/// What to emulate.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// CPUs of the emulated host.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// The kernel's bootable image.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk.
+    pub initrd: PathBuf,
+    /// More words for the kernel's command line.
+    pub append: String,
+    /// Let the time-stamp counter count instructions, the same on each run (one thread, four times slower).
+    pub icount: bool,
+    /// The folder for logs.
+    pub dir: PathBuf,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It turned itself off (a panic also ends here; the log tells).
+    Off,
+    /// It was ended at its time limit.
+    TimedOut,
+    /// QEMU itself failed.
+    Failed(String),
+}
+
+impl Machine {
+    /// The console's log.
+    pub fn serial_log(&self) -> PathBuf {
+        self.dir.join("serial.log")
+    }
+
+    /// The kernel's log.
+    pub fn kernel_log(&self) -> PathBuf {
+        self.dir.join("kernel.log")
+    }
+
+    fn monitor(&self) -> PathBuf {
+        // A socket's path is limited to 107 bytes, the repository's is not.
+        std::env::temp_dir().join(format!("exitless-monitor-{}", std::process::id()))
+    }
+
+    fn qemu(&self) -> Command {
+        // QEMU ends with this process, however this process ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        if self.icount {
+            command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+        } else {
+            command.args(["-accel", "tcg,thread=multi"]);
+        }
+        command.args([
+            "-cpu",
+            "EPYC,+svm,+x2apic",
+            "-smp",
+            &self.cpus.to_string(),
+            "-m",
+            &self.memory.to_string(),
+        ]);
+        command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
+        let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
+        command.args(["-append", &format!("{fixed} {}", self.append)]);
+        command.args(["-serial", "stdio"]);
+        command
+    }
+
+    /// Runs with the terminal as its console, until it is turned off.
+    pub fn interactive(&self) -> Result<()> {
+        sh::run(self.qemu().args(["-serial", "null"]))
+    }
+
+    /// Runs until it turns itself off or `limit` has passed; gives each console line to `on_line`.
+    pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
+        let mut command = self.qemu();
+        command.arg("-serial").arg(format!("file:{}", self.kernel_log().display()));
+        let monitor = self.monitor();
+        command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        let mut log = File::create(self.serial_log()).context("cannot write the console's log")?;
+        let errors = File::create(self.dir.join("qemu.log"))?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", sh::shown(&command)))?;
+        let lines = lines_of(child.stdout.take().context("QEMU has no output")?);
+        let deadline = Instant::now() + limit;
+        let in_time = relay(&lines, deadline, &mut log, &mut on_line);
+        if !in_time {
+            let text = interrogate(&monitor)
+                .unwrap_or_else(|error| format!("the monitor does not answer: {error:#}\n"));
+            fs::write(self.dir.join("hang.log"), text)?;
+            relay(&lines, Instant::now() + Duration::from_secs(5), &mut log, &mut on_line);
+        }
+        let ending = self.end(&mut child, in_time)?;
+        fs::remove_file(&monitor).ok();
+        Ok(ending)
+    }
+
+    fn end(&self, child: &mut Child, in_time: bool) -> Result<Ending> {
+        if !in_time {
+            child.kill().ok();
+            child.wait()?;
+            return Ok(Ending::TimedOut);
+        }
+        let status = child.wait()?;
+        if status.success() {
+            return Ok(Ending::Off);
+        }
+        let errors = fs::read_to_string(self.dir.join("qemu.log")).unwrap_or_default();
+        Ok(Ending::Failed(format!("QEMU ended with {status}: {}", errors.trim())))
+    }
+}
+
+fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {
+    let (to, from) = channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_string();
+            line.clear();
+            if to.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    from
+}
+
+/// Passes lines on until the machine's end (true) or the deadline (false).
+fn relay(
+    lines: &Receiver<String>,
+    deadline: Instant,
+    log: &mut File,
+    on_line: &mut impl FnMut(&str),
+) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left) {
+            Ok(line) => {
+                writeln!(log, "{line}").ok();
+                on_line(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
+}
+
+/// Where is every CPU? Then an NMI, at which the kernel prints where it is and stops.
+fn interrogate(monitor: &Path) -> Result<String> {
+    let mut socket = UnixStream::connect(monitor)?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    socket.write_all(b"info registers -a\ninfo lapic\nnmi\n")?;
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    while let Ok(count) = socket.read(&mut part) {
+        if count == 0 {
+            break;
+        }
+        text.extend_from_slice(part.get(..count).unwrap_or_default());
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}

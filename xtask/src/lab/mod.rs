@@ -1,0 +1,240 @@
+//! The lab: emulated machines that run SVM, and scenarios on them.
+
+pub mod apt;
+pub mod cpio;
+pub mod deps;
+pub mod image;
+pub mod machine;
+pub mod programs;
+pub mod report;
+pub mod scenario;
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use self::{
+    deps::{Flavour, KernelTree},
+    machine::{Ending, Machine},
+    report::{Report, Totals, Verdict},
+    scenario::{Module, Scenario},
+};
+use crate::{paths, say};
+
+/// What a run may change about a scenario.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The module under test.
+    #[arg(long, value_enum, default_value = "exitless")]
+    pub module: Module,
+    /// CPUs of the emulated host (default: the scenario's).
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory of the emulated host in MiB (default: the scenario's).
+    #[arg(long)]
+    pub memory: Option<u32>,
+    /// The emulated host's kernel.
+    #[arg(long, value_enum, default_value = "stock")]
+    pub kernel: Flavour,
+    /// This module file, instead of building one.
+    #[arg(long)]
+    pub ko: Option<PathBuf>,
+    /// More words for the emulated host's kernel command line.
+    #[arg(long, default_value = "")]
+    pub append: String,
+    /// Parameters for the module, as for insmod.
+    #[arg(long, default_value = "")]
+    pub params: String,
+    /// Print every line of the console, not only marks.
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Multiply time limits: for loaded or slow machines.
+    #[arg(long, env = "EXITLESS_LAB_PATIENCE", default_value = "1")]
+    pub patience: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            module: Module::Exitless,
+            cpus: None,
+            memory: None,
+            kernel: Flavour::Stock,
+            ko: None,
+            append: String::new(),
+            params: String::new(),
+            verbose: false,
+            patience: env::var("EXITLESS_LAB_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1),
+        }
+    }
+}
+
+/// `cargo xtask lab run`.
+pub fn run_matching(pattern: &str, options: &Options) -> Result<()> {
+    deps::host_packages()?;
+    let list: Vec<_> =
+        scenario::matching(pattern)?.into_iter().filter(|s| s.modules.contains(&options.module)).collect();
+    if list.is_empty() {
+        bail!("no scenario matching {pattern} is meant for {}", options.module);
+    }
+    let mut totals = Totals::default();
+    for scenario in &list {
+        totals.add(run(scenario, options)?.totals());
+    }
+    println!("{totals}");
+    if totals.failed > 0 {
+        bail!("the lab found failures; logs are in {}", paths::shown(&paths::target().join("lab")));
+    }
+    Ok(())
+}
+
+/// Runs one scenario to its end and returns what it reported. A failing test is no error here.
+pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
+    let start = Instant::now();
+    let kernel = deps::kernel(options.kernel)?;
+    let cpus = options.cpus.unwrap_or(scenario.cpus);
+    let label = format!("{} on {} ({cpus} CPU, {} kernel)", scenario.name, options.module, options.kernel);
+    println!("-> {label}");
+    let suffix =
+        if options.kernel == Flavour::Stock { String::new() } else { format!("-{}", options.kernel) };
+    let dir = paths::made(
+        paths::target().join("lab").join(format!("{}-{}{suffix}", scenario.name, options.module)),
+    )?;
+    for old in ["serial.log", "kernel.log", "qemu.log", "hang.log"] {
+        fs::remove_file(dir.join(old)).ok();
+    }
+    let machine = prepare(scenario, options, &kernel, cpus, dir, None)?;
+    let limit = scenario.timeout * options.patience * if options.kernel == Flavour::Debug { 8 } else { 1 };
+    let report = watch(&machine, limit, options.verbose)?;
+    let failed = report.totals().failed;
+    let verdict = if failed == 0 { "passed" } else { "FAILED" };
+    say::note(format!("{label}: {verdict} in {} ({})", say::secs(start.elapsed()), report.totals()));
+    if failed > 0 {
+        say::note(format!("logs: {}", paths::shown(&machine.dir)));
+    }
+    Ok(report)
+}
+
+/// `cargo xtask shell`: the emulated host with a shell on this terminal.
+pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
+    deps::host_packages()?;
+    let needs = ["runner", "suite", if with_guest { "guest" } else { "" }];
+    let scenario = Scenario {
+        name: "shell".into(),
+        about: String::new(),
+        cpus: 2,
+        memory: 2048,
+        timeout: Duration::ZERO,
+        needs: needs.into_iter().filter(|need| !need.is_empty()).map(Into::into).collect(),
+        modules: vec![options.module],
+        in_test: false,
+        script:
+            "load_module; echo; echo 'Commands: guest, load_module, unload_module; /lab has the programs; \
+                 poweroff -f ends.'; setsid cttyhack sh\n"
+                .into(),
+    };
+    let kernel = deps::kernel(options.kernel)?;
+    let cpus = options.cpus.unwrap_or(scenario.cpus);
+    let dir = paths::made(paths::target().join("lab/shell"))?;
+    println!("-> booting; QEMU's own keys: Ctrl-C ends the machine");
+    prepare(&scenario, options, &kernel, cpus, dir, None)?.interactive()
+}
+
+/// Builds what the scenario needs and writes its image.
+pub fn prepare(
+    scenario: &Scenario,
+    options: &Options,
+    kernel: &KernelTree,
+    cpus: u32,
+    dir: PathBuf,
+    more: Option<(&str, &str)>,
+) -> Result<Machine> {
+    let mut job = image::Job { script: scenario.script.clone(), ..Default::default() };
+    let module_needed = scenario.modules.contains(&Module::Exitless) && options.module == Module::Exitless;
+    if module_needed {
+        job.files.push(("exitless.ko".into(), module_file(options, kernel)?));
+    }
+    for (need, package) in [("runner", "exitless-runner"), ("suite", "exitless-suite")] {
+        if scenario.needs(need) {
+            job.files.push((need.to_string(), programs::built(package)?));
+        }
+    }
+    let variables = [
+        ("MODULE", options.module.to_string()),
+        ("PARAMS", options.params.clone()),
+        ("SCENARIO", scenario.name.clone()),
+        ("CPUS", cpus.to_string()),
+        ("KERNEL", options.kernel.to_string()),
+        ("PATIENCE", options.patience.to_string()),
+    ];
+    job.env = variables.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+    job.env.extend(more.map(|(name, value)| (name.to_string(), value.to_string())));
+    let initrd = dir.join("initrd");
+    image::host(kernel, scenario.needs("guest"), &job, &initrd)?;
+    Ok(Machine {
+        cpus,
+        memory: options.memory.unwrap_or(scenario.memory),
+        kernel: kernel.image()?.to_path_buf(),
+        initrd,
+        append: options.append.clone(),
+        icount: false,
+        dir,
+    })
+}
+
+/// Runs the machine, prints its progress, and reads its marks.
+pub fn watch(machine: &Machine, limit: Duration, verbose: bool) -> Result<Report> {
+    let mut report = Report::default();
+    let start = Instant::now();
+    let ending = machine.run(limit, |line| {
+        if let Some(test) = report.line(line) {
+            let word = match test.verdict {
+                Verdict::Pass => "ok  ",
+                Verdict::Fail => "FAIL",
+                Verdict::Skip => "skip",
+            };
+            let time = if test.time.is_zero() { String::new() } else { format!(" {}", say::secs(test.time)) };
+            say::note(format!("{word} {}{time} {}", test.name, test.why).trim_end());
+        } else if verbose || line.starts_with("=== HOST") || line.starts_with("=== NOTE") {
+            say::note(format!("[{:6.1}] {line}", start.elapsed().as_secs_f64()));
+        }
+        std::io::stdout().flush().ok();
+    })?;
+    fs::remove_file(&machine.initrd).ok();
+    report.close();
+    match ending {
+        Ending::Off => {}
+        Ending::TimedOut => report.fail("time limit", format!("{} passed; see hang.log", say::secs(limit))),
+        Ending::Failed(why) => report.fail("machine", why),
+    }
+    let trouble = report::trouble_in(&[&machine.kernel_log(), &machine.serial_log()]);
+    if let Some(first) = trouble.first() {
+        report.fail("kernel log", format!("{} lines of trouble, first: {first}", trouble.len()));
+    }
+    let from = report.tests.iter().filter(|test| test.verdict == Verdict::Fail);
+    for test in from {
+        say::note(format!("FAIL {}: {}", test.name, test.why));
+    }
+    Ok(report)
+}
+
+/// The module's file for this kernel: the one named, or the newest build.
+pub fn module_file(options: &Options, kernel: &KernelTree) -> Result<PathBuf> {
+    if let Some(file) = &options.ko {
+        return Ok(file.clone());
+    }
+    let built = paths::target().join("kmod").join(&kernel.release).join("exitless.ko");
+    existing(&built).context("there is no exitless.ko yet: run `cargo xtask build`")
+}
+
+fn existing(file: &Path) -> Result<PathBuf> {
+    if !file.exists() {
+        bail!("{} is missing", paths::shown(file));
+    }
+    Ok(file.to_path_buf())
+}

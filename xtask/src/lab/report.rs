@@ -1,0 +1,296 @@
+//! What a scenario printed, read into results: tests, tables, records, and whether the kernel's log is clean.
+//!
+//! Marks on the console, one per line:
+//! ```text
+//! === BEGIN name                  a test starts
+//! === END name rc=N secs=S        it ended; rc 0 is a pass
+//! === SKIP name why               it does not apply here
+//! === SUBTEST pass|fail|skip name a result inside a test (the suite prints one for each of its own)
+//! === ROW table|name|value        a line of a table
+//! === JSON {...}                  a record
+//! === BYE rc=N                    the script ran to its end
+//! ```
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+/// A result of one test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It held.
+    Pass,
+    /// It did not.
+    Fail,
+    /// It does not apply.
+    Skip,
+}
+
+/// One test's result.
+#[derive(Debug, Clone)]
+pub struct Test {
+    /// Its name.
+    pub name: String,
+    /// Its result.
+    pub verdict: Verdict,
+    /// Time by the emulated host's clock.
+    pub time: Duration,
+    /// Why it failed or was skipped.
+    pub why: String,
+}
+
+/// Numbers of passed, failed and skipped tests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Tests that held.
+    pub passed: usize,
+    /// Tests that did not.
+    pub failed: usize,
+    /// Tests that do not apply.
+    pub skipped: usize,
+}
+
+impl Totals {
+    /// Adds one result.
+    pub fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Pass => self.passed += 1,
+            Verdict::Fail => self.failed += 1,
+            Verdict::Skip => self.skipped += 1,
+        }
+    }
+
+    /// Adds other totals.
+    pub fn add(&mut self, other: Totals) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Everything a scenario said.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Results in order.
+    pub tests: Vec<Test>,
+    /// Tables by title: name and value.
+    pub tables: BTreeMap<String, Vec<(String, String)>>,
+    /// JSON records.
+    pub json: Vec<String>,
+    /// The script's exit code, once it ended.
+    pub bye: Option<i32>,
+    open: Option<String>,
+}
+
+impl Report {
+    /// Takes one console line; returns a test's result if the line completes one.
+    pub fn line(&mut self, line: &str) -> Option<&Test> {
+        let mark = line.split_once("=== ").filter(|(before, _)| before.trim().is_empty())?.1;
+        let (kind, rest) = mark.split_once(' ').unwrap_or((mark, ""));
+        match kind {
+            "BEGIN" => self.open = Some(rest.trim().to_string()),
+            "END" => return Some(self.end(rest)),
+            "SKIP" => return Some(self.skip(rest)),
+            "SUBTEST" => return self.subtest(rest),
+            "ROW" => self.row(rest),
+            "JSON" => self.json.push(rest.to_string()),
+            "BYE" => self.bye = Some(field(rest, "rc").and_then(|rc| rc.parse().ok()).unwrap_or(-1)),
+            _ => {}
+        }
+        None
+    }
+
+    fn push(&mut self, test: Test) -> &Test {
+        let at = self.tests.len();
+        self.tests.push(test);
+        &self.tests[at]
+    }
+
+    fn end(&mut self, rest: &str) -> &Test {
+        self.open = None;
+        let name = rest.split_whitespace().next().unwrap_or("?").to_string();
+        let code = field(rest, "rc").and_then(|rc| rc.parse::<i32>().ok());
+        let secs = field(rest, "secs").and_then(|secs| secs.parse::<f64>().ok()).unwrap_or(0.0);
+        let (verdict, why) = match code {
+            Some(0) => (Verdict::Pass, String::new()),
+            Some(137) => (Verdict::Fail, "took too long and was killed".to_string()),
+            Some(code) => (Verdict::Fail, format!("exit code {code}")),
+            None => (Verdict::Fail, "no exit code".to_string()),
+        };
+        self.push(Test { name, verdict, time: Duration::from_secs_f64(secs.max(0.0)), why })
+    }
+
+    fn skip(&mut self, rest: &str) -> &Test {
+        let (name, why) = rest.split_once(' ').unwrap_or((rest, ""));
+        self.push(Test { name: name.into(), verdict: Verdict::Skip, time: Duration::ZERO, why: why.into() })
+    }
+
+    fn subtest(&mut self, rest: &str) -> Option<&Test> {
+        let (verdict, name) = rest.split_once(' ')?;
+        let verdict = match verdict {
+            "pass" => Verdict::Pass,
+            "fail" => Verdict::Fail,
+            "skip" => Verdict::Skip,
+            _ => return None,
+        };
+        let (name, why) = name.split_once(' ').unwrap_or((name, ""));
+        Some(self.push(Test { name: name.into(), verdict, time: Duration::ZERO, why: why.into() }))
+    }
+
+    fn row(&mut self, rest: &str) {
+        let mut parts = rest.splitn(3, '|').map(str::to_string);
+        if let (Some(table), Some(name), Some(value)) = (parts.next(), parts.next(), parts.next()) {
+            self.tables.entry(table).or_default().push((name, value));
+        }
+    }
+
+    /// Adds a failed test that the machine, not the script, found.
+    pub fn fail(&mut self, name: &str, why: impl Into<String>) {
+        self.push(Test { name: name.into(), verdict: Verdict::Fail, time: Duration::ZERO, why: why.into() });
+    }
+
+    /// A test that began and never ended fails; so does a script that stopped in the middle.
+    pub fn close(&mut self) {
+        if let Some(name) = self.open.take() {
+            self.fail(&name, "did not end");
+        }
+        match self.bye {
+            None => self.fail("scenario", "the script did not reach its end"),
+            Some(0) => {}
+            Some(code) => self.fail("scenario", format!("the script ended with {code}")),
+        }
+    }
+
+    /// Passed, failed, skipped.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.tests.iter().for_each(|test| totals.count(test.verdict));
+        totals
+    }
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// What the kernel prints when something is wrong with it.
+const TROUBLE: &[&str] = &[
+    "WARNING:",
+    "BUG:",
+    "BUG ",
+    "Oops",
+    "general protection",
+    "KASAN",
+    "UBSAN",
+    "KCSAN",
+    "Kernel panic",
+    "kernel BUG",
+    "detected stall",
+    "self-detected stall",
+    "rcu: INFO",
+    "soft lockup",
+    "hard LOCKUP",
+    "blocked for more than",
+    "Unable to handle",
+    "unable to handle",
+    "scheduling while atomic",
+    "sleeping function called",
+    "lockdep",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "suspicious RCU",
+    "unreferenced object",
+    "suspected memory leaks",
+    "list_add corruption",
+    "list_del corruption",
+    "refcount_t:",
+    "stack-protector",
+    "bad page state",
+    "Bad page state",
+    "Bad rss-counter",
+    "nobody cared",
+    "Call Trace",
+    "leaked ",
+];
+
+/// Lines with a word of trouble in them that are not trouble.
+const HARMLESS: &[&str] = &[
+    "Lock dependency validator",
+    "lockdep is turned off because",
+    "KASAN: KernelAddressSanitizer initialized",
+    "KernelAddressSanitizer initialized",
+    "RCU lockdep checking is enabled",
+    "Spectre V2",
+    "kmemleak: Kernel memory leak detector initialized",
+    "rcu: \tRCU",
+    "lockdep checking",
+];
+
+/// The lines of a kernel's log that tell of trouble.
+pub fn trouble(log: &str) -> Vec<&str> {
+    let bad = |line: &&str| {
+        TROUBLE.iter().any(|word| line.contains(word)) && !HARMLESS.iter().any(|word| line.contains(word))
+    };
+    log.lines().filter(bad).collect()
+}
+
+/// As [`trouble`], for files that may be missing.
+pub fn trouble_in(files: &[&Path]) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for file in files {
+        let text = fs::read(file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        found.extend(trouble(&text).into_iter().map(|line| line.trim().to_string()));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Report, Verdict, trouble};
+
+    fn report(lines: &[&str]) -> Report {
+        let mut report = Report::default();
+        for line in lines {
+            report.line(line);
+        }
+        report.close();
+        report
+    }
+
+    /// A host that dies inside a test must not look like a shorter, passing run.
+    #[test]
+    fn a_test_that_never_ends_fails() {
+        let r = report(&["=== BEGIN boot", "=== END boot rc=0 secs=1.5", "=== BEGIN work"]);
+        let failed: Vec<_> =
+            r.tests.iter().filter(|t| t.verdict == Verdict::Fail).map(|t| t.name.as_str()).collect();
+        assert_eq!(failed, ["work", "scenario"]);
+    }
+
+    /// A complete run passes.
+    #[test]
+    fn a_complete_run_passes() {
+        let r =
+            report(&["=== BEGIN boot", "=== END boot rc=0 secs=1.5", "=== SKIP net no card", "=== BYE rc=0"]);
+        assert_eq!(r.totals().to_string(), "1 passed, 0 failed, 1 skipped");
+    }
+
+    /// Exit code 137 is a kill by the time limit.
+    #[test]
+    fn a_killed_test_says_so() {
+        let r = report(&["=== BEGIN a", "=== END a rc=137 secs=60.00", "=== BYE rc=0"]);
+        assert!(r.tests[0].why.contains("too long"));
+    }
+
+    /// A warning in the kernel's log is found, the lock validator's greeting is not taken for one.
+    #[test]
+    fn trouble_is_told_from_greetings() {
+        let log = "[1] Lock dependency validator: Copyright\n[2] WARNING: CPU: 1 PID: 3 at x.c:4\n[3] fine\n";
+        assert_eq!(trouble(log), ["[2] WARNING: CPU: 1 PID: 3 at x.c:4"]);
+    }
+}

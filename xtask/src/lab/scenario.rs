@@ -1,0 +1,175 @@
+//! Scenarios: shell scripts in `lab/hosts/scenarios` whose first comment lines say what they need.
+//!
+//! ```text
+//! # about: what it shows               (one sentence)
+//! # cpus: 1 2 4                        (CPUs of the emulated host; one run for each number; default 2)
+//! # memory: 1024                       (MiB of the emulated host)
+//! # timeout: 60                        (seconds of real time on two idle cores)
+//! # needs: guest runner suite          (QEMU with a Linux guest; the lab's own programs)
+//! # modules: kvm exitless              (modules it is meant for; default both)
+//! # test: yes                          (part of `cargo xtask test`; default yes)
+//! ```
+
+use std::{fmt, fs, time::Duration};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+
+/// The module under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Module {
+    /// Ours.
+    Exitless,
+    /// The stock kvm.ko and kvm-amd.ko of the same kernel.
+    Kvm,
+}
+
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Module::Exitless => "exitless",
+            Module::Kvm => "kvm",
+        })
+    }
+}
+
+/// One script on one number of CPUs.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// File name, with `-<n>cpu` if the script asks for several numbers of CPUs.
+    pub name: String,
+    /// One sentence.
+    pub about: String,
+    /// CPUs of the emulated host.
+    pub cpus: u32,
+    /// Its memory in MiB.
+    pub memory: u32,
+    /// Real time it may take on two idle cores.
+    pub timeout: Duration,
+    /// `guest`, `runner`, `suite`.
+    pub needs: Vec<String>,
+    /// Modules it is meant for.
+    pub modules: Vec<Module>,
+    /// Is it part of `cargo xtask test`?
+    pub in_test: bool,
+    /// The script.
+    pub script: String,
+}
+
+impl Scenario {
+    /// Does the scenario need this?
+    pub fn needs(&self, what: &str) -> bool {
+        self.needs.iter().any(|need| need == what)
+    }
+}
+
+/// Every scenario, by name.
+pub fn all() -> Result<Vec<Scenario>> {
+    let dir = paths::root().join("lab/hosts/scenarios");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("{} cannot be read", dir.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ext| ext == "sh") {
+            let text = fs::read_to_string(&path)?;
+            let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            found.extend(parse(name, &text).with_context(|| path.display().to_string())?);
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// The scenarios whose name is `pattern`, or contains it; `all` means every one.
+pub fn matching(pattern: &str) -> Result<Vec<Scenario>> {
+    let list = all()?;
+    if pattern == "all" {
+        return Ok(list);
+    }
+    let exact: Vec<_> = list.iter().filter(|s| s.name == pattern).cloned().collect();
+    if !exact.is_empty() {
+        return Ok(exact);
+    }
+    let found: Vec<_> = list.into_iter().filter(|s| s.name.contains(pattern)).collect();
+    if found.is_empty() {
+        bail!("no scenario is called {pattern}: see `cargo xtask lab list`");
+    }
+    Ok(found)
+}
+
+fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
+    let mut one = Scenario {
+        name: name.to_string(),
+        about: String::new(),
+        cpus: 2,
+        memory: 1024,
+        timeout: Duration::from_secs(60),
+        needs: Vec::new(),
+        modules: vec![Module::Kvm, Module::Exitless],
+        in_test: true,
+        script: text.to_string(),
+    };
+    let mut cpus = vec![2];
+    for line in
+        text.lines().skip_while(|line| line.starts_with("#!")).take_while(|line| line.starts_with('#'))
+    {
+        let Some((key, value)) = line.trim_start_matches('#').split_once(':') else { continue };
+        let value = value.trim();
+        let number = || value.parse::<u32>().with_context(|| format!("`{line}` wants a number"));
+        match key.trim() {
+            "about" => one.about = value.to_string(),
+            "cpus" => {
+                cpus = value.split_whitespace().map(str::parse).collect::<Result<_, _>>().context("cpus")?
+            }
+            "memory" => one.memory = number()?,
+            "timeout" => one.timeout = Duration::from_secs(number()?.into()),
+            "needs" => one.needs = value.split_whitespace().map(Into::into).collect(),
+            "modules" => one.modules = value.split_whitespace().map(module).collect::<Result<_>>()?,
+            "test" => one.in_test = value == "yes",
+            other => bail!("`{other}` is no property of a scenario"),
+        }
+    }
+    let several = cpus.len() > 1;
+    let variant = |cpus: u32| {
+        let name = if several { format!("{name}-{cpus}cpu") } else { name.to_string() };
+        Scenario { name, cpus, ..one.clone() }
+    };
+    Ok(cpus.into_iter().map(variant).collect())
+}
+
+fn module(name: &str) -> Result<Module> {
+    match name {
+        "exitless" => Ok(Module::Exitless),
+        "kvm" => Ok(Module::Kvm),
+        other => bail!("`{other}` is no module: exitless or kvm"),
+    }
+}
+
+/// `cargo xtask lab list`.
+pub fn list() -> Result<()> {
+    for s in all()? {
+        let modules: Vec<_> = s.modules.iter().map(ToString::to_string).collect();
+        println!("{:<22} {} CPU  {:<12} {}", s.name, s.cpus, modules.join("+"), s.about);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Module, parse};
+
+    /// One script on several numbers of CPUs is several scenarios, each with its own name.
+    #[test]
+    fn cpus_make_variants() {
+        let list = parse("boot", "# about: Boots.\n# cpus: 1 2\n# modules: kvm\necho\n# cpus: 9\n").unwrap();
+        let names: Vec<_> = list.iter().map(|s| (s.name.as_str(), s.cpus)).collect();
+        assert_eq!(names, [("boot-1cpu", 1), ("boot-2cpu", 2)]);
+        assert_eq!(list[0].modules, [Module::Kvm]);
+    }
+
+    /// A misspelt property must not be taken for a comment.
+    #[test]
+    fn unknown_properties_are_refused() {
+        assert!(parse("boot", "# timeuot: 3\n").is_err());
+    }
+}
