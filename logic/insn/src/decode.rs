@@ -1,6 +1,9 @@
 //! From bytes to an instruction: the decoder's door, and the operands of control and debug register accesses.
 
 use exitless_x86::regs::{Gpr, Segment};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+
+use crate::operand::RegRef;
 
 /// The operand and address size the code segment gives by default (SDM vol. 3A, 3.4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +65,89 @@ pub struct CrAccess {
 /// Decodes MOV to and from CRn and DRn, CLTS, LMSW and SMSW; `None` for anything else or too few bytes.
 /// `valid` is the number of fetched bytes at the front of `bytes`.
 pub fn decode_cr_access(bytes: &[u8; 15], valid: usize, mode: Mode) -> Option<CrAccess> {
-    let _ = (bytes, valid, mode);
-    None
+    let instr = decode(bytes, valid, mode, 0).ok()?;
+    let kind = match instr.mnemonic() {
+        Mnemonic::Clts => CrAccessKind::Clts,
+        Mnemonic::Mov => mov_kind(instr.op0_register(), instr.op1_register())?,
+        Mnemonic::Lmsw if instr.op0_kind() == OpKind::Memory => CrAccessKind::LmswMem,
+        Mnemonic::Lmsw => CrAccessKind::LmswReg { from: RegRef::of(instr.op0_register())?.gpr },
+        Mnemonic::Smsw if instr.op0_kind() == OpKind::Memory => CrAccessKind::SmswMem,
+        Mnemonic::Smsw => {
+            let r = RegRef::of(instr.op0_register())?;
+            CrAccessKind::SmswReg { to: r.gpr, size: r.size as u8 }
+        }
+        _ => return None,
+    };
+    Some(CrAccess { length: instr.len() as u8, kind })
 }
 
-pub(crate) fn warm_up() {}
+/// MOV with a control or debug register on one side.
+fn mov_kind(to: Register, from: Register) -> Option<CrAccessKind> {
+    match (control(to), control(from)) {
+        (Some((true, cr)), _) => Some(CrAccessKind::WriteCr { cr, from: RegRef::of(from)?.gpr }),
+        (Some((false, dr)), _) => Some(CrAccessKind::WriteDr { dr, from: RegRef::of(from)?.gpr }),
+        (_, Some((true, cr))) => Some(CrAccessKind::ReadCr { cr, to: RegRef::of(to)?.gpr }),
+        (_, Some((false, dr))) => Some(CrAccessKind::ReadDr { dr, to: RegRef::of(to)?.gpr }),
+        _ => None,
+    }
+}
+
+/// (is a control register rather than a debug register, number).
+pub(crate) fn control(r: Register) -> Option<(bool, u8)> {
+    let n = r as u32;
+    if (Register::CR0 as u32..=Register::CR15 as u32).contains(&n) {
+        Some((true, (n - Register::CR0 as u32) as u8))
+    } else if (Register::DR0 as u32..=Register::DR15 as u32).contains(&n) {
+        Some((false, (n - Register::DR0 as u32) as u8))
+    } else {
+        None
+    }
+}
+
+/// Why bytes are not an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DecodeError {
+    /// It goes on after the bytes fetched, is not valid, or is not known to this decoder (VEX, EVEX, XOP).
+    Unknown,
+    /// Valid, but for a LOCK prefix that it does not take: #UD.
+    Lock,
+}
+
+/// Decodes the instruction at the front of `bytes`, of which `valid` were fetched at offset `rip`.
+#[inline(never)]
+pub(crate) fn decode(
+    bytes: &[u8; 15],
+    valid: usize,
+    mode: Mode,
+    rip: u64,
+) -> Result<Instruction, DecodeError> {
+    let fetched = bytes.get(..valid.min(15)).unwrap_or_default();
+    if let Some(instr) = decode_with(fetched, mode, rip, DecoderOptions::NONE) {
+        return Ok(instr);
+    }
+    match decode_with(fetched, mode, rip, DecoderOptions::NO_INVALID_CHECK) {
+        Some(instr) if instr.has_lock_prefix() => Err(DecodeError::Lock),
+        _ => Err(DecodeError::Unknown),
+    }
+}
+
+fn decode_with(fetched: &[u8], mode: Mode, rip: u64, options: u32) -> Option<Instruction> {
+    let bitness = match mode {
+        Mode::Bits16 => 16,
+        Mode::Bits32 => 32,
+        Mode::Bits64 => 64,
+    };
+    let mut decoder = Decoder::try_with_ip(bitness, fetched, rip, options).ok()?;
+    let mut instr = Instruction::default();
+    decoder.decode_out(&mut instr);
+    if instr.is_invalid() { None } else { Some(instr) }
+}
+
+/// Makes the decoder build its tables.
+pub(crate) fn warm_up() {
+    let mut nop = [0; 15];
+    nop[0] = 0x90;
+    for mode in [Mode::Bits16, Mode::Bits32, Mode::Bits64] {
+        core::hint::black_box(decode(&nop, 1, mode, 0).is_ok());
+    }
+}

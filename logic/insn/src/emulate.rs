@@ -17,9 +17,15 @@
 //! ```
 
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg, Segment};
+use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
+use iced_x86::{Mnemonic, OpKind};
 
-use crate::decode::Mode;
+use crate::alu::{Op, Size};
+use crate::decode::{DecodeError, Mode, decode};
+use crate::operand::{Exec, Flow, Halt, Step};
+use crate::{address, arith, bits, mov, stack, string};
+
+pub use crate::address::linearize;
 
 /// The processor and the memory an instruction works on.
 ///
@@ -100,8 +106,142 @@ pub enum Outcome {
 
 /// Executes the instruction at the front of `bytes`, of which `valid` were fetched at RIP (at most 15).
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8; 15], valid: usize) -> Outcome {
-    let _ = (cpu, bytes, valid);
-    Outcome::Stop(Stop::Unhandled)
+    let (mode, rip) = (cpu.mode(), cpu.rip());
+    let instr = match decode(bytes, valid, mode, rip) {
+        Ok(instr) => instr,
+        Err(DecodeError::Lock) => return Outcome::Stop(Stop::Fault(Exception::ud())),
+        Err(DecodeError::Unknown) => return Outcome::Stop(Stop::Unhandled),
+    };
+    let next = in_code_segment(mode, rip.wrapping_add(instr.len() as u64));
+    let mut x = Exec { cpu, instr, mode, next };
+    match dispatch(&mut x) {
+        Ok(Flow::Next) => complete(x.cpu, next),
+        Ok(Flow::Jump(to)) => complete(x.cpu, to),
+        Ok(Flow::Repeat) | Err(Halt::Contended) => Outcome::Again,
+        Err(Halt::Stop(stop)) => Outcome::Stop(stop),
+    }
+}
+
+/// RIP outside 64-bit mode has 32 bits.
+fn in_code_segment(mode: Mode, rip: u64) -> u64 {
+    if mode == Mode::Bits64 { rip } else { rip & 0xffff_ffff }
+}
+
+/// The instruction is done: RIP moves, RF clears.
+fn complete<C: Cpu>(cpu: &mut C, rip: u64) -> Outcome {
+    cpu.set_rip(rip);
+    let flags = cpu.rflags() & !rflags::RF;
+    cpu.set_rflags(flags);
+    cpu.commit();
+    Outcome::Done
+}
+
+/// One line per instruction; families with many members are asked first.
+fn dispatch<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
+    let m = x.instr.mnemonic();
+    if let Some(kind) = string::kind_of(m).filter(|_| string::is_string(x)) {
+        return string::string(x, kind);
+    }
+    if let Some(sse) = mov::sse_move(m) {
+        return mov::sse(x, sse);
+    }
+    match condition_of(m) {
+        Some(Condition::Set(cc)) => return mov::set(x, cc),
+        Some(Condition::Move(cc)) => return mov::conditional(x, cc),
+        None => {}
+    }
+    match m {
+        Mnemonic::Mov | Mnemonic::Movnti => mov::mov(x),
+        Mnemonic::Movzx => mov::zero_extend(x),
+        Mnemonic::Movsx | Mnemonic::Movsxd => mov::sign_extend(x),
+        Mnemonic::Movbe => mov::swap_bytes(x),
+        Mnemonic::Xlatb => mov::xlat(x),
+        Mnemonic::In => mov::input(x),
+        Mnemonic::Out => mov::output(x),
+        Mnemonic::Add => arith::binary(x, Op::Add),
+        Mnemonic::Adc => arith::binary(x, Op::Adc),
+        Mnemonic::Sub => arith::binary(x, Op::Sub),
+        Mnemonic::Sbb => arith::binary(x, Op::Sbb),
+        Mnemonic::And => arith::binary(x, Op::And),
+        Mnemonic::Or => arith::binary(x, Op::Or),
+        Mnemonic::Xor => arith::binary(x, Op::Xor),
+        Mnemonic::Cmp => arith::compare(x, Op::Sub),
+        Mnemonic::Test => arith::compare(x, Op::And),
+        Mnemonic::Inc => arith::unary(x, Op::Inc),
+        Mnemonic::Dec => arith::unary(x, Op::Dec),
+        Mnemonic::Neg => arith::unary(x, Op::Neg),
+        Mnemonic::Not => arith::unary(x, Op::Not),
+        Mnemonic::Shl | Mnemonic::Sal => arith::shift(x, Op::Shl),
+        Mnemonic::Shr => arith::shift(x, Op::Shr),
+        Mnemonic::Sar => arith::shift(x, Op::Sar),
+        Mnemonic::Rol => arith::shift(x, Op::Rol),
+        Mnemonic::Ror => arith::shift(x, Op::Ror),
+        Mnemonic::Rcl => arith::shift(x, Op::Rcl),
+        Mnemonic::Rcr => arith::shift(x, Op::Rcr),
+        Mnemonic::Shld => arith::double_shift(x, true),
+        Mnemonic::Shrd => arith::double_shift(x, false),
+        Mnemonic::Mul => arith::multiply(x, false),
+        Mnemonic::Imul => arith::imul(x),
+        Mnemonic::Xchg => arith::exchange(x),
+        Mnemonic::Xadd => arith::exchange_add(x),
+        Mnemonic::Cmpxchg => arith::compare_exchange(x),
+        Mnemonic::Cmpxchg8b => arith::compare_exchange_pair(x, Size::B4),
+        Mnemonic::Cmpxchg16b => arith::compare_exchange_pair(x, Size::B8),
+        Mnemonic::Bt => bits::bit(x, Op::Bt),
+        Mnemonic::Bts => bits::bit(x, Op::Bts),
+        Mnemonic::Btr => bits::bit(x, Op::Btr),
+        Mnemonic::Btc => bits::bit(x, Op::Btc),
+        Mnemonic::Push => stack::push(x),
+        Mnemonic::Pop => stack::pop(x),
+        Mnemonic::Call => stack::call(x),
+        Mnemonic::Jmp => stack::jump(x),
+        _ => Err(Stop::Unhandled.into()),
+    }
+}
+
+/// An instruction with a condition code.
+enum Condition {
+    Set(u8),
+    Move(u8),
+}
+
+/// The condition code in the order of its encoding.
+fn condition_of(m: Mnemonic) -> Option<Condition> {
+    match m {
+        Mnemonic::Seto => Some(Condition::Set(0)),
+        Mnemonic::Setno => Some(Condition::Set(1)),
+        Mnemonic::Setb => Some(Condition::Set(2)),
+        Mnemonic::Setae => Some(Condition::Set(3)),
+        Mnemonic::Sete => Some(Condition::Set(4)),
+        Mnemonic::Setne => Some(Condition::Set(5)),
+        Mnemonic::Setbe => Some(Condition::Set(6)),
+        Mnemonic::Seta => Some(Condition::Set(7)),
+        Mnemonic::Sets => Some(Condition::Set(8)),
+        Mnemonic::Setns => Some(Condition::Set(9)),
+        Mnemonic::Setp => Some(Condition::Set(10)),
+        Mnemonic::Setnp => Some(Condition::Set(11)),
+        Mnemonic::Setl => Some(Condition::Set(12)),
+        Mnemonic::Setge => Some(Condition::Set(13)),
+        Mnemonic::Setle => Some(Condition::Set(14)),
+        Mnemonic::Setg => Some(Condition::Set(15)),
+        Mnemonic::Cmovo => Some(Condition::Move(0)),
+        Mnemonic::Cmovno => Some(Condition::Move(1)),
+        Mnemonic::Cmovb => Some(Condition::Move(2)),
+        Mnemonic::Cmovae => Some(Condition::Move(3)),
+        Mnemonic::Cmove => Some(Condition::Move(4)),
+        Mnemonic::Cmovne => Some(Condition::Move(5)),
+        Mnemonic::Cmovbe => Some(Condition::Move(6)),
+        Mnemonic::Cmova => Some(Condition::Move(7)),
+        Mnemonic::Cmovs => Some(Condition::Move(8)),
+        Mnemonic::Cmovns => Some(Condition::Move(9)),
+        Mnemonic::Cmovp => Some(Condition::Move(10)),
+        Mnemonic::Cmovnp => Some(Condition::Move(11)),
+        Mnemonic::Cmovl => Some(Condition::Move(12)),
+        Mnemonic::Cmovge => Some(Condition::Move(13)),
+        Mnemonic::Cmovle => Some(Condition::Move(14)),
+        Mnemonic::Cmovg => Some(Condition::Move(15)),
+        _ => None,
+    }
 }
 
 /// The memory operand of an instruction that the caller executes itself (INVLPG, LMSW m16, SMSW m16).
@@ -119,13 +259,12 @@ pub struct MemoryOperand {
 
 /// The memory operand of the instruction at the front of `bytes`; `None` when it has none or does not decode.
 pub fn memory_operand<C: Cpu>(cpu: &C, bytes: &[u8; 15], valid: usize) -> Option<MemoryOperand> {
-    let _ = (cpu, bytes, valid);
-    None
-}
-
-/// Segment limit and attribute checks, canonical check and the segment base: the linear address of `len` bytes
-/// (1 to 16) at `offset`. Faults are #SS(0) for SS, else #GP(0).
-pub fn linearize<C: Cpu>(cpu: &C, segment: SegReg, offset: u64, len: usize, write: bool) -> Result<u64, Stop> {
-    let _ = (cpu, segment, len, write);
-    Ok(offset)
+    let instr = decode(bytes, valid, cpu.mode(), cpu.rip()).ok()?;
+    if !instr.op_kinds().any(|kind| kind == OpKind::Memory) {
+        return None;
+    }
+    let offset = address::offset(cpu, &instr, 0);
+    let segment = address::segment_of(instr.memory_segment());
+    let linear = address::unchecked(cpu, segment, offset);
+    Some(MemoryOperand { linear, offset, segment, length: instr.len() as u8 })
 }
