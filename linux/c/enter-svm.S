@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl, u64 host_spec_ctrl)
+ *                        rdi          rsi           rdx              rcx                  r8
+ *
+ * Contract
+ *   in:   interrupts off (IF=0), GIF=1; regs is u64[16] in encoding order (rax rcx rdx rbx rsp rbp rsi rdi
+ *         r8..r15); slots 0 and 4 (rax, rsp) live in the VMCB and are neither read nor written here;
+ *         host_save_pa holds a VMSAVE made by this task on this CPU, with the FS, GS and KernelGS values it has now.
+ *   out:  0: a VM exit happened; regs (all but slots 0 and 4) are the guest's, VMSAVE state of the guest is in its VMCB.
+ *         1: EFER.SVME is clear on this CPU (shutdown or crash), or VMLOAD refused vmcb_pa: nothing was run.
+ *         IF=0, GIF=1, no guest value in any general register.
+ *
+ *   CLGI .. STGI is one window without NMIs: inside it GS base belongs to the guest from the first VMLOAD to the
+ *   second, so nothing there touches per-CPU data. IF is set within the window, because with V_INTR_MASKING the
+ *   host's IF decides whether physical interrupts make the guest exit.
+ */
+#include <linux/linkage.h>
+#include <asm/alternative.h>
+#include <asm/asm.h>
+#include <asm/cpufeatures.h>
+#include <asm/msr-index.h>
+#include <asm/nospec-branch.h>
+#include "ex_config.h"
+
+#define REG_RCX  8
+#define REG_RDX  16
+#define REG_RBX  24
+#define REG_RBP  40
+#define REG_RSI  48
+#define REG_RDI  56
+#define REG_R8   64
+#define REG_R9   72
+#define REG_R10  80
+#define REG_R11  88
+#define REG_R12  96
+#define REG_R13  104
+#define REG_R14  112
+#define REG_R15  120
+
+/* What is kept on the stack, from rsp upwards, while the guest runs. */
+#define KEPT_HOST_SAVE        0
+#define KEPT_REGS             8
+#define KEPT_GUEST_SPEC_CTRL  16
+#define KEPT_HOST_SPEC_CTRL   24
+
+.section .noinstr.text, "ax"
+
+SYM_FUNC_START(ex_svm_run_asm)
+	push	%rbp
+	push	%r15
+	push	%r14
+	push	%r13
+	push	%r12
+	push	%rbx
+	push	%r8
+	push	%rcx
+	push	%rsi
+	push	%rdx
+
+1:	clgi
+
+	/* The guest's SPEC_CTRL, unless the CPU swaps it by itself or has none. */
+	ALTERNATIVE_2 "jmp .Lguest_spec_ctrl_done", "", X86_FEATURE_MSR_SPEC_CTRL, \
+		"jmp .Lguest_spec_ctrl_done", X86_FEATURE_V_SPEC_CTRL
+	cmp	%rcx, %r8
+	je	.Lguest_spec_ctrl_done
+	mov	%rcx, %rax
+	mov	%rcx, %rdx
+	shr	$32, %rdx
+	mov	$MSR_IA32_SPEC_CTRL, %ecx
+	wrmsr
+.Lguest_spec_ctrl_done:
+
+	/* VMLOAD, VMRUN and VMSAVE take the VMCB's physical address in rax. */
+	mov	%rdi, %rax
+2:	vmload	%rax
+
+	mov	REG_RCX(%rsi), %rcx
+	mov	REG_RDX(%rsi), %rdx
+	mov	REG_RBX(%rsi), %rbx
+	mov	REG_RBP(%rsi), %rbp
+	mov	REG_RDI(%rsi), %rdi
+	mov	REG_R8(%rsi), %r8
+	mov	REG_R9(%rsi), %r9
+	mov	REG_R10(%rsi), %r10
+	mov	REG_R11(%rsi), %r11
+	mov	REG_R12(%rsi), %r12
+	mov	REG_R13(%rsi), %r13
+	mov	REG_R14(%rsi), %r14
+	mov	REG_R15(%rsi), %r15
+	mov	REG_RSI(%rsi), %rsi
+
+#ifdef EX_HAVE_CLEAR_CPU_BUF_VM
+	/* Clobbers the zero flag only. */
+	VM_CLEAR_CPU_BUFFERS
+#endif
+	sti
+	vmrun	%rax
+	cli
+
+	/* VMRUN kept rax (the VMCB's address) and rsp in the host state area; all else is the guest's. */
+	vmsave	%rax
+	mov	KEPT_HOST_SAVE(%rsp), %rax
+	vmload	%rax
+
+	mov	KEPT_REGS(%rsp), %rax
+	mov	%rcx, REG_RCX(%rax)
+	mov	%rdx, REG_RDX(%rax)
+	mov	%rbx, REG_RBX(%rax)
+	mov	%rbp, REG_RBP(%rax)
+	mov	%rsi, REG_RSI(%rax)
+	mov	%rdi, REG_RDI(%rax)
+	mov	%r8, REG_R8(%rax)
+	mov	%r9, REG_R9(%rax)
+	mov	%r10, REG_R10(%rax)
+	mov	%r11, REG_R11(%rax)
+	mov	%r12, REG_R12(%rax)
+	mov	%r13, REG_R13(%rax)
+	mov	%r14, REG_R14(%rax)
+	mov	%r15, REG_R15(%rax)
+
+	/* No guest value may steer the host's speculation. */
+	xor	%ecx, %ecx
+	xor	%edx, %edx
+	xor	%ebx, %ebx
+	xor	%ebp, %ebp
+	xor	%esi, %esi
+	xor	%edi, %edi
+	xor	%r8d, %r8d
+	xor	%r9d, %r9d
+	xor	%r10d, %r10d
+	xor	%r11d, %r11d
+	xor	%r12d, %r12d
+	xor	%r13d, %r13d
+	xor	%r14d, %r14d
+	xor	%r15d, %r15d
+
+	/* Before any RET: the return stack may hold the guest's addresses. */
+#ifdef EX_HAVE_RSB_VMEXIT
+	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT
+#else
+	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RETPOLINE
+#endif
+
+	/* The host's SPEC_CTRL first: it may hold IBRS. */
+	ALTERNATIVE_2 "jmp .Lhost_spec_ctrl_done", "", X86_FEATURE_MSR_SPEC_CTRL, \
+		"jmp .Lhost_spec_ctrl_done", X86_FEATURE_V_SPEC_CTRL
+	mov	KEPT_HOST_SPEC_CTRL(%rsp), %rax
+	cmp	KEPT_GUEST_SPEC_CTRL(%rsp), %rax
+	je	.Lhost_spec_ctrl_done
+	mov	%rax, %rdx
+	shr	$32, %rdx
+	mov	$MSR_IA32_SPEC_CTRL, %ecx
+	wrmsr
+.Lhost_spec_ctrl_done:
+
+	/* Clobbers rax, rcx and rdx. */
+#ifdef UNTRAIN_RET_VM
+	UNTRAIN_RET_VM
+#else
+	UNTRAIN_RET
+#ifdef EX_HAVE_IBPB_ON_VMEXIT
+	ALTERNATIVE "", "call entry_ibpb", X86_FEATURE_IBPB_ON_VMEXIT
+#endif
+#endif
+	stgi
+	xor	%eax, %eax
+.Lout:
+	add	$32, %rsp
+	pop	%rbx
+	pop	%r12
+	pop	%r13
+	pop	%r14
+	pop	%r15
+	pop	%rbp
+	RET
+
+	/* CLGI raised #UD: SVM was turned off under us. Only this one can happen, see .Lbug. */
+.Loff:
+	mov	$1, %eax
+	jmp	.Lout
+
+	/*
+	 * VMLOAD or VMRUN raised an exception although CLGI worked and nothing could clear EFER.SVME since: the VMCB
+	 * address is bad, a bug of ours. At VMLOAD nothing has changed yet, so say so and go on; at VMRUN the
+	 * exception itself already ran on the guest's GS base, and there is nothing left to save.
+	 */
+.Lbad_vmcb:
+	mov	KEPT_HOST_SPEC_CTRL(%rsp), %rax
+	cmp	KEPT_GUEST_SPEC_CTRL(%rsp), %rax
+	je	.Lbad_vmcb_out
+	mov	%rax, %rdx
+	shr	$32, %rdx
+	mov	$MSR_IA32_SPEC_CTRL, %ecx
+	wrmsr
+.Lbad_vmcb_out:
+	stgi
+	mov	$1, %eax
+	jmp	.Lout
+
+	_ASM_EXTABLE(1b, .Loff)
+	_ASM_EXTABLE(2b, .Lbad_vmcb)
+SYM_FUNC_END(ex_svm_run_asm)

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * The way into the guest and back. Everything between guest_state_enter_irqoff() and guest_state_exit_irqoff()
+ * runs while RCU believes this CPU is in user mode: no tracing, no instrumented function, so it is noinstr.
+ */
+#include <linux/kvm_host.h>
+#include <asm/nospec-branch.h>
+#include "helpers/helpers.h"
+
+/* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
+u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl, u64 host_spec_ctrl);
+
+/* Interrupts off. See enter::svm in linux/host for the contract. */
+noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl)
+{
+	u64 host_spec_ctrl = 0;
+	u32 off;
+
+#ifdef EX_HAVE_SPEC_CTRL_CURRENT
+	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
+#endif
+	guest_state_enter_irqoff();
+	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, guest_spec_ctrl, host_spec_ctrl);
+	guest_state_exit_irqoff();
+#ifdef EX_HAVE_IBPB_EXIT_TO_USER
+	/* The guest may have trained branches that this task's user part would follow. */
+	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
+		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
+#endif
+	return off;
+}
+
+/* Interrupts off, around one or more ex_svm_enter: the time between goes to the guest's account. */
+void ex_guest_timing_enter(void)
+{
+	guest_timing_enter_irqoff();
+}
+
+void ex_guest_timing_exit(void)
+{
+	guest_timing_exit_irqoff();
+}
+
+/* Lets pending interrupts in: the one that caused the exit, and the tick that must still count as guest time. */
+void ex_irq_window(void)
+{
+	local_irq_enable();
+	/* STI holds interrupts back for one instruction. */
+	asm volatile("nop");
+	local_irq_disable();
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* What C and Rust say to each other: the callbacks Rust defines (ex_rs_*) and the few shared C names. */
+#ifndef EX_H
+#define EX_H
+
+#include <linux/types.h>
+#include "ex_config.h"
+
+struct page;
+struct file_operations;
+struct kvm_vcpu;
+
+/* Module and CPU life cycle. */
+int ex_rs_init(void);
+void ex_rs_exit(void);
+int ex_rs_cpu_online(u32 cpu);
+void ex_rs_cpu_offline(u32 cpu);
+void ex_rs_cpu_emergency(void);
+void ex_rs_on_cpu(void *arg, u32 op);
+
+/* Files. */
+long ex_rs_dev_ioctl(u32 cmd, unsigned long arg);
+long ex_rs_vm_ioctl(void *vm, u32 cmd, unsigned long arg);
+long ex_rs_vcpu_ioctl(void *vcpu, u32 cmd, unsigned long arg);
+void ex_rs_vm_release(void *vm);
+void ex_rs_vcpu_release(void *vcpu);
+struct page *ex_rs_vcpu_fault(void *vcpu, unsigned long pgoff);
+size_t ex_rs_debugfs_show(void *cookie, u32 kind, char *buf, size_t len);
+
+/* Events. */
+bool ex_rs_irqfd_wakeup(void *vm, unsigned long irqfd);
+void ex_rs_irqfd_inject(void *vm, unsigned long irqfd);
+void ex_rs_irqfd_hangup(void *vm, unsigned long irqfd);
+u64 ex_rs_timer_fired(void *cookie, u32 kind);
+
+/* Scheduler. */
+void ex_rs_sched_in(void *vcpu, u32 cpu);
+void ex_rs_sched_out(void *vcpu, bool preempted);
+bool ex_rs_vcpu_wake_check(void *vcpu);
+
+/* Memory. */
+int ex_rs_mmu_invalidate_start(void *vm, u64 start, u64 end, bool blockable);
+void ex_rs_mmu_invalidate_end(void *vm, u64 start, u64 end);
+int ex_rs_mmu_age(void *vm, u64 start, u64 end, bool clear);
+void ex_rs_mmu_release(void *vm);
+
+/* Between C files. */
+extern const struct file_operations ex_dev_fops;
+int ex_irqfd_setup(void);
+void ex_irqfd_teardown(void);
+int ex_sched_setup(void);
+void ex_sched_teardown(void);
+void ex_debugfs_setup(void);
+void ex_debugfs_teardown(void);
+
+#endif

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/* linux/cpu.h, linux/smp.h, linux/preempt.h, linux/irqflags.h, asm/processor.h: this CPU and the others. */
+#include <linux/cpumask.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/irqflags.h>
+#include <linux/preempt.h>
+#include <linux/slab.h>
+#include <linux/smp.h>
+#include <asm/debugreg.h>
+#include <asm/nospec-branch.h>
+#include <asm/processor.h>
+#include "helpers.h"
+#ifdef EX_HAVE_IPI_TRACEPOINT
+#include <trace/events/ipi.h>
+#endif
+
+u32 ex_cpu_id(void)
+{
+	return raw_smp_processor_id();
+}
+
+/* One more than the highest possible CPU number. */
+u32 ex_cpu_possible(void)
+{
+	return nr_cpu_ids;
+}
+
+bool ex_cpu_is_possible(u32 cpu)
+{
+	return cpu < nr_cpu_ids && cpu_possible(cpu);
+}
+
+bool ex_cpu_is_online(u32 cpu)
+{
+	return cpu < nr_cpu_ids && cpu_online(cpu);
+}
+
+u32 ex_cpu_online_count(void)
+{
+	return num_online_cpus();
+}
+
+/* The host's APIC id of a CPU, U32_MAX when unknown. */
+u32 ex_cpu_apic_id(u32 cpu)
+{
+	if (!ex_cpu_is_possible(cpu))
+		return U32_MAX;
+	return per_cpu(x86_cpu_to_apicid, cpu);
+}
+
+u32 ex_cpu_vendor(void)
+{
+	return boot_cpu_data.x86_vendor;
+}
+
+void ex_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void ex_preempt_enable(void)
+{
+	preempt_enable();
+}
+
+void ex_irq_disable(void)
+{
+	local_irq_disable();
+}
+
+void ex_irq_enable(void)
+{
+	local_irq_enable();
+}
+
+unsigned long ex_irq_save(void)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	return flags;
+}
+
+void ex_irq_restore(unsigned long flags)
+{
+	local_irq_restore(flags);
+}
+
+bool ex_irqs_disabled(void)
+{
+	return irqs_disabled();
+}
+
+/* Forces a VM exit on that CPU and sends its task through the scheduler's check. */
+void ex_cpu_kick(u32 cpu)
+{
+	if (ex_cpu_is_online(cpu))
+		smp_send_reschedule(cpu);
+}
+
+struct ex_call {
+	void *arg;
+	u32 op;
+};
+
+static void ex_call_ipi(void *data)
+{
+	struct ex_call *call = data;
+
+	ex_rs_on_cpu(call->arg, call->op);
+}
+
+void ex_on_each_cpu(void *arg, u32 op)
+{
+	struct ex_call call = { arg, op };
+
+	on_each_cpu(ex_call_ipi, &call, 1);
+}
+
+int ex_on_one_cpu(u32 cpu, void *arg, u32 op)
+{
+	struct ex_call call = { arg, op };
+
+	if (!ex_cpu_is_possible(cpu))
+		return -ENXIO;
+	return smp_call_function_single(cpu, ex_call_ipi, &call, 1);
+}
+
+void *ex_cpumask_new(void)
+{
+	return kzalloc(max_t(size_t, cpumask_size(), sizeof(struct cpumask)), GFP_KERNEL_ACCOUNT);
+}
+
+void ex_cpumask_free(void *mask)
+{
+	kfree(mask);
+}
+
+void ex_cpumask_set(void *mask, u32 cpu)
+{
+	if (cpu < nr_cpu_ids)
+		cpumask_set_cpu(cpu, mask);
+}
+
+void ex_cpumask_clear(void *mask)
+{
+	cpumask_clear(mask);
+}
+
+bool ex_cpumask_empty(const void *mask)
+{
+	return cpumask_empty(mask);
+}
+
+static void ex_ack_ipi(void *unused)
+{
+}
+
+/* Returns when each other CPU of the mask has taken an interrupt, so has left guest mode since the call. */
+void ex_kick_all_ack(const void *mask)
+{
+	preempt_disable();
+	smp_call_function_many(mask, ex_ack_ipi, NULL, true);
+	preempt_enable();
+}
+
+bool ex_hw_breakpoint_active(void)
+{
+	return hw_breakpoint_active();
+}
+
+void ex_hw_breakpoint_restore(void)
+{
+	hw_breakpoint_restore();
+}
+
+void ex_ibpb(void)
+{
+	indirect_branch_prediction_barrier();
+}
+
+/* The value SPEC_CTRL must have while this CPU runs the host. Preemption off. */
+u64 ex_host_spec_ctrl(void)
+{
+#ifdef EX_HAVE_SPEC_CTRL_CURRENT
+	return this_cpu_read(x86_spec_ctrl_current);
+#else
+	return 0;
+#endif
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/* linux/eventfd.h. */
+#include <linux/err.h>
+#include <linux/eventfd.h>
+#include "helpers.h"
+
+int ex_eventfd_get(int fd, void **out)
+{
+	struct eventfd_ctx *ctx = eventfd_ctx_fdget(fd);
+
+	if (IS_ERR(ctx))
+		return PTR_ERR(ctx);
+	*out = ctx;
+	return 0;
+}
+
+void ex_eventfd_put(void *ctx)
+{
+	eventfd_ctx_put(ctx);
+}
+
+/* Any context. */
+void ex_eventfd_signal(void *ctx)
+{
+#ifdef EX_HAVE_EVENTFD_SIGNAL_COUNT
+	eventfd_signal(ctx, 1);
+#else
+	eventfd_signal(ctx);
+#endif
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Every ex_* helper Rust may call, in one list: linux/host/src/ffi.rs mirrors it line by line.
+ * Plain integers and pointers only; no logic beyond what a macro or an inline of the kernel needs.
+ */
+#ifndef EX_HELPERS_H
+#define EX_HELPERS_H
+
+#include "ex.h"
+
+#define EX_LOCK_CLASSES 16
+
+struct ex_clock_snapshot {
+	u64 tsc;
+	u64 raw_ns;
+	u64 real_ns;
+	u64 boot_ns;
+};
+
+struct ex_gup_result {
+	u64 pfn;
+	u32 writable;
+	u32 counted; /* we hold a page reference: give it back with ex_page_release */
+};
+
+/* bug.c */
+void ex_bug(void);
+bool ex_warn_once(void);
+
+/* cpu.c */
+u32 ex_cpu_id(void);
+u32 ex_cpu_possible(void);
+bool ex_cpu_is_possible(u32 cpu);
+bool ex_cpu_is_online(u32 cpu);
+u32 ex_cpu_online_count(void);
+u32 ex_cpu_apic_id(u32 cpu);
+u32 ex_cpu_vendor(void);
+void ex_preempt_disable(void);
+void ex_preempt_enable(void);
+void ex_irq_disable(void);
+void ex_irq_enable(void);
+unsigned long ex_irq_save(void);
+void ex_irq_restore(unsigned long flags);
+bool ex_irqs_disabled(void);
+void ex_cpu_kick(u32 cpu);
+void ex_on_each_cpu(void *arg, u32 op);
+int ex_on_one_cpu(u32 cpu, void *arg, u32 op);
+void *ex_cpumask_new(void);
+void ex_cpumask_free(void *mask);
+void ex_cpumask_set(void *mask, u32 cpu);
+void ex_cpumask_clear(void *mask);
+bool ex_cpumask_empty(const void *mask);
+void ex_kick_all_ack(const void *mask);
+bool ex_hw_breakpoint_active(void);
+void ex_hw_breakpoint_restore(void);
+void ex_ibpb(void);
+u64 ex_host_spec_ctrl(void);
+
+/* debugfs.c */
+void *ex_debugfs_dir_new(const char *name);
+void ex_debugfs_dir_free(void *dir);
+int ex_debugfs_text(void *dir, const char *name, void *cookie, u32 kind);
+void ex_debugfs_u64(void *dir, const char *name, u64 *value);
+
+/* eventfd.c */
+int ex_eventfd_get(int fd, void **ctx);
+void ex_eventfd_put(void *ctx);
+void ex_eventfd_signal(void *ctx);
+
+/* fd.c */
+int ex_fd_reserve(u32 flags);
+void ex_fd_unreserve(int fd);
+void *ex_fd_open(u32 kind, const char *name, void *object, u32 flags, int *err);
+void ex_fd_install(int fd, void *file);
+void ex_fd_close(void *file);
+
+/* fpu.c */
+void *ex_fpu_new(void);
+void ex_fpu_free(void *fpu);
+void ex_fpu_load_guest(void *fpu);
+void ex_fpu_put_guest(void *fpu);
+void ex_fpu_before_enter(void);
+void ex_fpu_to_uabi(void *fpu, void *buf, u32 size, u64 xfeatures, u32 pkru);
+int ex_fpu_from_uabi(void *fpu, const void *buf, u64 xcr0, u32 *pkru);
+u64 ex_host_xcr0(void);
+u64 ex_host_xss(void);
+
+/* hrtimer.c */
+void *ex_timer_new(void *cookie, u32 kind);
+void ex_timer_free(void *timer);
+void ex_timer_start(void *timer, u64 expires_ns, bool pinned);
+bool ex_timer_cancel(void *timer);
+int ex_timer_try_cancel(void *timer);
+bool ex_timer_active(const void *timer);
+u64 ex_timer_expires(const void *timer);
+
+/* irqfd.c */
+void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int resample_fd, int *err);
+void ex_irqfd_free(void *irqfd);
+void ex_irqfd_resample(void *irqfd);
+bool ex_irqfd_is(const void *irqfd, const void *ctx);
+bool ex_irqfd_has_resample(const void *irqfd);
+
+/* lock.c */
+void *ex_spin_new(u32 class);
+void ex_spin_free(void *lock);
+unsigned long ex_spin_lock(void *lock);
+bool ex_spin_trylock(void *lock, unsigned long *flags);
+void ex_spin_unlock(void *lock, unsigned long flags);
+void *ex_mutex_new(u32 class);
+void ex_mutex_free(void *lock);
+void ex_mutex_lock(void *lock);
+int ex_mutex_lock_killable(void *lock);
+bool ex_mutex_trylock(void *lock);
+void ex_mutex_unlock(void *lock);
+
+/* mm.c */
+int ex_gup(u64 hva, bool write, bool atomic, struct ex_gup_result *out);
+void ex_page_release(u64 pfn, bool dirty, bool accessed);
+u32 ex_host_level(void *mm, u64 hva);
+bool ex_pfn_is_ram(u64 pfn);
+void *ex_mm_grab_current(void);
+void ex_mm_drop(void *mm);
+void *ex_mm_current(void);
+
+/* mmu_notifier.c */
+void *ex_mmu_notifier_new(void *cookie, int *err);
+void ex_mmu_notifier_free(void *notifier);
+
+/* printk.c */
+void ex_pr_info(const char *text, u32 len);
+void ex_pr_warn(const char *text, u32 len);
+void ex_pr_err(const char *text, u32 len);
+
+/* sched.c */
+void *ex_vcpu_new(void *rust);
+void ex_vcpu_free(void *vcpu);
+u32 ex_vcpu_load(void *vcpu);
+void ex_vcpu_put(void *vcpu);
+int ex_vcpu_block(void *vcpu);
+bool ex_vcpu_wake(void *vcpu);
+void ex_vcpu_record_current(void *vcpu);
+int ex_vcpu_yield_to(void *vcpu, bool preempt);
+bool ex_signal_pending(void);
+bool ex_need_resched(void);
+void ex_cond_resched(void);
+bool ex_single_task_running(void);
+bool ex_guest_work_pending(void);
+int ex_guest_work_handle(void);
+int ex_current_pid(void);
+bool ex_in_compat_syscall(void);
+void ex_sigset_activate(u64 set);
+void ex_sigset_deactivate(void);
+void ex_cpu_relax(void);
+
+/* slab.c */
+void *ex_kvzalloc(size_t size, size_t align);
+void *ex_kvmalloc_module(size_t size, size_t align);
+void ex_kvfree(void *ptr);
+void *ex_pages_alloc(u32 order);
+void *ex_pages_alloc_atomic(u32 order);
+void ex_pages_free(void *virt, u32 order);
+void *ex_page_of(void *virt);
+u64 ex_phys_of(const void *virt);
+void *ex_virt_of(u64 phys);
+u64 ex_sme_mask(void);
+
+/* srcu.c */
+void *ex_srcu_new(void);
+void ex_srcu_free(void *srcu);
+int ex_srcu_read_lock(void *srcu);
+void ex_srcu_read_unlock(void *srcu, int idx);
+void ex_srcu_synchronize(void *srcu);
+void ex_srcu_synchronize_expedited(void *srcu);
+
+/* timekeeping.c */
+u64 ex_monotonic_ns(void);
+u64 ex_boottime_ns(void);
+u64 ex_raw_ns(void);
+u64 ex_real_ns(void);
+u32 ex_tsc_khz(void);
+bool ex_tsc_unstable(void);
+u64 ex_rdtsc_ordered(void);
+bool ex_clock_snapshot(struct ex_clock_snapshot *out);
+
+/* uaccess.c */
+bool ex_access_ok(unsigned long addr, unsigned long len);
+int ex_user_read(void *dst, unsigned long addr, unsigned long len);
+int ex_user_write(unsigned long addr, const void *src, unsigned long len);
+int ex_user_clear(unsigned long addr, unsigned long len);
+int ex_user_read_atomic(void *dst, unsigned long addr, unsigned long len);
+int ex_user_write_atomic(unsigned long addr, const void *src, unsigned long len);
+int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);
+int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
+
+/* ../enter.c */
+u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl);
+void ex_guest_timing_enter(void);
+void ex_guest_timing_exit(void);
+void ex_irq_window(void);
+
+#endif

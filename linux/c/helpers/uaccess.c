@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/* linux/uaccess.h: user memory of the current address space. */
+#include <linux/uaccess.h>
+#include "helpers.h"
+
+bool ex_access_ok(unsigned long addr, unsigned long len)
+{
+	return access_ok((void __user *)addr, len);
+}
+
+/* 0 or -EFAULT. May fault and sleep. */
+int ex_user_read(void *dst, unsigned long addr, unsigned long len)
+{
+	return copy_from_user(dst, (const void __user *)addr, len) ? -EFAULT : 0;
+}
+
+int ex_user_write(unsigned long addr, const void *src, unsigned long len)
+{
+	return copy_to_user((void __user *)addr, src, len) ? -EFAULT : 0;
+}
+
+int ex_user_clear(unsigned long addr, unsigned long len)
+{
+	return clear_user((void __user *)addr, len) ? -EFAULT : 0;
+}
+
+/* Never sleeps: -EFAULT also when the page is not resident. */
+int ex_user_read_atomic(void *dst, unsigned long addr, unsigned long len)
+{
+	unsigned long left;
+
+	if (!access_ok((void __user *)addr, len))
+		return -EFAULT;
+	pagefault_disable();
+	left = __copy_from_user_inatomic(dst, (const void __user *)addr, len);
+	pagefault_enable();
+	return left ? -EFAULT : 0;
+}
+
+int ex_user_write_atomic(unsigned long addr, const void *src, unsigned long len)
+{
+	unsigned long left;
+
+	if (!access_ok((void __user *)addr, len))
+		return -EFAULT;
+	pagefault_disable();
+	left = __copy_to_user_inatomic((void __user *)addr, src, len);
+	pagefault_enable();
+	return left ? -EFAULT : 0;
+}
+
+/* 1 = swapped, 0 = the value differed, -EFAULT. */
+int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new)
+{
+	u32 __user *ptr = (u32 __user *)addr;
+	bool swapped;
+
+	if (!user_access_begin(ptr, sizeof(*ptr)))
+		return -EFAULT;
+	swapped = unsafe_try_cmpxchg_user(ptr, &old, new, fault);
+	user_access_end();
+	return swapped;
+fault:
+	user_access_end();
+	return -EFAULT;
+}
+
+int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new)
+{
+	u64 __user *ptr = (u64 __user *)addr;
+	bool swapped;
+
+	if (!user_access_begin(ptr, sizeof(*ptr)))
+		return -EFAULT;
+	swapped = unsafe_try_cmpxchg_user(ptr, &old, new, fault);
+	user_access_end();
+	return swapped;
+fault:
+	user_access_end();
+	return -EFAULT;
+}

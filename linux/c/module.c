@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * Load and unload: what is claimed, in which order, and how each claim is undone.
+ *
+ *   ex_rs_init -> helpers -> cpuhp slot -> SVM on in each CPU -> emergency callback -> syscore -> reboot
+ *   notifier -> /dev/kvm.  Unload walks the same list backwards.
+ *
+ * The cpuhp slot is the one kvm.ko uses. It comes before the misc minor on purpose: while it is held, stock
+ * kvm fails to load cleanly, and if stock kvm holds it, we fail before touching any CPU.
+ */
+#define pr_fmt(fmt) "exitless: " fmt
+
+#include <linux/cpu.h>
+#include <linux/cpuhotplug.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/notifier.h>
+#include <linux/reboot.h>
+#include <linux/smp.h>
+#include <linux/syscore_ops.h>
+#include <asm/reboot.h>
+#include "ex.h"
+
+#ifdef EX_HAVE_CPUHP_KVM_ONLINE
+#define EX_CPUHP_STATE CPUHP_AP_KVM_ONLINE
+#else
+#define EX_CPUHP_STATE CPUHP_AP_KVM_STARTING
+#endif
+
+static atomic_t ex_cpu_failures = ATOMIC_INIT(0);
+
+/* Any context; the callback itself always runs with interrupts off. */
+static int ex_cpu_up(unsigned int cpu)
+{
+	unsigned long flags;
+	int err;
+
+	local_irq_save(flags);
+	err = ex_rs_cpu_online(cpu);
+	local_irq_restore(flags);
+	if (err) {
+		atomic_inc(&ex_cpu_failures);
+		pr_err("cpu %u cannot run guests (error %d)\n", cpu, err);
+	}
+	/* A STARTING callback must not fail: Rust remembers that this CPU is unusable. */
+	return 0;
+}
+
+static int ex_cpu_down(unsigned int cpu)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	ex_rs_cpu_offline(cpu);
+	local_irq_restore(flags);
+	return 0;
+}
+
+static void ex_cpu_up_ipi(void *unused)
+{
+	ex_cpu_up(smp_processor_id());
+}
+
+static void ex_cpu_down_ipi(void *unused)
+{
+	ex_cpu_down(smp_processor_id());
+}
+
+static int __init ex_claim_cpus(void)
+{
+	int err;
+
+	cpus_read_lock();
+	err = cpuhp_setup_state_nocalls_cpuslocked(EX_CPUHP_STATE, "exitless:cpu", ex_cpu_up, ex_cpu_down);
+	if (err < 0) {
+		cpus_read_unlock();
+		if (err == -EBUSY)
+			pr_err("kvm.ko holds the CPU: rmmod kvm_amd kvm_intel kvm, then load exitless again\n");
+		return err;
+	}
+	on_each_cpu(ex_cpu_up_ipi, NULL, 1);
+	err = atomic_read(&ex_cpu_failures) ? -EIO : 0;
+	if (err) {
+		on_each_cpu(ex_cpu_down_ipi, NULL, 1);
+		cpuhp_remove_state_nocalls_cpuslocked(EX_CPUHP_STATE);
+	}
+	cpus_read_unlock();
+	return err;
+}
+
+static void ex_release_cpus(void)
+{
+	cpus_read_lock();
+	on_each_cpu(ex_cpu_down_ipi, NULL, 1);
+	cpuhp_remove_state_nocalls_cpuslocked(EX_CPUHP_STATE);
+	cpus_read_unlock();
+}
+
+/* Suspend and resume run on the last CPU, interrupts off; the others went through hotplug. */
+#ifdef EX_HAVE_SYSCORE_OBJECT
+static int ex_suspend(void *unused)
+{
+	return ex_cpu_down(smp_processor_id());
+}
+
+static void ex_resume(void *unused)
+{
+	ex_cpu_up(smp_processor_id());
+}
+
+static const struct syscore_ops ex_syscore_ops = { .suspend = ex_suspend, .resume = ex_resume };
+static struct syscore ex_syscore = { .ops = &ex_syscore_ops };
+#define ex_syscore_register() register_syscore(&ex_syscore)
+#define ex_syscore_unregister() unregister_syscore(&ex_syscore)
+#else
+static int ex_suspend(void)
+{
+	return ex_cpu_down(smp_processor_id());
+}
+
+static void ex_resume(void)
+{
+	ex_cpu_up(smp_processor_id());
+}
+
+static struct syscore_ops ex_syscore_ops = { .suspend = ex_suspend, .resume = ex_resume };
+#define ex_syscore_register() register_syscore_ops(&ex_syscore_ops)
+#define ex_syscore_unregister() unregister_syscore_ops(&ex_syscore_ops)
+#endif
+
+/* Firmware and the next kernel expect to find SVM off. */
+static int ex_reboot(struct notifier_block *nb, unsigned long event, void *unused)
+{
+	pr_info("shutting virtualization down\n");
+	on_each_cpu(ex_cpu_down_ipi, NULL, 1);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block ex_reboot_nb = { .notifier_call = ex_reboot };
+
+static struct miscdevice ex_misc = {
+	.minor = KVM_MINOR,
+	.name = "kvm",
+	.fops = &ex_dev_fops,
+};
+
+static int __init ex_module_init(void)
+{
+	int err;
+
+	err = ex_rs_init();
+	if (err)
+		return err;
+	err = ex_sched_setup();
+	if (err)
+		goto out_rust;
+	err = ex_irqfd_setup();
+	if (err)
+		goto out_sched;
+	err = ex_claim_cpus();
+	if (err)
+		goto out_irqfd;
+#ifdef EX_HAVE_EMERGENCY_CALLBACK
+	cpu_emergency_register_virt_callback(ex_rs_cpu_emergency);
+#endif
+	ex_syscore_register();
+	err = register_reboot_notifier(&ex_reboot_nb);
+	if (err)
+		goto out_cpus;
+	ex_debugfs_setup();
+	err = misc_register(&ex_misc);
+	if (err) {
+		pr_err("cannot register /dev/kvm (error %d)\n", err);
+		goto out_reboot;
+	}
+	return 0;
+
+out_reboot:
+	ex_debugfs_teardown();
+	unregister_reboot_notifier(&ex_reboot_nb);
+out_cpus:
+	ex_syscore_unregister();
+#ifdef EX_HAVE_EMERGENCY_CALLBACK
+	cpu_emergency_unregister_virt_callback(ex_rs_cpu_emergency);
+#endif
+	ex_release_cpus();
+out_irqfd:
+	ex_irqfd_teardown();
+out_sched:
+	ex_sched_teardown();
+out_rust:
+	ex_rs_exit();
+	return err;
+}
+
+/* Runs only when no descriptor of ours is open: each holds a module reference through its file_operations. */
+static void __exit ex_module_exit(void)
+{
+	misc_deregister(&ex_misc);
+	ex_debugfs_teardown();
+	unregister_reboot_notifier(&ex_reboot_nb);
+	ex_syscore_unregister();
+#ifdef EX_HAVE_EMERGENCY_CALLBACK
+	cpu_emergency_unregister_virt_callback(ex_rs_cpu_emergency);
+#endif
+	ex_release_cpus();
+	ex_irqfd_teardown();
+	ex_sched_teardown();
+	ex_rs_exit();
+}
+
+module_init(ex_module_init);
+module_exit(ex_module_exit);
+
+MODULE_LICENSE("Dual MIT/GPL");
+MODULE_AUTHOR("Exitless developers");
+MODULE_DESCRIPTION("The /dev/kvm API with few VM exits, in Rust");
+MODULE_VERSION("0.1.0");
+MODULE_ALIAS_MISCDEV(KVM_MINOR);
+MODULE_ALIAS("devname:kvm");
