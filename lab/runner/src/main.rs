@@ -1,2 +1,114 @@
-//! Placeholder until the first guest runs.
-fn main() {}
+//! `exitless-runner list | run [pattern..] | bench [pattern..] [--json]`, with `--device PATH`.
+
+use std::io::Write;
+use std::process::exit;
+use std::time::Duration;
+
+use exitless_runner::config::{BENCH, TIMEOUT_SHIFT};
+use exitless_runner::elf::{self, Test};
+use exitless_runner::harness::{self, Outcome, Summary};
+use exitless_runner::machine::Machine;
+
+const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list | run [PATTERN..] | bench [--json] [PATTERN..]";
+
+struct Options {
+    device: String,
+    json: bool,
+    timeout: u64,
+    words: Vec<String>,
+}
+
+fn options() -> Options {
+    let mut o = Options { device: "/dev/kvm".into(), json: false, timeout: 30, words: Vec::new() };
+    let mut args = std::env::args().skip(1);
+    while let Some(a) = args.next() {
+        match a.as_str() {
+            "--json" => o.json = true,
+            "--device" | "--timeout" => {
+                let Some(v) = args.next() else {
+                    eprintln!("{a} needs a value\n{USAGE}");
+                    exit(2)
+                };
+                if a == "--device" {
+                    o.device = v
+                } else if let Ok(n) = v.parse() {
+                    o.timeout = n
+                }
+            }
+            "--help" | "-h" => {
+                println!("{USAGE}");
+                exit(0)
+            }
+            _ => o.words.push(a),
+        }
+    }
+    o
+}
+
+fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
+    let own = test.config >> TIMEOUT_SHIFT & 0xff;
+    let limit = Duration::from_secs(if own != 0 { own } else { o.timeout });
+    let json = o.json;
+    harness::isolated(limit + Duration::from_secs(45), |extra: &mut dyn Write| {
+        let machine = match Machine::new(&o.device, test) {
+            Ok(m) => m,
+            Err(e) => return Outcome::Failed(e),
+        };
+        let outcome = machine.execute(limit);
+        for m in machine.measurements() {
+            let per = |n: u64| n as f64 / m.count as f64;
+            let _ = if json {
+                let exits = m.exits.map_or("null".into(), |e| format!("{:.3}", per(e)));
+                writeln!(
+                    extra,
+                    "{{\"op\":\"{}\",\"instructions\":{:.1},\"exits\":{exits}}}",
+                    m.op,
+                    per(m.ticks)
+                )
+            } else {
+                let exits = m.exits.map_or("-".into(), |e| format!("{:.3}", per(e)));
+                writeln!(extra, "{:24} {:12.1} ticks {exits:>8} exits", m.op, per(m.ticks))
+            };
+        }
+        outcome
+    })
+}
+
+fn run(o: &Options, patterns: &[String], bench: bool) -> i32 {
+    let mut summary = Summary::default();
+    for test in elf::tests() {
+        if (test.config & BENCH != 0) != bench || !harness::selected(&test.name, patterns) {
+            continue;
+        }
+        let (outcome, extra) = run_one(o, test);
+        print!("{extra}");
+        if bench && matches!(outcome, Outcome::Passed) {
+            summary.passed += 1;
+        } else {
+            summary.record(&test.name, &outcome);
+        }
+    }
+    if bench && o.json && summary.failed == 0 {
+        return 0;
+    }
+    summary.finish()
+}
+
+fn main() {
+    let o = options();
+    let code = match o.words.first().map(String::as_str) {
+        Some("list") => {
+            for t in elf::tests() {
+                println!("{}", t.name);
+            }
+            0
+        }
+        Some("run") => run(&o, &o.words[1..], false),
+        Some("bench") => run(&o, &o.words[1..], true),
+        _ => {
+            eprintln!("{USAGE}");
+            2
+        }
+    };
+    exit(code)
+}

@@ -1,0 +1,251 @@
+//! Measurements: TSC ticks and exits of one operation, as loops without anything else inside.
+
+use crate::config::*;
+use crate::cpu::*;
+use crate::{apic, host, smp, test, trap};
+use core::arch::asm;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+unsafe extern "C" {
+    fn bench_isr();
+    static mut bench_count: u64;
+}
+
+fn measure<F: FnMut()>(name: &str, n: u64, mut f: F) {
+    f();
+    let exits0 = host::call(op::EXITS, &[]);
+    let t0 = rdtsc();
+    for _ in 0..n {
+        f();
+    }
+    let t1 = rdtsc();
+    let exits1 = host::call(op::EXITS, &[]);
+    // The second statistics call itself is one exit.
+    let exits = if exits0 < 0 { !0 } else { (exits1 - exits0 - 1) as u64 };
+    host::must(op::BENCH, &[name.as_ptr() as u64, name.len() as u64, t1 - t0, n, exits]);
+}
+
+const N: u64 = 1000;
+
+test!(b_empty, "bench/empty", BENCH);
+fn b_empty() {
+    measure("empty", N, || unsafe { asm!("") });
+}
+
+test!(b_cpuid, "bench/cpuid", BENCH);
+fn b_cpuid() {
+    measure("cpuid", N, || {
+        cpuid(0, 0);
+    });
+}
+
+test!(b_pio_write_kernel, "bench/pio_write_kernel", BENCH);
+fn b_pio_write_kernel() {
+    measure("pio_write_kernel", N, || outl(0x4d0, 0));
+}
+
+test!(b_pio_read_kernel, "bench/pio_read_kernel", BENCH);
+fn b_pio_read_kernel() {
+    measure("pio_read_kernel", N, || {
+        inb(0x4d0);
+    });
+}
+
+test!(b_pio_read_user, "bench/pio_read_user", BENCH);
+fn b_pio_read_user() {
+    measure("pio_read_user", N, || {
+        inl(PIO_RAM);
+    });
+}
+
+test!(b_pio_write_user, "bench/pio_write_user", BENCH);
+fn b_pio_write_user() {
+    measure("pio_write_user", N, || outl(PIO_RAM, 0));
+}
+
+test!(b_cr8_read, "bench/cr8_read", BENCH);
+fn b_cr8_read() {
+    measure("cr8_read", N, || {
+        cr8();
+    });
+}
+
+test!(b_cr8_write, "bench/cr8_write", BENCH);
+fn b_cr8_write() {
+    measure("cr8_write", N, || set_cr8(0));
+}
+
+test!(b_cr0_wp, "bench/cr0_wp_toggle", BENCH);
+fn b_cr0_wp() {
+    let c = cr0();
+    measure("cr0_wp_toggle", N, || {
+        set_cr0(c & !0x1_0000);
+        set_cr0(c);
+    });
+}
+
+test!(b_vmcall, "bench/hypercall", BENCH);
+fn b_vmcall() {
+    // An unknown hypercall number returns -KVM_ENOSYS; the module patches or accepts either instruction.
+    let amd = cpuid(0, 0)[1] == 0x6874_7541;
+    measure("hypercall", N, || unsafe {
+        if amd {
+            asm!("vmmcall", inout("rax") 1000u64 => _, options(nostack))
+        } else {
+            asm!("vmcall", inout("rax") 1000u64 => _, options(nostack))
+        }
+    });
+}
+
+test!(b_wbinvd, "bench/wbinvd", BENCH);
+fn b_wbinvd() {
+    measure("wbinvd", N, || unsafe { asm!("wbinvd", options(nostack)) });
+}
+
+test!(b_mmio_write_user, "bench/mmio_write_user", BENCH);
+fn b_mmio_write_user() {
+    measure("mmio_write_user", N, || crate::mem::w32(MMIO, 0));
+}
+
+test!(b_mmio_read_user, "bench/mmio_read_user", BENCH);
+fn b_mmio_read_user() {
+    measure("mmio_read_user", N, || {
+        crate::mem::r32(MMIO);
+    });
+}
+
+test!(b_lapic_read, "bench/lapic_mmio_read", BENCH);
+fn b_lapic_read() {
+    measure("lapic_mmio_read", N, || {
+        crate::mem::r32(apic::BASE + apic::ID as u64);
+    });
+}
+
+test!(b_lapic_eoi, "bench/lapic_mmio_eoi", BENCH);
+fn b_lapic_eoi() {
+    measure("lapic_mmio_eoi", N, || crate::mem::w32(apic::BASE + apic::EOI as u64, 0));
+}
+
+test!(b_x2apic_eoi, "bench/x2apic_eoi", BENCH);
+fn b_x2apic_eoi() {
+    apic::to_x2apic();
+    measure("x2apic_eoi", N, || wrmsr(0x80b, 0));
+}
+
+test!(b_ioeventfd, "bench/ioeventfd_pio", BENCH);
+fn b_ioeventfd() {
+    host::must(op::IOEVENTFD, &[0x5100, 2, 2, 0]);
+    measure("ioeventfd_pio", N, || outw(0x5100, 0));
+}
+
+test!(b_msr_apicbase, "bench/rdmsr_apic_base", BENCH);
+fn b_msr_apicbase() {
+    measure("rdmsr_apic_base", N, || {
+        rdmsr(apic::MSR_APIC_BASE);
+    });
+}
+
+fn isr(vector: usize) {
+    trap::set_gate(vector, bench_isr as *const () as u64, 0xe, 0, 0);
+}
+fn count() -> u64 {
+    unsafe { (&raw const bench_count).read_volatile() }
+}
+
+test!(b_tscdeadline, "bench/tscdeadline_immed", BENCH);
+fn b_tscdeadline() {
+    if host::cap(72) <= 0 {
+        crate::report::skip("no KVM_CAP_TSC_DEADLINE_TIMER")
+    }
+    apic::to_x2apic();
+    apic::enable();
+    isr(0x40);
+    apic::write(apic::LVTT, apic::TSC_DEADLINE | 0x40);
+    sti();
+    measure("tscdeadline_immed", N, || {
+        let before = count();
+        wrmsr(apic::MSR_TSC_DEADLINE, 1);
+        while count() == before {}
+    });
+}
+
+test!(b_tscdeadline_arm, "bench/tscdeadline_far", BENCH);
+fn b_tscdeadline_arm() {
+    if host::cap(72) <= 0 {
+        crate::report::skip("no KVM_CAP_TSC_DEADLINE_TIMER")
+    }
+    apic::to_x2apic();
+    apic::enable();
+    apic::write(apic::LVTT, apic::TSC_DEADLINE | 0x40);
+    let far = rdtsc() + (1 << 40);
+    measure("tscdeadline_far", N, || wrmsr(apic::MSR_TSC_DEADLINE, far));
+}
+
+test!(b_self_ipi, "bench/self_ipi_x2apic", BENCH);
+fn b_self_ipi() {
+    apic::to_x2apic();
+    apic::enable();
+    isr(0x41);
+    sti();
+    measure("self_ipi_x2apic", N, || {
+        let before = count();
+        wrmsr(0x83f, 0x41);
+        while count() == before {}
+    });
+}
+
+test!(b_self_ipi_hlt, "bench/self_ipi_sti_hlt", BENCH);
+fn b_self_ipi_hlt() {
+    apic::to_x2apic();
+    apic::enable();
+    isr(0x41);
+    measure("self_ipi_sti_hlt", N, || {
+        wrmsr(0x83f, 0x41);
+        sti_hlt();
+        cli();
+    });
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+static READY: AtomicU64 = AtomicU64::new(0);
+
+fn halting_target() {
+    apic::to_x2apic();
+    apic::enable();
+    READY.store(1, Ordering::SeqCst);
+    while !STOP.load(Ordering::Relaxed) {
+        sti_hlt();
+        cli();
+    }
+}
+fn spinning_target() {
+    apic::to_x2apic();
+    apic::enable();
+    sti();
+    READY.store(1, Ordering::SeqCst);
+    while !STOP.load(Ordering::Relaxed) {
+        pause();
+    }
+}
+fn ipi(name: &str, target: fn()) {
+    smp::start_all(2);
+    apic::to_x2apic();
+    isr(0x42);
+    smp::run(1, target);
+    while READY.load(Ordering::SeqCst) == 0 {}
+    measure(name, N, || {
+        let before = count();
+        wrmsr(0x830, 1 << 32 | 0x42);
+        while count() == before {}
+    });
+}
+
+test!(b_ipi, "bench/ipi_running", BENCH | cpus(2));
+fn b_ipi() {
+    ipi("ipi_running", spinning_target)
+}
+
+test!(b_ipi_hlt, "bench/ipi_wake_hlt", BENCH | cpus(2));
+fn b_ipi_hlt() {
+    ipi("ipi_wake_hlt", halting_target)
+}

@@ -1,0 +1,63 @@
+//! Application processors: INIT and SIPI, then each runs the function it is given.
+#![allow(dead_code)]
+
+use crate::{apic, cpu, host, report, trap};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+static WORK: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
+pub static UP: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
+
+unsafe extern "C" {
+    static sipi_page: u8;
+}
+
+pub fn sipi_vector() -> u32 {
+    (&raw const sipi_page as u64 >> 12) as u32
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ap_main(index: u32) -> ! {
+    apic::enable();
+    UP[index as usize & 3].fetch_add(1, Ordering::SeqCst);
+    loop {
+        let f = WORK[index as usize & 3].swap(0, Ordering::SeqCst);
+        if f != 0 {
+            // SAFETY: only `run` stores here, and it stores function pointers.
+            let f: fn() = unsafe { core::mem::transmute(f) };
+            f();
+        }
+        cpu::pause();
+    }
+}
+
+/// Starts an application processor and waits until it is up.
+pub fn start(index: usize) {
+    let before = UP[index].load(Ordering::SeqCst);
+    apic::icr(0x0000_4500, index as u32); // INIT, assert
+    apic::icr(0x0000_4600 | sipi_vector(), index as u32);
+    if !host::wait_ms(10_000, || UP[index].load(Ordering::SeqCst) != before) {
+        report::fail("an application processor did not start")
+    }
+}
+
+/// Starts all application processors; CPU 0's APIC gets enabled too.
+pub fn start_all(count: usize) {
+    apic::enable();
+    for i in 1..count {
+        start(i);
+    }
+}
+
+/// Gives a started application processor something to do.
+pub fn run(index: usize, f: fn()) {
+    WORK[index].store(f as usize, Ordering::SeqCst);
+}
+
+/// Waits until an application processor has taken its work.
+pub fn taken(index: usize) -> bool {
+    WORK[index].load(Ordering::SeqCst) == 0
+}
+
+pub fn tr_of(index: usize) {
+    trap::load_tr(index)
+}
