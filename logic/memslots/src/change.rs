@@ -13,6 +13,8 @@
 //! Create and Move are refused with EEXIST when they overlap another slot in guest physical space. Host ranges may
 //! overlap freely: one host range behind two guest ranges is how VMMs alias their ROMs.
 
+use exitless_kvm_abi::kvm_userspace_memory_region;
+
 use crate::table::{GfnRange, Slot, SlotFlags};
 use crate::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -26,20 +28,10 @@ pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 const EINVAL: i32 = 22;
 const EEXIST: i32 = 17;
 
-/// The fields of `struct kvm_userspace_memory_region`, as user space passed them: nothing is checked yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Region {
-    /// Bits 15:0 slot number, bits 31:16 address space (only 0 exists here: no SMM).
-    pub slot: u32,
-    /// KVM_MEM_* flags.
-    pub flags: u32,
-    /// Guest physical address in bytes.
-    pub guest_phys_addr: u64,
-    /// Bytes; 0 deletes.
-    pub memory_size: u64,
-    /// Host virtual address. Whether it is a user address at all is the caller's check (access_ok).
-    pub userspace_addr: u64,
-}
+/// `struct kvm_userspace_memory_region` as user space passed it: nothing is checked yet. Bits 31:16 of `slot` are an
+/// address space, of which only 0 exists here (no SMM). Whether `userspace_addr` is a user address at all is the
+/// caller's check (access_ok).
+pub type Region = kvm_userspace_memory_region;
 
 /// What the VM allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

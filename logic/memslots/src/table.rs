@@ -1,6 +1,7 @@
 //! The published table of slots and its lookups: by guest frame, by guest address, by host range.
 
 use bytemuck::{Pod, Zeroable};
+use exitless_kvm_abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 
 use crate::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -11,9 +12,9 @@ pub struct SlotFlags(pub u32);
 
 impl SlotFlags {
     /// KVM_MEM_LOG_DIRTY_PAGES: writes are recorded in the slot's dirty bitmap.
-    pub const LOG_DIRTY: Self = Self(1 << 0);
+    pub const LOG_DIRTY: Self = Self(KVM_MEM_LOG_DIRTY_PAGES);
     /// KVM_MEM_READONLY: guest writes leave to user space as MMIO.
-    pub const READONLY: Self = Self(1 << 1);
+    pub const READONLY: Self = Self(KVM_MEM_READONLY);
     /// All bits that the ioctl accepts.
     pub const ALL: Self = Self(Self::LOG_DIRTY.0 | Self::READONLY.0);
 
