@@ -1,0 +1,316 @@
+//! One story per test, on NPT unless the format matters.
+
+use std::sync::atomic::Ordering;
+use std::vec::Vec;
+
+use super::frames::Vm;
+use crate::*;
+
+const G: u64 = 1 << 30;
+const M2: u64 = 2 << 20;
+const D: u64 = 1 << 6;
+const A: u64 = 1 << 5;
+
+fn vm() -> Vm<Npt> {
+    Vm::new(Npt::default(), 4, 64)
+}
+
+/// What hardware does on a write through the 4K, 2M or 1G leaf of `gpa`.
+fn set_bits(vm: &Vm<Npt>, gpa: u64, bits: u64) {
+    let mut table = vm.slat.root_hpa();
+    for level in (0..4).rev() {
+        let slot = &vm.frames.arena.page(table)[(gpa >> (12 + 9 * level)) as usize & 511];
+        let entry = slot.load(Ordering::Relaxed);
+        if level == 0 || entry & 0x80 != 0 {
+            slot.fetch_or(bits, Ordering::Relaxed);
+            return;
+        }
+        table = entry & Npt::ADDRESS;
+    }
+}
+
+/// The first fault of a VM: three tables, one leaf, no flush; the second fault of another vCPU finds it.
+#[test]
+fn first_fault() {
+    let mut vm = vm();
+    assert_eq!(vm.map(0x1234_5678, 0x8000_0abc, Level::Page4K, Perm::RWX), Ok(Mapped::Fresh));
+    assert_eq!(vm.map(0x1234_5000, 0x8000_0000, Level::Page4K, Perm::RX), Ok(Mapped::Same));
+    let leaf = vm.lookup(0x1234_5fff).unwrap();
+    assert_eq!((leaf.gpa, leaf.hpa, leaf.level), (0x1234_5000, 0x8000_0000, Level::Page4K));
+    assert_eq!((leaf.perm, leaf.accessed, leaf.dirty), (Perm::RWX, true, false));
+    assert_eq!(vm.slat.counts(), Counts { tables: 4, pages_4k: 1, pages_2m: 0, pages_1g: 0 });
+    assert_eq!(vm.lookup(0x1234_6000), None);
+    assert_eq!(vm.finish().len(), 1);
+}
+
+/// Without enough pages nothing changes: no half-built path, and a large leaf in the way stays.
+#[test]
+fn need_frames_is_atomic() {
+    let mut vm = vm();
+    vm.frames.allowance = 2;
+    assert_eq!(vm.map(0, 0x1000, Level::Page4K, Perm::RWX), Err(MapError::NeedFrames));
+    assert_eq!((vm.slat.counts().tables, vm.frames.allowance), (1, 2));
+    assert_eq!(vm.map(0, G, Level::Page1G, Perm::RX), Ok(Mapped::Fresh));
+    assert_eq!(vm.map(0, 0x1000, Level::Page4K, Perm::RWX), Err(MapError::NeedFrames));
+    assert_eq!(vm.lookup(0).unwrap().level, Level::Page1G);
+    assert!(vm.dropped.is_empty());
+    vm.finish();
+}
+
+/// Four tables are the most that one map takes, which is what callers fill their cache up to.
+#[test]
+fn tables_per_map() {
+    let mut vm = Vm::new(Npt::default(), 5, 16);
+    vm.frames.allowance = TABLES_PER_MAP;
+    assert_eq!(vm.map((1 << 52) - 1, 0x1000, Level::Page4K, Perm::RWX), Ok(Mapped::Fresh));
+    assert_eq!(vm.map(1 << 52, 0x1000, Level::Page4K, Perm::RWX), Err(MapError::OutOfRange));
+    assert_eq!(vm.lookup(1 << 52), None);
+    vm.finish();
+    assert_eq!(self::vm().map(1 << 48, 0, Level::Page4K, Perm::RWX), Err(MapError::OutOfRange));
+}
+
+/// A write fault on a read-only leaf widens it in place and keeps what hardware noted; a late reader takes nothing back.
+#[test]
+fn widen() {
+    let mut vm = vm();
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm { write: false, exec: false }).unwrap();
+    set_bits(&vm, 0x5000, D);
+    assert_eq!(vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX), Ok(Mapped::Widened));
+    assert_eq!(vm.map(0x5000, 0x9000, Level::Page4K, Perm::RX), Ok(Mapped::Same));
+    let leaf = vm.lookup(0x5000).unwrap();
+    assert_eq!((leaf.perm, leaf.dirty), (Perm::RWX, true));
+    vm.finish();
+}
+
+/// Another host page behind the same guest page (copy on write): the old one is reported with its dirty bit.
+#[test]
+fn other_page() {
+    let mut vm = vm();
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RX).unwrap();
+    set_bits(&vm, 0x5000, D);
+    assert_eq!(vm.map(0x5000, 0xa000, Level::Page4K, Perm::RWX), Ok(Mapped::Changed));
+    assert_eq!(vm.dropped.iter().map(|l| (l.hpa, l.dirty)).collect::<Vec<_>>(), [(0x9000, true)]);
+    vm.finish();
+}
+
+/// A 4K fault under a 2M leaf: served by it if the memory is the same, otherwise the leaf is dropped.
+#[test]
+fn small_under_large() {
+    let mut vm = vm();
+    vm.map(M2, 8 * M2, Level::Page2M, Perm::RX).unwrap();
+    assert_eq!(vm.map(M2 + 0x3000, 8 * M2 + 0x3000, Level::Page4K, Perm::RX), Ok(Mapped::Same));
+    assert_eq!(vm.map(M2 + 0x3000, 8 * M2 + 0x3000, Level::Page4K, Perm::RWX), Ok(Mapped::Changed));
+    assert_eq!((vm.dropped[0].gpa, vm.dropped[0].level), (M2, Level::Page2M));
+    assert_eq!(vm.lookup(M2), None);
+    assert_eq!(vm.slat.counts(), Counts { tables: 4, pages_4k: 1, pages_2m: 0, pages_1g: 0 });
+    vm.finish();
+}
+
+/// A 2M leaf over 4K ones: they are dropped with their bits, their table goes to the free list, zeroed but for the chain.
+#[test]
+fn large_over_small() {
+    let mut vm = vm();
+    for page in 0..512 {
+        vm.map(M2 + page * 4096, page * 4096 * 3, Level::Page4K, Perm::RWX).unwrap();
+    }
+    set_bits(&vm, M2 + 7 * 4096, D);
+    assert_eq!(vm.map(M2, 8 * M2, Level::Page2M, Perm::RWX), Ok(Mapped::Changed));
+    assert_eq!((vm.dropped.len(), vm.free.len()), (512, 1));
+    let dirty: Vec<u64> = vm.dropped.iter().filter(|l| l.dirty).map(|l| l.gpa).collect();
+    assert_eq!(dirty, [M2 + 7 * 4096]);
+    assert_eq!(vm.slat.counts(), Counts { tables: 3, pages_4k: 0, pages_2m: 1, pages_1g: 0 });
+    vm.finish();
+}
+
+/// A 1G leaf over others is refused, because it could be a quarter of a million entries; once they are zapped it works.
+#[test]
+fn huge_over_small() {
+    let mut vm = vm();
+    vm.map(G + M2, M2, Level::Page2M, Perm::RWX).unwrap();
+    assert_eq!(vm.map(G, G, Level::Page1G, Perm::RWX), Err(MapError::Occupied));
+    assert!(vm.zap_steps(G, 2 * G, 100));
+    assert_eq!(vm.map(G, G, Level::Page1G, Perm::RWX), Ok(Mapped::Fresh));
+    vm.finish();
+}
+
+/// Write protection drops large leaves and leaves an empty directory behind, which is no obstacle to a 1G leaf.
+#[test]
+fn huge_over_empty_directory() {
+    let mut vm = vm();
+    vm.map(G + M2, M2, Level::Page2M, Perm::RWX).unwrap();
+    assert_eq!(vm.protect(G, 2 * G, 5000), Swept { flush: true, next: None });
+    assert_eq!(vm.map(G, G, Level::Page1G, Perm::RWX), Ok(Mapped::Changed));
+    assert_eq!(vm.free.len(), 1);
+    vm.finish();
+}
+
+/// A range that touches one byte of a 2M leaf takes the whole leaf: a notifier may not leave stale memory mapped.
+#[test]
+fn zap_touching() {
+    let mut vm = vm();
+    vm.map(M2, 8 * M2, Level::Page2M, Perm::RWX).unwrap();
+    assert_eq!(vm.zap(0, M2, 5000), Swept { flush: false, next: None });
+    assert_eq!(vm.zap(M2 + 5, M2 + 6, 5000), Swept { flush: true, next: None });
+    assert_eq!(vm.lookup(M2), None);
+    assert_eq!(vm.free.len(), 2, "directory and directory pointer table are empty now");
+    assert_eq!(vm.zap(M2, M2, 5000), Swept { flush: false, next: None });
+    vm.finish();
+}
+
+/// A table disappears with its last leaf, not earlier.
+#[test]
+fn zap_last_leaf() {
+    let mut vm = vm();
+    vm.map(0x1000, 0x1000, Level::Page4K, Perm::RWX).unwrap();
+    vm.map(0x2000, 0x2000, Level::Page4K, Perm::RWX).unwrap();
+    assert!(vm.zap(0x1000, 0x2000, 5000).flush);
+    assert_eq!((vm.free.len(), vm.slat.counts().tables), (0, 4));
+    assert!(vm.zap(0x2000, 0x3000, 5000).flush);
+    assert_eq!((vm.free.len(), vm.slat.counts().tables), (3, 1));
+    vm.finish();
+}
+
+/// The smallest budget still gets to the end, one entry at a time, and frees the tables that its steps emptied.
+#[test]
+fn budget_of_nothing() {
+    let mut vm = vm();
+    for page in 0..700 {
+        vm.map(page * 4096, page * 4096, Level::Page4K, Perm::RWX).unwrap();
+    }
+    assert!(vm.zap_steps(0, 700 * 4096, 0));
+    assert_eq!((vm.dropped.len(), vm.free.len()), (700, 4));
+    vm.finish();
+}
+
+/// A budget is an upper bound of entries looked at.
+#[test]
+fn budget_is_a_bound() {
+    let mut vm = vm();
+    for page in 0..512 {
+        vm.map(page * 4096, page * 4096, Level::Page4K, Perm::RWX).unwrap();
+    }
+    let swept = vm.zap(0, M2, 100);
+    assert_eq!((swept, vm.dropped.len()), (Swept { flush: true, next: Some(100 * 4096) }, 100));
+    let aged = vm.slat.age_range(&vm.frames, 0, M2, true, 101);
+    assert_eq!(aged, Aged { young: true, next: Some(101 * 4096) });
+    vm.finish();
+}
+
+/// Aging: young once, old until the guest touches the page again. Dirty bits survive.
+#[test]
+fn aging() {
+    let mut vm = vm();
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX).unwrap();
+    set_bits(&vm, 0x5000, D);
+    let age = |vm: &Vm<Npt>, clear| vm.slat.age_range(&vm.frames, 0x5000, 0x6000, clear, 100).young;
+    assert!(age(&vm, false) && age(&vm, true) && !age(&vm, true) && !age(&vm, false));
+    set_bits(&vm, 0x5000, A);
+    assert!(age(&vm, true));
+    assert!(!vm.slat.age_range(&vm.frames, 0x6000, G, true, 100_000).young);
+    assert!(vm.lookup(0x5000).unwrap().dirty);
+    vm.finish();
+}
+
+/// An Intel CPU without accessed bits: everything is young, dirty means writable, and no reserved bit is written.
+#[test]
+fn without_accessed_bits() {
+    let mut vm = Vm::new(Ept::new(false, true), 4, 16);
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RX).unwrap();
+    assert!(vm.slat.age_range(&vm.frames, 0, M2, true, 5000).young);
+    let before = vm.lookup(0x5000).unwrap();
+    assert!((before.accessed, before.dirty) == (true, false));
+    assert_eq!(vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX), Ok(Mapped::Widened));
+    assert!(vm.lookup(0x5000).unwrap().dirty);
+    let mut found = 0;
+    assert!(!vm.slat.collect_dirty(&vm.frames, 0, M2, 5000, &mut |_| found += 1).flush);
+    assert_eq!(found, 0);
+    vm.finish();
+}
+
+/// A dirty log starts: 4K leaves become read-only, large ones go; a second time nothing is left to do.
+#[test]
+fn write_protect() {
+    let mut vm = vm();
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX).unwrap();
+    vm.map(M2, 8 * M2, Level::Page2M, Perm::RWX).unwrap();
+    vm.map(2 * M2, 9 * M2, Level::Page2M, Perm::RX).unwrap();
+    set_bits(&vm, 0x5000, D);
+    assert_eq!(vm.protect(0, G, 100_000), Swept { flush: true, next: None });
+    let leaf = vm.lookup(0x5000).unwrap();
+    assert_eq!((leaf.perm, leaf.dirty), (Perm::RX, true));
+    assert_eq!((vm.lookup(M2), vm.dropped.len()), (None, 1));
+    assert_eq!(vm.lookup(2 * M2).unwrap().level, Level::Page2M, "not writable, so nothing to protect");
+    assert_eq!(vm.protect(0, G, 100_000), Swept { flush: false, next: None });
+    assert_eq!(vm.slat.counts(), Counts { tables: 4, pages_4k: 1, pages_2m: 1, pages_1g: 0 });
+    vm.finish();
+}
+
+/// One word of a dirty bitmap across the border of two page tables.
+#[test]
+fn protect_mask() {
+    let mut vm = vm();
+    let base = M2 - 32 * 4096;
+    for page in 0..64 {
+        vm.map(base + page * 4096, page * 4096, Level::Page4K, Perm::RWX).unwrap();
+    }
+    let mask = 1 << 63 | 1 << 32 | 1 << 31 | 1;
+    let mut none = |_| panic!("only 4K leaves");
+    assert!(vm.slat.write_protect_mask(&vm.frames, base, mask, &mut none));
+    assert!(!vm.slat.write_protect_mask(&vm.frames, base, mask, &mut none));
+    assert!(!vm.slat.write_protect_mask(&vm.frames, G, u64::MAX, &mut none));
+    assert!(!vm.slat.write_protect_mask(&vm.frames, u64::MAX, u64::MAX, &mut none));
+    for page in 0..64 {
+        assert_eq!(vm.lookup(base + page * 4096).unwrap().perm.write, mask >> page & 1 == 0);
+    }
+    vm.finish();
+}
+
+/// The dirty bit as a log: each write is found once.
+#[test]
+fn collect() {
+    let mut vm = vm();
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX).unwrap();
+    vm.map(M2, 8 * M2, Level::Page2M, Perm::RWX).unwrap();
+    set_bits(&vm, M2 + 5, D);
+    for expect in [&[M2][..], &[]] {
+        let mut found = Vec::new();
+        let swept = vm.slat.collect_dirty(&vm.frames, 0, G, 100_000, &mut |l| found.push(l.gpa));
+        assert_eq!((&found[..], swept.flush), (expect, !expect.is_empty()));
+    }
+    vm.finish();
+}
+
+/// The encryption bit of the host is in every entry, tables included, and never in an address that comes out.
+#[test]
+fn sme() {
+    let sme = 1 << 47;
+    let mut vm = Vm::new(Npt { sme_mask: sme }, 4, 16);
+    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX).unwrap();
+    assert_eq!(vm.lookup(0x5000).unwrap().hpa, 0x9000);
+    for table in &vm.frames.live {
+        for entry in vm.frames.arena.page(*table) {
+            let entry = entry.load(Ordering::Relaxed);
+            assert!(entry == 0 || entry & sme != 0);
+        }
+    }
+    vm.finish();
+}
+
+/// Before `init` every operation is a harmless nothing, and a second root is refused.
+#[test]
+fn no_root() {
+    let mut vm = vm();
+    let mut slat = Slat::<Npt>::default();
+    let want = Mapping { gpa: 0, hpa: 0, level: Level::Page4K, perm: Perm::RX, memtype: MemType::Wb };
+    assert_eq!(slat.map(&mut vm.frames, &want, &mut vm.free, &mut |_| ()), Err(MapError::OutOfRange));
+    assert_eq!(slat.zap_all(&vm.frames, 0, 1, &mut vm.free, &mut |_| ()), Swept { flush: false, next: None });
+    assert!(!slat.age_range(&vm.frames, 0, u64::MAX, true, 1).young);
+    assert_eq!((slat.lookup(&vm.frames, 0), slat.root_hpa()), (None, 0));
+    assert!(slat.take_root(&vm.frames).is_none());
+    let page = vm.frames.take().unwrap();
+    let page = vm.slat.init(Npt::default(), 4, page).unwrap_err();
+    vm.frames.give_back(page);
+    vm.map(0, 0, Level::Page4K, Perm::RWX).unwrap();
+    assert!(vm.slat.take_root(&vm.frames).is_none(), "still in use");
+    vm.finish();
+}
