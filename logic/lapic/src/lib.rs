@@ -19,9 +19,6 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
-#[cfg(test)]
-extern crate std;
-
 mod access;
 mod base;
 mod bitmap;
@@ -39,6 +36,3 @@ pub use shared::{Accepted, Lint, Shared, Startup};
 pub use state::BadState;
 pub use timer::{Armed, Now};
 pub use work::{Config, EoiWork, Gp, Work};
-
-#[cfg(test)]
-mod tests;

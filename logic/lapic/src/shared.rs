@@ -68,7 +68,7 @@ pub struct Startup {
     pub sipi: Option<u8>,
 }
 
-/// Bits of `Shared::address`.
+/// Bits of `Directory::address`.
 mod address {
     pub(super) const LOGICAL_SHIFT: u32 = 8;
     pub(super) const FLAT: u32 = 1 << 16;
@@ -109,21 +109,27 @@ pub(crate) struct Published {
     pub(crate) x2apic: bool,
 }
 
-/// The part of a local APIC that any CPU may touch, without locks. All zero: an absent APIC that accepts nothing.
+/// What senders read. Written by the owner when the guest reprograms its APIC, rarely; so it has a cache line of its own.
 #[derive(Debug, Zeroable)]
 #[repr(C, align(64))]
-pub struct Shared {
-    // One cache line: what a sender writes.
-    irr: [AtomicU32; 8],
-    tmr: [AtomicU32; 8],
-    // The next: what a sender reads. Written by the owner when the guest reprograms its APIC, rarely.
+struct Directory {
     address: AtomicU32,
     x2apic_id: AtomicU32,
     lint0: AtomicU32,
     lint1: AtomicU32,
     error: AtomicU32,
+}
+
+/// The part of a local APIC that any CPU may touch, without locks. All zero: an absent APIC that accepts nothing.
+#[derive(Debug, Zeroable)]
+#[repr(C, align(64))]
+pub struct Shared {
+    // One cache line: what a sender of interrupts writes.
+    irr: [AtomicU32; 8],
+    tmr: [AtomicU32; 8],
+    directory: Directory,
+    // The rest: written by the owner at each interrupt (PPR), or rare.
     ppr: AtomicU32,
-    // Rare events.
     events: AtomicU32,
     nmis: AtomicU32,
     errors: AtomicU32,
@@ -200,19 +206,19 @@ impl Shared {
             | bit(p.hw_enabled, address::HW_ENABLED)
             | bit(p.sw_enabled, address::SW_ENABLED)
             | bit(p.x2apic, address::X2APIC);
-        self.address.store(word, Ordering::Release);
+        self.directory.address.store(word, Ordering::Release);
     }
 
     /// Owner, once: the immutable x2APIC id.
     pub(crate) fn publish_x2apic_id(&self, id: u32) {
-        self.x2apic_id.store(id, Ordering::Release);
+        self.directory.x2apic_id.store(id, Ordering::Release);
     }
 
     /// Owner: the LVT entries that other CPUs deliver through.
     pub(crate) fn publish_lvt(&self, lint0: u32, lint1: u32, error: u32) {
-        self.lint0.store(lint0, Ordering::Release);
-        self.lint1.store(lint1, Ordering::Release);
-        self.error.store(error, Ordering::Release);
+        self.directory.lint0.store(lint0, Ordering::Release);
+        self.directory.lint1.store(lint1, Ordering::Release);
+        self.directory.error.store(error, Ordering::Release);
     }
 
     /// Owner: the processor priority, for lowest-priority arbitration.
@@ -222,19 +228,19 @@ impl Shared {
 
     /// The APIC is enabled in IA32_APIC_BASE: it takes part in message delivery.
     pub fn hw_enabled(&self) -> bool {
-        self.address.load(Ordering::Acquire) & address::HW_ENABLED != 0
+        self.directory.address.load(Ordering::Acquire) & address::HW_ENABLED != 0
     }
 
     /// The APIC is enabled in the SVR too: it accepts fixed and lowest-priority interrupts.
     pub fn sw_enabled(&self) -> bool {
         const BOTH: u32 = address::HW_ENABLED | address::SW_ENABLED;
-        self.address.load(Ordering::Acquire) & BOTH == BOTH
+        self.directory.address.load(Ordering::Acquire) & BOTH == BOTH
     }
 
     /// The id that physical destinations name now: 8 bits, or 32 in x2APIC mode.
     pub fn physical_id(&self) -> u32 {
-        let word = self.address.load(Ordering::Acquire);
-        if word & address::X2APIC != 0 { self.x2apic_id.load(Ordering::Acquire) } else { word & 0xff }
+        let word = self.directory.address.load(Ordering::Acquire);
+        if word & address::X2APIC != 0 { self.directory.x2apic_id.load(Ordering::Acquire) } else { word & 0xff }
     }
 
     /// Lower wins lowest-priority arbitration (SDM vol. 3A, 11.6.2.4: the PPR stands for the APR). May be a moment old.
@@ -247,7 +253,7 @@ impl Shared {
     /// An xAPIC sender's or device's 0xff is a broadcast for every target; an x2APIC sender's 0xff is one for targets in xAPIC mode
     /// only, and 0xffff_ffff for all. A physical id above 0xff names its vCPU even in xAPIC mode, so that it can be started.
     pub fn matches(&self, msg: &InterruptMessage) -> bool {
-        let word = self.address.load(Ordering::Acquire);
+        let word = self.directory.address.load(Ordering::Acquire);
         if word & address::HW_ENABLED == 0 {
             return false;
         }
@@ -255,7 +261,7 @@ impl Shared {
         if is_broadcast(msg, x2apic) {
             return true;
         }
-        let x2apic_id = self.x2apic_id.load(Ordering::Acquire);
+        let x2apic_id = self.directory.x2apic_id.load(Ordering::Acquire);
         match (msg.logical, x2apic) {
             (false, true) => msg.destination == x2apic_id,
             (false, false) if msg.destination > 0xff => msg.destination == x2apic_id,
@@ -300,7 +306,7 @@ impl Shared {
     /// Accumulates error bits; the first since the last ESR write fires the LVT error entry.
     pub(crate) fn raise_error(&self, bits: u32) -> Accepted {
         let armed = self.errors.fetch_or(bits, Ordering::AcqRel) == 0;
-        let entry = self.error.load(Ordering::Acquire);
+        let entry = self.directory.error.load(Ordering::Acquire);
         let vector = entry as u8;
         if !armed || entry & lvt::MASKED != 0 || vector < FIRST_LEGAL_VECTOR || !self.hw_enabled() {
             return Accepted::None;
@@ -392,15 +398,15 @@ impl Shared {
     /// The 8259's INTR output reaches this CPU: LINT0 is unmasked in ExtINT mode, or the APIC is disabled in IA32_APIC_BASE and its
     /// pin is the INTR pin (SDM vol. 3A, 11.4.3).
     pub fn accepts_ext_int(&self) -> bool {
-        let entry = self.lint0.load(Ordering::Acquire);
+        let entry = self.directory.lint0.load(Ordering::Acquire);
         !self.hw_enabled() || (entry & lvt::MASKED == 0 && lvt_mode(entry) == DeliveryMode::EXTINT)
     }
 
     /// A pulse on a local pin, delivered as its LVT entry says. With the APIC disabled the pins are INTR and NMI.
     pub fn local_interrupt(&self, pin: Lint) -> Accepted {
         let entry = match pin {
-            Lint::Lint0 => self.lint0.load(Ordering::Acquire),
-            Lint::Lint1 => self.lint1.load(Ordering::Acquire),
+            Lint::Lint0 => self.directory.lint0.load(Ordering::Acquire),
+            Lint::Lint1 => self.directory.lint1.load(Ordering::Acquire),
         };
         match (self.hw_enabled(), pin) {
             (true, _) => self.deliver_entry(entry),

@@ -4,7 +4,6 @@
 //! is not in the page: it travels as an MSR.
 
 use crate::access::lvt_writable;
-use crate::bitmap::Bitmap;
 use crate::lapic::svr;
 use crate::shared::Shared;
 use crate::timer::Now;
@@ -108,19 +107,15 @@ impl Lapic {
         self.timer.restore(mode, initial, get(regs, reg::TDCR), current, now);
     }
 
-    /// Illegal vectors cannot be pending or in service, whatever the page says.
+    /// As they are, illegal vectors too: those are of priority class 0, so never deliverable, and userspace reads them back.
     fn load_vectors(&mut self, s: &Shared, regs: &[u8; PAGE]) {
-        let mut isr = Bitmap::default();
-        for (index, word) in isr.0.iter_mut().enumerate() {
-            let legal = if index == 0 { !0xffff } else { u32::MAX };
-            *word = get(regs, bank(reg::ISR, index)) & legal;
-            let tmr = get(regs, bank(reg::TMR, index)) & legal;
-            s.set_words(index, tmr, get(regs, bank(reg::IRR, index)) & legal);
+        for (index, word) in self.isr.0.iter_mut().enumerate() {
+            *word = get(regs, bank(reg::ISR, index));
+            s.set_words(index, get(regs, bank(reg::TMR, index)), get(regs, bank(reg::IRR, index)));
         }
-        self.isr = isr;
     }
 
-    /// The saved page says that the APIC is software-enabled. For callers that count disabled APICs.
+    /// SVR bit 8, whatever IA32_APIC_BASE says.
     pub fn sw_enabled(&self) -> bool {
         self.svr & svr::ENABLE != 0
     }
