@@ -53,10 +53,11 @@ impl Cursor {
         (first.min(entries) as usize)..((last + 1).min(entries) as usize)
     }
 
-    /// Pays for one entry at `gpa`, or notes that the work stops in front of it.
+    /// Pays for one entry at `gpa`, or notes that the work stops in front of it. The first entry of a call, the only one
+    /// that may begin before the range, is always paid for; so `next` is behind the call's start.
     pub(crate) fn step(&mut self, gpa: u64) -> bool {
         if self.budget == 0 {
-            self.next = Some(gpa.max(self.start));
+            self.next = Some(gpa);
             return false;
         }
         self.budget -= 1;
