@@ -105,7 +105,10 @@ pub(crate) fn compare_exchange<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
     } else {
         let old = x.load(0, size)?;
         let (new, after) = compute(old);
-        x.store(0, size, new)?;
+        // An unequal register is left alone, its upper half too.
+        if after & rflags::ZF != 0 {
+            x.store(0, size, new)?;
+        }
         (old, after)
     };
     if after & rflags::ZF == 0 {
