@@ -136,8 +136,7 @@ impl Ioapic {
 
     /// The offset of a guest-physical address inside the register window, if it is there.
     pub fn offset_of(&self, address: u64) -> Option<u64> {
-        let offset = address.wrapping_sub(self.base);
-        (offset < WINDOW_SIZE).then_some(offset)
+        address.checked_sub(self.base).filter(|offset| *offset < WINDOW_SIZE)
     }
 
     /// One source drives `pin` (0 to 23).
@@ -153,6 +152,7 @@ impl Ioapic {
         let bit = bit(pin);
         if !level {
             self.irr &= !bit;
+            self.delivered &= !bit;
             return Raised::Nothing(LineStatus::Delivered(1));
         }
         let was_high = self.irr & bit != 0;
@@ -163,7 +163,6 @@ impl Ioapic {
         if was_high {
             return Raised::Nothing(LineStatus::Coalesced);
         }
-        self.delivered &= !bit;
         self.service(pin)
     }
 
@@ -350,10 +349,13 @@ impl Ioapic {
         state.base_address = self.base;
         state.ioregsel = self.ioregsel.into();
         state.id = self.id.into();
-        state.irr = self.irr & !self.delivered;
+        state.irr = self.irr;
         state.pad = 0;
         for (saved, entry) in state.redirtbl.iter_mut().zip(self.entries.iter()) {
             *saved = entry.0;
+        }
+        for pin in (0..PINS).filter(|pin| !self.entry(*pin).level()) {
+            state.irr &= !(self.delivered & bit(pin));
         }
     }
 

@@ -76,8 +76,9 @@ impl<const N: usize> Lines<N> {
         *asserted != 0
     }
 
-    /// The level of the pin.
-    pub fn level(&self, pin: u8) -> bool {
-        self.asserted.get(usize::from(pin)).is_some_and(|sources| *sources != 0)
+    /// The pins that are high (bit n = pin n); `N` is at most 32.
+    pub fn high(&self) -> u32 {
+        let levels = self.asserted.iter().rev();
+        levels.fold(0, |high, sources| (high << 1) | u32::from(*sources != 0))
     }
 }

@@ -275,8 +275,13 @@ impl Chip {
         if self.poll { self.poll_read() } else { self.imr }
     }
 
-    fn write_elcr(&mut self, value: u8) {
-        self.elcr = value & self.elcr_mask;
+    /// A pin that becomes level triggered requests what its line says (`high`), not what an edge left behind: such
+    /// a request would come back for ever.
+    fn write_elcr(&mut self, value: u8, high: u8) {
+        let elcr = value & self.elcr_mask;
+        let becomes_level = elcr & !self.elcr;
+        self.irr = (self.irr & !becomes_level) | ((high | self.last_irr) & becomes_level);
+        self.elcr = elcr;
     }
 
     fn save(&self) -> kvm_pic_state {
@@ -465,13 +470,14 @@ impl Pic {
     }
 
     fn write_byte(&mut self, port: u16, value: u8) {
+        let [master_high, slave_high, ..] = self.lines.high().to_le_bytes();
         match port {
             MASTER_COMMAND => self.master.write_command(value),
             MASTER_DATA => self.master.write_data(value),
             SLAVE_COMMAND => self.slave.write_command(value),
             SLAVE_DATA => self.slave.write_data(value),
-            MASTER_ELCR => self.master.write_elcr(value),
-            SLAVE_ELCR => self.slave.write_elcr(value),
+            MASTER_ELCR => self.master.write_elcr(value, master_high),
+            SLAVE_ELCR => self.slave.write_elcr(value, slave_high),
             _ => {}
         }
     }
