@@ -144,6 +144,17 @@ fn huge_over_empty_directory() {
     vm.finish();
 }
 
+/// Freeing an empty table needs a flush even when no leaf goes with it: the CPU caches links to tables as well.
+#[test]
+fn empty_directory_needs_flush() {
+    let mut vm = vm();
+    vm.map(G + M2, M2, Level::Page2M, Perm::RWX).unwrap();
+    assert!(vm.protect(G, 2 * G, 5000).flush);
+    assert_eq!(vm.zap(G, G + 4096, 5000), Swept { flush: true, next: None });
+    assert_eq!((vm.free.len(), vm.slat.counts().tables), (2, 1));
+    vm.finish();
+}
+
 /// A range that touches one byte of a 2M leaf takes the whole leaf: a notifier may not leave stale memory mapped.
 #[test]
 fn zap_touching() {
@@ -300,7 +311,7 @@ fn sme() {
 #[test]
 fn no_root() {
     let mut vm = vm();
-    let mut slat = Slat::<Npt>::default();
+    let mut slat: Slat<Npt> = bytemuck::Zeroable::zeroed();
     let want = Mapping { gpa: 0, hpa: 0, level: Level::Page4K, perm: Perm::RX, memtype: MemType::Wb };
     assert_eq!(slat.map(&mut vm.frames, &want, &mut vm.free, &mut |_| ()), Err(MapError::OutOfRange));
     assert_eq!(slat.zap_all(&vm.frames, 0, 1, &mut vm.free, &mut |_| ()), Swept { flush: false, next: None });
