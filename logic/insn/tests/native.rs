@@ -7,10 +7,10 @@ use common::forms::{self, Encoded, Undefined};
 use common::machine::Machine;
 use common::native::{DATA_LEN, State, native};
 use common::{Random, fetch};
+use exitless_insn::alu::STATUS;
 use exitless_insn::{Mode, Outcome, emulate};
 use exitless_x86::regs::Gpr;
 use exitless_x86::regs::rflags::{DF, FIXED, IF};
-use exitless_insn::alu::STATUS;
 
 /// Random registers; RBX and RSI address the middle of data memory, RSP the upper part.
 fn registers(data: u64, r: &mut Random, bit_string: bool) -> State {
@@ -51,7 +51,11 @@ fn compare(code: &[u8], start: &State, memory: &[u8], undefined: u64, story: &st
     }
     assert_eq!(outcome, Outcome::Done, "{story}: {code:02x?} {start:x?}");
     assert_eq!(m.rip, 0x1000 + code.len() as u64, "{story}: {code:02x?}");
-    assert_eq!(m.gpr, real.gpr, "{story}: {code:02x?}\n start {start:x?}\n emulated {:x?}\n real {real:x?}", m.gpr);
+    assert_eq!(
+        m.gpr, real.gpr,
+        "{story}: {code:02x?}\n start {start:x?}\n emulated {:x?}\n real {real:x?}",
+        m.gpr
+    );
     let defined = STATUS & !undefined | DF;
     assert_eq!(
         m.rflags & defined,
@@ -216,7 +220,8 @@ fn absolute_moves_and_xlat_match_the_processor() {
 fn the_generator_reaches_memory_and_registers() {
     let mut r = Random::new(3);
     let forms = forms::all();
-    let both: Vec<bool> = (0..100).map(|i| Encoded::random(forms[i % forms.len()], i % 2 == 0, &mut r).memory).collect();
+    let both: Vec<bool> =
+        (0..100).map(|i| Encoded::random(forms[i % forms.len()], i % 2 == 0, &mut r).memory).collect();
     assert!(both.contains(&true) && both.contains(&false));
     assert!(forms.iter().any(|f| f.flags == Undefined::Bit));
     let (bytes, valid) = fetch(&[0x90]);

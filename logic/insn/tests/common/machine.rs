@@ -71,7 +71,8 @@ pub const MMIO: u64 = 0x10_0000;
 
 impl Machine {
     pub fn new(mode: Mode) -> Self {
-        let attrib = Segment::P | Segment::S | Segment::G | if mode == Mode::Bits32 { Segment::DB } else { 0 };
+        let attrib =
+            Segment::P | Segment::S | Segment::G | if mode == Mode::Bits32 { Segment::DB } else { 0 };
         let limit = if mode == Mode::Bits16 { 0xffff } else { u32::MAX };
         let data = Segment { base: 0, limit, selector: 0x10, attrib: attrib | 3 };
         let long = if mode == Mode::Bits64 { Segment::L } else { 0 };
@@ -288,8 +289,7 @@ impl Cpu for Machine {
     fn io_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {
         let mut data = [0; 16];
         data[..usize::from(size)].copy_from_slice(&value.to_le_bytes()[..usize::from(size)]);
-        let request =
-            Request { write: true, port: true, address: port.into(), len: size.into(), data };
+        let request = Request { write: true, port: true, address: port.into(), len: size.into(), data };
         self.reach(request).map(|_| ())
     }
 
