@@ -58,7 +58,7 @@ fn no_write_is_lost() {
 /// The same with one page that is hardly mapped when it goes again: the first write meets the swap of the entry.
 #[test]
 fn first_write_against_zap() {
-    race(1, 100_000, |vm, round, _| {
+    race(1, 20_000, |vm, round, _| {
         vm.map(0, HPA, Level::Page4K, Perm::RWX).unwrap();
         pause(round);
         assert_eq!(vm.zap(0, 4096, 100).next, None);
@@ -68,7 +68,7 @@ fn first_write_against_zap() {
 /// The same when a 2M leaf replaces the page's table: hardware may know the table still, and must find it empty.
 #[test]
 fn first_write_against_collapse() {
-    race(1, 30_000, |vm, round, _| {
+    race(1, 5_000, |vm, round, _| {
         vm.map(0, HPA, Level::Page4K, Perm::RWX).unwrap();
         pause(round);
         vm.map(0, HPA, Level::Page2M, Perm::RX).unwrap();
