@@ -24,7 +24,7 @@ struct ex_gup_result {
 };
 
 /* bug.c */
-void ex_bug(void);
+void __noreturn ex_bug(void);
 bool ex_warn_once(void);
 
 /* cpu.c */

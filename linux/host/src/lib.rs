@@ -1,3 +1,42 @@
-//! Safe Rust over the C helpers: files, user memory, timers, notifiers, tasks, pages, log.
+//! Safe Rust over the C helpers of `linux/c`: files, user memory, timers, notifiers, tasks, pages, log.
+//!
+//! **Handles.** An object that the kernel owns (lock, timer, notifier) is allocated by C, because its layout moves
+//! between kernels; Rust holds an opaque pointer. Handle types are `Zeroable`: all-zero means "not created", so they
+//! can sit in big structures that are built in place. `init` creates, `Drop` frees, and a use before `init` stops
+//! the machine with BUG() at that line instead of being undefined.
+//!
+//! **Callbacks.** C calls the module crate through `ex_rs_*` functions; `linux/c/ex.h` lists them.
+//!
+//! This crate (and the world switch that `hw/svm` declares) is the only place that names `ex_*` helpers.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
+#[cfg(target_os = "none")]
+pub mod alloc;
+pub mod cpu;
+pub mod debugfs;
+pub mod enter;
+pub mod errno;
+pub mod eventfd;
+mod ffi;
+pub mod file;
+pub mod fpu;
+mod handle;
+pub mod lock;
+pub mod log;
+pub mod mem;
+pub mod mmu;
+#[cfg(target_os = "none")]
+pub mod panic;
+pub mod srcu;
+pub mod task;
+pub mod time;
+pub mod timer;
+pub mod uaccess;
+
+#[cfg(test)]
+mod fake;
+
+pub use errno::{Errno, Result};

@@ -1,0 +1,227 @@
+//! This CPU and the others: interrupts, preemption, kicks, calls on other CPUs, debug registers.
+
+use crate::errno::check;
+use crate::ffi;
+use crate::handle::{Handle, handle_type};
+use crate::{Errno, Result};
+use core::ffi::c_void;
+use core::marker::PhantomData;
+
+/// The number of this CPU. Means something only while preemption or interrupts are off.
+#[inline]
+pub fn id() -> u32 {
+    // SAFETY: reads a per-CPU variable.
+    unsafe { ffi::ex_cpu_id() }
+}
+
+/// One more than the highest CPU number that can ever appear: the length of a per-CPU array.
+pub fn count() -> usize {
+    // SAFETY: reads a variable.
+    unsafe { ffi::ex_cpu_possible() as usize }
+}
+
+/// Every CPU that can ever come online.
+pub fn possible() -> impl Iterator<Item = u32> {
+    // SAFETY: reads a mask.
+    (0..count() as u32).filter(|&cpu| unsafe { ffi::ex_cpu_is_possible(cpu) })
+}
+
+/// Every CPU that is online now; the set may change as soon as this returns.
+pub fn online() -> impl Iterator<Item = u32> {
+    (0..count() as u32).filter(|&cpu| is_online(cpu))
+}
+
+/// Is it online now?
+pub fn is_online(cpu: u32) -> bool {
+    // SAFETY: reads a mask; the helper checks the number.
+    unsafe { ffi::ex_cpu_is_online(cpu) }
+}
+
+/// How many are online now.
+pub fn online_count() -> u32 {
+    // SAFETY: reads a counter.
+    unsafe { ffi::ex_cpu_online_count() }
+}
+
+/// The host's APIC id of a CPU.
+pub fn apic_id(cpu: u32) -> Option<u32> {
+    // SAFETY: the helper checks the number.
+    let id = unsafe { ffi::ex_cpu_apic_id(cpu) };
+    (id != u32::MAX).then_some(id)
+}
+
+/// A guard must be dropped where it was made.
+type NotSend = PhantomData<*mut ()>;
+
+/// Preemption stays off while this lives.
+#[must_use]
+pub struct NoPreempt(NotSend);
+
+impl NoPreempt {
+    /// Turns preemption off (counts).
+    pub fn new() -> Self {
+        preempt_disable();
+        NoPreempt(PhantomData)
+    }
+}
+
+impl Default for NoPreempt {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for NoPreempt {
+    fn drop(&mut self) {
+        preempt_enable();
+    }
+}
+
+/// Interrupts stay off while this lives, then return to what they were.
+#[must_use]
+pub struct NoIrq(usize, NotSend);
+
+impl NoIrq {
+    /// Turns interrupts off.
+    pub fn new() -> Self {
+        // SAFETY: saves RFLAGS, clears IF.
+        NoIrq(unsafe { ffi::ex_irq_save() }, PhantomData)
+    }
+}
+
+impl Default for NoIrq {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for NoIrq {
+    fn drop(&mut self) {
+        // SAFETY: restores what new() saved on this CPU.
+        unsafe { ffi::ex_irq_restore(self.0) }
+    }
+}
+
+/// By hand, for the run loop: must be balanced.
+#[inline]
+pub fn preempt_disable() {
+    // SAFETY: counts; imbalance is a kernel warning, not undefined.
+    unsafe { ffi::ex_preempt_disable() }
+}
+
+/// By hand: may schedule at once.
+#[inline]
+pub fn preempt_enable() {
+    // SAFETY: counts.
+    unsafe { ffi::ex_preempt_enable() }
+}
+
+/// By hand, for the run loop.
+#[inline]
+pub fn irq_disable() {
+    // SAFETY: clears IF.
+    unsafe { ffi::ex_irq_disable() }
+}
+
+/// By hand, for the run loop.
+#[inline]
+pub fn irq_enable() {
+    // SAFETY: sets IF; process context that turned it off itself.
+    unsafe { ffi::ex_irq_enable() }
+}
+
+/// Are interrupts off?
+pub fn irqs_disabled() -> bool {
+    // SAFETY: reads RFLAGS.
+    unsafe { ffi::ex_irqs_disabled() }
+}
+
+/// Sends the reschedule IPI: a guest there exits. Any context. Nothing happens if the CPU is offline.
+#[inline]
+pub fn kick(cpu: u32) {
+    // SAFETY: the helper checks the number.
+    unsafe { ffi::ex_cpu_kick(cpu) }
+}
+
+/// Runs `ex_rs_on_cpu(arg, op)` on every online CPU, interrupts off there, and waits. Interrupts on here.
+pub fn on_each(arg: *mut c_void, op: u32) {
+    // SAFETY: the arguments are only handed on.
+    unsafe { ffi::ex_on_each_cpu(arg, op) }
+}
+
+/// Runs `ex_rs_on_cpu(arg, op)` on one CPU and waits. `ENXIO`: it is not online. Interrupts on here.
+pub fn on_one(cpu: u32, arg: *mut c_void, op: u32) -> Result<()> {
+    // SAFETY: the arguments are only handed on; the helper checks the number.
+    check(unsafe { ffi::ex_on_one_cpu(cpu, arg, op) }).map(drop)
+}
+
+/// A set of CPUs.
+pub struct CpuMask {
+    handle: Handle,
+}
+
+handle_type!(CpuMask, ffi::ex_cpumask_free);
+
+impl CpuMask {
+    /// Empty. Process context.
+    pub fn init(&mut self) -> Result<()> {
+        if !self.handle.is_null() {
+            return Err(Errno::EEXIST);
+        }
+        // SAFETY: returns null or a mask.
+        self.handle.set(unsafe { ffi::ex_cpumask_new() });
+        if self.handle.is_null() { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// Adds a CPU, atomically. Numbers that cannot exist are ignored.
+    pub fn insert(&self, cpu: u32) {
+        // SAFETY: the handle is live; the helper checks the number and sets the bit atomically.
+        unsafe { ffi::ex_cpumask_set(self.handle.get(), cpu) }
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        // SAFETY: the handle is live and ours alone.
+        unsafe { ffi::ex_cpumask_clear(self.handle.get()) }
+    }
+
+    /// No CPU in it?
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_cpumask_empty(self.handle.get()) }
+    }
+
+    /// Interrupts every other CPU of the set and waits until each has answered: whoever was in guest mode there has
+    /// left it. Interrupts on; not under a spin lock.
+    pub fn kick_and_wait(&self) {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_kick_all_ack(self.handle.get()) }
+    }
+}
+
+/// Does the host use its debug registers on this CPU? Interrupts off.
+#[inline]
+pub fn host_breakpoints_active() -> bool {
+    // SAFETY: reads a per-CPU variable.
+    unsafe { ffi::ex_hw_breakpoint_active() }
+}
+
+/// Writes the host's debug registers back after a guest had its own in them. Interrupts off.
+pub fn restore_host_breakpoints() {
+    // SAFETY: restores what the kernel keeps per CPU.
+    unsafe { ffi::ex_hw_breakpoint_restore() }
+}
+
+/// Barrier against branch training by another guest: when a different vCPU comes to this CPU. Nothing happens where
+/// the kernel does not use IBPB.
+#[inline]
+pub fn ibpb() {
+    // SAFETY: writes PRED_CMD if the kernel says so.
+    unsafe { ffi::ex_ibpb() }
+}
+
+/// What SPEC_CTRL must hold while this CPU runs the host. Preemption off.
+pub fn host_spec_ctrl() -> u64 {
+    // SAFETY: reads a per-CPU variable.
+    unsafe { ffi::ex_host_spec_ctrl() }
+}

@@ -1,0 +1,201 @@
+//! Every helper of `linux/c/helpers/helpers.h`, in its order. A test compares the two lists.
+
+use core::ffi::{c_char, c_int, c_void};
+
+/// `struct ex_clock_snapshot`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ClockSnapshot {
+    pub(crate) tsc: u64,
+    pub(crate) raw_ns: u64,
+    pub(crate) real_ns: u64,
+    pub(crate) boot_ns: u64,
+}
+
+/// `struct ex_gup_result`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct GupResult {
+    pub(crate) pfn: u64,
+    pub(crate) writable: u32,
+    pub(crate) counted: u32,
+}
+
+#[allow(dead_code)] // The list mirrors the header; some helpers wait for their first user.
+unsafe extern "C" {
+    // bug.c
+    pub(crate) fn ex_bug() -> !;
+    pub(crate) fn ex_warn_once() -> bool;
+
+    // cpu.c
+    pub(crate) fn ex_cpu_id() -> u32;
+    pub(crate) fn ex_cpu_possible() -> u32;
+    pub(crate) fn ex_cpu_is_possible(cpu: u32) -> bool;
+    pub(crate) fn ex_cpu_is_online(cpu: u32) -> bool;
+    pub(crate) fn ex_cpu_online_count() -> u32;
+    pub(crate) fn ex_cpu_apic_id(cpu: u32) -> u32;
+    pub(crate) fn ex_cpu_vendor() -> u32;
+    pub(crate) fn ex_preempt_disable();
+    pub(crate) fn ex_preempt_enable();
+    pub(crate) fn ex_irq_disable();
+    pub(crate) fn ex_irq_enable();
+    pub(crate) fn ex_irq_save() -> usize;
+    pub(crate) fn ex_irq_restore(flags: usize);
+    pub(crate) fn ex_irqs_disabled() -> bool;
+    pub(crate) fn ex_cpu_kick(cpu: u32);
+    pub(crate) fn ex_on_each_cpu(arg: *mut c_void, op: u32);
+    pub(crate) fn ex_on_one_cpu(cpu: u32, arg: *mut c_void, op: u32) -> c_int;
+    pub(crate) fn ex_cpumask_new() -> *mut c_void;
+    pub(crate) fn ex_cpumask_free(mask: *mut c_void);
+    pub(crate) fn ex_cpumask_set(mask: *mut c_void, cpu: u32);
+    pub(crate) fn ex_cpumask_clear(mask: *mut c_void);
+    pub(crate) fn ex_cpumask_empty(mask: *const c_void) -> bool;
+    pub(crate) fn ex_kick_all_ack(mask: *const c_void);
+    pub(crate) fn ex_hw_breakpoint_active() -> bool;
+    pub(crate) fn ex_hw_breakpoint_restore();
+    pub(crate) fn ex_ibpb();
+    pub(crate) fn ex_host_spec_ctrl() -> u64;
+
+    // debugfs.c
+    pub(crate) fn ex_debugfs_dir_new(name: *const c_char) -> *mut c_void;
+    pub(crate) fn ex_debugfs_dir_free(dir: *mut c_void);
+    pub(crate) fn ex_debugfs_text(dir: *mut c_void, name: *const c_char, cookie: *mut c_void, kind: u32) -> c_int;
+    pub(crate) fn ex_debugfs_u64(dir: *mut c_void, name: *const c_char, value: *mut u64);
+
+    // eventfd.c
+    pub(crate) fn ex_eventfd_get(fd: c_int, ctx: *mut *mut c_void) -> c_int;
+    pub(crate) fn ex_eventfd_put(ctx: *mut c_void);
+    pub(crate) fn ex_eventfd_signal(ctx: *mut c_void);
+
+    // fd.c
+    pub(crate) fn ex_fd_reserve(flags: u32) -> c_int;
+    pub(crate) fn ex_fd_unreserve(fd: c_int);
+    pub(crate) fn ex_fd_open(kind: u32, name: *const c_char, object: *mut c_void, flags: u32, err: *mut c_int) -> *mut c_void;
+    pub(crate) fn ex_fd_install(fd: c_int, file: *mut c_void);
+    pub(crate) fn ex_fd_close(file: *mut c_void);
+
+    // fpu.c
+    pub(crate) fn ex_fpu_new() -> *mut c_void;
+    pub(crate) fn ex_fpu_free(fpu: *mut c_void);
+    pub(crate) fn ex_fpu_load_guest(fpu: *mut c_void);
+    pub(crate) fn ex_fpu_put_guest(fpu: *mut c_void);
+    pub(crate) fn ex_fpu_before_enter();
+    pub(crate) fn ex_fpu_to_uabi(fpu: *mut c_void, buf: *mut c_void, size: u32, xfeatures: u64, pkru: u32);
+    pub(crate) fn ex_fpu_from_uabi(fpu: *mut c_void, buf: *const c_void, xcr0: u64, pkru: *mut u32) -> c_int;
+    pub(crate) fn ex_host_xcr0() -> u64;
+    pub(crate) fn ex_host_xss() -> u64;
+
+    // hrtimer.c
+    pub(crate) fn ex_timer_new(cookie: *mut c_void, kind: u32) -> *mut c_void;
+    pub(crate) fn ex_timer_free(timer: *mut c_void);
+    pub(crate) fn ex_timer_start(timer: *mut c_void, expires_ns: u64, pinned: bool);
+    pub(crate) fn ex_timer_cancel(timer: *mut c_void) -> bool;
+    pub(crate) fn ex_timer_try_cancel(timer: *mut c_void) -> c_int;
+    pub(crate) fn ex_timer_active(timer: *const c_void) -> bool;
+    pub(crate) fn ex_timer_expires(timer: *const c_void) -> u64;
+
+    // irqfd.c
+    pub(crate) fn ex_irqfd_new(vm: *mut c_void, cookie: usize, fd: c_int, resample_fd: c_int, err: *mut c_int) -> *mut c_void;
+    pub(crate) fn ex_irqfd_free(irqfd: *mut c_void);
+    pub(crate) fn ex_irqfd_resample(irqfd: *mut c_void);
+    pub(crate) fn ex_irqfd_is(irqfd: *const c_void, ctx: *const c_void) -> bool;
+    pub(crate) fn ex_irqfd_has_resample(irqfd: *const c_void) -> bool;
+
+    // lock.c
+    pub(crate) fn ex_spin_new(class: u32) -> *mut c_void;
+    pub(crate) fn ex_spin_free(lock: *mut c_void);
+    pub(crate) fn ex_spin_lock(lock: *mut c_void) -> usize;
+    pub(crate) fn ex_spin_trylock(lock: *mut c_void, flags: *mut usize) -> bool;
+    pub(crate) fn ex_spin_unlock(lock: *mut c_void, flags: usize);
+    pub(crate) fn ex_mutex_new(class: u32) -> *mut c_void;
+    pub(crate) fn ex_mutex_free(lock: *mut c_void);
+    pub(crate) fn ex_mutex_lock(lock: *mut c_void);
+    pub(crate) fn ex_mutex_lock_killable(lock: *mut c_void) -> c_int;
+    pub(crate) fn ex_mutex_trylock(lock: *mut c_void) -> bool;
+    pub(crate) fn ex_mutex_unlock(lock: *mut c_void);
+
+    // mm.c
+    pub(crate) fn ex_gup(hva: u64, write: bool, atomic: bool, out: *mut GupResult) -> c_int;
+    pub(crate) fn ex_page_release(pfn: u64, dirty: bool, accessed: bool);
+    pub(crate) fn ex_host_level(mm: *mut c_void, hva: u64) -> u32;
+    pub(crate) fn ex_pfn_is_ram(pfn: u64) -> bool;
+    pub(crate) fn ex_mm_grab_current() -> *mut c_void;
+    pub(crate) fn ex_mm_drop(mm: *mut c_void);
+    pub(crate) fn ex_mm_current() -> *mut c_void;
+
+    // mmu_notifier.c
+    pub(crate) fn ex_mmu_notifier_new(cookie: *mut c_void, err: *mut c_int) -> *mut c_void;
+    pub(crate) fn ex_mmu_notifier_free(notifier: *mut c_void);
+
+    // printk.c
+    pub(crate) fn ex_pr_info(text: *const c_char, len: u32);
+    pub(crate) fn ex_pr_warn(text: *const c_char, len: u32);
+    pub(crate) fn ex_pr_err(text: *const c_char, len: u32);
+
+    // sched.c
+    pub(crate) fn ex_vcpu_new(rust: *mut c_void) -> *mut c_void;
+    pub(crate) fn ex_vcpu_free(vcpu: *mut c_void);
+    pub(crate) fn ex_vcpu_load(vcpu: *mut c_void) -> u32;
+    pub(crate) fn ex_vcpu_put(vcpu: *mut c_void);
+    pub(crate) fn ex_vcpu_block(vcpu: *mut c_void) -> c_int;
+    pub(crate) fn ex_vcpu_wake(vcpu: *mut c_void) -> bool;
+    pub(crate) fn ex_vcpu_record_current(vcpu: *mut c_void);
+    pub(crate) fn ex_vcpu_yield_to(vcpu: *mut c_void, preempt: bool) -> c_int;
+    pub(crate) fn ex_signal_pending() -> bool;
+    pub(crate) fn ex_need_resched() -> bool;
+    pub(crate) fn ex_cond_resched();
+    pub(crate) fn ex_single_task_running() -> bool;
+    pub(crate) fn ex_guest_work_pending() -> bool;
+    pub(crate) fn ex_guest_work_handle() -> c_int;
+    pub(crate) fn ex_current_pid() -> c_int;
+    pub(crate) fn ex_in_compat_syscall() -> bool;
+    pub(crate) fn ex_sigset_activate(set: u64);
+    pub(crate) fn ex_sigset_deactivate();
+    pub(crate) fn ex_cpu_relax();
+
+    // slab.c
+    pub(crate) fn ex_kvzalloc(size: usize, align: usize) -> *mut c_void;
+    pub(crate) fn ex_kvmalloc_module(size: usize, align: usize) -> *mut c_void;
+    pub(crate) fn ex_kvfree(ptr: *mut c_void);
+    pub(crate) fn ex_pages_alloc(order: u32) -> *mut c_void;
+    pub(crate) fn ex_pages_alloc_atomic(order: u32) -> *mut c_void;
+    pub(crate) fn ex_pages_free(virt: *mut c_void, order: u32);
+    pub(crate) fn ex_page_of(virt: *mut c_void) -> *mut c_void;
+    pub(crate) fn ex_phys_of(virt: *const c_void) -> u64;
+    pub(crate) fn ex_virt_of(phys: u64) -> *mut c_void;
+    pub(crate) fn ex_sme_mask() -> u64;
+
+    // srcu.c
+    pub(crate) fn ex_srcu_new() -> *mut c_void;
+    pub(crate) fn ex_srcu_free(srcu: *mut c_void);
+    pub(crate) fn ex_srcu_read_lock(srcu: *mut c_void) -> c_int;
+    pub(crate) fn ex_srcu_read_unlock(srcu: *mut c_void, idx: c_int);
+    pub(crate) fn ex_srcu_synchronize(srcu: *mut c_void);
+    pub(crate) fn ex_srcu_synchronize_expedited(srcu: *mut c_void);
+
+    // timekeeping.c
+    pub(crate) fn ex_monotonic_ns() -> u64;
+    pub(crate) fn ex_boottime_ns() -> u64;
+    pub(crate) fn ex_raw_ns() -> u64;
+    pub(crate) fn ex_real_ns() -> u64;
+    pub(crate) fn ex_tsc_khz() -> u32;
+    pub(crate) fn ex_tsc_unstable() -> bool;
+    pub(crate) fn ex_rdtsc_ordered() -> u64;
+    pub(crate) fn ex_clock_snapshot(out: *mut ClockSnapshot) -> bool;
+
+    // uaccess.c
+    pub(crate) fn ex_access_ok(addr: usize, len: usize) -> bool;
+    pub(crate) fn ex_user_read(dst: *mut c_void, addr: usize, len: usize) -> c_int;
+    pub(crate) fn ex_user_write(addr: usize, src: *const c_void, len: usize) -> c_int;
+    pub(crate) fn ex_user_clear(addr: usize, len: usize) -> c_int;
+    pub(crate) fn ex_user_read_atomic(dst: *mut c_void, addr: usize, len: usize) -> c_int;
+    pub(crate) fn ex_user_write_atomic(addr: usize, src: *const c_void, len: usize) -> c_int;
+    pub(crate) fn ex_user_cmpxchg_u32(addr: usize, old: u32, new: u32) -> c_int;
+    pub(crate) fn ex_user_cmpxchg_u64(addr: usize, old: u64, new: u64) -> c_int;
+
+    // ../enter.c
+    pub(crate) fn ex_svm_enter(vmcb_pa: u64, regs: *mut u64, host_save_pa: u64, guest_spec_ctrl: u64) -> u32;
+    pub(crate) fn ex_guest_timing_enter();
+    pub(crate) fn ex_guest_timing_exit();
+    pub(crate) fn ex_irq_window();
+}

@@ -1,0 +1,206 @@
+//! The task that is a virtual CPU: scheduler notices, blocking and waking, signals, directed yield, its address space.
+
+use crate::errno::check;
+use crate::ffi;
+use crate::handle::{Handle, handle_type};
+use crate::{Errno, Result};
+use bytemuck::ZeroableInOption;
+use core::ffi::c_void;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+/// The scheduler's side of one vCPU.
+///
+/// ```text
+/// load: this task's switches reach ex_rs_sched_out / ex_rs_sched_in ... put
+/// block: sleeps until ex_rs_vcpu_wake_check says true (ask again after wake) or a signal comes
+/// ```
+pub struct VcpuTask {
+    handle: Handle,
+}
+
+handle_type!(VcpuTask, ffi::ex_vcpu_free);
+
+/// Why [`VcpuTask::block`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// `ex_rs_vcpu_wake_check` said true.
+    Condition,
+    /// A signal is pending.
+    Signal,
+}
+
+impl VcpuTask {
+    /// `vcpu` goes to the callbacks and must stay valid until this is dropped. Process context.
+    pub fn init(&mut self, vcpu: *mut c_void) -> Result<()> {
+        if !self.handle.is_null() {
+            return Err(Errno::EEXIST);
+        }
+        // SAFETY: returns null or an object; the pointer is only handed back.
+        self.handle.set(unsafe { ffi::ex_vcpu_new(vcpu) });
+        if self.handle.is_null() { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// From here on the scheduler tells us when this task is switched out and in. Returns this CPU.
+    ///
+    /// # Safety
+    /// Preemption is off; the vCPU is not loaded; the same task calls [`VcpuTask::put`] before the handle is dropped.
+    pub unsafe fn load(&self) -> u32 {
+        // SAFETY: the caller's promise: registering twice, or freeing while registered, would corrupt a list.
+        unsafe { ffi::ex_vcpu_load(self.handle.get()) }
+    }
+
+    /// Ends [`VcpuTask::load`].
+    ///
+    /// # Safety
+    /// Preemption is off; this task has loaded the vCPU.
+    pub unsafe fn put(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { ffi::ex_vcpu_put(self.handle.get()) }
+    }
+
+    /// Sleeps. Interrupts and preemption on; only the vCPU's own thread.
+    pub fn block(&self) -> Woken {
+        // SAFETY: the handle is live.
+        match unsafe { ffi::ex_vcpu_block(self.handle.get()) } {
+            0 => Woken::Condition,
+            _ => Woken::Signal,
+        }
+    }
+
+    /// Wakes the blocked thread, which asks `ex_rs_vcpu_wake_check` again: make the condition true first. Any context.
+    /// True when somebody was blocked.
+    #[inline]
+    pub fn wake(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_vcpu_wake(self.handle.get()) }
+    }
+
+    /// Remembers the current thread as the one to yield to. Under the vCPU's mutex; sleeps when the thread changed.
+    pub fn record_current(&self) {
+        // SAFETY: the handle is live; the mutex keeps others from recording.
+        unsafe { ffi::ex_vcpu_record_current(self.handle.get()) }
+    }
+
+    /// Gives the rest of this thread's slice to the thread of that vCPU. `Ok(true)`: it took it; `ESRCH`: nobody there,
+    /// or both CPUs have only one task.
+    pub fn yield_to(&self, preempt: bool) -> Result<bool> {
+        // SAFETY: the handle is live.
+        check(unsafe { ffi::ex_vcpu_yield_to(self.handle.get(), preempt) }).map(|yielded| yielded > 0)
+    }
+}
+
+/// Has the current task a signal?
+#[inline]
+pub fn signal_pending() -> bool {
+    // SAFETY: reads thread flags.
+    unsafe { ffi::ex_signal_pending() }
+}
+
+/// Does the scheduler want this CPU?
+#[inline]
+pub fn need_resched() -> bool {
+    // SAFETY: reads thread flags.
+    unsafe { ffi::ex_need_resched() }
+}
+
+/// Lets others run if they should. Process context, no lock held.
+pub fn cond_resched() {
+    // SAFETY: may sleep, which the caller allows.
+    unsafe { ffi::ex_cond_resched() }
+}
+
+/// Is this task the only one that wants this CPU? For polling before a block.
+#[inline]
+pub fn single_task_running() -> bool {
+    // SAFETY: reads the run queue's counter.
+    unsafe { ffi::ex_single_task_running() }
+}
+
+/// Must the task do something (reschedule, signal, task work) before it enters a guest? Interrupts off to be exact.
+#[inline]
+pub fn guest_work_pending() -> bool {
+    // SAFETY: reads thread flags.
+    unsafe { ffi::ex_guest_work_pending() }
+}
+
+/// Does that work. Interrupts on; may schedule. `EINTR`: leave KVM_RUN, a signal waits.
+pub fn handle_guest_work() -> Result<()> {
+    // SAFETY: process context with interrupts on.
+    check(unsafe { ffi::ex_guest_work_handle() }).map(drop)
+}
+
+/// The current thread's number in the initial pid namespace.
+pub fn current_pid() -> i32 {
+    // SAFETY: reads the task.
+    unsafe { ffi::ex_current_pid() }
+}
+
+/// Is a 32-bit program calling? Then some structures have another layout.
+pub fn in_compat_syscall() -> bool {
+    // SAFETY: reads the task.
+    unsafe { ffi::ex_in_compat_syscall() }
+}
+
+/// PAUSE, for spinning.
+#[inline]
+pub fn cpu_relax() {
+    // SAFETY: executes PAUSE.
+    unsafe { ffi::ex_cpu_relax() }
+}
+
+/// While this lives, the task's signal mask is another one (KVM_SET_SIGNAL_MASK during KVM_RUN).
+#[must_use]
+pub struct SignalMask(PhantomData<*mut ()>);
+
+impl SignalMask {
+    /// Bit `n - 1` blocks signal `n`; SIGKILL and SIGSTOP cannot be blocked.
+    pub fn activate(blocked: u64) -> Self {
+        // SAFETY: changes the current task's mask.
+        unsafe { ffi::ex_sigset_activate(blocked) };
+        SignalMask(PhantomData)
+    }
+}
+
+impl Drop for SignalMask {
+    fn drop(&mut self) {
+        // SAFETY: the same task, which activate() changed.
+        unsafe { ffi::ex_sigset_deactivate() }
+    }
+}
+
+/// The identity of an address space; its mappings may go away while we hold it.
+pub struct Mm(NonNull<c_void>);
+
+// SAFETY: the reference count is atomic.
+unsafe impl Send for Mm {}
+// SAFETY: as for Send.
+unsafe impl Sync for Mm {}
+// SAFETY: the pointer is never null, so all-zero is None.
+unsafe impl ZeroableInOption for Mm {}
+
+impl Mm {
+    /// Of the current task; `None` for a kernel thread.
+    pub fn current() -> Option<Self> {
+        // SAFETY: takes a reference on the current task's mm, or returns null.
+        NonNull::new(unsafe { ffi::ex_mm_grab_current() }).map(Mm)
+    }
+
+    /// Is the current task in this address space? VM and vCPU ioctls from another one get `EIO`.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        // SAFETY: reads the current task's pointer.
+        unsafe { ffi::ex_mm_current() == self.0.as_ptr() }
+    }
+
+    pub(crate) fn as_raw(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for Mm {
+    fn drop(&mut self) {
+        // SAFETY: the reference is given back once, here.
+        unsafe { ffi::ex_mm_drop(self.0.as_ptr()) }
+    }
+}

@@ -1,0 +1,84 @@
+//! One-shot timers on CLOCK_MONOTONIC that fire in hard interrupt context.
+//!
+//! ```text
+//! init -> idle --start--> queued --expiry--> callback --u64::MAX--> idle
+//!                 ^          |                   |
+//!                 |       cancel               other value = next expiry: queued again
+//! ```
+//!
+//! The callback is `ex_rs_timer_fired(cookie, kind)`.
+
+use crate::ffi;
+use crate::handle::{Handle, handle_type};
+use crate::{Errno, Result};
+use core::ffi::c_void;
+
+/// What `ex_rs_timer_fired` returns to stop.
+pub const STOP: u64 = u64::MAX;
+
+/// Dropping cancels and waits for a running callback: not inside the callback.
+pub struct Timer {
+    handle: Handle,
+}
+
+handle_type!(Timer, ffi::ex_timer_free);
+
+/// What [`Timer::try_cancel`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cancelled {
+    /// It was queued and is not any more.
+    Stopped,
+    /// It was idle.
+    Idle,
+    /// The callback is running now and may queue it again.
+    Running,
+}
+
+impl Timer {
+    /// `cookie` and `kind` go to the callback; `cookie` must stay valid until the timer is dropped. Process context.
+    pub fn init(&mut self, cookie: *mut c_void, kind: u32) -> Result<()> {
+        if !self.handle.is_null() {
+            return Err(Errno::EEXIST);
+        }
+        // SAFETY: returns null or a timer; the cookie is only handed back.
+        self.handle.set(unsafe { ffi::ex_timer_new(cookie, kind) });
+        if self.handle.is_null() { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// Queues, or moves, the timer to an absolute CLOCK_MONOTONIC time; one in the past fires at once. `pinned` keeps it
+    /// on this CPU. Any context but NMI; not inside its own callback (return the next time instead).
+    #[inline]
+    pub fn start(&self, expires_ns: u64, pinned: bool) {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_start(self.handle.get(), expires_ns, pinned) }
+    }
+
+    /// Stops it and waits for a running callback. True when it was queued. Not inside the callback, nor under a lock
+    /// that the callback takes.
+    pub fn cancel(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_cancel(self.handle.get()) }
+    }
+
+    /// Stops it without waiting.
+    pub fn try_cancel(&self) -> Cancelled {
+        // SAFETY: the handle is live.
+        match unsafe { ffi::ex_timer_try_cancel(self.handle.get()) } {
+            0 => Cancelled::Idle,
+            n if n > 0 => Cancelled::Stopped,
+            _ => Cancelled::Running,
+        }
+    }
+
+    /// Queued, or the callback is running.
+    pub fn is_active(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_active(self.handle.get()) }
+    }
+
+    /// The time last asked for.
+    pub fn expires_ns(&self) -> u64 {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_expires(self.handle.get()) }
+    }
+}
