@@ -113,6 +113,10 @@ pub(crate) enum DecodeError {
     Lock,
 }
 
+/// AMD's reading where vendors differ: `lock mov cr0` is CR8, and 66h makes near branches of 64-bit mode 16 bits
+/// wide. Intel processors raise #UD for the first before any exit; the second is left unhandled.
+const OPTIONS: u32 = DecoderOptions::AMD;
+
 /// Decodes the instruction at the front of `bytes`, of which `valid` were fetched at offset `rip`.
 #[inline(never)]
 pub(crate) fn decode(
@@ -122,10 +126,10 @@ pub(crate) fn decode(
     rip: u64,
 ) -> Result<Instruction, DecodeError> {
     let fetched = bytes.get(..valid.min(15)).unwrap_or_default();
-    if let Some(instr) = decode_with(fetched, mode, rip, DecoderOptions::NONE) {
+    if let Some(instr) = decode_with(fetched, mode, rip, OPTIONS) {
         return Ok(instr);
     }
-    match decode_with(fetched, mode, rip, DecoderOptions::NO_INVALID_CHECK) {
+    match decode_with(fetched, mode, rip, OPTIONS | DecoderOptions::NO_INVALID_CHECK) {
         Some(instr) if instr.has_lock_prefix() => Err(DecodeError::Lock),
         _ => Err(DecodeError::Unknown),
     }

@@ -81,7 +81,8 @@ pub trait Cpu {
     fn commit(&mut self);
 }
 
-/// Why an instruction stopped in the middle. Nothing since the last commit has reached a register.
+/// Why an instruction stopped in the middle. Nothing since the last commit has reached a register. After `Fault`
+/// and `Unhandled` the journal may hold answers that were used: the caller drops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The guest gets this exception; RIP points at the instruction.

@@ -149,6 +149,7 @@ fn branches() {
     assert_eq!(m.gpr, before);
     assert_eq!(m.step(&[0xff, 0x2b]), UNHANDLED);
     assert_eq!(m.step(&[0xe8, 0, 0, 0, 0]), UNHANDLED);
+    assert_eq!(m.step(&[0x66, 0xff, 0x13]), UNHANDLED);
     let mut m = Machine::new(Mode::Bits16);
     m.segments[SegReg::Ds as usize].base = RAM;
     m.segments[SegReg::Ss as usize].base = RAM;
