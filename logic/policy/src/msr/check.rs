@@ -1,0 +1,82 @@
+//! Whether an access to an MSR is allowed, and what a write stores.
+
+use super::{Guest, MsrKind, find};
+use crate::{GuestCaps, Invalid, Origin, canonical, mtrr};
+use exitless_pv_abi::{KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK};
+use exitless_x86::msr::{debugctl, hwcr, pred_cmd};
+
+/// RDMSR or KVM_GET_MSRS.
+///
+/// # Errors
+/// [`Invalid`] for a number in no row, one the guest's CPUID hides, or one that cannot be read.
+pub fn check_read(msr: u32, origin: Origin, caps: &GuestCaps) -> Result<MsrKind, Invalid> {
+    let (row, kind) = find(msr).ok_or(Invalid)?;
+    let exists = origin == Origin::Host || row.need.met(caps);
+    if exists && row.guest != Guest::WriteOnly { Ok(kind) } else { Err(Invalid) }
+}
+
+/// WRMSR or KVM_SET_MSRS: the kind and the value to store. Judged elsewhere, because they depend on other state:
+/// EFER and APIC_BASE (`crate::control`), MTRRs, machine check, the x2APIC registers.
+///
+/// # Errors
+/// [`Invalid`] for a number in no row, one the guest's CPUID hides, a read-only one, or a value that is not allowed.
+pub fn check_write(
+    msr: u32,
+    value: u64,
+    origin: Origin,
+    caps: &GuestCaps,
+) -> Result<(MsrKind, u64), Invalid> {
+    let (row, kind) = find(msr).ok_or(Invalid)?;
+    match origin {
+        Origin::Guest if !row.need.met(caps) => return Err(Invalid),
+        Origin::Guest if row.guest == Guest::ReadOnly => return Err(Invalid),
+        Origin::Guest if row.guest == Guest::WriteDropped => return Ok((MsrKind::Const(0), 0)),
+        // A host may restore a constant it saved elsewhere as zero.
+        Origin::Host if matches!(kind, MsrKind::Const(_)) && value == 0 => return Ok((kind, 0)),
+        Origin::Host if row.guest == Guest::WriteDropped && kind == MsrKind::Const(0) => {
+            return Ok((kind, 0));
+        }
+        _ => {}
+    }
+    Ok((kind, stored(kind, value, origin, caps)?))
+}
+
+/// The value to store for a kind whose rule needs nothing but the guest's abilities.
+fn stored(kind: MsrKind, value: u64, origin: Origin, caps: &GuestCaps) -> Result<u64, Invalid> {
+    let only_if = |ok| if ok { Ok(value) } else { Err(Invalid) };
+    let host = origin == Origin::Host;
+    match kind {
+        MsrKind::Const(constant) => only_if(value == constant),
+        MsrKind::Unknown | MsrKind::McgCap => Err(Invalid),
+        MsrKind::Lstar
+        | MsrKind::Cstar
+        | MsrKind::KernelGsBase
+        | MsrKind::FsBase
+        | MsrKind::GsBase
+        | MsrKind::SysenterEsp
+        | MsrKind::SysenterEip => only_if(canonical(value, caps.la57)),
+        MsrKind::Pat => only_if(mtrr::pat_valid(value)),
+        MsrKind::SpecCtrl => only_if(value & !caps.spec_ctrl == 0 || host && value == 0),
+        MsrKind::PredCmd => only_if(value & !pred_cmd::IBPB == 0),
+        MsrKind::TscAux => only_if(value >> 32 == 0),
+        MsrKind::Sfmask => Ok(value & 0xffff_ffff),
+        MsrKind::DebugCtl => debug_ctl(value),
+        MsrKind::Hwcr => hwcr_value(value),
+        MsrKind::PvStealTime => only_if(value & KVM_STEAL_RESERVED_MASK == 0),
+        MsrKind::PvEoi => only_if(value & !(KVM_PV_EOI_ADDRESS | u64::from(KVM_PV_EOI_ENABLED)) == 0),
+        _ => Ok(value),
+    }
+}
+
+/// Last-branch recording and branch single-step are asked for and not given: the bits are dropped, as a processor that
+/// records nothing would look. Others are reserved (APM vol. 2, 13.1.1.6).
+fn debug_ctl(value: u64) -> Result<u64, Invalid> {
+    if value & !(debugctl::LBR | debugctl::BTF) == 0 { Ok(0) } else { Err(Invalid) }
+}
+
+/// Two bits are kept; three switch legacy behaviour that no longer exists and are dropped; the rest is refused.
+fn hwcr_value(value: u64) -> Result<u64, Invalid> {
+    let kept = hwcr::MC_STATUS_WR_EN | hwcr::TSC_FREQ_SEL;
+    let dropped = hwcr::TLB_CACHE_DIS | hwcr::FF_DIS | hwcr::IGNNE_EM;
+    if value & !(kept | dropped) == 0 { Ok(value & kept) } else { Err(Invalid) }
+}
