@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-/* linux/bug.h: the end of the line. */
+/* linux/bug.h: what should never be seen. */
 #include <linux/bug.h>
 #include "helpers.h"
-
-void ex_bug(void)
-{
-	BUG();
-}
 
 bool ex_warn_once(void)
 {

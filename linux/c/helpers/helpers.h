@@ -24,7 +24,6 @@ struct ex_gup_result {
 };
 
 /* bug.c */
-void __noreturn ex_bug(void);
 bool ex_warn_once(void);
 
 /* cpu.c */

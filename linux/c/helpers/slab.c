@@ -66,7 +66,7 @@ void *ex_page_of(void *virt)
 
 u64 ex_phys_of(const void *virt)
 {
-	if (is_vmalloc_or_module_addr(virt))
+	if (is_vmalloc_addr(virt))
 		return ((u64)vmalloc_to_pfn(virt) << PAGE_SHIFT) + offset_in_page(virt);
 	return __pa(virt);
 }

@@ -24,7 +24,6 @@ pub(crate) struct GupResult {
 #[allow(dead_code)] // The list mirrors the header; some helpers wait for their first user.
 unsafe extern "C" {
     // bug.c
-    pub(crate) fn ex_bug() -> !;
     pub(crate) fn ex_warn_once() -> bool;
 
     // cpu.c

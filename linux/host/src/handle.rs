@@ -1,6 +1,5 @@
 //! An opaque pointer to an object that C owns.
 
-use crate::ffi;
 use core::ffi::c_void;
 
 /// Null until created. The type that wraps it frees the object in its `Drop`.
@@ -35,8 +34,8 @@ impl Handle {
 #[cold]
 #[inline(never)]
 fn null_handle() -> ! {
-    // SAFETY: ex_bug takes nothing and does not return.
-    unsafe { ffi::ex_bug() }
+    crate::log::emit(crate::log::Level::Err, b"a handle was used before init");
+    crate::trap()
 }
 
 /// A wrapper type around one [`Handle`]: zeroed state, freeing, and the right to move between threads.

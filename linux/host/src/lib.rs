@@ -2,8 +2,8 @@
 //!
 //! **Handles.** An object that the kernel owns (lock, timer, notifier) is allocated by C, because its layout moves
 //! between kernels; Rust holds an opaque pointer. Handle types are `Zeroable`: all-zero means "not created", so they
-//! can sit in big structures that are built in place. `init` creates, `Drop` frees, and a use before `init` stops
-//! the machine with BUG() at that line instead of being undefined.
+//! can sit in big structures that are built in place. `init` creates, `Drop` frees, and a use before `init` is
+//! an oops with a backtrace instead of being undefined.
 //!
 //! **Callbacks.** C calls the module crate through `ex_rs_*` functions; `linux/c/ex.h` lists them.
 //!
@@ -40,3 +40,11 @@ pub mod uaccess;
 mod fake;
 
 pub use errno::{Errno, Result};
+
+/// Stops this thread with an oops and a backtrace at the caller.
+#[cold]
+pub(crate) fn trap() -> ! {
+    // SAFETY: ud2 traps. As assembly marked noreturn it tells objtool that nothing follows it, which a call to a C
+    // function that never returns would not.
+    unsafe { core::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
+}

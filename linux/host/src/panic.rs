@@ -12,6 +12,5 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         let _ = write!(line, " at {}:{}", at.file(), at.line());
     }
     emit(Level::Err, line.bytes());
-    // SAFETY: ud2 traps; objtool knows that nothing follows it, so the unwind tables stay right.
-    unsafe { core::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
+    crate::trap()
 }
