@@ -72,12 +72,44 @@ wait_unused() {
 }
 
 # guest_command VCPUS JOB [QEMU ARGUMENTS...]: QEMU as the other commands start it, replacing this shell.
+# MACHINE (microvm, q35; a microvm's second I/O APIC delivers nothing when the first is in the kernel), IRQCHIP (on, split, off), GUEST_CPU, GUEST_MEMORY (MiB) and GUEST_APPEND change what it starts.
 guest_command() {
     guest_vcpus=$1; guest_job=$2; shift 2
     exec qemu-system-x86_64 -no-reboot -nodefaults -display none -serial stdio \
-        -M microvm,kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} -smp $guest_vcpus -m ${GUEST_MEMORY:-256} \
-        -kernel /guest/vmlinuz -initrd /guest/initrd \
-        -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" "$@" </dev/null 2>&1
+        -M ${MACHINE:-microvm,ioapic2=off},kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} \
+        -smp $guest_vcpus -m ${GUEST_MEMORY:-256} -kernel /guest/vmlinuz -initrd /guest/initrd \
+        -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" \
+        "$@" </dev/null 2>&1
+}
+
+# Virtio disk (served by a thread of its own, so that its interrupts come from another thread) and network card.
+make_disk() { dd if=/dev/zero of="$1" bs=1M count=${2:-16} 2>/dev/null; }
+mmio_devices() {
+    echo "-object iothread,id=io -drive id=disk,if=none,format=raw,file=$1 -device virtio-blk-device,drive=disk,iothread=io" \
+        "-netdev user,id=net -device virtio-net-device,netdev=net"
+}
+# On PCI each queue has an MSI-X vector, which QEMU ties to an irqfd.
+pci_devices() {
+    echo "-object iothread,id=io -drive id=disk,if=none,format=raw,file=$1 -device virtio-blk-pci,drive=disk,iothread=io" \
+        "-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="
+}
+
+# start_guest VCPUS JOB LOG [QEMU ARGUMENTS...]: in the background; its process id in $guest_pid.
+start_guest() {
+    start_v=$1; start_j=$2; start_log=$3; shift 3
+    guest_command $start_v $start_j "$@" >$start_log &
+    guest_pid=$!
+}
+
+# wait_line SECONDS LOG PATTERN: until the guest has said it.
+wait_line() {
+    wait_left=$(( $1 * 5 * PATIENCE ))
+    [ "$KERNEL" = debug ] && wait_left=$((wait_left * 8))
+    until grep -q "$3" "$2"; do
+        wait_left=$((wait_left - 1))
+        [ $wait_left -gt 0 ] || { cat "$2"; echo "the guest never said: $3"; return 1; }
+        sleep 0.2
+    done
 }
 
 # guest VCPUS JOB SECONDS [QEMU ARGUMENTS...]: a Linux guest that does JOB (see guest/init) and powers off.
@@ -86,7 +118,7 @@ guest() {
     guest_time=$3
     guest_log=/tmp/guest.$(now)
     guest_v=$1; guest_j=$2; shift 3
-    export KERNEL PATIENCE GUEST_APPEND GUEST_MEMORY GUEST_CPU IRQCHIP
+    export KERNEL PATIENCE GUEST_APPEND GUEST_MEMORY GUEST_CPU IRQCHIP MACHINE
     limit $guest_time sh -c '. /lab/lib.sh; guest_command "$@"' guest $guest_v $guest_j "$@" | tee $guest_log
     guest_passed $guest_log
 }

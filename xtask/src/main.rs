@@ -3,13 +3,20 @@
 // A program has no API of its own: `pub` here means "for the other modules".
 #![allow(unreachable_pub)]
 
+mod arch;
+mod bench;
+mod checks;
 mod debug_kernel;
+mod demo;
+mod gates;
+mod kmod;
 mod lab;
 mod paths;
 mod say;
 mod sh;
+mod test;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -23,6 +30,29 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what is missing, build the module, run a Linux guest on it on an emulated machine, print its exits.
+    Demo {
+        #[command(flatten)]
+        options: lab::Options,
+    },
+    /// Every test there is; prints the totals last.
+    Test {
+        #[command(flatten)]
+        choice: test::Choice,
+    },
+    /// Instructions per operation, Exitless and stock KVM side by side.
+    Bench {
+        #[command(flatten)]
+        choice: bench::Choice,
+    },
+    /// Build exitless.ko for the lab's kernel, or for the one whose headers are in KDIR.
+    Build { kdir: Option<PathBuf> },
+    /// Check that dependencies between crates run the right way.
+    Arch,
+    /// Format every file.
+    Fmt,
+    /// Format check, clippy, arch.
+    Lint,
     /// Install and fetch everything that the other tasks need.
     Deps,
     /// Emulated machines with SVM.
@@ -64,9 +94,32 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
+        Task::Demo { options } => demo::run(&options),
+        Task::Test { choice } => test::all(&choice),
+        Task::Bench { choice } => bench::run(&choice),
+        Task::Build { kdir } => build(kdir),
+        Task::Arch => arch::check(),
+        Task::Fmt => checks::format(),
+        Task::Lint => say::step("format", checks::formatted)
+            .and_then(|()| say::step("arch", arch::check))
+            .and_then(|()| say::step("clippy", checks::clippy)),
         Task::Deps => lab::deps::all(),
         Task::Lab { task: LabTask::List } => lab::scenario::list(),
         Task::Lab { task: LabTask::Run { pattern, options } } => lab::run_matching(&pattern, &options),
         Task::Shell { options, small } => lab::shell(&options, !small),
     }
+}
+
+fn build(kdir: Option<PathBuf>) -> Result<()> {
+    let kdir = match kdir {
+        Some(kdir) => kdir,
+        None => {
+            lab::deps::host_packages()?;
+            lab::deps::kernel(lab::deps::Flavour::Stock)?.headers_dir
+        }
+    };
+    lab::deps::rust_src()?;
+    let module = say::step("build exitless.ko", || kmod::build(&kdir, &paths::target().join("kmod")))?;
+    say::note(paths::shown(&module));
+    Ok(())
 }

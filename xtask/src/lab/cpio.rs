@@ -84,23 +84,6 @@ impl Tree {
         Ok(())
     }
 
-    /// Files below `from` that `keep` accepts, placed below `to`. Returns how many.
-    pub fn folder(&mut self, to: &str, from: &Path, keep: &dyn Fn(&Path) -> bool) -> Result<usize> {
-        let mut count = 0;
-        for entry in fs::read_dir(from).with_context(|| format!("{} cannot be read", from.display()))? {
-            let path = entry?.path();
-            let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-            let inside = format!("{to}/{name}");
-            if path.is_dir() {
-                count += self.folder(&inside, &path, keep)?;
-            } else if keep(&path) {
-                self.file(&inside, &path)?;
-                count += 1;
-            }
-        }
-        Ok(count)
-    }
-
     /// A checksum over every path, mode and content.
     pub fn key(&self) -> Result<String> {
         let mut list = String::new();

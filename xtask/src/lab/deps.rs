@@ -78,6 +78,30 @@ impl KernelTree {
         find(dir, &format!("{name}.ko"))
             .with_context(|| format!("kernel {} has no module {name}", self.release))
     }
+
+    /// The named modules and all that they need, in an order in which they can be loaded. A name that this kernel has
+    /// built in (or lacks) is left out.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+        let mut ordered = Vec::new();
+        for name in names {
+            self.add_module(name, &mut ordered)?;
+        }
+        Ok(ordered)
+    }
+
+    fn add_module(&self, name: &str, ordered: &mut Vec<(String, PathBuf)>) -> Result<()> {
+        if ordered.iter().any(|(have, _)| have == name) {
+            return Ok(());
+        }
+        let spellings = [name.to_string(), name.replace('_', "-")];
+        let Some(file) = spellings.iter().find_map(|name| self.module(name).ok()) else { return Ok(()) };
+        let needs = sh::output(cmd("modinfo", ["-F", "depends"]).arg(&file))?;
+        for need in needs.trim().split(',').filter(|need| !need.is_empty()) {
+            self.add_module(need, ordered)?;
+        }
+        ordered.push((name.to_string(), file));
+        Ok(())
+    }
 }
 
 fn find(dir: &Path, name: &str) -> Option<PathBuf> {

@@ -29,19 +29,8 @@ const BUSYBOX: &str = "/bin/busybox";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// The folder in the image where the lab's own files live.
 const LAB: &str = "/lab";
-/// Modules of the stock kernel that a guest needs for its virtio devices, in loading order.
-const GUEST_MODULES: &[&str] = &[
-    "virtio",
-    "virtio_ring",
-    "virtio_mmio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "virtio_blk",
-    "failover",
-    "net_failover",
-    "virtio_net",
-];
+/// Modules of the stock kernel for a guest's virtio devices.
+const GUEST_MODULES: &[&str] = &["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net"];
 /// What QEMU loads for its machine types `microvm` and `q35`.
 const FIRMWARE: &[&str] = &[
     "seabios/bios-256k.bin",
@@ -150,11 +139,9 @@ fn guest(kernel: &KernelTree) -> Result<PathBuf> {
         tree.program(&format!("/bin/{program}"), &rt_tests.join(program))?;
     }
     let mut order = String::new();
-    for name in GUEST_MODULES {
-        if let Ok(file) = kernel.module(name) {
-            tree.file(&format!("/modules/{name}.ko"), &file)?;
-            order.push_str(&format!("/modules/{name}.ko\n"));
-        }
+    for (name, file) in kernel.modules(GUEST_MODULES)? {
+        tree.file(&format!("/modules/{name}.ko"), &file)?;
+        order.push_str(&format!("/modules/{name}.ko\n"));
     }
     tree.text("/modules/order", order, 0o644);
     cached("guest", &tree)

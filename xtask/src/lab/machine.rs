@@ -3,6 +3,13 @@
 //! Serial line 1 is the console and carries the scenario's marks. Serial line 2 carries the kernel's log, so that log
 //! lines never cut a mark in two. A machine that does not end in time is asked, through QEMU's monitor, where each of its
 //! CPUs is, then gets an NMI (the kernel prints a backtrace), then is ended.
+//!
+//! # Kicks
+//! QEMU's SVM emulation clears a bit of a CPU's pending-interrupt word at each VM exit without a lock (`do_vmexit` in
+//! svm_helper.c, QEMU 10.0), and so now and then loses the "interrupt pending" bit that another thread set at the same
+//! moment: the interrupt stays in the IRR of the emulated local APIC but the CPU never looks, and stock KVM hangs as any
+//! other module would. Any later interrupt makes it look again. So, while a scenario runs, each CPU of the emulated host
+//! is sent a message-signalled interrupt with Linux's reschedule vector, which is harmless when nobody waits for it.
 
 use std::{
     fs::{self, File},
@@ -10,7 +17,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -60,9 +71,11 @@ impl Machine {
         self.dir.join("kernel.log")
     }
 
-    fn monitor(&self) -> PathBuf {
+    fn socket(&self, name: &str) -> PathBuf {
         // A socket's path is limited to 107 bytes, the repository's is not.
-        std::env::temp_dir().join(format!("exitless-monitor-{}", std::process::id()))
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        std::env::temp_dir().join(format!("exitless-{name}-{}-{count}", std::process::id()))
     }
 
     fn qemu(&self) -> Command {
@@ -99,8 +112,13 @@ impl Machine {
     pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
         let mut command = self.qemu();
         command.arg("-serial").arg(format!("file:{}", self.kernel_log().display()));
-        let monitor = self.monitor();
+        let monitor = self.socket("monitor");
         command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        let port = self.socket("kicks");
+        if !self.icount {
+            command.arg("-qtest").arg(format!("unix:{},server=on,wait=off", port.display()));
+            command.args(["-qtest-log", "/dev/null"]);
+        }
         let mut log = File::create(self.serial_log()).context("cannot write the console's log")?;
         let errors = File::create(self.dir.join("qemu.log"))?;
         let mut child = command
@@ -111,7 +129,16 @@ impl Machine {
             .with_context(|| format!("cannot start `{}`", sh::shown(&command)))?;
         let lines = lines_of(child.stdout.take().context("QEMU has no output")?);
         let deadline = Instant::now() + limit;
-        let in_time = relay(&lines, deadline, &mut log, &mut on_line);
+        let kicks = Arc::new(AtomicBool::new(false));
+        let kicker = (!self.icount).then(|| kicker(port.clone(), self.cpus, Arc::clone(&kicks)));
+        let in_time = relay(&lines, deadline, &mut log, &mut |line: &str| {
+            match line.split(' ').nth(1) {
+                Some("HOST") => kicks.store(true, Ordering::Relaxed),
+                Some("BYE") => kicks.store(false, Ordering::Relaxed),
+                _ => {}
+            }
+            on_line(line);
+        });
         if !in_time {
             let text = interrogate(&monitor)
                 .unwrap_or_else(|error| format!("the monitor does not answer: {error:#}\n"));
@@ -120,6 +147,10 @@ impl Machine {
         }
         let ending = self.end(&mut child, in_time)?;
         fs::remove_file(&monitor).ok();
+        fs::remove_file(&port).ok();
+        if let Some(kicker) = kicker {
+            kicker.join().ok();
+        }
         Ok(ending)
     }
 
@@ -136,6 +167,40 @@ impl Machine {
         let errors = fs::read_to_string(self.dir.join("qemu.log")).unwrap_or_default();
         Ok(Ending::Failed(format!("QEMU ended with {status}: {}", errors.trim())))
     }
+}
+
+/// Sends each CPU its kick ten times a second while `on`, until QEMU is gone.
+fn kicker(port: PathBuf, cpus: u32, on: Arc<AtomicBool>) -> thread::JoinHandle<()> {
+    const RESCHEDULE_VECTOR: u32 = 0xfd;
+    thread::spawn(move || {
+        let Some(socket) = (0..100).find_map(|_| {
+            thread::sleep(Duration::from_millis(50));
+            UnixStream::connect(&port).ok()
+        }) else {
+            return;
+        };
+        let Ok(mut answers) = socket.try_clone().map(BufReader::new) else { return };
+        let mut socket = socket;
+        let mut answer = String::new();
+        loop {
+            thread::sleep(Duration::from_millis(100));
+            // Off, one harmless question a round still notices QEMU's end.
+            let kick =
+                |id: u32| format!("writel {:#x} {RESCHEDULE_VECTOR:#x}\n", 0xfee0_0000_u32 + (id << 12));
+            let commands: Vec<_> = if on.load(Ordering::Relaxed) {
+                (0..cpus).map(kick).collect()
+            } else {
+                vec!["readl 0x0\n".into()]
+            };
+            for command in commands {
+                answer.clear();
+                let sent = socket.write_all(command.as_bytes()).is_ok();
+                if !sent || !answers.read_line(&mut answer).is_ok_and(|count| count > 0) {
+                    return;
+                }
+            }
+        }
+    })
 }
 
 fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {

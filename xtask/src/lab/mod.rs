@@ -12,11 +12,11 @@ pub mod scenario;
 use std::{
     env, fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use self::{
     deps::{Flavour, KernelTree},
@@ -24,7 +24,7 @@ use self::{
     report::{Report, Totals, Verdict},
     scenario::{Module, Scenario},
 };
-use crate::{paths, say};
+use crate::{kmod, paths, say};
 
 /// What a run may change about a scenario.
 #[derive(Debug, Clone, clap::Args)]
@@ -223,18 +223,14 @@ pub fn watch(machine: &Machine, limit: Duration, verbose: bool) -> Result<Report
     Ok(report)
 }
 
-/// The module's file for this kernel: the one named, or the newest build.
+/// The module's file for this kernel: the one named, or a fresh build.
 pub fn module_file(options: &Options, kernel: &KernelTree) -> Result<PathBuf> {
     if let Some(file) = &options.ko {
+        if !file.exists() {
+            bail!("{} is missing", file.display());
+        }
         return Ok(file.clone());
     }
-    let built = paths::target().join("kmod").join(&kernel.release).join("exitless.ko");
-    existing(&built).context("there is no exitless.ko yet: run `cargo xtask build`")
-}
-
-fn existing(file: &Path) -> Result<PathBuf> {
-    if !file.exists() {
-        bail!("{} is missing", paths::shown(file));
-    }
-    Ok(file.to_path_buf())
+    deps::rust_src()?;
+    say::step("build exitless.ko", || kmod::build(&kernel.headers_dir, &paths::target().join("kmod")))
 }

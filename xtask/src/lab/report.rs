@@ -5,11 +5,11 @@
 //! === BEGIN name                  a test starts
 //! === END name rc=N secs=S        it ended; rc 0 is a pass
 //! === SKIP name why               it does not apply here
-//! === SUBTEST pass|fail|skip name a result inside a test (the suite prints one for each of its own)
 //! === ROW table|name|value        a line of a table
 //! === JSON {...}                  a record
 //! === BYE rc=N                    the script ran to its end
 //! ```
+//! The lab's programs print a line for each of their own tests: `test name ... ok`, `skipped (why)` or `FAILED (why)`.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -89,13 +89,15 @@ pub struct Report {
 impl Report {
     /// Takes one console line; returns a test's result if the line completes one.
     pub fn line(&mut self, line: &str) -> Option<&Test> {
+        if let Some(result) = line.strip_prefix("test ") {
+            return self.subtest(result);
+        }
         let mark = line.split_once("=== ").filter(|(before, _)| before.trim().is_empty())?.1;
         let (kind, rest) = mark.split_once(' ').unwrap_or((mark, ""));
         match kind {
             "BEGIN" => self.open = Some(rest.trim().to_string()),
             "END" => return Some(self.end(rest)),
             "SKIP" => return Some(self.skip(rest)),
-            "SUBTEST" => return self.subtest(rest),
             "ROW" => self.row(rest),
             "JSON" => self.json.push(rest.to_string()),
             "BYE" => self.bye = Some(field(rest, "rc").and_then(|rc| rc.parse().ok()).unwrap_or(-1)),
@@ -129,15 +131,17 @@ impl Report {
         self.push(Test { name: name.into(), verdict: Verdict::Skip, time: Duration::ZERO, why: why.into() })
     }
 
+    /// `name ... ok`, `name ... skipped (why)` or `name ... FAILED (why)`.
     fn subtest(&mut self, rest: &str) -> Option<&Test> {
-        let (verdict, name) = rest.split_once(' ')?;
-        let verdict = match verdict {
-            "pass" => Verdict::Pass,
-            "fail" => Verdict::Fail,
-            "skip" => Verdict::Skip,
+        let (name, result) = rest.split_once(" ... ")?;
+        let (word, why) = result.split_once(' ').unwrap_or((result, ""));
+        let verdict = match word {
+            "ok" => Verdict::Pass,
+            "FAILED" => Verdict::Fail,
+            "skipped" => Verdict::Skip,
             _ => return None,
         };
-        let (name, why) = name.split_once(' ').unwrap_or((name, ""));
+        let why = why.trim_start_matches('(').trim_end_matches(')');
         Some(self.push(Test { name: name.into(), verdict, time: Duration::ZERO, why: why.into() }))
     }
 
@@ -278,6 +282,19 @@ mod tests {
         let r =
             report(&["=== BEGIN boot", "=== END boot rc=0 secs=1.5", "=== SKIP net no card", "=== BYE rc=0"]);
         assert_eq!(r.totals().to_string(), "1 passed, 0 failed, 1 skipped");
+    }
+
+    /// The lab's programs report test by test.
+    #[test]
+    fn tests_inside_a_test_count() {
+        let r = report(&[
+            "test a ... ok",
+            "test b ... FAILED (no; exit)",
+            "test c ... skipped (x)",
+            "=== BYE rc=0",
+        ]);
+        assert_eq!(r.totals().to_string(), "1 passed, 1 failed, 1 skipped");
+        assert_eq!(r.tests[1].why, "no; exit");
     }
 
     /// Exit code 137 is a kill by the time limit.

@@ -80,8 +80,13 @@ pub fn all() -> Result<Vec<Scenario>> {
     Ok(found)
 }
 
-/// The scenarios whose name is `pattern`, or contains it; `all` means every one.
+/// The scenarios whose name is `pattern`, or contains it; `all` means every one. A path to a `.sh` file is a scenario of
+/// one's own.
 pub fn matching(pattern: &str) -> Result<Vec<Scenario>> {
+    if pattern.ends_with(".sh") {
+        let text = fs::read_to_string(pattern).with_context(|| format!("{pattern} cannot be read"))?;
+        return parse("own", &text);
+    }
     let list = all()?;
     if pattern == "all" {
         return Ok(list);

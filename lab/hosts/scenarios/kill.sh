@@ -1,0 +1,40 @@
+# about: QEMU is killed 100 times at different moments; nothing is left behind and the next guest works.
+# cpus: 2
+# memory: 1536
+# timeout: 420
+# needs: guest
+
+check load load_module
+available() { sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo; }
+
+# Two guests at a time; moments from before the first vCPU to the middle of the guest's work.
+kill_round() {
+    start_guest 2 forever /dev/null; one=$guest_pid
+    start_guest 1 forever /dev/null; other=$guest_pid
+    sleep $1
+    kill -9 $one
+    sleep 0.05
+    kill -9 $other
+    wait $one $other 2>/dev/null
+    return 0
+}
+kills() {
+    round=0
+    before=0
+    while [ $round -lt 50 ]; do
+        tenths=$(( (round * 7) % 25 + 2 ))
+        [ $round = 25 ] && tenths=120
+        kill_round $((tenths / 10)).$((tenths % 10))
+        round=$((round + 1))
+        [ $((round % 10)) = 0 ] && note "$((round * 2)) killed, $(available) kB free"
+        # The first rounds fill caches that stay.
+        [ $round = 10 ] && { wait_unused 10 || return 1; before=$(available); }
+    done
+    wait_unused 10 || return 1
+    lost=$((before - $(available)))
+    echo "memory lost over 80 kills: $lost kB"
+    [ $lost -lt 32768 ]
+} 2>/dev/null
+check kills kills
+check next guest 2 boot 60
+check unload unload_module

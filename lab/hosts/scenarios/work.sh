@@ -1,0 +1,10 @@
+# about: A guest with 4 vCPUs checks sums, exchanges messages between processes and measures its timers.
+# cpus: 1 2 4
+# memory: 1536
+# timeout: 150
+# needs: guest
+
+check load load_module
+check work guest 4 work 120
+check unused wait_unused 5
+check unload unload_module

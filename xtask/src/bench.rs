@@ -1,0 +1,160 @@
+//! `cargo xtask bench`: instructions per operation on Exitless and on stock KVM, on the same emulated machine.
+//!
+//! The machine counts each instruction as one tick of its time-stamp counter (`-icount shift=0`), so figures repeat and
+//! can be compared from change to change. They are instructions, not nanoseconds: a world switch costs one tick.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    lab::{
+        self, Options, deps,
+        scenario::{Module, Scenario},
+    },
+    paths, say,
+};
+
+/// What to measure.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choice {
+    /// Measure this module only (default: both).
+    #[arg(long, value_enum)]
+    pub module: Option<Module>,
+    /// CPUs of the emulated host.
+    #[arg(long, default_value = "1")]
+    pub cpus: u32,
+    /// Operations whose name contains this.
+    #[arg(default_value = "")]
+    pub pattern: String,
+    /// This module file, instead of building one.
+    #[arg(long)]
+    pub ko: Option<std::path::PathBuf>,
+    /// Seconds of real time for the whole run.
+    #[arg(long, default_value = "900")]
+    pub limit: u64,
+}
+
+/// One figure, as it stands in target/bench/latest.json.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct Record {
+    /// `svm`.
+    #[serde(default)]
+    pub machine: String,
+    /// `exitless` or `kvm`.
+    #[serde(default)]
+    pub module: String,
+    /// The operation's name.
+    pub op: String,
+    /// Instructions for one operation, host and guest together.
+    pub instructions: f64,
+    /// Exits for one operation, if the module counts them.
+    pub exits: Option<f64>,
+}
+
+const SCRIPT: &str = r#"
+for MODULE in $MODULES; do
+    measure() { load_module && runner bench --json $PATTERN | sed "s/^/=== JSON $MODULE /" && unload_module; }
+    check bench-$MODULE measure
+done
+"#;
+
+/// Measures, prints the table, writes target/bench/latest.json.
+pub fn run(choice: &Choice) -> Result<()> {
+    deps::host_packages()?;
+    let modules: Vec<Module> =
+        choice.module.map_or(vec![Module::Kvm, Module::Exitless], |module| vec![module]);
+    let names: Vec<_> = modules.iter().map(ToString::to_string).collect();
+    let script = format!("MODULES='{}' PATTERN='{}'\n{SCRIPT}", names.join(" "), choice.pattern);
+    let scenario = Scenario {
+        name: "bench".into(),
+        about: String::new(),
+        cpus: choice.cpus,
+        memory: 1024,
+        timeout: Duration::from_secs(choice.limit),
+        needs: vec!["runner".into()],
+        modules: modules.clone(),
+        in_test: false,
+        script,
+    };
+    let module = if modules.contains(&Module::Exitless) { Module::Exitless } else { Module::Kvm };
+    let options = Options { module, ko: choice.ko.clone(), ..Options::default() };
+    let kernel = deps::kernel(options.kernel)?;
+    let dir = paths::made(paths::target().join("bench"))?;
+    println!("-> bench on {} ({} CPU, instructions counted)", names.join(" and "), choice.cpus);
+    let mut machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir.clone(), None)?;
+    machine.icount = true;
+    let report = lab::watch(&machine, scenario.timeout, false)?;
+    let records = records(&report.json)?;
+    table(&records);
+    if records.is_empty() {
+        bail!("nothing was measured; the log is {}", paths::shown(&machine.serial_log()));
+    }
+    let file = dir.join("latest.json");
+    let lines: Vec<_> = records.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n")))?;
+    say::note(format!("written to {}", paths::shown(&file)));
+    if report.totals().failed > 0 {
+        bail!("a measurement failed; the log is {}", paths::shown(&machine.serial_log()));
+    }
+    Ok(())
+}
+
+/// Lines `<module> {"op":...}`.
+fn records(lines: &[String]) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for line in lines {
+        let Some((module, json)) = line.split_once(' ').filter(|(_, json)| json.starts_with('{')) else {
+            continue;
+        };
+        let record: Record = serde_json::from_str(json).with_context(|| format!("`{json}` is no record"))?;
+        records.push(Record { machine: "svm".into(), module: module.into(), ..record });
+    }
+    Ok(records)
+}
+
+fn table(records: &[Record]) {
+    let mut rows: BTreeMap<&str, (Option<&Record>, Option<&Record>)> = BTreeMap::new();
+    for record in records {
+        let row = rows.entry(&record.op).or_default();
+        if record.module == "kvm" { row.1 = Some(record) } else { row.0 = Some(record) }
+    }
+    let instructions = |r: Option<&Record>| r.map_or("-".to_string(), |r| format!("{:.0}", r.instructions));
+    let exits =
+        |r: Option<&Record>| r.and_then(|r| r.exits).map_or("-".to_string(), |exits| format!("{exits:.2}"));
+    println!(
+        "\n{:<28} {:>10} {:>10} {:>7} {:>9} {:>9}",
+        "instructions for one", "exitless", "kvm", "ratio", "exits", "kvm's"
+    );
+    for (op, (ours, stock)) in rows {
+        let ratio = match (ours, stock) {
+            (Some(ours), Some(stock)) if ours.instructions > 0.0 => {
+                format!("{:.2}", stock.instructions / ours.instructions)
+            }
+            _ => "-".to_string(),
+        };
+        println!(
+            "{op:<28} {:>10} {:>10} {ratio:>7} {:>9} {:>9}",
+            instructions(ours),
+            instructions(stock),
+            exits(ours),
+            exits(stock)
+        );
+    }
+    println!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::records;
+
+    /// The runner does not know which module it measures; the script puts that in front.
+    #[test]
+    fn records_get_their_module() {
+        let lines =
+            [r#"kvm {"op":"cpuid","instructions":5664.0,"exits":1.000}"#.to_string(), "kvm noise".into()];
+        let found = records(&lines).unwrap();
+        assert_eq!((found.len(), found[0].module.as_str(), found[0].exits), (1, "kvm", Some(1.0)));
+    }
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask test`: everything, in the order in which it fails fastest, with the time of each step.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    arch, checks, kmod,
+    lab::{
+        self, Options, deps,
+        report::{Totals, Verdict},
+        scenario::{self, Module},
+    },
+    paths, say,
+};
+
+/// What to leave out.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub struct Choice {
+    /// Only what needs no emulated machine.
+    #[arg(long)]
+    pub no_lab: bool,
+    /// Run the lab's scenarios on stock KVM as well.
+    #[arg(long)]
+    pub with_kvm: bool,
+}
+
+#[derive(Default)]
+struct Run {
+    totals: Totals,
+    times: Vec<(String, Duration, Totals)>,
+}
+
+impl Run {
+    /// One step; an error counts as one failed test, and the other steps still run.
+    fn step(&mut self, name: &str, work: impl FnOnce() -> Result<Totals>) -> bool {
+        println!("-> {name}");
+        let start = Instant::now();
+        let totals = work().unwrap_or_else(|error| {
+            say::note(format!("FAILED: {error:#}"));
+            Totals { failed: 1, ..Totals::default() }
+        });
+        say::note(format!("{name}: {totals} in {}", say::secs(start.elapsed())));
+        self.totals.add(totals);
+        self.times.push((name.to_string(), start.elapsed(), totals));
+        totals.failed == 0
+    }
+
+    /// A step that either holds or does not.
+    fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+        self.step(name, || {
+            work()?;
+            let mut totals = Totals::default();
+            totals.count(Verdict::Pass);
+            Ok(totals)
+        })
+    }
+
+    fn scenarios(&mut self, module: Module) -> Result<()> {
+        let options = Options { module, ..Options::default() };
+        for scenario in scenario::all()? {
+            if scenario.in_test && scenario.modules.contains(&module) {
+                let name = format!("lab: {} on {module}", scenario.name);
+                self.step(&name, || Ok(lab::run(&scenario, &options)?.totals()));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, start: Instant) -> Result<()> {
+        println!("\ntime      passed failed skipped  step");
+        for (name, time, totals) in &self.times {
+            let Totals { passed, failed, skipped } = totals;
+            println!("{:>8}  {passed:>6} {failed:>6} {skipped:>7}  {name}", say::secs(*time));
+        }
+        println!("{:>8}  in all\n", say::secs(start.elapsed()));
+        println!("{}", self.totals);
+        if self.totals.failed > 0 {
+            bail!("{} tests failed", self.totals.failed);
+        }
+        Ok(())
+    }
+}
+
+/// Runs every step and prints the totals last.
+pub fn all(choice: &Choice) -> Result<()> {
+    let start = Instant::now();
+    let mut run = Run::default();
+    run.check("format", checks::formatted);
+    run.check("arch: directions of dependencies", arch::check);
+    run.check("packages, toolchain and kernels", deps::all);
+    run.check("clippy", checks::clippy);
+    run.step("unit tests", checks::unit_tests);
+    let built = run.step("module and its gates", gates_of_the_module);
+    if !choice.no_lab {
+        if built {
+            run.scenarios(Module::Exitless)?;
+        }
+        if choice.with_kvm {
+            run.scenarios(Module::Kvm)?;
+        }
+    }
+    run.finish(start)
+}
+
+fn gates_of_the_module() -> Result<Totals> {
+    let kernel = deps::kernel(deps::Flavour::Stock)?;
+    kmod::build(&kernel.headers_dir, &paths::target().join("kmod"))?;
+    Ok(Totals { passed: 1, ..Totals::default() })
+}
