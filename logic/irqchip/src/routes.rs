@@ -131,7 +131,7 @@ fn heap_sort(routes: &mut [Route]) {
         sift_down(routes, root);
     }
     for end in (1..routes.len()).rev() {
-        routes.swap(0, end);
+        swap(routes, 0, end);
         if let Some(heap) = routes.get_mut(..end) {
             sift_down(heap, 0);
         }
@@ -145,8 +145,15 @@ fn sift_down(heap: &mut [Route], mut root: usize) {
         if heap.get(child) <= heap.get(root) {
             return;
         }
-        heap.swap(root, child);
+        swap(heap, root, child);
         root = child;
+    }
+}
+
+/// As the slice's own `swap`, but without a panic to link in.
+fn swap(heap: &mut [Route], a: usize, b: usize) {
+    if let Ok([a, b]) = heap.get_disjoint_mut([a, b]) {
+        core::mem::swap(a, b);
     }
 }
 

@@ -71,7 +71,7 @@ fn registers_read_as_the_data_sheet_says() {
 #[test]
 fn reserved_and_status_bits_are_not_writable() {
     let mut chip = fresh();
-    program(&mut chip, 3, u64::MAX & !0xff | 0x33);
+    program(&mut chip, 3, !0xff | 0x33);
     assert_eq!(entry(&mut chip, 3), 0xff00_0000_0001_af33);
 }
 
@@ -216,6 +216,65 @@ fn a_storm_pauses_and_goes_on() {
     chip.eoi_delayed(&mut |_| sent += 1);
     assert_eq!(sent, u32::from(STORM_LIMIT));
     assert_eq!(eoi(&mut chip, 0x61, true), [0x61]);
+}
+
+#[test]
+fn a_device_that_falls_silent_in_between_is_no_storm() {
+    let mut chip = fresh();
+    program(&mut chip, 10, LEVEL | 0x61);
+    for _ in 0..3 {
+        chip.set_irq(10, USER, true);
+        for _ in 0..STORM_LIMIT / 2 {
+            assert_eq!(eoi(&mut chip, 0x61, true), [0x61]);
+        }
+        chip.set_irq(10, USER, false);
+        assert_eq!(eoi(&mut chip, 0x61, true), []);
+    }
+}
+
+/// The local APIC took the vector as an edge (before the entry was changed): its EOI does not answer the level.
+#[test]
+fn the_eoi_of_an_edge_does_not_end_a_level() {
+    let mut chip = fresh();
+    program(&mut chip, 10, LEVEL | 0x61);
+    chip.set_irq(10, USER, true);
+    assert_eq!(eoi(&mut chip, 0x61, false), []);
+    assert_ne!(entry(&mut chip, 10) & REMOTE_IRR, 0);
+}
+
+#[test]
+fn an_edge_that_came_while_masked_is_saved_though_an_earlier_one_was_sent() {
+    let mut chip = fresh();
+    program(&mut chip, 4, 0x51);
+    chip.set_irq(4, USER, true);
+    chip.set_irq(4, USER, false);
+    program(&mut chip, 4, MASKED | 0x51);
+    chip.set_irq(4, USER, true);
+    let mut state = kvm_ioapic_state::zeroed();
+    chip.save(&mut state);
+    assert_eq!(state.irr, 1 << 4);
+}
+
+/// A line that was low for the edge entry and high for the level one: the level is pending, whatever the edge did.
+#[test]
+fn a_pin_that_changed_its_trigger_is_saved_as_a_level() {
+    let mut chip = fresh();
+    program(&mut chip, 4, 0x51);
+    chip.set_irq(4, USER, true);
+    program(&mut chip, 4, LEVEL | MASKED | 0x51);
+    let mut state = kvm_ioapic_state::zeroed();
+    chip.save(&mut state);
+    assert_eq!(state.irr, 1 << 4);
+    assert!(program(&mut chip, 4, LEVEL | 0x51).is_some());
+}
+
+#[test]
+fn a_loaded_edge_entry_is_not_held_back_by_remote_irr() {
+    let mut state = kvm_ioapic_state::zeroed();
+    state.redirtbl[4] = REMOTE_IRR | 0x51;
+    let mut chip = fresh();
+    chip.load(&state, &mut |_| panic!("nothing is pending"));
+    assert_eq!(vector_of(chip.set_irq(4, USER, true)), Some(0x51));
 }
 
 #[test]

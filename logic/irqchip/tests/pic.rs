@@ -377,7 +377,7 @@ impl NaiveChip {
             let pin = *pin;
             let transparent =
                 (self.special_mask && self.mask[pin]) || (self.master && self.nested && pin == 2);
-            if self.request[pin] && !self.mask[pin] && !(self.service[pin] && !transparent) {
+            if self.request[pin] && !self.mask[pin] && (transparent || !self.service[pin]) {
                 return Some(pin);
             }
             if self.service[pin] && !transparent {
@@ -578,8 +578,8 @@ fn step(pic: &mut Pic, naive: &mut NaivePair, op: Op) {
             let first = if slave { 8 } else { 0 };
             let chip = &mut naive.chips[usize::from(slave)];
             let elcr = bits(v & if slave { 0xde } else { 0xf8 });
-            for pin in 0..8 {
-                if elcr[pin] && !chip.elcr[pin] {
+            for (pin, level) in elcr.iter().enumerate() {
+                if *level && !chip.elcr[pin] {
                     chip.request[pin] = chip.level[pin] || naive.sources[first + pin] != 0;
                 }
             }

@@ -529,6 +529,16 @@ fn an_hpet_in_legacy_mode_silences_channel_0() {
 }
 
 #[test]
+fn a_count_beyond_16_bits_is_cut() {
+    let mut pit = fresh();
+    let mut state = kvm_pit_state2::zeroed();
+    state.channels[0].count = 0x20_0000;
+    state.channels[0].mode = 2;
+    pit.load(&state, 0);
+    assert_eq!(pit.irq0_next(), Some(ns_of(65_536)));
+}
+
+#[test]
 fn restoring_starts_counts_over() {
     let mut pit = fresh();
     program(&mut pit, 0, 0, 2, 10_000);
