@@ -1,3 +1,40 @@
-//! The hall: the run loop, exits and fast paths, generic over Backend and Host.
+//! The hall: the run loop of one virtual CPU, its exits and fast paths.
+//!
+//! Generic over [`backend::Backend`] (the CPU vendor) and [`host::Host`] (the operating system); knows neither.
+//!
+//! ```text
+//! run::run ──> request (interrupts on) ──> entry: choose and inject events
+//!     ^                                         │
+//!     │                                  slice: interrupts off
+//!     │                                  enter ──> fastpath ──> enter ...
+//!     └── exits::handle (interrupts on) <───────┘
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod backend;
+pub mod cpuid;
+pub mod emul;
+pub mod entry;
+pub mod exits;
+pub mod fastpath;
+pub mod host;
+pub mod journal;
+pub mod pv;
+pub mod reset;
+pub mod request;
+pub mod run;
+pub mod shared;
+pub mod skip;
+pub mod state;
+pub mod stats;
+pub mod timer;
+pub mod vcpu;
+
+pub use run::{RunExit, run};
+pub use shared::{Request, VcpuShared};
+pub use vcpu::Vcpu;

@@ -1,3 +1,112 @@
-//! One privileged instruction each, with its contract.
+//! One privileged instruction each, with its contract. Nothing here decides.
 #![no_std]
 
+use core::arch::{asm, x86_64::__cpuid_count};
+pub use exitless_x86::cpuid::CpuidResult;
+
+/// Executes CPUID.
+pub fn cpuid(leaf: u32, sub: u32) -> CpuidResult {
+    let r = __cpuid_count(leaf, sub);
+    CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+}
+
+/// Reads a model-specific register.
+///
+/// # Safety
+/// CPL 0, and `msr` exists on this CPU (otherwise the kernel takes #GP).
+pub unsafe fn rdmsr(msr: u32) -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: the caller vouches for the register; RDMSR touches no memory.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") lo, out("edx") hi, options(nomem, nostack, preserves_flags)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// Writes a model-specific register.
+///
+/// # Safety
+/// CPL 0; `msr` exists and accepts `value`, and the new value breaks no invariant of the host kernel.
+pub unsafe fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: the caller vouches for register and value.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Reads the time-stamp counter, not ordered against other instructions.
+pub fn rdtsc() -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: the module runs at CPL 0, where RDTSC never faults; in user space Linux leaves CR4.TSD clear.
+    unsafe { asm!("rdtsc", out("eax") lo, out("edx") hi, options(nomem, nostack, preserves_flags)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// Writes an extended control register.
+///
+/// # Safety
+/// CPL 0 and CR4.OSXSAVE set; `value` is valid for the CPU; the kernel's own value is restored before anything
+/// that may use extended state runs.
+pub unsafe fn xsetbv(index: u32, value: u64) {
+    // SAFETY: the caller vouches for the value.
+    unsafe {
+        asm!("xsetbv", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Reads an extended control register.
+///
+/// # Safety
+/// CR4.OSXSAVE is set and `index` exists.
+pub unsafe fn xgetbv(index: u32) -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: the caller vouches for the register.
+    unsafe { asm!("xgetbv", in("ecx") index, out("eax") lo, out("edx") hi, options(nomem, nostack, preserves_flags)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// Saves the part of the host's state that VMRUN does not (FS, GS, TR, LDTR, syscall MSRs) into a VMCB page.
+///
+/// # Safety
+/// EFER.SVME is set on this CPU and `pa` is the physical address of a page this CPU owns.
+pub unsafe fn vmsave(pa: u64) {
+    // SAFETY: the caller vouches for the page and for SVME.
+    unsafe { asm!("vmsave rax", in("rax") pa, options(nostack, preserves_flags)) };
+}
+
+macro_rules! debug_register {
+    ($get:ident, $set:ident, $name:literal) => {
+        /// Reads the debug register.
+        ///
+        /// # Safety
+        /// CPL 0 and DR7.GD clear.
+        pub unsafe fn $get() -> u64 {
+            let v: u64;
+            // SAFETY: the caller vouches for CPL and GD.
+            unsafe { asm!(concat!("mov {}, ", $name), out(reg) v, options(nomem, nostack, preserves_flags)) };
+            v
+        }
+        /// Writes the debug register.
+        ///
+        /// # Safety
+        /// CPL 0, interrupts off, and the host's value is restored before interrupts are enabled.
+        pub unsafe fn $set(v: u64) {
+            // SAFETY: the caller vouches for the context.
+            unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) v, options(nomem, nostack, preserves_flags)) };
+        }
+    };
+}
+debug_register!(dr0, set_dr0, "dr0");
+debug_register!(dr1, set_dr1, "dr1");
+debug_register!(dr2, set_dr2, "dr2");
+debug_register!(dr3, set_dr3, "dr3");
+debug_register!(dr6, set_dr6, "dr6");
+
+/// Sets the global interrupt flag.
+///
+/// # Safety
+/// EFER.SVME is set, and pending interrupts may be taken from now on.
+pub unsafe fn stgi() {
+    // SAFETY: the caller vouches for SVME and the context.
+    unsafe { asm!("stgi", options(nostack, preserves_flags)) };
+}

@@ -1,0 +1,343 @@
+//! One entry: ASID, flush, VMRUN, and what the exit means for NMI masking. Implements the hall's trait.
+//!
+//! NMI masking without hardware help: after an NMI is injected, IRET is intercepted. The exit comes *before* IRET
+//! executes, so NMIs unmask when a later exit shows another RIP. If an NMI waits meanwhile, TF single-steps the guest
+//! over the IRET; the #DB that follows is ours and is swallowed.
+
+use crate::percpu::PerCpu;
+use crate::vcpu::Svm;
+use core::sync::atomic::Ordering::Relaxed;
+use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
+use exitless_x86::svm::{INT_STATE_SHADOW, int_ctl, intercept1, tlb_control};
+
+const TSC_AUX: u32 = 0xc000_0103;
+
+unsafe extern "C" {
+    /// The world switch (linux/c/enter.c): 0, or 1 when VMRUN faulted because SVM was switched off.
+    fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, host_save_pa: u64, spec_ctrl: u64) -> u32;
+    fn ex_ibpb();
+}
+
+impl Svm {
+    /// Takes a valid ASID on this CPU and orders the flush that the entry needs.
+    fn choose_asid(&mut self, cpu: &PerCpu, flush: bool) {
+        let mut control = if !flush {
+            tlb_control::NONE
+        } else if self.flush_by_asid {
+            tlb_control::FLUSH_ASID
+        } else {
+            tlb_control::FLUSH_ALL
+        };
+        if self.asid_generation != cpu.generation.load(Relaxed) || self.asid == 0 {
+            let fresh = cpu.take();
+            self.asid = fresh.asid;
+            self.asid_generation = fresh.generation;
+            control = if fresh.flush_all { tlb_control::FLUSH_ALL } else { tlb_control::NONE };
+        }
+        let asid = self.asid;
+        let c = self.control_mut();
+        c.asid = asid;
+        c.tlb_control = control;
+    }
+
+    /// After the exit: has the guest's IRET completed?
+    fn track_iret(&mut self, exit: Exit) -> Exit {
+        if exit == Exit::NmiWindow {
+            self.iret_pending = true;
+            self.iret_rip = self.save().rip;
+            self.control_mut().intercept1 &= !intercept1::IRET;
+            return exit;
+        }
+        let moved = self.save().rip != self.iret_rip;
+        let stepped = self.stepping && matches!(exit, Exit::Exception(x) if x.vector.0 == 1);
+        if self.iret_pending && (moved || stepped) {
+            self.iret_pending = false;
+            self.nmi_masked = false;
+        }
+        if self.stepping {
+            self.end_step();
+            if stepped {
+                let save = self.save_mut();
+                save.dr6 &= !(1 << 14);
+                return Exit::NmiWindow;
+            }
+        }
+        exit
+    }
+
+    /// Single-steps the guest over its IRET to learn when NMIs unmask.
+    fn begin_step(&mut self) {
+        if !self.stepping {
+            self.stepping = true;
+            self.step_iret = self.iret_pending;
+            self.step_rip = self.save().rip;
+            self.step_rflags = self.save().rflags;
+            self.save_mut().rflags |= rflags::TF;
+        }
+    }
+
+    fn end_step(&mut self) {
+        self.stepping = false;
+        // A completed IRET loaded RFLAGS from the stack: its TF is the guest's. Otherwise TF is what we planted.
+        let completed_iret = self.step_iret && self.save().rip != self.step_rip;
+        if self.step_rflags & rflags::TF == 0 && !completed_iret {
+            self.save_mut().rflags &= !rflags::TF;
+        }
+    }
+
+    pub(crate) fn set_nmi_mask(&mut self, on: bool) {
+        self.nmi_masked = on;
+        self.iret_pending = false;
+        let c = self.control_mut();
+        if on {
+            c.intercept1 |= intercept1::IRET;
+        } else {
+            c.intercept1 &= !intercept1::IRET;
+        }
+    }
+}
+
+/// A vCPU's thread came to this CPU (or back to it): branch predictor, TSC_AUX and the host's extra state change hands.
+/// `tsc_aux`: the guest's value, where the CPU has the register.
+///
+/// # Safety
+/// Preemption is off, `cpu` is this CPU's part and SVM is on.
+pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>) {
+    if cpu.last_vcpu.swap(identity, Relaxed) != identity {
+        // SAFETY: a barrier without operands, legal in any context.
+        unsafe { ex_ibpb() };
+    }
+    if let Some(guest) = tsc_aux {
+        // SAFETY: the caller says the MSR exists; the kernel itself never reads it.
+        unsafe {
+            cpu.host_tsc_aux.store(exitless_hw_ops::rdmsr(TSC_AUX), Relaxed);
+            exitless_hw_ops::wrmsr(TSC_AUX, guest);
+        }
+    }
+    // SAFETY: SVM is on (contract), and the page is this CPU's own.
+    unsafe { exitless_hw_ops::vmsave(cpu.host_save_pa.load(Relaxed)) };
+}
+
+/// The thread leaves this CPU, or returns to user space.
+///
+/// # Safety
+/// Preemption is off, and [`load`] was called on this CPU last, with the same `tsc_aux.is_some()`.
+pub unsafe fn put(cpu: &PerCpu, has_tsc_aux: bool) {
+    if has_tsc_aux {
+        // SAFETY: restores what `load` read.
+        unsafe { exitless_hw_ops::wrmsr(TSC_AUX, cpu.host_tsc_aux.load(Relaxed)) };
+    }
+}
+
+/// The guest wrote TSC_AUX while loaded.
+///
+/// # Safety
+/// Preemption is off, [`load`] ran on this CPU with a value, and [`put`] will.
+pub unsafe fn reload_tsc_aux(guest: u64) {
+    // SAFETY: the MSR exists; `put` restores the host's value.
+    unsafe { exitless_hw_ops::wrmsr(TSC_AUX, guest) };
+}
+
+impl Backend for Svm {
+    type Cpu = PerCpu;
+
+    fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
+        self.choose_asid(cpu, flush);
+        let (rax, rsp) = (self.gprs.get(Gpr::Rax), self.gprs.get(Gpr::Rsp));
+        let s = self.save_mut();
+        s.rax = rax;
+        s.rsp = rsp;
+        let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), self.spec_ctrl);
+        // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
+        let failed = unsafe { ex_svm_enter(pa, self.gprs.0.as_mut_ptr(), host, spec) };
+        let (rax, rsp) = (self.save().rax, self.save().rsp);
+        self.gprs.set(Gpr::Rax, rax);
+        self.gprs.set(Gpr::Rsp, rsp);
+        let c = self.control_mut();
+        c.event_inj = 0;
+        c.tlb_control = tlb_control::NONE;
+        if failed != 0 {
+            return Exit::Disabled;
+        }
+        self.exit_code = self.control().exit_code;
+        let exit = self.decode_exit();
+        if self.nmi_masked || self.stepping { self.track_iret(exit) } else { exit }
+    }
+
+    fn exit_number(&self) -> u64 {
+        self.exit_code
+    }
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.take_event()
+    }
+    fn inject(&mut self, event: Event) {
+        self.put_event(event);
+    }
+    fn next_rip(&self) -> Option<u64> {
+        let c = self.control();
+        if c.exit_code == 0x7b {
+            return Some(c.exit_info_2);
+        }
+        (self.next_rip && c.next_rip != 0).then_some(c.next_rip)
+    }
+    fn fetched(&self) -> &[u8] {
+        if !self.decode_assists {
+            return &[];
+        }
+        let c = self.control();
+        c.insn_bytes.get(..usize::from(c.insn_len.min(15))).unwrap_or(&[])
+    }
+
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+    fn rip(&self) -> u64 {
+        self.save().rip
+    }
+    fn set_rip(&mut self, v: u64) {
+        self.save_mut().rip = v;
+    }
+    fn rflags(&self) -> u64 {
+        let f = self.save().rflags;
+        if self.stepping { f & !rflags::TF | self.step_rflags & rflags::TF } else { f }
+    }
+    fn set_rflags(&mut self, v: u64) {
+        self.stepping = false;
+        self.save_mut().rflags = v | rflags::FIXED;
+    }
+    fn segment(&self, r: SegReg) -> Segment {
+        self.get_segment(r)
+    }
+    fn set_segment(&mut self, r: SegReg, s: &Segment) {
+        self.put_segment(r, s);
+    }
+    fn gdtr(&self) -> TableReg {
+        Self::table(&self.save().gdtr)
+    }
+    fn set_gdtr(&mut self, t: &TableReg) {
+        let g = &mut self.save_mut().gdtr;
+        (g.base, g.limit) = (t.base, t.limit);
+    }
+    fn idtr(&self) -> TableReg {
+        Self::table(&self.save().idtr)
+    }
+    fn set_idtr(&mut self, t: &TableReg) {
+        let g = &mut self.save_mut().idtr;
+        (g.base, g.limit) = (t.base, t.limit);
+    }
+    fn cpl(&self) -> u8 {
+        self.save().cpl & 3
+    }
+    fn cr0(&self) -> u64 {
+        self.save().cr0
+    }
+    fn set_cr0(&mut self, v: u64) {
+        self.save_mut().cr0 = v;
+    }
+    fn cr2(&self) -> u64 {
+        self.save().cr2
+    }
+    fn set_cr2(&mut self, v: u64) {
+        self.save_mut().cr2 = v;
+    }
+    fn cr3(&self) -> u64 {
+        self.save().cr3
+    }
+    fn set_cr3(&mut self, v: u64) {
+        self.save_mut().cr3 = v;
+    }
+    fn cr4(&self) -> u64 {
+        self.save().cr4
+    }
+    fn set_cr4(&mut self, v: u64) {
+        self.save_mut().cr4 = v;
+    }
+    fn efer(&self) -> u64 {
+        self.save().efer & !exitless_x86::regs::efer::SVME
+    }
+    fn set_efer(&mut self, v: u64) {
+        // VMRUN demands SVME in the guest's EFER (APM vol. 2, 15.5.1); the guest never sees it.
+        self.save_mut().efer = v | exitless_x86::regs::efer::SVME;
+    }
+    fn dr6(&self) -> u64 {
+        self.save().dr6
+    }
+    fn set_dr6(&mut self, v: u64) {
+        self.save_mut().dr6 = v;
+    }
+    fn dr7(&self) -> u64 {
+        self.save().dr7
+    }
+    fn set_dr7(&mut self, v: u64) {
+        self.save_mut().dr7 = v;
+    }
+    fn sys_reg(&self, r: SysReg) -> u64 {
+        self.read_sys(r)
+    }
+    fn set_sys_reg(&mut self, r: SysReg, v: u64) {
+        self.write_sys(r, v);
+    }
+    fn cr8(&self) -> u8 {
+        (self.control().int_ctl & 15) as u8
+    }
+    fn set_cr8(&mut self, v: u8) {
+        let c = self.control_mut();
+        c.int_ctl = c.int_ctl & !int_ctl::V_TPR | u32::from(v & 15);
+    }
+    fn interrupt_shadow(&self) -> bool {
+        self.control().int_state & INT_STATE_SHADOW != 0
+    }
+    fn set_interrupt_shadow(&mut self, on: bool) {
+        let c = self.control_mut();
+        c.int_state = if on { c.int_state | INT_STATE_SHADOW } else { c.int_state & !INT_STATE_SHADOW };
+    }
+    fn nmi_masked(&self) -> bool {
+        self.nmi_masked
+    }
+    fn set_nmi_masked(&mut self, on: bool) {
+        self.set_nmi_mask(on);
+    }
+    fn set_interrupt_window(&mut self, on: bool) {
+        let c = self.control_mut();
+        if on {
+            // A dummy virtual interrupt of the highest priority; its intercept fires when it could be taken.
+            c.int_ctl |= int_ctl::V_IRQ | int_ctl::V_INTR_PRIO | int_ctl::V_IGN_TPR;
+            c.int_vector = 0;
+            c.intercept1 |= intercept1::VINTR;
+        } else {
+            c.int_ctl &= !(int_ctl::V_IRQ | int_ctl::V_INTR_PRIO | int_ctl::V_IGN_TPR);
+            c.intercept1 &= !intercept1::VINTR;
+        }
+    }
+    fn set_nmi_window(&mut self, on: bool) {
+        // While IRET has not been seen its intercept is on already; once it has, or in an interrupt shadow, step over
+        // the one instruction in the way.
+        if on && (self.iret_pending || (!self.nmi_masked && self.interrupt_shadow())) {
+            self.begin_step();
+        }
+    }
+    fn set_cr8_intercept(&mut self, on: bool) {
+        let c = self.control_mut();
+        if on {
+            c.intercept_cr_write |= 1 << 8;
+        } else {
+            c.intercept_cr_write &= !(1 << 8);
+        }
+    }
+    fn set_dr_intercept(&mut self, on: bool) {
+        let c = self.control_mut();
+        let bits = if on { 0xffff } else { 0 };
+        c.intercept_dr_read = bits;
+        c.intercept_dr_write = bits;
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.control_mut().tsc_offset = offset;
+    }
+    fn set_slat_root(&mut self, hpa: u64) {
+        self.control_mut().nested_cr3 = hpa;
+    }
+}

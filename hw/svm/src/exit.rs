@@ -1,0 +1,72 @@
+//! From #VMEXIT codes to the hall's words.
+
+use crate::vcpu::Svm;
+use exitless_vcpu::backend::{Exit, IoAccess, SlatFault};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::svm::{ExitCode as C, ioio, npf};
+
+impl Svm {
+    pub(crate) fn decode_exit(&self) -> Exit {
+        let c = self.control();
+        match C(c.exit_code) {
+            C::INTR => Exit::ExternalInterrupt,
+            C::NMI => Exit::Nmi,
+            C::SMI | C::INIT => Exit::HostEvent,
+            C::VINTR => Exit::InterruptWindow,
+            C::IRET => Exit::NmiWindow,
+            C::CPUID => Exit::Cpuid,
+            C::HLT => Exit::Hlt,
+            C::IOIO => Exit::Io(io(c.exit_info_1)),
+            C::MSR if c.exit_info_1 & 1 == 0 => Exit::Rdmsr,
+            C::MSR => Exit::Wrmsr,
+            C::NPF => Exit::Slat(slat(c.exit_info_1, c.exit_info_2)),
+            C(0x18) => Exit::Cr8Write,
+            C(0x00..=0x1f) | C::CR0_SEL_WRITE => Exit::CrAccess,
+            C(0x20..=0x3f) => Exit::DrAccess,
+            C(v @ 0x40..=0x5f) => Exit::Exception(exception((v & 31) as u8, c.exit_info_1, c.exit_info_2)),
+            C::VMMCALL => Exit::Hypercall,
+            C::INVD => Exit::Invd,
+            C::WBINVD => Exit::Wbinvd,
+            C::MONITOR => Exit::Monitor,
+            C::MWAIT | C::MWAIT_ARMED => Exit::Mwait,
+            C::PAUSE => Exit::Pause,
+            C::XSETBV => Exit::Xsetbv,
+            C::RDPMC => Exit::Rdpmc,
+            C::RDPRU => Exit::Rdpru,
+            C::TASK_SWITCH => Exit::TaskSwitch,
+            C::SHUTDOWN => Exit::Shutdown,
+            C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::SKINIT | C::INVLPGA => Exit::VirtInstruction,
+            C::INVALID => Exit::FailEntry(c.exit_code),
+            C(v) => Exit::Unknown(v),
+        }
+    }
+}
+
+fn io(info: u64) -> IoAccess {
+    IoAccess {
+        port: (info >> ioio::PORT_SHIFT) as u16,
+        size: (info >> ioio::SIZE_SHIFT & 7) as u8,
+        input: info & ioio::TYPE_IN != 0,
+        string: info & ioio::STR != 0,
+        rep: info & ioio::REP != 0,
+    }
+}
+
+fn slat(info: u64, gpa: u64) -> SlatFault {
+    SlatFault {
+        gpa,
+        write: info & npf::WRITE != 0,
+        fetch: info & npf::FETCH != 0,
+        present: info & npf::PRESENT != 0,
+        table_walk: info & npf::WALK != 0,
+    }
+}
+
+fn exception(vector: u8, info1: u64, info2: u64) -> Exception {
+    let vector = Vector(vector);
+    Exception {
+        vector,
+        error_code: vector.has_error_code().then_some(info1 as u32),
+        payload: if vector == Vector::PF { info2 } else { 0 },
+    }
+}

@@ -1,0 +1,131 @@
+//! One SVM virtual CPU: its VMCB, its registers and what must outlive an exit.
+
+use core::ptr::NonNull;
+use exitless_x86::regs::Gprs;
+use exitless_x86::svm::{NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2};
+
+/// Pages the backend needs; the owner allocates and frees them.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages {
+    /// The VMCB: one zeroed page, for this vCPU alone.
+    pub vmcb: NonNull<Vmcb>,
+    /// Its physical address.
+    pub vmcb_pa: u64,
+    /// Physical address of the MSR permission map (two pages; may be shared by all vCPUs).
+    pub msrpm_pa: u64,
+    /// Physical address of the I/O permission map (three pages of ones; may be shared).
+    pub iopm_pa: u64,
+}
+
+/// # Invariants
+/// After [`Svm::init`], `vmcb` points to a page that lives as long as `self` and that nobody else touches, but the
+/// CPU during VMRUN.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Svm {
+    /// In encoding order; RAX and RSP are copied to and from the VMCB around an entry.
+    pub(crate) gprs: Gprs,
+    vmcb: Option<NonNull<Vmcb>>,
+    pub(crate) vmcb_pa: u64,
+    pub(crate) asid_generation: u64,
+    pub(crate) spec_ctrl: u64,
+    pub(crate) tsc_aux: u64,
+    pub(crate) exit_code: u64,
+    pub(crate) asid: u32,
+    /// NMIs are masked until the guest's IRET.
+    pub(crate) nmi_masked: bool,
+    /// An IRET was intercepted at `iret_rip`; NMIs unmask when it is behind us.
+    pub(crate) iret_pending: bool,
+    pub(crate) next_rip: bool,
+    pub(crate) flush_by_asid: bool,
+    pub(crate) decode_assists: bool,
+    /// TF was set by us to see the instruction after IRET.
+    pub(crate) stepping: bool,
+    /// The step is over an IRET.
+    pub(crate) step_iret: bool,
+    pub(crate) pad: [bool; 2],
+    pub(crate) iret_rip: u64,
+    pub(crate) step_rip: u64,
+    pub(crate) step_rflags: u64,
+}
+
+// SAFETY: the VMCB page is owned by the vCPU; the pointer moves with it.
+unsafe impl Send for Svm {}
+
+impl Svm {
+    /// Sets up the VMCB: every intercept the hall needs and the state the controls fix. Registers come later.
+    pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
+        self.vmcb = Some(pages.vmcb);
+        self.vmcb_pa = pages.vmcb_pa;
+        self.next_rip = caps.next_rip;
+        self.flush_by_asid = caps.flush_by_asid;
+        self.decode_assists = caps.decode_assists;
+        let c = self.control_mut();
+        // CR0 and CR3 belong to the guest; CR4 writes change CPUID and need checks; CR8 goes to V_TPR.
+        c.intercept_cr_write = 1 << 4;
+        c.intercept_dr_read = 0xffff;
+        c.intercept_dr_write = 0xffff;
+        // #DB and #AC can loop for ever inside the CPU (CVE-2015-8104, CVE-2015-5307); #MC belongs to the host.
+        c.intercept_exceptions = 1 << 1 | 1 << 17 | 1 << 18;
+        c.intercept1 = intercept1::INTR
+            | intercept1::NMI
+            | intercept1::SMI
+            | intercept1::INIT
+            | intercept1::RDPMC
+            | intercept1::CPUID
+            | intercept1::INVD
+            | intercept1::HLT
+            | intercept1::INVLPGA
+            | intercept1::IOIO_PROT
+            | intercept1::MSR_PROT
+            | intercept1::TASK_SWITCH
+            | intercept1::SHUTDOWN;
+        c.intercept2 = intercept2::VMRUN
+            | intercept2::VMMCALL
+            | intercept2::VMLOAD
+            | intercept2::VMSAVE
+            | intercept2::STGI
+            | intercept2::CLGI
+            | intercept2::SKINIT
+            | intercept2::WBINVD
+            | intercept2::MONITOR
+            | intercept2::MWAIT
+            | intercept2::XSETBV
+            | intercept2::RDPRU;
+        if caps.pause_filter {
+            c.intercept1 |= intercept1::PAUSE;
+            c.pause_filter_count = 3000;
+            c.pause_filter_threshold = 128;
+        }
+        c.iopm_base_pa = pages.iopm_pa;
+        c.msrpm_base_pa = pages.msrpm_pa;
+        c.int_ctl = int_ctl::V_INTR_MASKING;
+        c.nested_ctl = NESTED_CTL_NP;
+        self.save_mut().g_pat = 0x0007_0406_0007_0406;
+    }
+
+    fn ptr(&self) -> NonNull<Vmcb> {
+        // An uninitialised vCPU reads a dangling address only if the owner broke `init` first; make it a clean fault.
+        self.vmcb.unwrap_or(NonNull::dangling())
+    }
+
+    pub(crate) fn control(&self) -> &VmcbControl {
+        // SAFETY: type invariant: the page lives as long as `self`, and `&self` excludes a running entry.
+        unsafe { &self.ptr().as_ref().control }
+    }
+
+    pub(crate) fn control_mut(&mut self) -> &mut VmcbControl {
+        // SAFETY: type invariant: only `self` leads to the page, and `&mut self` is exclusive.
+        unsafe { &mut self.ptr().as_mut().control }
+    }
+
+    pub(crate) fn save(&self) -> &VmcbSave {
+        // SAFETY: as in `control`.
+        unsafe { &self.ptr().as_ref().save }
+    }
+
+    pub(crate) fn save_mut(&mut self) -> &mut VmcbSave {
+        // SAFETY: as in `control_mut`.
+        unsafe { &mut self.ptr().as_mut().save }
+    }
+}

@@ -1,0 +1,200 @@
+//! What the hall needs from a CPU vendor: registers, one entry into the guest, and events.
+//!
+//! `hw/svm` and `hw/vmx` are twins that implement [`Backend`]; the run loop is monomorphised over it, so no exit
+//! pays for an indirect branch. A backend never decides anything and never calls the operating system.
+
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::{Gprs, SegReg, Segment, TableReg};
+
+/// System registers that hardware switches with the guest and the policy table calls "vendor saved".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum SysReg {
+    Star,
+    Lstar,
+    Cstar,
+    Sfmask,
+    KernelGsBase,
+    FsBase,
+    GsBase,
+    SysenterCs,
+    SysenterEsp,
+    SysenterEip,
+    Pat,
+    DebugCtl,
+    LastBranchFrom,
+    LastBranchTo,
+    LastIntFrom,
+    LastIntTo,
+    SpecCtrl,
+    TscAux,
+}
+
+/// An event for the next entry to deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An external interrupt with its vector.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// A hardware exception.
+    Exception(Exception),
+    /// INT n (or INT3, INTO): its vector and the instruction's length in bytes (0: unknown).
+    Software(u8, u8),
+}
+
+/// Port I/O as the exit describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoAccess {
+    /// First port.
+    pub port: u16,
+    /// Bytes per element: 1, 2 or 4.
+    pub size: u8,
+    /// IN or INS.
+    pub input: bool,
+    /// INS or OUTS.
+    pub string: bool,
+    /// A REP prefix stands before it.
+    pub rep: bool,
+}
+
+/// A second-level translation fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlatFault {
+    /// Faulting guest-physical address.
+    pub gpa: u64,
+    /// A write.
+    pub write: bool,
+    /// An instruction fetch.
+    pub fetch: bool,
+    /// The translation was present (a permission fault).
+    pub present: bool,
+    /// The fault hit the guest's own page tables, not the final address.
+    pub table_walk: bool,
+}
+
+/// Why the guest was left, in the words both vendors share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The instructions name themselves.
+pub enum Exit {
+    /// A host interrupt is pending; enabling interrupts delivers it.
+    ExternalInterrupt,
+    /// A host NMI was or will be taken.
+    Nmi,
+    /// The guest can now take an external interrupt.
+    InterruptWindow,
+    /// The guest executed (or is about to execute) IRET: NMIs unmask after it.
+    NmiWindow,
+    Cpuid,
+    Hlt,
+    Io(IoAccess),
+    Rdmsr,
+    Wrmsr,
+    Slat(SlatFault),
+    /// MOV from or to a control or debug register, CLTS, LMSW, SMSW: the instruction tells the operands.
+    CrAccess,
+    /// MOV to CR8 alone is intercepted while an interrupt waits below the TPR.
+    Cr8Write,
+    DrAccess,
+    /// An intercepted exception, not yet delivered.
+    Exception(Exception),
+    Hypercall,
+    Invd,
+    Wbinvd,
+    Monitor,
+    Mwait,
+    Pause,
+    Xsetbv,
+    Rdpmc,
+    Rdpru,
+    /// A hardware task switch.
+    TaskSwitch,
+    /// Triple fault.
+    Shutdown,
+    /// A virtualisation instruction the guest must not have.
+    VirtInstruction,
+    /// A host SMI or INIT that needs nothing.
+    HostEvent,
+    /// The CPU refused the guest state; the vendor's code.
+    FailEntry(u64),
+    /// Virtualisation was switched off under us (emergency restart).
+    Disabled,
+    /// An exit nobody asked for; the vendor's code.
+    Unknown(u64),
+}
+
+/// One vendor's virtual CPU. All methods but [`Backend::enter`] only touch the vCPU's own state.
+#[allow(missing_docs)] // Register getters and setters say what they are.
+pub trait Backend {
+    /// What the backend keeps per physical CPU (host save area, ASID counter).
+    type Cpu;
+
+    /// Enters the guest once. Interrupts are off, the vCPU's FPU state is live, `cpu` is the CPU we run on.
+    /// `true` in `flush` drops the vCPU's guest-physical translations first.
+    fn enter(&mut self, cpu: &Self::Cpu, flush: bool) -> Exit;
+    /// The vendor's number of the last exit, for counters and traces.
+    fn exit_number(&self) -> u64;
+    /// The event whose delivery the last exit interrupted, if any; reading it forgets it.
+    fn take_interrupted(&mut self) -> Option<Event>;
+    /// Gives the next entry an event to deliver.
+    fn inject(&mut self, event: Event);
+    /// RIP behind the exiting instruction where hardware told it.
+    fn next_rip(&self) -> Option<u64>;
+    /// The bytes hardware fetched at the exiting instruction (decode assists); empty without.
+    fn fetched(&self) -> &[u8];
+
+    fn gprs(&self) -> &Gprs;
+    fn gprs_mut(&mut self) -> &mut Gprs;
+    fn rip(&self) -> u64;
+    fn set_rip(&mut self, v: u64);
+    fn rflags(&self) -> u64;
+    fn set_rflags(&mut self, v: u64);
+    fn segment(&self, r: SegReg) -> Segment;
+    fn set_segment(&mut self, r: SegReg, s: &Segment);
+    fn gdtr(&self) -> TableReg;
+    fn set_gdtr(&mut self, t: &TableReg);
+    fn idtr(&self) -> TableReg;
+    fn set_idtr(&mut self, t: &TableReg);
+    /// Current privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+    fn cr0(&self) -> u64;
+    /// Sets CR0; the caller checked it. EFER.LMA is the caller's too.
+    fn set_cr0(&mut self, v: u64);
+    fn cr2(&self) -> u64;
+    fn set_cr2(&mut self, v: u64);
+    fn cr3(&self) -> u64;
+    fn set_cr3(&mut self, v: u64);
+    fn cr4(&self) -> u64;
+    fn set_cr4(&mut self, v: u64);
+    fn efer(&self) -> u64;
+    fn set_efer(&mut self, v: u64);
+    fn dr6(&self) -> u64;
+    fn set_dr6(&mut self, v: u64);
+    fn dr7(&self) -> u64;
+    fn set_dr7(&mut self, v: u64);
+    fn sys_reg(&self, r: SysReg) -> u64;
+    fn set_sys_reg(&mut self, r: SysReg, v: u64);
+    /// The task priority hardware keeps for CR8, 0 to 15.
+    fn cr8(&self) -> u8;
+    fn set_cr8(&mut self, v: u8);
+
+    /// STI or MOV SS blocks interrupts for one instruction.
+    fn interrupt_shadow(&self) -> bool;
+    fn set_interrupt_shadow(&mut self, on: bool);
+    /// NMIs are masked until IRET.
+    fn nmi_masked(&self) -> bool;
+    fn set_nmi_masked(&mut self, on: bool);
+    /// Asks for [`Exit::InterruptWindow`] (or withdraws the wish).
+    fn set_interrupt_window(&mut self, on: bool);
+    /// Asks to be told when NMIs unmask.
+    fn set_nmi_window(&mut self, on: bool);
+    /// Exit on CR8 writes.
+    fn set_cr8_intercept(&mut self, on: bool);
+    /// DR0 to DR3 and DR6/DR7 accesses exit (they are not loaded) or not.
+    fn set_dr_intercept(&mut self, on: bool);
+
+    /// Value added to the host's TSC, in ticks, modulo 2^64.
+    fn set_tsc_offset(&mut self, offset: u64);
+    /// Root of the second-level tables.
+    fn set_slat_root(&mut self, hpa: u64);
+}

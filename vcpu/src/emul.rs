@@ -1,0 +1,290 @@
+//! The emulator's view of this vCPU: registers from the backend, memory from the host, devices through the journal.
+
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::journal::{Access as Where, Entry, Step};
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+use exitless_insn::walk::Operation;
+use exitless_insn::{Access, Cpu, GuestMemory, Mode, Stop, WalkError, translate};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::{Gpr, SegReg, Segment, cr0, cr4, rflags};
+
+/// Page tables read with the right to sleep.
+pub struct PagedMemory<'a, H>(pub &'a H);
+/// Page tables read in atomic context; accessed bits that cannot be set now count as missing memory.
+pub struct AtomicMemory<'a, H>(pub &'a H);
+
+impl<H: Host> GuestMemory for PagedMemory<'_, H> {
+    fn read_u64(&self, gpa: u64) -> Option<u64> {
+        let mut b = [0; 8];
+        self.0.read_guest(gpa, &mut b).then(|| u64::from_le_bytes(b))
+    }
+    fn read_u32(&self, gpa: u64) -> Option<u32> {
+        let mut b = [0; 4];
+        self.0.read_guest(gpa, &mut b).then(|| u32::from_le_bytes(b))
+    }
+    fn cmpxchg_u64(&self, gpa: u64, old: u64, new: u64) -> Option<bool> {
+        self.0.cmpxchg_guest(gpa, 8, old, new)
+    }
+    fn cmpxchg_u32(&self, gpa: u64, old: u32, new: u32) -> Option<bool> {
+        self.0.cmpxchg_guest(gpa, 4, u64::from(old), u64::from(new))
+    }
+}
+
+impl<H: Host> GuestMemory for AtomicMemory<'_, H> {
+    fn read_u64(&self, gpa: u64) -> Option<u64> {
+        let mut b = [0; 8];
+        self.0.read_guest_atomic(gpa, &mut b).then(|| u64::from_le_bytes(b))
+    }
+    fn read_u32(&self, gpa: u64) -> Option<u32> {
+        let mut b = [0; 4];
+        self.0.read_guest_atomic(gpa, &mut b).then(|| u32::from_le_bytes(b))
+    }
+    fn cmpxchg_u64(&self, _: u64, _: u64, _: u64) -> Option<bool> {
+        None
+    }
+    fn cmpxchg_u32(&self, _: u64, _: u32, _: u32) -> Option<bool> {
+        None
+    }
+}
+
+/// One emulation pass.
+pub struct Emulation<'a, B, H> {
+    /// The vCPU.
+    pub v: &'a mut Vcpu<B>,
+    /// Its shared part.
+    pub sh: &'a VcpuShared,
+    /// The host.
+    pub host: &'a H,
+}
+
+/// A stretch of one page: guest-physical address and length.
+#[derive(Clone, Copy)]
+struct Piece {
+    gpa: u64,
+    from: usize,
+    len: usize,
+}
+
+impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
+    /// Translates every page of an access before any is touched: one or two pieces.
+    fn pieces(&self, linear: u64, len: usize, op: Operation) -> Result<(Piece, Option<Piece>), Stop> {
+        let access = Access { operation: op, implicit_supervisor: false };
+        let room = (4096 - (linear & 4095)) as usize;
+        let first = Piece { gpa: self.gpa(linear, access)?, from: 0, len: len.min(room) };
+        if len <= room {
+            return Ok((first, None));
+        }
+        let mut next = linear.wrapping_add(room as u64);
+        if self.mode() != Mode::Bits64 {
+            next &= 0xffff_ffff;
+        }
+        Ok((first, Some(Piece { gpa: self.gpa(next, access)?, from: room, len: len - room })))
+    }
+
+    fn gpa(&self, linear: u64, access: Access) -> Result<u64, Stop> {
+        match translate(&PagedMemory(self.host), &self.v.paging(self.v.b.cpl()), linear, access) {
+            Ok(gpa) => Ok(gpa),
+            Err(WalkError::Fault(x)) => Err(Stop::Fault(x)),
+            Err(WalkError::NoMemory(_)) => Err(Stop::Unhandled),
+        }
+    }
+
+    /// Reads one piece: RAM, a chip in the kernel, or user space in steps of at most 8 bytes.
+    fn read_piece(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        if self.host.is_ram(gpa, false) {
+            return if self.host.read_guest(gpa, buf) { Ok(()) } else { Err(Stop::Unhandled) };
+        }
+        let mut at = gpa;
+        for part in buf.chunks_mut(8) {
+            self.read_device(at, part)?;
+            at = at.wrapping_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn read_device(&mut self, gpa: u64, part: &mut [u8]) -> Result<(), Stop> {
+        let len = part.len() as u8;
+        if let Step::Done(data) = self.v.journal.step() {
+            copy(part, &data);
+            return Ok(());
+        }
+        let mut entry = Entry { access: Where::Mmio { gpa }, write: false, len, data: [0; 8] };
+        if self.kernel_read(gpa, part) {
+            copy(&mut entry.data, part);
+            return self.note(entry);
+        }
+        self.v.journal.ask(entry);
+        Err(Stop::NeedUser)
+    }
+
+    fn write_piece(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+        if self.host.is_ram(gpa, true) {
+            return if self.host.write_guest(gpa, data) { Ok(()) } else { Err(Stop::Unhandled) };
+        }
+        let mut at = gpa;
+        for part in data.chunks(8) {
+            self.write_device(at, part)?;
+            at = at.wrapping_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn write_device(&mut self, gpa: u64, part: &[u8]) -> Result<(), Stop> {
+        if let Step::Done(_) = self.v.journal.step() {
+            return Ok(());
+        }
+        let mut entry = Entry { access: Where::Mmio { gpa }, write: true, len: part.len() as u8, data: [0; 8] };
+        copy(&mut entry.data, part);
+        if self.kernel_write(gpa, part) {
+            return self.note(entry);
+        }
+        self.v.journal.ask(entry);
+        Err(Stop::NeedUser)
+    }
+
+    fn note(&mut self, entry: Entry) -> Result<(), Stop> {
+        if self.v.journal.record(entry) { Ok(()) } else { Err(Stop::Unhandled) }
+    }
+
+    /// The local APIC's page or a chip of the VM.
+    fn kernel_read(&mut self, gpa: u64, part: &mut [u8]) -> bool {
+        crate::exits::mmio::apic_read(self.v, self.sh, self.host, gpa, part) || self.host.mmio_read(gpa, part)
+    }
+
+    fn kernel_write(&mut self, gpa: u64, part: &[u8]) -> bool {
+        crate::exits::mmio::apic_write(self.v, self.sh, self.host, gpa, part) || self.host.mmio_write(gpa, part)
+    }
+}
+
+fn copy(to: &mut [u8], from: &[u8]) {
+    for (d, s) in to.iter_mut().zip(from) {
+        *d = *s;
+    }
+}
+
+impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
+    fn mode(&self) -> Mode {
+        self.v.mode()
+    }
+    fn protected(&self) -> bool {
+        self.v.b.cr0() & cr0::PE != 0 && self.v.b.rflags() & rflags::VM == 0
+    }
+    fn linear_bits(&self) -> u8 {
+        if self.v.b.cr4() & cr4::LA57 != 0 { 57 } else { 48 }
+    }
+    fn cpl(&self) -> u8 {
+        self.v.b.cpl()
+    }
+    fn gpr(&self, r: Gpr) -> u64 {
+        self.v.b.gprs().get(r)
+    }
+    fn set_gpr(&mut self, r: Gpr, value: u64) {
+        self.v.b.gprs_mut().set(r, value);
+    }
+    fn rip(&self) -> u64 {
+        self.v.b.rip()
+    }
+    fn set_rip(&mut self, rip: u64) {
+        // Called once per completed instruction: the shadow ends with it.
+        self.v.b.set_rip(rip);
+        self.v.b.set_interrupt_shadow(false);
+    }
+    fn rflags(&self) -> u64 {
+        self.v.b.rflags()
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.v.b.set_rflags(value);
+    }
+    fn segment(&self, s: SegReg) -> Segment {
+        self.v.b.segment(s)
+    }
+    fn xmm(&mut self, i: u8) -> Result<[u8; 16], Stop> {
+        if self.v.b.cr0() & cr0::EM != 0 || self.v.b.cr4() & cr4::OSFXSR == 0 {
+            return Err(Stop::Fault(Exception::ud()));
+        }
+        if self.v.b.cr0() & cr0::TS != 0 {
+            return Err(Stop::Fault(Exception::plain(Vector::NM)));
+        }
+        Ok(self.host.xmm(usize::from(i)))
+    }
+    fn set_xmm(&mut self, i: u8, value: [u8; 16]) {
+        self.host.set_xmm(usize::from(i), value);
+    }
+
+    fn read(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let (a, b) = self.pieces(linear, buf.len(), Operation::Read)?;
+        self.read_pieces(a, b, buf)
+    }
+    fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        let (a, b) = self.pieces(linear, data.len(), Operation::Write)?;
+        for p in [Some(a), b].into_iter().flatten() {
+            self.write_piece(p.gpa, data.get(p.from..p.from + p.len).unwrap_or(&[]))?;
+        }
+        Ok(())
+    }
+    fn read_for_write(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let (a, b) = self.pieces(linear, buf.len(), Operation::Write)?;
+        self.read_pieces(a, b, buf)
+    }
+    fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        self.pieces(linear, len, Operation::Write).map(|_| ())
+    }
+    fn compare_exchange(&mut self, linear: u64, old: &[u8], new: &[u8]) -> Result<bool, Stop> {
+        let (a, b) = self.pieces(linear, new.len(), Operation::Write)?;
+        let size = new.len();
+        if b.is_none() && matches!(size, 1 | 2 | 4 | 8) && self.host.is_ram(a.gpa, true) {
+            let word = |s: &[u8]| {
+                let mut w = [0; 8];
+                copy(&mut w, s);
+                u64::from_le_bytes(w)
+            };
+            return self.host.cmpxchg_guest(a.gpa, size as u8, word(old), word(new)).ok_or(Stop::Unhandled);
+        }
+        // A device, 16 bytes or a split lock: not atomic against other vCPUs, as on stock KVM for devices.
+        self.write(linear, new)?;
+        Ok(true)
+    }
+    fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
+        let len = usize::from(size.min(4));
+        let mut data = [0; 8];
+        if let Step::Done(d) = self.v.journal.step() {
+            return Ok(u32::from_le_bytes([d[0], d[1], d[2], d[3]]));
+        }
+        let entry = Entry { access: Where::Port { port }, write: false, len: size, data };
+        let part = data.get_mut(..len).unwrap_or(&mut []);
+        if self.host.pio_read(port, part) {
+            self.note(Entry { data, ..entry })?;
+            return Ok(u32::from_le_bytes([data[0], data[1], data[2], data[3]]));
+        }
+        self.v.journal.ask(entry);
+        Err(Stop::NeedUser)
+    }
+    fn io_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {
+        if let Step::Done(_) = self.v.journal.step() {
+            return Ok(());
+        }
+        let mut data = [0; 8];
+        copy(&mut data, &value.to_le_bytes());
+        let entry = Entry { access: Where::Port { port }, write: true, len: size, data };
+        let part = data.get(..usize::from(size.min(4))).unwrap_or(&[]);
+        if self.host.pio_write(port, part) || self.host.pio_event(port, part) {
+            return self.note(entry);
+        }
+        self.v.journal.ask(entry);
+        Err(Stop::NeedUser)
+    }
+    fn commit(&mut self) {
+        self.v.journal.clear();
+    }
+}
+
+impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
+    fn read_pieces(&mut self, a: Piece, b: Option<Piece>, buf: &mut [u8]) -> Result<(), Stop> {
+        for p in [Some(a), b].into_iter().flatten() {
+            self.read_piece(p.gpa, buf.get_mut(p.from..p.from + p.len).unwrap_or(&mut []))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! Events on their way into the guest: what to inject, what to wait for, and what an exit interrupted.
+//!
+//! Order of precedence: an interrupted delivery; an exception; an NMI; an external interrupt. At most one is
+//! programmed per entry; for the rest a window is requested, so that the guest comes out when it could take them.
+
+use crate::backend::{Backend, Event};
+use crate::host::Host;
+use crate::run::RunExit;
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering::Relaxed;
+use exitless_x86::exception::Vector;
+use exitless_x86::regs::rflags;
+
+/// An interrupt source that has something for the guest.
+enum Source {
+    Pic,
+    Apic(u8),
+    User(u8),
+}
+
+fn candidate<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Source> {
+    if !host.irqchip() {
+        return v.user_interrupt.map(Source::User);
+    }
+    if host.pic_pending() && sh.apic.accepts_ext_int() {
+        return Some(Source::Pic);
+    }
+    v.lapic.pending(&sh.apic).map(Source::Apic)
+}
+
+fn interrupts_open<B: Backend>(v: &Vcpu<B>) -> bool {
+    v.b.rflags() & rflags::IF != 0 && !v.b.interrupt_shadow()
+}
+
+/// Decides what the next entry delivers.
+pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    v.event_dirty = false;
+    sh.stats.req_event.bump();
+    if v.injecting.is_none() {
+        inject_pending(v, sh);
+    }
+    inject_nmi(v, sh);
+    inject_interrupt(v, sh, host);
+    if host.irqchip() {
+        update_tpr_threshold(v, sh);
+        crate::pv::offer_eoi(v, sh, host);
+    }
+}
+
+fn put<B: Backend>(v: &mut Vcpu<B>, event: Event) {
+    v.b.inject(event);
+    v.injecting = Some(event);
+}
+
+/// An interrupted delivery first, else a queued exception.
+fn inject_pending<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    let _ = sh;
+    if let Some(event) = v.reinject.take() {
+        put(v, event);
+    } else if let Some(x) = v.exception.take() {
+        // Delivery of a fault sets RF in the pushed flags; of #DB it sets the DR6 bits (SDM vol. 3B, 18.3.1).
+        if x.vector == Vector::DB {
+            const DR6_DYNAMIC: u64 = 0xe00f;
+            v.b.set_dr6(v.b.dr6() & !DR6_DYNAMIC | x.payload);
+            v.b.set_dr7(v.b.dr7() & !(1 << 13));
+        } else {
+            v.b.set_rflags(v.b.rflags() | rflags::RF);
+        }
+        put(v, Event::Exception(x));
+    }
+}
+
+fn inject_nmi<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    if v.nmi_pending == 0 {
+        return;
+    }
+    if v.injecting.is_none() && !v.b.nmi_masked() && !v.b.interrupt_shadow() {
+        v.nmi_pending -= 1;
+        put(v, Event::Nmi);
+        sh.stats.nmi_injections.bump();
+    }
+    if v.nmi_pending != 0 {
+        v.b.set_nmi_window(true);
+    }
+}
+
+fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    let Some(source) = candidate(v, sh, host) else {
+        v.b.set_interrupt_window(v.want_window && v.user_interrupt.is_none());
+        return;
+    };
+    if v.injecting.is_some() || !interrupts_open(v) {
+        v.b.set_interrupt_window(true);
+        return;
+    }
+    let vector = match source {
+        Source::Pic => host.pic_ack(),
+        Source::Apic(vector) => {
+            v.lapic.ack(&sh.apic, vector);
+            vector
+        }
+        Source::User(vector) => {
+            v.user_interrupt = None;
+            vector
+        }
+    };
+    put(v, Event::Interrupt(vector));
+    sh.stats.irq_injections.bump();
+    let more = candidate(v, sh, host).is_some();
+    v.b.set_interrupt_window(more || v.want_window);
+}
+
+/// An interrupt that waits below the TPR: watch CR8 writes, which hardware otherwise does alone.
+fn update_tpr_threshold<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    let masked = match v.lapic.top_irr(&sh.apic) {
+        Some(vector) => vector >> 4 <= v.lapic.tpr() >> 4,
+        None => false,
+    };
+    v.b.set_cr8_intercept(masked);
+}
+
+/// Directly before VM entry.
+pub fn before<B: Backend>(v: &mut Vcpu<B>) {
+    let tpr = v.lapic.tpr() >> 4;
+    if v.b.cr8() != tpr {
+        v.b.set_cr8(tpr);
+    }
+}
+
+/// Directly after VM exit.
+pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    v.flush = false;
+    v.injecting = None;
+    v.started = true;
+    let cr8 = v.b.cr8();
+    if cr8 != v.lapic.tpr() >> 4 {
+        let _ = v.lapic.set_cr8(&sh.apic, cr8);
+        v.event_dirty = true;
+    }
+    if let Some(event) = v.b.take_interrupted() {
+        v.reinject = Some(event);
+        v.event_dirty = true;
+    }
+    sh.interruptible.store(v.b.rflags() & rflags::IF != 0, Relaxed);
+}
+
+/// May a halted vCPU go on?
+pub fn wakes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    let nmi = v.nmi_pending != 0 && !v.b.nmi_masked();
+    nmi || v.exception.is_some()
+        || v.reinject.is_some()
+        || (v.b.rflags() & rflags::IF != 0 && candidate(v, sh, host).is_some())
+}
+
+/// User space asked for an interrupt window and it is open.
+pub fn user_window<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<RunExit> {
+    let open = v.want_window && v.user_interrupt.is_none() && v.injecting.is_none() && interrupts_open(v);
+    (!host.irqchip() && open).then_some(RunExit::IrqWindowOpen)
+}

@@ -1,0 +1,33 @@
+//! CPUID from the table that user space set.
+
+use super::{skip_over, unreadable};
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::run::Next;
+use crate::shared::VcpuShared;
+use crate::skip;
+use crate::vcpu::Vcpu;
+use exitless_x86::apic::apic_base;
+use exitless_x86::regs::Gpr;
+
+/// Answers CPUID in the registers; RIP is the caller's.
+pub fn execute<B: Backend>(v: &mut Vcpu<B>) {
+    let leaf = v.b.gprs().get(Gpr::Rax) as u32;
+    let sub = v.b.gprs().get(Gpr::Rcx) as u32;
+    let enabled = v.lapic.apic_base() & apic_base::ENABLE != 0;
+    let r = v.cpuid.execute(leaf, sub, v.b.cr4(), v.xcr0, enabled);
+    let g = v.b.gprs_mut();
+    g.set(Gpr::Rax, u64::from(r.eax));
+    g.set(Gpr::Rbx, u64::from(r.ebx));
+    g.set(Gpr::Rcx, u64::from(r.ecx));
+    g.set(Gpr::Rdx, u64::from(r.edx));
+}
+
+/// The slow way, when the fast path could not read the instruction.
+pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    if skip::next_rip(v, host, false).is_none() {
+        return unreadable(v, sh, host);
+    }
+    execute(v);
+    skip_over(v, sh, host)
+}

@@ -1,0 +1,45 @@
+//! Hypercalls of the KVM ABI. None that this version offers needs an answer but "unknown".
+
+use super::{fault, unreadable};
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::run::Next;
+use crate::shared::VcpuShared;
+use crate::skip;
+use crate::vcpu::Vcpu;
+use exitless_insn::Mode;
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::{Gpr, cr0};
+
+/// `-KVM_ENOSYS`.
+const ENOSYS: u64 = -1000i64 as u64;
+/// `-KVM_EPERM`.
+const EPERM: u64 = -1i64 as u64;
+
+/// VMMCALL or VMCALL: RAX is the number, RAX the answer.
+pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    if v.b.cr0() & cr0::PE == 0 {
+        return fault(v, sh, Exception::ud());
+    }
+    let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
+    sh.stats.hypercalls.bump();
+    let number = v.b.gprs().get(Gpr::Rax);
+    let mut answer = call(v, number);
+    if v.mode() != Mode::Bits64 {
+        answer &= 0xffff_ffff;
+    }
+    v.b.gprs_mut().set(Gpr::Rax, answer);
+    v.finish_skip(next);
+    Next::Again
+}
+
+fn call<B: Backend>(v: &Vcpu<B>, number: u64) -> u64 {
+    if v.b.cpl() != 0 {
+        return EPERM;
+    }
+    match number {
+        // KVM_HC_VAPIC_POLL_IRQ: the exit itself was the point.
+        1 => 0,
+        _ => ENOSYS,
+    }
+}

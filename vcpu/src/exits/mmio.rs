@@ -1,0 +1,78 @@
+//! The local APIC's register page, and what APIC registers ask for.
+
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::shared::{Request, VcpuShared};
+use crate::timer;
+use crate::vcpu::Vcpu;
+use exitless_lapic::Work;
+
+/// The register of an access inside the page: offset and byte within the 16-byte register.
+fn offset<B: Backend>(v: &Vcpu<B>, gpa: u64) -> Option<u32> {
+    let base = v.lapic.mmio_base()?;
+    (gpa & !0xfff == base).then_some((gpa & 0xfff) as u32)
+}
+
+/// Reads the APIC's page; `false`: not in the page.
+pub fn apic_read<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    gpa: u64,
+    data: &mut [u8],
+) -> bool {
+    let Some(at) = offset(v, gpa) else { return false };
+    if !host.irqchip() {
+        return false;
+    }
+    let now = timer::now(v, host.now());
+    // Accesses that do not lie in a register's first 4 bytes are undefined (SDM vol. 3A, 11.4.1): zero.
+    let value = v.lapic.mmio_read(&sh.apic, at & !0xf, &now);
+    let bytes = (u64::from(value) >> ((at & 3) * 8)).to_le_bytes();
+    for (i, d) in data.iter_mut().enumerate() {
+        *d = if at & 0xc == 0 { bytes.get(i).copied().unwrap_or(0) } else { 0 };
+    }
+    true
+}
+
+/// Writes the APIC's page; `false`: not in the page.
+pub fn apic_write<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    gpa: u64,
+    data: &[u8],
+) -> bool {
+    let Some(at) = offset(v, gpa) else { return false };
+    if !host.irqchip() {
+        return false;
+    }
+    // Registers are written with aligned 32-bit stores; others have no effect, as on stock KVM.
+    let (4.., &[a, b, c, d, ..], 0) = (data.len(), data, at & 0xf) else { return true };
+    let now = timer::now(v, host.now());
+    let work = v.lapic.mmio_write(&sh.apic, at, u32::from_le_bytes([a, b, c, d]), &now);
+    apic_work(v, sh, host, work);
+    true
+}
+
+/// Does what a register access left to do.
+pub fn apic_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, work: Work) {
+    if let Some(msg) = work.ipi {
+        host.send_ipi(&msg);
+    }
+    if let Some(eoi) = work.eoi
+        && (eoi.broadcast || host.wants_eoi(eoi.vector))
+    {
+        host.ioapic_eoi(eoi.vector, eoi.level);
+    }
+    if work.timer_changed {
+        timer::sync(v, sh, host);
+    }
+    if work.routing_changed {
+        host.apic_moved();
+    }
+    if work.rescan || work.eoi.is_some() {
+        v.event_dirty = true;
+        sh.request(Request::EVENT);
+    }
+}

@@ -1,0 +1,124 @@
+//! Exits handled with interrupts on: one file per kind, one line per arm.
+
+pub mod cpuid;
+pub mod cr;
+pub mod emulate;
+pub mod exception;
+pub mod halt;
+pub mod hypercall;
+pub mod io;
+pub mod mmio;
+pub mod msr;
+pub mod slat;
+pub mod xsetbv;
+
+use crate::backend::{Backend, Exit};
+use crate::host::Host;
+use crate::run::{Next, RunExit};
+use crate::shared::VcpuShared;
+use crate::skip::{self, NoBytes};
+use crate::vcpu::Vcpu;
+use exitless_x86::exception::Exception;
+
+/// `KVM_INTERNAL_ERROR_*` (ABI header linux/kvm.h).
+#[allow(missing_docs)]
+pub mod suberror {
+    pub const EMULATION: u32 = 1;
+    pub const DELIVERY_EV: u32 = 3;
+    pub const UNEXPECTED_EXIT_REASON: u32 = 4;
+}
+
+/// Handles what the fast path left.
+pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    exit: Exit,
+) -> Next {
+    match exit {
+        Exit::ExternalInterrupt | Exit::Nmi | Exit::HostEvent => Next::Again,
+        Exit::InterruptWindow | Exit::NmiWindow => window(v),
+        Exit::Cpuid => cpuid::handle(v, sh, host),
+        Exit::Hlt => halt::handle(v, sh, host),
+        Exit::Io(access) => io::handle(v, sh, host, access),
+        Exit::Rdmsr => msr::read(v, sh, host),
+        Exit::Wrmsr => msr::write(v, sh, host),
+        Exit::Slat(fault) => slat::handle(v, sh, host, fault),
+        Exit::CrAccess => cr::handle(v, sh, host),
+        Exit::Cr8Write => cr::handle(v, sh, host),
+        Exit::DrAccess => cr::debug(v),
+        Exit::Exception(x) => exception::handle(v, sh, x),
+        Exit::Hypercall => hypercall::handle(v, sh, host),
+        Exit::Invd | Exit::Wbinvd | Exit::Pause => skip_over(v, sh, host),
+        Exit::Monitor | Exit::Mwait => skip_over(v, sh, host),
+        Exit::Xsetbv => xsetbv::handle(v, sh, host),
+        Exit::Rdpmc => fault(v, sh, Exception::gp(0)),
+        Exit::Rdpru | Exit::VirtInstruction => fault(v, sh, Exception::ud()),
+        Exit::TaskSwitch => emulation_failure(v, host),
+        Exit::Shutdown => Next::Leave(RunExit::Shutdown),
+        Exit::FailEntry(code) => Next::Leave(RunExit::FailEntry(code)),
+        Exit::Disabled => Next::Leave(RunExit::Error(-EIO)),
+        Exit::Unknown(code) => unexpected(code),
+    }
+}
+
+const EIO: i32 = 5;
+
+fn window<B: Backend>(v: &mut Vcpu<B>) -> Next {
+    v.b.set_interrupt_window(false);
+    v.event_dirty = true;
+    Next::Again
+}
+
+fn unexpected(code: u64) -> Next {
+    Next::Leave(RunExit::Internal {
+        suberror: suberror::UNEXPECTED_EXIT_REASON,
+        data: [code, 0, 0, 0],
+        ndata: 2,
+    })
+}
+
+/// Gives the guest an exception; a third fault in a row shuts it down.
+pub fn fault<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, x: Exception) -> Next {
+    let _ = sh;
+    if v.raise(x) { Next::Again } else { Next::Leave(RunExit::Shutdown) }
+}
+
+/// Moves on behind an instruction that needs nothing else.
+pub fn skip_over<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    match skip::next_rip(v, host, false) {
+        Some(next) => {
+            v.finish_skip(next);
+            Next::Again
+        }
+        None => unreadable(v, sh, host),
+    }
+}
+
+/// The instruction that just executed cannot be read any more: another vCPU changed the page tables or the code.
+/// Its fetch faults now, so the guest gets that fault; failing that, run it again.
+pub fn unreadable<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    match skip::fetch(v, host, false) {
+        Err(NoBytes::Fault(x)) => fault(v, sh, x),
+        _ => emulation_failure(v, host),
+    }
+}
+
+/// Neither hardware nor the emulator can do this instruction: to user space, with its bytes.
+pub fn emulation_failure<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Next {
+    let (bytes, valid) = skip::fetch(v, host, false).unwrap_or(([0; 15], 0));
+    let word = |from: usize| {
+        let mut w = [0; 8];
+        for (d, s) in w.iter_mut().zip(bytes.iter().skip(from)) {
+            *d = *s;
+        }
+        u64::from_le_bytes(w)
+    };
+    // The layout of kvm_run.emulation_failure: flags (instruction bytes valid), size and 15 bytes.
+    let sized = valid as u64 & 15;
+    Next::Leave(RunExit::Internal {
+        suberror: suberror::EMULATION,
+        data: [1, sized | word(0) << 8, word(7), 0],
+        ndata: 3,
+    })
+}

@@ -1,0 +1,37 @@
+//! RDMSR and WRMSR.
+
+use super::{fault, unreadable};
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::run::Next;
+use crate::shared::VcpuShared;
+use crate::skip;
+use crate::vcpu::Vcpu;
+use exitless_policy::Origin;
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::Gpr;
+
+/// EDX:EAX from the MSR in ECX.
+pub fn read<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    let msr = v.b.gprs().get(Gpr::Rcx) as u32;
+    sh.stats.by_msr.bump(msr);
+    let Ok(value) = v.read_msr(sh, host, msr, Origin::Guest) else { return fault(v, sh, Exception::gp(0)) };
+    let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
+    v.b.gprs_mut().set_edx_eax(value);
+    v.finish_skip(next);
+    Next::Again
+}
+
+/// EDX:EAX to the MSR in ECX.
+pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    let msr = v.b.gprs().get(Gpr::Rcx) as u32;
+    let value = v.b.gprs().edx_eax();
+    sh.stats.by_msr.bump(msr);
+    // The length first: once the write had its effect, the instruction must not fault any more.
+    let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
+    if v.write_msr_guest(sh, host, msr, value).is_err() {
+        return fault(v, sh, Exception::gp(0));
+    }
+    v.finish_skip(next);
+    Next::Again
+}

@@ -1,0 +1,40 @@
+//! Second-level faults: memory that is not mapped yet, or a device.
+
+use super::{emulate, suberror};
+use crate::backend::{Backend, Event, SlatFault};
+use crate::host::{FaultOutcome, Host};
+use crate::run::{Next, RunExit};
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+
+/// Maps the page, or emulates the access to a device.
+pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    fault: SlatFault,
+) -> Next {
+    sh.stats.pf_taken.bump();
+    match host.slat_fault(fault.gpa, fault.write, fault.fetch) {
+        FaultOutcome::Fixed => {
+            sh.stats.pf_fixed.bump();
+            Next::Again
+        }
+        FaultOutcome::Mmio | FaultOutcome::ReadOnly => device(v, sh, host, fault),
+        FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
+    }
+}
+
+fn device<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    fault: SlatFault,
+) -> Next {
+    // An interrupted INT n or hardware event whose frames or tables lie in a device: nothing can emulate that.
+    if matches!(v.reinject, Some(Event::Interrupt(_) | Event::Nmi | Event::Exception(_))) {
+        let data = [0, v.b.exit_number(), 0, fault.gpa];
+        return Next::Leave(RunExit::Internal { suberror: suberror::DELIVERY_EV, data, ndata: 4 });
+    }
+    emulate::run(v, sh, host)
+}

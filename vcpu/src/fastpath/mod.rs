@@ -1,0 +1,41 @@
+//! Exits answered with interrupts off, followed by an immediate re-entry: no lock beyond a chip's own, no allocation,
+//! no indirect call. One line per arm; what is not here is slow.
+
+mod cpuid;
+mod interrupt;
+mod port;
+
+use crate::backend::{Backend, Exit};
+use crate::host::Host;
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+
+/// What became of an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fast {
+    /// Done; enter the guest again.
+    Reenter,
+    /// Done; leave the slice (interrupts must be enabled, or events looked at).
+    Done,
+    /// Not for the fast path.
+    Slow,
+}
+
+/// Tries to answer the exit.
+pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    exit: Exit,
+) -> Fast {
+    if v.reinject.is_some() {
+        return Fast::Slow;
+    }
+    match exit {
+        Exit::Cpuid => cpuid::handle(v, host),
+        Exit::Io(io) => port::handle(v, sh, host, io),
+        Exit::ExternalInterrupt => interrupt::handle(sh),
+        Exit::InterruptWindow => interrupt::window(v, sh),
+        _ => Fast::Slow,
+    }
+}

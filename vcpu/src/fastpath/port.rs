@@ -1,0 +1,36 @@
+//! IN and OUT to chips in the kernel without leaving the slice.
+
+use super::Fast;
+use crate::backend::{Backend, IoAccess};
+use crate::exits::io;
+use crate::host::Host;
+use crate::shared::VcpuShared;
+use crate::skip;
+use crate::vcpu::Vcpu;
+use exitless_x86::regs::Gpr;
+
+pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    access: IoAccess,
+) -> Fast {
+    if access.string {
+        return Fast::Slow;
+    }
+    let Some(next) = skip::next_rip(v, host, true) else { return Fast::Slow };
+    let len = usize::from(access.size.min(4));
+    let mut data = (v.b.gprs().get(Gpr::Rax) as u32).to_le_bytes();
+    let Some(part) = data.get_mut(..len) else { return Fast::Slow };
+    if access.input {
+        if !host.pio_read(access.port, part) {
+            return Fast::Slow;
+        }
+        io::finish_in(v, access.size, u32::from_le_bytes(data));
+    } else if !host.pio_write(access.port, part) {
+        return Fast::Slow;
+    }
+    io::count(sh, access.port);
+    v.finish_skip(next);
+    Fast::Reenter
+}

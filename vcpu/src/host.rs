@@ -1,0 +1,143 @@
+//! What the hall needs from the operating system. `linux/module` implements it over C helpers, the tests with a fake.
+
+use exitless_x86::apic::InterruptMessage;
+
+/// What a second-level fault turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// Mapped (or already mapped by another vCPU): re-enter.
+    Fixed,
+    /// No memory slot there: a device.
+    Mmio,
+    /// A write to a read-only slot: to user space as MMIO.
+    ReadOnly,
+    /// The host has no page there, or it is poisoned: `-EFAULT`, `-EHWPOISON`, `-ENOMEM`.
+    Error(i32),
+}
+
+/// A moment, on both clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// The host's monotonic clock, ns.
+    pub ns: u64,
+    /// The host's TSC, ticks.
+    pub tsc: u64,
+}
+
+/// The VM's one clock pair: guest time `ns` at host TSC `tsc`, and how to scale ticks (pvclock's factors).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MasterClock {
+    /// Host TSC of the pair, ticks.
+    pub tsc: u64,
+    /// Guest time (kvmclock) of the pair, ns.
+    pub ns: u64,
+    /// pvclock multiplier for host ticks.
+    pub mul: u32,
+    /// pvclock shift for host ticks.
+    pub shift: i8,
+    /// The same on all CPUs for ever: the host's TSC is synchronised.
+    pub stable: bool,
+}
+
+/// Services for one vCPU's thread. Methods marked "atomic" may be called with interrupts off.
+pub trait Host {
+    /// The backend's per-CPU part.
+    type Cpu;
+
+    /// This CPU's part (atomic; preemption is off).
+    fn cpu(&self) -> &Self::Cpu;
+
+    // --- guest memory: RAM slots only ---
+    /// Reads guest-physical memory; may sleep for paging. `false`: no slot or no page there.
+    fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool;
+    /// Writes guest-physical memory and marks it dirty; may sleep. `false`: no slot, read-only or no page.
+    fn write_guest(&self, gpa: u64, data: &[u8]) -> bool;
+    /// As [`Host::read_guest`], but never sleeps: `false` also when the page is not resident (atomic).
+    fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool;
+    /// Compare-and-exchange of `size` (1, 2, 4, 8) aligned bytes; `None`: not writable memory.
+    fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool>;
+    /// Whether a RAM slot (writable, if `write`) backs the address.
+    fn is_ram(&self, gpa: u64, write: bool) -> bool;
+    /// Resolves a second-level fault; may sleep.
+    fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome;
+
+    // --- devices in the kernel ---
+    /// Reads `data.len()` bytes from a port; `false`: nobody in the kernel (atomic).
+    fn pio_read(&self, port: u16, data: &mut [u8]) -> bool;
+    /// Writes a port of a chip in the kernel; `false`: nobody there (atomic).
+    fn pio_write(&self, port: u16, data: &[u8]) -> bool;
+    /// Signals the eventfd registered for this port write; `false`: none.
+    fn pio_event(&self, port: u16, data: &[u8]) -> bool;
+    /// Reads a chip's registers; `false`: nobody in the kernel.
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool;
+    /// Writes a chip's registers or signals an eventfd; `false`: nobody in the kernel.
+    fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool;
+    /// Delivers an IPI sent by this vCPU.
+    fn send_ipi(&self, msg: &InterruptMessage);
+    /// This vCPU ended an interrupt; `level`: it was level triggered.
+    fn ioapic_eoi(&self, vector: u8, level: bool);
+    /// A chip wants to hear of this vector's EOI (atomic).
+    fn wants_eoi(&self, vector: u8) -> bool;
+    /// The 8259 pair asserts its output (atomic).
+    fn pic_pending(&self) -> bool;
+    /// Acknowledges the 8259 pair: the vector (atomic).
+    fn pic_ack(&self) -> u8;
+    /// Whether the VM has the interrupt controllers in the kernel.
+    fn irqchip(&self) -> bool;
+    /// The guest changed its APIC's id, mode or logical id: whoever caches destinations must look again.
+    fn apic_moved(&self);
+
+    // --- time ---
+    /// Now (atomic).
+    fn now(&self) -> Moment;
+    /// The host TSC's rate, kHz.
+    fn tsc_khz(&self) -> u32;
+    /// Arms the vCPU's timer for an absolute time in ns (atomic).
+    fn arm_timer(&self, ns: u64);
+    /// Cancels the vCPU's timer.
+    fn cancel_timer(&self);
+    /// The VM's clock pair.
+    fn master_clock(&self) -> MasterClock;
+    /// Wall-clock time of guest time zero, ns since the epoch.
+    fn wall_clock_base(&self) -> u64;
+    /// Offset for a guest TSC write, matched with the other vCPUs' writes.
+    fn match_tsc(&self, value: u64) -> u64;
+    /// How long this thread waited runnable, ns since it began.
+    fn run_delay(&self) -> u64;
+
+    // --- this thread ---
+    /// Disables interrupts and preemption for one slice of guest running.
+    fn slice_begin(&self);
+    /// Re-enables them.
+    fn slice_end(&self);
+    /// A signal, a reschedule or other return-to-user work waits (atomic).
+    fn work_pending(&self) -> bool;
+    /// Does that work; `false`: a signal must be taken, leave for user space.
+    fn do_work(&self) -> bool;
+    /// Makes the guest's FPU state live (atomic, in a slice).
+    fn fpu_live(&self);
+    /// Switches XCR0 and, if given, DR0 to DR3 to the guest's (atomic, in a slice, after [`Host::fpu_live`]).
+    fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>);
+    /// Switches them back; `debug` says they were loaded and returns the guest's DR0 to DR3 (atomic).
+    fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4];
+    /// The guest asked for an indirect branch prediction barrier.
+    fn branch_barrier(&self);
+    /// The guest wrote TSC_AUX: load the new value.
+    fn reload_tsc_aux(&self, value: u64);
+    /// Gives up and retakes the lock on slots and routes, so that an update may finish.
+    fn quiesce(&self);
+    /// Sleeps until the vCPU has something to do or a signal waits; `false`: a signal.
+    fn block(&self) -> bool;
+    /// User space asked for an immediate exit (`kvm_run.immediate_exit`).
+    fn immediate_exit(&self) -> bool;
+    /// Reads from the I/O data page of `kvm_run`.
+    fn io_page_read(&self, offset: usize, buf: &mut [u8]);
+    /// Writes the I/O data page of `kvm_run`.
+    fn io_page_write(&self, offset: usize, data: &[u8]);
+    /// The bytes user space answered an MMIO read with.
+    fn mmio_answer(&self) -> [u8; 8];
+    /// Extended state: reads XMM register `i`.
+    fn xmm(&self, i: usize) -> [u8; 16];
+    /// Extended state: writes XMM register `i`.
+    fn set_xmm(&self, i: usize, v: [u8; 16]);
+}

@@ -1,0 +1,180 @@
+//! The journal: what one emulated instruction has already done outside the registers.
+//!
+//! An instruction that needs user space (MMIO, a port) stops in the middle. User space answers, and the instruction
+//! is emulated *again from its start*: reads that were answered come from the journal, writes that were done are
+//! swallowed. Registers change only when the instruction completes, so the replay sees what the first pass saw.
+//!
+//! ```text
+//!   empty --- access needs user space ---> awaiting --- answer ---> replaying --- commit ---> empty
+//!                                             ^                         |
+//!                                             +--- next access ---------+
+//! ```
+
+/// What user space is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// An MMIO access at a guest-physical address.
+    Mmio {
+        /// Guest-physical address.
+        gpa: u64,
+    },
+    /// A port access.
+    Port {
+        /// Port number.
+        port: u16,
+    },
+}
+
+/// One access of at most 8 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where.
+    pub access: Access,
+    /// A write; otherwise a read.
+    pub write: bool,
+    /// Bytes, 1 to 8.
+    pub len: u8,
+    /// Written data, or the answer.
+    pub data: [u8; 8],
+}
+
+/// MOVS between two devices crossing pages on both sides needs 8 pieces of a 16-byte operand; nothing needs more.
+const CAPACITY: usize = 12;
+
+const BLANK: Entry =
+    Entry { access: Access::Mmio { gpa: 0 }, write: false, len: 0, data: [0; 8] };
+
+/// See the file's head.
+#[derive(Clone, Copy, Debug)]
+pub struct Journal {
+    entries: [Entry; CAPACITY],
+    /// Entries done.
+    done: usize,
+    /// Entries the replay has passed.
+    cursor: usize,
+    /// The access user space works on.
+    awaiting: Option<Entry>,
+}
+
+/// What to do with an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Done before: here is the answer (of a read).
+    Done([u8; 8]),
+    /// Not done yet: do it in the kernel and [`Journal::record`] it, or [`Journal::ask`].
+    Fresh,
+}
+
+impl Journal {
+    /// Back to empty.
+    pub fn clear(&mut self) {
+        self.done = 0;
+        self.cursor = 0;
+        self.awaiting = None;
+    }
+
+    /// Starts a pass over the instruction.
+    pub fn rewind(&mut self) {
+        self.cursor = 0;
+    }
+
+    /// The next access of this pass: was it done before?
+    pub fn step(&mut self) -> Step {
+        match self.entries.get(self.cursor) {
+            Some(e) if self.cursor < self.done => {
+                self.cursor += 1;
+                Step::Done(e.data)
+            }
+            _ => Step::Fresh,
+        }
+    }
+
+    /// Notes an access done in the kernel. `false`: the journal is full.
+    pub fn record(&mut self, entry: Entry) -> bool {
+        match self.entries.get_mut(self.done) {
+            Some(e) => {
+                *e = entry;
+                self.done += 1;
+                self.cursor = self.done;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Asks user space.
+    pub fn ask(&mut self, entry: Entry) {
+        self.awaiting = Some(entry);
+    }
+
+    /// What user space is asked, if anything.
+    pub fn awaiting(&self) -> Option<Entry> {
+        self.awaiting
+    }
+
+    /// User space answered: `data` for a read, ignored for a write. `false`: nothing was asked, or the journal is full.
+    pub fn answer(&mut self, data: [u8; 8]) -> bool {
+        match self.awaiting.take() {
+            Some(e) => {
+                let data = if e.write { e.data } else { data };
+                let ok = self.record(Entry { data, ..e });
+                self.cursor = 0;
+                ok
+            }
+            None => false,
+        }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { entries: [BLANK; CAPACITY], done: 0, cursor: 0, awaiting: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(gpa: u64) -> Entry {
+        Entry { access: Access::Mmio { gpa }, write: false, len: 4, data: [0; 8] }
+    }
+
+    /// A load that crosses two pages of a device: each half is asked once, and the last pass sees both answers.
+    #[test]
+    fn replays_answers_in_order() {
+        let mut j = Journal::default();
+        j.rewind();
+        assert_eq!(j.step(), Step::Fresh);
+        j.ask(read(0x1000));
+        assert!(j.answer([1; 8]));
+        j.rewind();
+        assert_eq!(j.step(), Step::Done([1; 8]));
+        assert_eq!(j.step(), Step::Fresh);
+        j.ask(read(0x2000));
+        assert!(j.answer([2; 8]));
+        j.rewind();
+        assert_eq!(j.step(), Step::Done([1; 8]));
+        assert_eq!(j.step(), Step::Done([2; 8]));
+        assert_eq!(j.step(), Step::Fresh);
+    }
+
+    /// An answer nobody asked for (user space runs the vCPU twice) changes nothing.
+    #[test]
+    fn unasked_answer_is_refused() {
+        let mut j = Journal::default();
+        assert!(!j.answer([1; 8]));
+        j.rewind();
+        assert_eq!(j.step(), Step::Fresh);
+    }
+
+    /// The journal never grows past its array.
+    #[test]
+    fn full_journal_says_so() {
+        let mut j = Journal::default();
+        for i in 0..CAPACITY as u64 {
+            assert!(j.record(read(i)));
+        }
+        assert!(!j.record(read(99)));
+    }
+}

@@ -1,0 +1,67 @@
+//! Requests, looked at with interrupts on before each slice.
+
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::run::{Next, RunExit};
+use crate::shared::{Request as R, VcpuShared, mp};
+use crate::vcpu::Vcpu;
+
+/// Takes and does all requests.
+pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    let bits = sh.take();
+    if bits == 0 {
+        return Next::Again;
+    }
+    let has = |r: R| bits & r.0 != 0;
+    if has(R::DEAD) {
+        const EIO: i32 = 5;
+        sh.request(R::DEAD);
+        return Next::Leave(RunExit::Error(-EIO));
+    }
+    if has(R::TRIPLE_FAULT) {
+        return Next::Leave(RunExit::Shutdown);
+    }
+    if has(R::TLB_FLUSH) || has(R::ROOT) {
+        v.flush = true;
+        sh.stats.tlb_flush.bump();
+    }
+    if has(R::QUIESCE) {
+        host.quiesce();
+    }
+    if has(R::APIC_STATE) {
+        apic_state(v, sh, host);
+    }
+    if has(R::TIMER) {
+        crate::timer::fired(v, sh, host);
+    }
+    if has(R::CLOCK) {
+        crate::pv::write_clock(v, host);
+    }
+    if has(R::STEAL) {
+        crate::pv::write_steal(v, host);
+    }
+    take_nmis(v, sh);
+    v.event_dirty = true;
+    Next::Again
+}
+
+/// NMIs from the APIC's mailbox: at most two wait (one in service, one latched).
+fn take_nmis<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    let n = sh.apic.take_nmis();
+    v.nmi_pending = v.nmi_pending.saturating_add(n.min(2) as u8).min(2);
+}
+
+/// INIT and SIPI (SDM vol. 3A, 9.4.4): INIT resets; SIPI counts only while waiting for it.
+pub fn apic_state<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    let startup = sh.apic.take_startup();
+    if startup.init {
+        v.reset(sh, host, true);
+        v.set_mp(sh, if v.bsp { mp::RUNNABLE } else { mp::INIT_RECEIVED });
+    }
+    if let Some(page) = startup.sipi
+        && v.mp_state == mp::INIT_RECEIVED
+    {
+        v.start_at(page);
+        v.set_mp(sh, mp::RUNNABLE);
+    }
+}

@@ -1,0 +1,103 @@
+//! RESET, INIT and SIPI: the register values of SDM vol. 3A, table 10-1.
+
+use crate::backend::{Backend, SysReg};
+use crate::host::Host;
+use crate::journal::Journal;
+use crate::shared::{VcpuShared, mp};
+use crate::vcpu::Vcpu;
+use exitless_lapic::{Config, Reset};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0};
+
+const DATA: u16 = Segment::P | Segment::S | 3;
+const CODE: u16 = Segment::P | Segment::S | 11;
+const LDT: u16 = Segment::P | 2;
+const BUSY_TSS: u16 = Segment::P | 11;
+
+fn flat(attrib: u16) -> Segment {
+    Segment { base: 0, limit: 0xffff, selector: 0, attrib }
+}
+
+impl<B: Backend> Vcpu<B> {
+    /// Makes every field a CPU after power-up. `b` is initialised by the owner before.
+    pub fn init<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, id: u32, bsp: bool) {
+        self.id = id;
+        self.bsp = bsp;
+        self.journal = Journal::default();
+        self.pending_port = None;
+        self.user_interrupt = None;
+        self.want_window = false;
+        self.xcr0 = 1;
+        self.tsc_offset = 0;
+        self.started = false;
+        self.pv = crate::pv::Pv::default();
+        self.msrs.init();
+        self.lapic.init(&sh.apic, id, bsp, Config::default());
+        self.b.set_sys_reg(SysReg::Pat, Self::PAT_RESET);
+        self.reset(sh, host, false);
+        self.set_mp(sh, if bsp { mp::RUNNABLE } else { mp::UNINITIALIZED });
+    }
+
+    /// RESET (`init` false) or INIT.
+    pub fn reset<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, init: bool) {
+        self.reinject = None;
+        self.exception = None;
+        self.injecting = None;
+        self.nmi_pending = 0;
+        self.forget_instruction();
+        self.dr = [0; 4];
+        self.dr_live = false;
+        self.flush = true;
+        self.event_dirty = true;
+        self.registers_after_reset(init);
+        if init {
+            self.lapic.reset(&sh.apic, Reset::Init);
+            crate::timer::sync(self, sh, host);
+            host.apic_moved();
+        }
+    }
+
+    fn registers_after_reset(&mut self, init: bool) {
+        let b = &mut self.b;
+        *b.gprs_mut() = Gprs::default();
+        b.gprs_mut().set(Gpr::Rdx, 0x600);
+        b.set_rflags(2);
+        b.set_rip(0xfff0);
+        b.set_interrupt_shadow(false);
+        b.set_interrupt_window(false);
+        b.set_nmi_masked(false);
+        b.set_dr_intercept(true);
+        b.set_cr8(0);
+        // INIT keeps CD and NW (SDM vol. 3A, table 10-1, note 2).
+        let kept = if init { b.cr0() & (cr0::CD | cr0::NW) } else { cr0::CD | cr0::NW };
+        b.set_cr0(cr0::ET | kept);
+        b.set_cr2(0);
+        b.set_cr3(0);
+        b.set_cr4(0);
+        b.set_efer(0);
+        b.set_dr6(0xffff_0ff0);
+        b.set_dr7(0x400);
+        for s in [SegReg::Es, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
+            b.set_segment(s, &flat(DATA));
+        }
+        let cs = Segment { base: 0xffff_0000, limit: 0xffff, selector: 0xf000, attrib: CODE };
+        b.set_segment(SegReg::Cs, &cs);
+        b.set_segment(SegReg::Ldtr, &flat(LDT));
+        b.set_segment(SegReg::Tr, &flat(BUSY_TSS));
+        let table = TableReg { base: 0, limit: 0xffff, reserved: 0 };
+        b.set_gdtr(&table);
+        b.set_idtr(&table);
+    }
+
+    /// SIPI: real mode at `page` * 4096.
+    pub fn start_at(&mut self, page: u8) {
+        let cs = Segment {
+            base: u64::from(page) << 12,
+            limit: 0xffff,
+            selector: u16::from(page) << 8,
+            attrib: CODE,
+        };
+        self.b.set_segment(SegReg::Cs, &cs);
+        self.b.set_rip(0);
+        self.event_dirty = true;
+    }
+}

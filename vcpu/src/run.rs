@@ -1,0 +1,201 @@
+//! The loop around one vCPU: requests, events, one slice of guest running, the exit; until user space is needed.
+
+use crate::backend::{Backend, Exit};
+use crate::entry;
+use crate::exits;
+use crate::fastpath::{self, Fast};
+use crate::host::Host;
+use crate::journal::{Access, Entry};
+use crate::request;
+use crate::shared::{VcpuShared, mp};
+use crate::vcpu::{PendingPort, Vcpu};
+
+/// Why `KVM_RUN` returns; the names are `KVM_EXIT_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunExit {
+    /// A signal or `immediate_exit`: `-EINTR`.
+    Interrupted,
+    /// Port I/O; data of writes lies at the start of the I/O page.
+    Io {
+        /// First port.
+        port: u16,
+        /// Bytes per element.
+        size: u8,
+        /// Elements.
+        count: u32,
+        /// IN.
+        input: bool,
+    },
+    /// MMIO of at most 8 bytes.
+    Mmio(Entry),
+    /// HLT without an in-kernel APIC.
+    Hlt,
+    /// Triple fault.
+    Shutdown,
+    /// The CPU refused the guest's state.
+    FailEntry(u64),
+    /// Something the kernel cannot do: a `KVM_INTERNAL_ERROR_*` suberror and three words of data.
+    Internal {
+        /// The suberror.
+        suberror: u32,
+        /// Words for `kvm_run.internal.data`.
+        data: [u64; 4],
+        /// How many of them count.
+        ndata: u32,
+    },
+    /// An exit reason nobody knows; the vendor's number.
+    Unknown(u64),
+    /// A breakpoint for the debugger of user space.
+    Debug {
+        /// Exception vector, 1 or 3.
+        exception: u32,
+        /// Linear address of the instruction.
+        pc: u64,
+        /// DR6 as the guest would see it.
+        dr6: u64,
+        /// DR7.
+        dr7: u64,
+    },
+    /// The interrupt window that user space asked for is open.
+    IrqWindowOpen,
+    /// The guest wrote CR8 while user space has the APIC.
+    SetTpr,
+    /// A negative errno.
+    Error(i32),
+}
+
+/// What to do after an exit was handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Around the loop.
+    Again,
+    /// Out to user space.
+    Leave(RunExit),
+}
+
+/// Runs the vCPU until user space is needed. The caller has loaded the vCPU and its FPU state, and holds the lock on
+/// slots and routes.
+pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
+    if let Next::Leave(exit) = complete(v, sh, host) {
+        return exit;
+    }
+    if host.immediate_exit() {
+        return RunExit::Interrupted;
+    }
+    v.event_dirty = true;
+    loop {
+        if host.work_pending() && !host.do_work() {
+            sh.stats.signal_exits.bump();
+            return RunExit::Interrupted;
+        }
+        crate::pv::collect_eoi(v, sh, host);
+        if let Next::Leave(exit) = request::process(v, sh, host) {
+            return exit;
+        }
+        if v.mp_state != mp::RUNNABLE {
+            if let Next::Leave(exit) = wait(v, sh, host) {
+                return exit;
+            }
+            continue;
+        }
+        if v.event_dirty {
+            entry::prepare(v, sh, host);
+        }
+        if let Some(exit) = entry::user_window(v, host) {
+            return exit;
+        }
+        if let Some(exit) = slice(v, sh, host)
+            && let Next::Leave(exit) = exits::handle(v, sh, host, exit)
+        {
+            sh.stats.user.bump();
+            return exit;
+        }
+    }
+}
+
+/// One slice with interrupts off: enters until an exit needs more. `None`: nothing left to handle.
+fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Exit> {
+    host.slice_begin();
+    host.fpu_live();
+    if !sh.begin_guest() || host.work_pending() {
+        sh.end_guest();
+        host.slice_end();
+        return None;
+    }
+    host.load_state(v.xcr0, v.debug_registers());
+    let exit = loop {
+        entry::before(v);
+        let exit = v.b.enter(host.cpu(), v.flush);
+        entry::after(v, sh);
+        sh.stats.exit(v.b.exit_number());
+        match fastpath::try_handle(v, sh, host, exit) {
+            Fast::Reenter => {
+                sh.stats.fast.bump();
+                if sh.pending() || v.event_dirty || host.work_pending() {
+                    break None;
+                }
+            }
+            Fast::Done => break None,
+            Fast::Slow => break Some(exit),
+        }
+    };
+    let debug = v.dr_live;
+    let dr = host.unload_state(v.xcr0, debug);
+    if debug {
+        v.debug_unloaded(dr);
+    }
+    sh.end_guest();
+    host.slice_end();
+    exit
+}
+
+/// The vCPU is halted or waits for INIT or SIPI: sleeps until that may have changed.
+fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    if v.mp_state == mp::HALTED && entry::wakes(v, sh, host) {
+        v.set_mp(sh, mp::RUNNABLE);
+        sh.stats.halt_wakeup.bump();
+        return Next::Again;
+    }
+    if sh.pending() {
+        return Next::Again;
+    }
+    if host.block() {
+        return Next::Again;
+    }
+    sh.stats.signal_exits.bump();
+    Next::Leave(RunExit::Interrupted)
+}
+
+/// Finishes what user space was asked to do before this call.
+fn complete<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    if let Some(p) = v.pending_port.take() {
+        complete_port(v, host, p);
+        return Next::Again;
+    }
+    if let Some(asked) = v.journal.awaiting() {
+        let mut data = [0; 8];
+        if !asked.write {
+            match asked.access {
+                Access::Mmio { .. } => data = host.mmio_answer(),
+                Access::Port { .. } => {
+                    if let Some(d) = data.get_mut(..usize::from(asked.len)) {
+                        host.io_page_read(0, d);
+                    }
+                }
+            }
+        }
+        v.journal.answer(data);
+        return exits::emulate::run(v, sh, host);
+    }
+    Next::Again
+}
+
+/// A port read (IN) that user space answered.
+fn complete_port<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, p: PendingPort) {
+    let mut data = [0; 4];
+    if let Some(d) = data.get_mut(..usize::from(p.size.min(4))) {
+        host.io_page_read(0, d);
+    }
+    exits::io::finish_in(v, p.size, u32::from_le_bytes(data));
+    v.finish_skip(p.next_rip);
+}

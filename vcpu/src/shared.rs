@@ -1,0 +1,119 @@
+//! What other CPUs may touch of a vCPU: its requests, its mode and its APIC's mailbox. Atomics only.
+//!
+//! Vocabulary: a *request* asks the vCPU's thread to look at something before it next enters the guest; a *kick*
+//! makes it come out of the guest or out of sleep to see the request.
+//!
+//! ```text
+//!            slice begins                 VM entry ... exit
+//!  OUTSIDE ---------------> IN_GUEST ------------------------> OUTSIDE
+//!                              | kicked: the IPI forces an exit
+//! ```
+//! The one race that matters: a requester stores the request, then loads the mode; the vCPU stores IN_GUEST, then
+//! loads the requests. Both are SeqCst, so at least one sees the other: either the vCPU notices the request and does
+//! not enter, or the requester sees IN_GUEST and sends the IPI. `tests/loom.rs` holds this.
+
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use exitless_lapic::Shared as ApicShared;
+
+/// A reason to look before the next entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request(pub u64);
+
+#[allow(missing_docs)]
+impl Request {
+    /// Interrupt state changed: evaluate what to inject.
+    pub const EVENT: Self = Self(1 << 0);
+    /// Guest-physical translations changed: flush before entering.
+    pub const TLB_FLUSH: Self = Self(1 << 1);
+    /// Someone waits for readers of slots and routes.
+    pub const QUIESCE: Self = Self(1 << 2);
+    /// The APIC timer's host timer fired.
+    pub const TIMER: Self = Self(1 << 3);
+    /// kvmclock must be written again.
+    pub const CLOCK: Self = Self(1 << 4);
+    /// Steal time must be written again.
+    pub const STEAL: Self = Self(1 << 5);
+    /// INIT or SIPI waits.
+    pub const APIC_STATE: Self = Self(1 << 6);
+    /// The root of the second-level tables changed.
+    pub const ROOT: Self = Self(1 << 7);
+    /// The VM died (its memory is gone).
+    pub const DEAD: Self = Self(1 << 8);
+    /// The guest triple-faulted while software delivered an event.
+    pub const TRIPLE_FAULT: Self = Self(1 << 9);
+    /// Only look again.
+    pub const KICK: Self = Self(1 << 10);
+}
+
+/// Where the vCPU's thread is.
+#[allow(missing_docs)]
+pub mod mode {
+    pub const OUTSIDE: u32 = 0;
+    pub const IN_GUEST: u32 = 1;
+}
+
+/// `KVM_MP_STATE_*` values (ABI header asm/kvm.h).
+#[allow(missing_docs)]
+pub mod mp {
+    pub const RUNNABLE: u32 = 0;
+    pub const UNINITIALIZED: u32 = 1;
+    pub const INIT_RECEIVED: u32 = 2;
+    pub const HALTED: u32 = 3;
+    pub const SIPI_RECEIVED: u32 = 4;
+}
+
+/// The shared part of one vCPU.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct VcpuShared {
+    /// Requests not yet seen.
+    pub requests: AtomicU64,
+    /// [`mode`].
+    pub mode: AtomicU32,
+    /// [`mp`]: written by the owner, read by wakers.
+    pub mp_state: AtomicU32,
+    /// The CPU the thread was last loaded on, -1 before the first.
+    pub cpu: AtomicI32,
+    /// RFLAGS.IF at the last exit or halt, for the sleeper's question "may an interrupt wake me".
+    pub interruptible: AtomicBool,
+    /// The APIC's mailbox.
+    pub apic: ApicShared,
+    /// Counters; written by the owner alone.
+    pub stats: crate::stats::Stats,
+}
+
+impl VcpuShared {
+    /// Posts a request. The caller kicks afterwards.
+    pub fn request(&self, r: Request) {
+        self.requests.fetch_or(r.0, Ordering::SeqCst);
+    }
+
+    /// Whether any request waits.
+    pub fn pending(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) != 0
+    }
+
+    /// Takes all requests.
+    pub fn take(&self) -> u64 {
+        if self.requests.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        self.requests.swap(0, Ordering::SeqCst)
+    }
+
+    /// The requester's side: does the thread need an IPI to come out of the guest?
+    pub fn needs_ipi(&self) -> bool {
+        self.mode.load(Ordering::SeqCst) == mode::IN_GUEST
+    }
+
+    /// The owner's side: announces entry, then says whether it must look at requests first.
+    pub fn begin_guest(&self) -> bool {
+        self.mode.store(mode::IN_GUEST, Ordering::SeqCst);
+        !self.pending()
+    }
+
+    /// The owner's side: out of the guest.
+    pub fn end_guest(&self) {
+        self.mode.store(mode::OUTSIDE, Ordering::Release);
+    }
+}

@@ -1,0 +1,100 @@
+//! RIP behind the exiting instruction, on CPUs that do not tell.
+
+use crate::backend::Backend;
+use crate::emul::{AtomicMemory, PagedMemory};
+use crate::host::Host;
+use crate::vcpu::Vcpu;
+use exitless_insn::{Access, Mode, WalkError, instruction_length, translate};
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::SegReg;
+
+/// Why no instruction could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoBytes {
+    /// The fetch faults in the guest.
+    Fault(Exception),
+    /// The memory is not there (or not now, in atomic context).
+    Missing,
+}
+
+/// Fetches up to 15 bytes at CS:RIP: the bytes and how many are valid. `atomic`: never sleeps.
+pub fn fetch<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &Vcpu<B>,
+    host: &H,
+    atomic: bool,
+) -> Result<([u8; 15], usize), NoBytes> {
+    let mut bytes = [0u8; 15];
+    let hw = v.b.fetched();
+    if !hw.is_empty() {
+        let n = hw.len().min(15);
+        if let (Some(d), Some(s)) = (bytes.get_mut(..n), hw.get(..n)) {
+            d.copy_from_slice(s);
+        }
+        return Ok((bytes, n));
+    }
+    let linear = linear_rip(v);
+    let mut valid = 0usize;
+    while valid < 15 {
+        let at = linear.wrapping_add(valid as u64);
+        let room = (4096 - (at & 4095)) as usize;
+        let n = room.min(15 - valid);
+        let Some(part) = bytes.get_mut(valid..valid + n) else { break };
+        match fetch_part(v, host, at, part, atomic) {
+            Ok(()) => valid += n,
+            // Bytes of the next page matter only if the instruction reaches there.
+            Err(_) if valid > 0 => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((bytes, valid))
+}
+
+fn linear_rip<B: Backend>(v: &Vcpu<B>) -> u64 {
+    let linear = v.b.segment(SegReg::Cs).base.wrapping_add(v.b.rip());
+    match v.mode() {
+        Mode::Bits64 => v.b.rip(),
+        _ => linear & 0xffff_ffff,
+    }
+}
+
+fn fetch_part<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &Vcpu<B>,
+    host: &H,
+    at: u64,
+    part: &mut [u8],
+    atomic: bool,
+) -> Result<(), NoBytes> {
+    let mode = v.paging(v.b.cpl());
+    let walked = if atomic {
+        translate(&AtomicMemory(host), &mode, at, Access::FETCH)
+    } else {
+        translate(&PagedMemory(host), &mode, at, Access::FETCH)
+    };
+    let gpa = match walked {
+        Ok(gpa) => gpa,
+        Err(WalkError::Fault(x)) => return Err(NoBytes::Fault(x)),
+        Err(WalkError::NoMemory(_)) => return Err(NoBytes::Missing),
+    };
+    let ok = if atomic { host.read_guest_atomic(gpa, part) } else { host.read_guest(gpa, part) };
+    if ok { Ok(()) } else { Err(NoBytes::Missing) }
+}
+
+/// RIP behind the instruction at RIP. `None`: its bytes cannot be read or decoded (in atomic context: try again
+/// with interrupts on).
+pub fn next_rip<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, atomic: bool) -> Option<u64> {
+    if let Some(rip) = v.b.next_rip() {
+        return Some(rip);
+    }
+    let (bytes, valid) = fetch(v, host, atomic).ok()?;
+    let mode = v.mode();
+    let (len, _) = instruction_length(&bytes, valid, mode)?;
+    Some(wrap(v.b.rip().wrapping_add(len as u64), mode))
+}
+
+/// RIP wraps at the width of the mode's instruction pointer.
+pub fn wrap(rip: u64, mode: Mode) -> u64 {
+    match mode {
+        Mode::Bits64 => rip,
+        _ => rip & 0xffff_ffff,
+    }
+}

@@ -1,0 +1,269 @@
+//! MSRs that live in the vCPU itself, and reading and writing any MSR: one line per kind.
+
+use crate::backend::{Backend, SysReg};
+use crate::exits::mmio::apic_work;
+use crate::host::Host;
+use crate::pv;
+use crate::shared::{Request, VcpuShared};
+use crate::timer;
+use crate::vcpu::Vcpu;
+use exitless_lapic::BaseCaps;
+use exitless_policy::control::efer_write;
+use exitless_policy::mce::Mce;
+use exitless_policy::msr::{MsrKind as K, check_read, check_write, find};
+use exitless_policy::mtrr::Mtrrs;
+use exitless_policy::{GuestCaps, Invalid, Origin};
+use exitless_x86::msr::{Msr, hwcr};
+
+/// See the file's head.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct MsrState {
+    misc_enable: u64,
+    ucode_rev: u64,
+    hwcr: u64,
+    tsc_adjust: u64,
+    mtrrs: Mtrrs,
+    /// Machine check banks.
+    pub mce: Mce,
+}
+
+impl MsrState {
+    /// Values after power-up, from the table.
+    pub fn init(&mut self) {
+        let reset = |m: Msr| find(m.0).map_or(0, |(row, _)| row.reset);
+        self.misc_enable = reset(Msr::MISC_ENABLE);
+        self.ucode_rev = reset(Msr::BIOS_SIGN_ID);
+        self.hwcr = 0;
+        self.tsc_adjust = 0;
+        self.mtrrs = Mtrrs::default();
+        self.mce.init();
+    }
+}
+
+fn sys_reg(kind: K) -> Option<SysReg> {
+    Some(match kind {
+        K::Star => SysReg::Star,
+        K::Lstar => SysReg::Lstar,
+        K::Cstar => SysReg::Cstar,
+        K::Sfmask => SysReg::Sfmask,
+        K::KernelGsBase => SysReg::KernelGsBase,
+        K::FsBase => SysReg::FsBase,
+        K::GsBase => SysReg::GsBase,
+        K::SysenterCs => SysReg::SysenterCs,
+        K::SysenterEsp => SysReg::SysenterEsp,
+        K::SysenterEip => SysReg::SysenterEip,
+        K::Pat => SysReg::Pat,
+        K::DebugCtl => SysReg::DebugCtl,
+        K::SpecCtrl => SysReg::SpecCtrl,
+        K::TscAux => SysReg::TscAux,
+        _ => return None,
+    })
+}
+
+impl<B: Backend> Vcpu<B> {
+    /// RDMSR or KVM_GET_MSRS.
+    ///
+    /// # Errors
+    /// [`Invalid`]: #GP(0), or the ioctl stops counting.
+    pub fn read_msr<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        msr: u32,
+        origin: Origin,
+    ) -> Result<u64, Invalid> {
+        let kind = check_read(msr, origin, self.cpuid.caps())?;
+        if let Some(r) = sys_reg(kind) {
+            return Ok(self.b.sys_reg(r));
+        }
+        match kind {
+            K::Tsc => Ok(self.guest_tsc(host.now().tsc)),
+            K::TscAdjust => Ok(self.msrs.tsc_adjust),
+            K::TscDeadline => Ok(self.lapic.tsc_deadline()),
+            K::ApicBase => Ok(self.lapic.apic_base()),
+            K::X2Apic(_) => {
+                let now = timer::now(self, host.now());
+                self.lapic.msr_read(&sh.apic, msr, &now).map_err(|_| Invalid)
+            }
+            K::Efer => Ok(self.b.efer()),
+            K::MiscEnable => Ok(self.msrs.misc_enable),
+            K::UcodeRev => Ok(self.msrs.ucode_rev),
+            K::Hwcr => Ok(self.msrs.hwcr),
+            K::MtrrDefType | K::MtrrFixed(_) | K::MtrrVariable(_) => self.msrs.mtrrs.read(kind),
+            K::McgCap | K::McgStatus | K::McgCtl | K::McBank(_) => self.msrs.mce.read(kind, origin),
+            K::PvWallClock(_) => Ok(self.pv.wall_clock),
+            K::PvSystemTime(_) => Ok(self.pv.system_time),
+            K::PvStealTime => Ok(self.pv.steal),
+            K::PvEoi => Ok(self.pv.eoi),
+            K::Const(v) => Ok(v),
+            _ => Err(Invalid),
+        }
+    }
+
+    /// WRMSR or KVM_SET_MSRS; `host_caps` is the summary of the supported list.
+    ///
+    /// # Errors
+    /// [`Invalid`]: #GP(0), or the ioctl stops counting.
+    pub fn write_msr<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        msr: u32,
+        value: u64,
+        origin: Origin,
+        host_caps: &GuestCaps,
+    ) -> Result<(), Invalid> {
+        let (kind, value) = check_write(msr, value, origin, self.cpuid.caps())?;
+        if let Some(r) = sys_reg(kind) {
+            self.b.set_sys_reg(r, value);
+            if r == SysReg::TscAux {
+                host.reload_tsc_aux(value);
+            }
+            return Ok(());
+        }
+        match kind {
+            K::Tsc => self.write_tsc(sh, host, value, origin),
+            K::TscAdjust => self.write_tsc_adjust(sh, host, value, origin),
+            K::TscDeadline => self.write_deadline(sh, host, value),
+            K::ApicBase => return self.write_apic_base(sh, host, value, origin, host_caps),
+            K::X2Apic(_) => return self.write_x2apic(sh, host, msr, value),
+            K::Efer => return self.write_efer(value, origin, host_caps),
+            K::MiscEnable => self.msrs.misc_enable = value,
+            K::UcodeRev => self.msrs.ucode_rev = value,
+            K::Hwcr => self.msrs.hwcr = value,
+            K::MtrrDefType | K::MtrrFixed(_) | K::MtrrVariable(_) => {
+                return self.msrs.mtrrs.write(kind, value, self.cpuid.caps().maxphyaddr());
+            }
+            K::McgCap | K::McgStatus | K::McgCtl | K::McBank(_) => {
+                let writable = self.msrs.hwcr & hwcr::MC_STATUS_WR_EN != 0;
+                return self.msrs.mce.write(kind, value, origin, writable);
+            }
+            K::PredCmd => {
+                if value != 0 {
+                    host.branch_barrier();
+                }
+            }
+            K::PvWallClock(_) => {
+                self.pv.wall_clock = value;
+                pv::write_wall_clock(self, host);
+            }
+            K::PvSystemTime(_) => {
+                self.pv.system_time = value;
+                sh.request(Request::CLOCK);
+            }
+            K::PvStealTime => {
+                self.pv.steal = value;
+                self.pv.last_delay = host.run_delay();
+                sh.request(Request::STEAL);
+            }
+            K::PvEoi => {
+                self.pv.eoi = value;
+                self.pv.eoi_offered = false;
+            }
+            K::Const(_) => {}
+            _ => return Err(Invalid),
+        }
+        Ok(())
+    }
+
+    /// WRMSR by the guest.
+    ///
+    /// # Errors
+    /// As [`Vcpu::write_msr`].
+    pub fn write_msr_guest<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        msr: u32,
+        value: u64,
+    ) -> Result<(), Invalid> {
+        let caps = *self.cpuid.caps();
+        self.write_msr(sh, host, msr, value, Origin::Guest, &caps)
+    }
+
+    /// Gives the TSC another offset.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        self.b.set_tsc_offset(offset);
+    }
+
+    fn move_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, offset: u64) {
+        self.set_tsc_offset(offset);
+        timer::sync(self, sh, host);
+        sh.request(Request::CLOCK);
+    }
+
+    /// A guest's write also moves TSC_ADJUST (SDM vol. 3B, 18.17.3); user space's sets the time of all vCPUs.
+    fn write_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64, origin: Origin) {
+        let offset = match origin {
+            Origin::Host => host.match_tsc(value),
+            Origin::Guest => {
+                let offset = value.wrapping_sub(host.now().tsc);
+                let moved = offset.wrapping_sub(self.tsc_offset);
+                self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(moved);
+                offset
+            }
+        };
+        self.move_tsc(sh, host, offset);
+    }
+
+    fn write_tsc_adjust<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64, origin: Origin) {
+        let moved = value.wrapping_sub(self.msrs.tsc_adjust);
+        self.msrs.tsc_adjust = value;
+        if origin == Origin::Guest && moved != 0 {
+            self.move_tsc(sh, host, self.tsc_offset.wrapping_add(moved));
+        }
+    }
+
+    fn write_deadline<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64) {
+        let now = timer::now(self, host.now());
+        let work = self.lapic.set_tsc_deadline(&sh.apic, value, &now);
+        apic_work(self, sh, host, work);
+    }
+
+    fn write_apic_base<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        value: u64,
+        origin: Origin,
+        host_caps: &GuestCaps,
+    ) -> Result<(), Invalid> {
+        let from_host = origin == Origin::Host;
+        let caps = if from_host { host_caps } else { self.cpuid.caps() };
+        let base = BaseCaps { x2apic: caps.x2apic, maxphyaddr: caps.maxphyaddr() };
+        let work = self.lapic.set_apic_base(&sh.apic, value, base, from_host).map_err(|_| Invalid)?;
+        apic_work(self, sh, host, work);
+        Ok(())
+    }
+
+    fn write_x2apic<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        msr: u32,
+        value: u64,
+    ) -> Result<(), Invalid> {
+        let now = timer::now(self, host.now());
+        let work = self.lapic.msr_write(&sh.apic, msr, value, &now).map_err(|_| Invalid)?;
+        apic_work(self, sh, host, work);
+        Ok(())
+    }
+
+    fn write_efer(&mut self, value: u64, origin: Origin, host_caps: &GuestCaps) -> Result<(), Invalid> {
+        let old = self.b.efer();
+        let caps = if origin == Origin::Host { host_caps } else { self.cpuid.caps() };
+        let new = efer_write(old, value, self.b.cr0(), origin, caps)?;
+        self.b.set_efer(new);
+        if old != new {
+            self.flush = true;
+        }
+        Ok(())
+    }
+
+    /// User space has the APIC: CR8 comes from `kvm_run`.
+    pub fn take_user_tpr(&mut self, sh: &VcpuShared, cr8: u64) {
+        let _ = self.lapic.set_cr8(&sh.apic, (cr8 & 15) as u8);
+    }
+}

@@ -1,0 +1,171 @@
+//! Counters of one vCPU: exits by the vendor's number, MSR exits by MSR, port exits by port, and KVM's own names.
+//!
+//! Only the vCPU's thread writes, with plain load and store (no locked instruction); anyone may read at any time and
+//! sees each counter whole, if a moment old.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Exit numbers below this have a counter of their own; 0x400 and up fold to the last rows.
+pub const EXITS: usize = 192;
+/// Rows of the per-MSR and per-port tables; what does not fit is counted as "other".
+pub const ROWS: usize = 64;
+
+/// A counter written by one thread.
+#[derive(bytemuck::Zeroable, Default)]
+#[repr(transparent)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn bump(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+    /// Where the value lies, for a file that shows it.
+    pub fn as_ptr(&self) -> *const u64 {
+        self.0.as_ptr()
+    }
+}
+
+/// A small table keyed by number + 1 (0 = free row), filled in order of appearance, open addressed.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Keyed {
+    keys: [AtomicU32; ROWS],
+    counts: [Counter; ROWS],
+    /// Counts of keys that found no row.
+    pub other: Counter,
+}
+
+impl Keyed {
+    /// Counts one event of `key` (any value but `u32::MAX`).
+    pub fn bump(&self, key: u32) {
+        let tag = key.wrapping_add(1);
+        let start = key.wrapping_mul(0x9e37_79b1) >> 26;
+        for probe in 0..8 {
+            let i = (start.wrapping_add(probe) % ROWS as u32) as usize;
+            let (Some(k), Some(c)) = (self.keys.get(i), self.counts.get(i)) else { continue };
+            let have = k.load(Relaxed);
+            if have == 0 {
+                k.store(tag, Relaxed);
+            }
+            if have == 0 || have == tag {
+                c.bump();
+                return;
+            }
+        }
+        self.other.bump();
+    }
+
+    /// All rows in use: key and count.
+    pub fn rows(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.keys.iter().zip(self.counts.iter()).filter_map(|(k, c)| {
+            let tag = k.load(Relaxed);
+            (tag != 0).then(|| (tag.wrapping_sub(1), c.get()))
+        })
+    }
+}
+
+/// The counters of one vCPU.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Stats {
+    /// By the vendor's exit number; see [`slot`].
+    pub by_exit: [Counter; EXITS],
+    /// RDMSR and WRMSR exits by MSR.
+    pub by_msr: Keyed,
+    /// Port exits by port.
+    pub by_port: Keyed,
+    /// All exits.
+    pub exits: Counter,
+    /// Exits answered without enabling interrupts.
+    pub fast: Counter,
+    /// Returns to user space for I/O, MMIO, signals.
+    pub user: Counter,
+    /// KVM's own names, for tools that look for them.
+    pub io_exits: Counter,
+    /// MMIO accesses that went to user space.
+    pub mmio_exits: Counter,
+    /// HLT exits.
+    pub halt_exits: Counter,
+    /// Wake-ups out of HLT.
+    pub halt_wakeup: Counter,
+    /// Exits for host interrupts.
+    pub irq_exits: Counter,
+    /// Interrupts given to the guest.
+    pub irq_injections: Counter,
+    /// NMIs given to the guest.
+    pub nmi_injections: Counter,
+    /// Exits because an interrupt window opened.
+    pub irq_window_exits: Counter,
+    /// Returns to user space for a signal.
+    pub signal_exits: Counter,
+    /// Instructions emulated.
+    pub insn_emulation: Counter,
+    /// Hypercalls.
+    pub hypercalls: Counter,
+    /// Second-level faults.
+    pub pf_taken: Counter,
+    /// Second-level faults resolved with a page.
+    pub pf_fixed: Counter,
+    /// Flushes of guest-physical translations.
+    pub tlb_flush: Counter,
+    /// Requests looked at.
+    pub req_event: Counter,
+}
+
+/// The row of an exit number: 0 to 0x9f as they are, 0x400 to 0x40f behind them, everything else in the last.
+pub fn slot(number: u64) -> usize {
+    match number {
+        0..=0xa7 => number as usize,
+        0x400..=0x40f => 0xa8 + (number as usize & 15),
+        _ => EXITS - 1,
+    }
+}
+
+/// The exit number of a row; the inverse of [`slot`].
+pub fn number(row: usize) -> u64 {
+    match row {
+        0..=0xa7 => row as u64,
+        0xa8..=0xb7 => 0x400 + (row as u64 - 0xa8),
+        _ => u64::MAX,
+    }
+}
+
+impl Stats {
+    /// Counts one exit.
+    pub fn exit(&self, exit_number: u64) {
+        self.exits.bump();
+        if let Some(c) = self.by_exit.get(slot(exit_number)) {
+            c.bump();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row names the exit number that leads to it.
+    #[test]
+    fn rows_and_numbers_agree() {
+        for n in (0..0xa8).chain(0x400..0x410).chain([u64::MAX]) {
+            assert_eq!(number(slot(n)), n);
+        }
+    }
+
+    /// More keys than rows: nothing is lost, the rest is "other".
+    #[test]
+    fn keyed_counts_add_up() {
+        let t: std::boxed::Box<Keyed> = std::boxed::Box::new(bytemuck::Zeroable::zeroed());
+        for k in 0..200 {
+            t.bump(k);
+            t.bump(k);
+        }
+        let sum: u64 = t.rows().map(|(_, c)| c).sum();
+        assert_eq!(sum + t.other.get(), 400);
+    }
+}

@@ -1,0 +1,177 @@
+//! One virtual CPU: the vendor's part and everything vendors share. Only its own thread touches it.
+
+use crate::backend::{Backend, Event};
+use crate::cpuid::CpuidState;
+use crate::journal::Journal;
+use crate::pv::Pv;
+use crate::shared::{VcpuShared, mp};
+use crate::state::MsrState;
+use core::sync::atomic::Ordering::Release;
+use exitless_insn::{Mode, PagingMode};
+use exitless_lapic::Lapic;
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::{SegReg, rflags};
+
+/// A port read that user space is answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingPort {
+    /// Bytes: 1, 2 or 4.
+    pub size: u8,
+    /// RIP behind the IN.
+    pub next_rip: u64,
+}
+
+/// See the file's head. Built in place from zeroes; [`Vcpu::init`] makes it a CPU after power-up.
+pub struct Vcpu<B> {
+    /// The vendor's part.
+    pub b: B,
+    /// The local APIC's private half.
+    pub lapic: Lapic,
+    /// What the current instruction has done outside the registers.
+    pub journal: Journal,
+    /// An IN that user space answers.
+    pub pending_port: Option<PendingPort>,
+    /// An event whose delivery an exit interrupted.
+    pub reinject: Option<Event>,
+    /// An exception to deliver.
+    pub exception: Option<Exception>,
+    /// An interrupt that user space queued (no APIC in the kernel).
+    pub user_interrupt: Option<u8>,
+    /// User space wants to know when an interrupt could be delivered.
+    pub want_window: bool,
+    /// NMIs waiting, at most 2.
+    pub nmi_pending: u8,
+    /// An event is programmed into the backend and no entry has happened since.
+    pub injecting: Option<Event>,
+    /// What to inject must be decided again before the next entry.
+    pub event_dirty: bool,
+    /// Guest-physical translations must be dropped with the next entry.
+    pub flush: bool,
+    /// `KVM_MP_STATE_*`.
+    pub mp_state: u32,
+    /// The bootstrap processor.
+    pub bsp: bool,
+    /// DR0 to DR3 while not loaded.
+    pub dr: [u64; 4],
+    /// The guest's debug registers are loaded in slices.
+    pub dr_live: bool,
+    /// The guest's XCR0.
+    pub xcr0: u64,
+    /// TSC offset in ticks.
+    pub tsc_offset: u64,
+    /// What the guest's CPUID says.
+    pub cpuid: CpuidState,
+    /// MSRs without a better home.
+    pub msrs: MsrState,
+    /// Paravirtual features.
+    pub pv: Pv,
+    /// The vCPU has entered the guest at least once.
+    pub started: bool,
+    /// `KVM_SET_GUEST_DEBUG` control bits.
+    pub id: u32,
+}
+
+// SAFETY-free: `Zeroable` by derive is impossible for a generic with enums that have payloads; `init` overwrites
+// every field instead, so the owner may start from any valid value.
+
+impl<B: Backend> Vcpu<B> {
+    /// The PAT after power-up (SDM vol. 3A, table 12-12).
+    pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+    /// RIP's mode.
+    pub fn mode(&self) -> Mode {
+        Mode::of(&self.b.segment(SegReg::Cs), self.b.efer())
+    }
+
+    /// The registers a page walk needs, for accesses at privilege level `cpl`.
+    pub fn paging(&self, cpl: u8) -> PagingMode {
+        PagingMode {
+            cr0: self.b.cr0(),
+            cr3: self.b.cr3(),
+            cr4: self.b.cr4(),
+            efer: self.b.efer(),
+            rflags_ac: self.b.rflags() & rflags::AC != 0,
+            pkru: 0,
+            cpl,
+            max_phys_bits: self.cpuid.caps().maxphyaddr(),
+        }
+    }
+
+    /// Guest TSC for a host TSC, ticks.
+    pub fn guest_tsc(&self, host_tsc: u64) -> u64 {
+        host_tsc.wrapping_add(self.tsc_offset)
+    }
+
+    /// Queues an exception for the guest, following the rules for two at once (SDM vol. 3A, table 6-5).
+    /// `false`: triple fault.
+    pub fn raise(&mut self, x: Exception) -> bool {
+        self.event_dirty = true;
+        let first = match (self.exception, self.reinject) {
+            (Some(e), _) => Some(e.vector),
+            (None, Some(Event::Exception(e))) => Some(e.vector),
+            _ => None,
+        };
+        let Some(first) = first else {
+            self.exception = Some(x);
+            return true;
+        };
+        if first == Vector::DF {
+            return false;
+        }
+        let double = (first.contributory() && x.vector.contributory())
+            || (first == Vector::PF && (x.vector.contributory() || x.vector == Vector::PF));
+        if double {
+            self.reinject = None;
+            self.exception =
+                Some(Exception { vector: Vector::DF, error_code: Some(0), payload: 0 });
+        } else {
+            self.exception = Some(x);
+        }
+        true
+    }
+
+    /// Changes the activity state.
+    pub fn set_mp(&mut self, sh: &VcpuShared, state: u32) {
+        self.mp_state = state;
+        sh.mp_state.store(state, Release);
+    }
+
+    /// Moves RIP behind an instruction: clears the interrupt shadow and RF, honours single-stepping.
+    pub fn finish_skip(&mut self, next_rip: u64) {
+        self.b.set_rip(next_rip);
+        let f = self.b.rflags();
+        if f & rflags::RF != 0 {
+            self.b.set_rflags(f & !rflags::RF);
+        }
+        if self.b.interrupt_shadow() {
+            self.b.set_interrupt_shadow(false);
+        }
+        if f & rflags::TF != 0 {
+            const DR6_BS: u64 = 1 << 14;
+            self.raise(Exception { vector: Vector::DB, error_code: None, payload: DR6_BS });
+        }
+    }
+
+    /// DR0 to DR3 for the slice, when they are the guest's.
+    pub fn debug_registers(&self) -> Option<[u64; 4]> {
+        self.dr_live.then_some(self.dr)
+    }
+
+    /// A slice with loaded debug registers ended: keeps them loaded only while a breakpoint is armed.
+    pub fn debug_unloaded(&mut self, dr: [u64; 4]) {
+        self.dr = dr;
+        self.dr_live = self.b.dr7() & 0xff != 0;
+        self.b.set_dr_intercept(!self.dr_live);
+    }
+
+    /// Forgets what an unfinished instruction did: user space replaced the registers.
+    pub fn forget_instruction(&mut self) {
+        self.journal.clear();
+        self.pending_port = None;
+    }
+
+    /// Halted, or waiting for INIT or SIPI?
+    pub fn runnable(&self) -> bool {
+        self.mp_state == mp::RUNNABLE
+    }
+}
