@@ -240,7 +240,11 @@ impl Shared {
     /// The id that physical destinations name now: 8 bits, or 32 in x2APIC mode.
     pub fn physical_id(&self) -> u32 {
         let word = self.directory.address.load(Ordering::Acquire);
-        if word & address::X2APIC != 0 { self.directory.x2apic_id.load(Ordering::Acquire) } else { word & 0xff }
+        if word & address::X2APIC != 0 {
+            self.directory.x2apic_id.load(Ordering::Acquire)
+        } else {
+            word & 0xff
+        }
     }
 
     /// Lower wins lowest-priority arbitration (SDM vol. 3A, 11.6.2.4: the PPR stands for the APR). May be a moment old.

@@ -104,8 +104,8 @@ impl Timer {
 
     /// Nanoseconds per round; never 0.
     fn period_ns(&self) -> u64 {
-        let period = u64::from(self.initial) << self.shift();
-        if self.is_periodic() { period.max(self.min_period_ns).max(1) } else { period }
+        let minimum = if self.is_periodic() { self.min_period_ns } else { 0 };
+        (u64::from(self.initial) << self.shift()).max(minimum).max(1)
     }
 
     /// LVTT bits 18:17 were written.
