@@ -72,13 +72,14 @@ wait_unused() {
 }
 
 # guest_command VCPUS JOB [QEMU ARGUMENTS...]: QEMU as the other commands start it, replacing this shell.
-# MACHINE (microvm, q35; a microvm's second I/O APIC delivers nothing when the first is in the kernel), IRQCHIP (on, split, off), GUEST_CPU, GUEST_MEMORY (MiB) and GUEST_APPEND change what it starts.
+# MACHINE (microvm, q35; a microvm's second I/O APIC delivers nothing when the first is in the kernel, and Linux
+# looks six seconds for a clock that is not there), IRQCHIP (on, split, off), GUEST_CPU, GUEST_MEMORY (MiB) and GUEST_APPEND change what it starts.
 guest_command() {
     guest_vcpus=$1; guest_job=$2; shift 2
     exec qemu-system-x86_64 -no-reboot -nodefaults -display none -serial stdio \
-        -M ${MACHINE:-microvm,ioapic2=off},kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} \
+        -M ${MACHINE:-microvm,ioapic2=off,rtc=on},kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} \
         -smp $guest_vcpus -m ${GUEST_MEMORY:-256} -kernel /guest/vmlinuz -initrd /guest/initrd \
-        -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" \
+        -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=100 cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" \
         "$@" </dev/null 2>&1
 }
 
@@ -161,4 +162,16 @@ exit_table() {
         [ "${exits_count:-0}" != 0 ] && echo "=== ROW $1|$exits_name|$exits_count"
     done
     return 0
+}
+
+# What a debug kernel found that it does not print by itself.
+leaks() {
+    sleep 6 # Younger objects are not reported.
+    echo scan >/sys/kernel/debug/kmemleak && echo scan >/sys/kernel/debug/kmemleak
+    cat /sys/kernel/debug/kmemleak
+    [ -z "$(cat /sys/kernel/debug/kmemleak)" ]
+}
+check_debug_kernel() {
+    check leaks leaks
+    check lockdep-on grep -q 'debug_locks: *1' /proc/lockdep_stats
 }

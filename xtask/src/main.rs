@@ -47,6 +47,8 @@ enum Task {
     },
     /// Build exitless.ko for the lab's kernel, or for the one whose headers are in KDIR.
     Build { kdir: Option<PathBuf> },
+    /// Build the kernel that checks itself (KASAN, lockdep, kmemleak), for `lab run --kernel debug`.
+    DebugKernel,
     /// Check that dependencies between crates run the right way.
     Arch,
     /// Format every file.
@@ -98,6 +100,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
         Task::Build { kdir } => build(kdir),
+        Task::DebugKernel => debug_kernel::build(),
         Task::Arch => arch::check(),
         Task::Fmt => checks::format(),
         Task::Lint => say::step("format", checks::formatted)

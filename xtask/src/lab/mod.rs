@@ -100,6 +100,7 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     let cpus = options.cpus.unwrap_or(scenario.cpus);
     let label = format!("{} on {} ({cpus} CPU, {} kernel)", scenario.name, options.module, options.kernel);
     println!("-> {label}");
+    say::note(format!("host kernel {} ({})", kernel.release, kernel.version));
     let suffix =
         if options.kernel == Flavour::Stock { String::new() } else { format!("-{}", options.kernel) };
     let dir = paths::made(
@@ -178,7 +179,10 @@ pub fn prepare(
     image::host(kernel, scenario.needs("guest"), &job, &initrd)?;
     Ok(Machine {
         cpus,
-        memory: options.memory.unwrap_or(scenario.memory),
+        // KASAN's shadow and its quarantine take their part.
+        memory: options
+            .memory
+            .unwrap_or(scenario.memory * if options.kernel == Flavour::Debug { 2 } else { 1 }),
         kernel: kernel.image()?.to_path_buf(),
         initrd,
         append: options.append.clone(),
