@@ -30,7 +30,10 @@ pub struct Mce {
 impl Mce {
     /// The state of a new vCPU: all banks, as real machines have them; KVM_X86_SETUP_MCE narrows them.
     pub fn init(&mut self) {
-        *self = Self { cap: MAX_BANKS as u64, ..Self::default() };
+        self.cap = MAX_BANKS as u64;
+        self.status = 0;
+        self.ctl = 0;
+        self.banks.fill([0; 4]);
     }
 
     /// KVM_X86_SETUP_MCE: `cap` is the wished IA32_MCG_CAP.
