@@ -41,7 +41,7 @@ impl Mode {
 /// Limits on IA32_APIC_BASE that the guest's CPUID sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BaseCaps {
-    /// CPUID.1:ECX[21].
+    /// CPUID.1:ECX bit 21.
     pub x2apic: bool,
     /// Physical address width, 12..=52.
     pub maxphyaddr: u8,
@@ -90,8 +90,8 @@ impl Lapic {
             // The id becomes the initial one again; a logical id derived from an x2APIC id means nothing in xAPIC mode.
             self.xapic_id = self.vcpu_id as u8;
         }
-        if to == Mode::X2Apic {
-            // Destination formats differ, so the old one must not read back as an x2APIC id.
+        if to == Mode::X2Apic && !host {
+            // ICR2 would read back as an x2APIC destination. A host that restores may have loaded the ICR already.
             self.icr &= 0xffff_ffff;
         }
     }

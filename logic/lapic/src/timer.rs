@@ -190,6 +190,7 @@ impl Timer {
     }
 
     /// Takes over saved registers. In TSC-deadline mode a deadline set before stays armed (the MSR is saved elsewhere).
+    /// A periodic timer starts a whole period where no current count was saved: an extra interrupt, where losing all would hang.
     pub(crate) fn restore(&mut self, mode: u32, initial: u32, divide: u32, current: u32, now: &Now) {
         self.set_mode(mode);
         self.initial = initial;

@@ -10,11 +10,11 @@ pub struct Gp;
 /// Properties of the VM and of the guest's CPUID; may change before the vCPU first runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
 pub struct Config {
-    /// CPUID.1:ECX[24]: LVTT bit 18 is writable and IA32_TSC_DEADLINE works.
+    /// CPUID.1:ECX bit 24: LVTT bit 18 is writable and IA32_TSC_DEADLINE works.
     pub tsc_deadline: bool,
     /// The version register offers EOI-broadcast suppression (no in-kernel I/O APIC); SVR bit 12 is writable.
     pub directed_eoi: bool,
-    /// The LVT has a CMCI entry (IA32_MCG_CAP[10]).
+    /// The LVT has a CMCI entry (IA32_MCG_CAP bit 10).
     pub cmci: bool,
     /// KVM_X86_QUIRK_LINT0_REENABLED: reset leaves LINT0 of the boot CPU unmasked in ExtINT mode.
     pub lint0_reenabled: bool,

@@ -305,6 +305,16 @@ fn host_mode_changes_keep_state() {
     assert_eq!(cpu.read(reg::ID), 5 << 24);
 }
 
+/// An xAPIC destination does not read back as an x2APIC one after the guest's switch; the rest of the ICR stays.
+#[test]
+fn icr_across_modes() {
+    let mut cpu = Cpu::xapic(5);
+    cpu.write(reg::ICR2, 7 << 24);
+    cpu.write(reg::ICR, 0x4055);
+    cpu.base(0xfee0_0c00).unwrap();
+    assert_eq!(cpu.rdmsr(reg::ICR), Ok(0x4055));
+}
+
 /// Table 11-6, the whole MSR range: which registers read, which write (0), which #GP; outside x2APIC mode all #GP.
 #[test]
 fn x2apic_msr_permissions() {

@@ -104,7 +104,11 @@ fn periodic_catches_up_in_one() {
         if pause != u64::MAX - T0.ns {
             assert!(!cpu.expire());
             let Armed::AtNs(next) = cpu.l.armed() else { panic!("still periodic") };
-            assert!(next > cpu.now.ns && next <= cpu.now.ns + 1_000_000 && (next - T0.ns) % 1_000_000 == 0);
+            assert!(
+                next > cpu.now.ns
+                    && next <= cpu.now.ns + 1_000_000
+                    && (next - T0.ns).is_multiple_of(1_000_000)
+            );
         }
     }
 }
