@@ -160,6 +160,22 @@ fn features_follow_their_state() {
     assert_eq!((must(&l, 0xd, 0), get(&l, 0xd, 1)), (r(0, 0, 0, 0), None));
 }
 
+/// A VMM may claim any feature; what reaches control registers is bounded by the host, or VM entry would fail on it.
+#[test]
+fn claims_beyond_the_host_change_nothing() {
+    let claims = list(&everything(vendor::INTEL));
+    let host = host_caps(&zen3());
+    let (free, bounded) = (caps(&claims, None), caps(&claims, Some(&host)));
+    assert!(free.la57 && !bounded.la57);
+    assert_eq!(free.cr4_allowed & cr4::LA57, cr4::LA57);
+    assert_eq!(bounded.cr4_allowed & !host.cr4_allowed, 0);
+    let auto_ibrs = caps(&list(&everything(vendor::AMD)), None).efer_allowed & efer::AUTOIBRS;
+    assert_eq!(auto_ibrs, efer::AUTOIBRS);
+    assert_eq!(caps(&list(&everything(vendor::AMD)), Some(&host)).efer_allowed & efer::AUTOIBRS, 0);
+    assert_eq!((free.xcr0, bounded.xcr0), (0x2e7, 0x207));
+    assert_eq!(caps(&claims, Some(&host_caps(&nothing()))).spec_ctrl, 0);
+}
+
 /// On the machine at hand: the list claims nothing the processor lacks but what we emulate.
 #[test]
 fn this_machine() {

@@ -216,6 +216,7 @@ fn mtrr_rules() {
         (MsrKind::MtrrVariable(1), 0xff_c000_0800, true),
         (MsrKind::MtrrVariable(1), 0x1ff_c000_0800, false),
         (MsrKind::MtrrVariable(1), 0xc000_0801, false),
+        (MsrKind::MtrrVariable(1), 0xc000_0400, false),
         (MsrKind::MtrrVariable(16), 0, false),
         (MsrKind::Tsc, 0, false),
     ] {
