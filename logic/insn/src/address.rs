@@ -33,8 +33,8 @@ pub(crate) fn segment_of(r: Register) -> SegReg {
 /// Address size in bytes of an explicit memory operand.
 fn address_size(instr: &Instruction) -> usize {
     match (instr.memory_base(), instr.memory_index()) {
-        (Register::RIP, _) => 8,
-        (Register::EIP, _) => 4,
+        // The displacement is the whole address, already wrapped.
+        (Register::RIP | Register::EIP, _) => 8,
         (Register::None, Register::None) => instr.memory_displ_size() as usize,
         (Register::None, r) | (r, _) => RegRef::of(r).map_or(8, |r| r.size.bytes()),
     }

@@ -27,9 +27,9 @@ fn selector_source<C: Cpu>(x: &Exec<'_, C>) -> Option<SegReg> {
     (x.instr.op1_kind() == OpKind::Register && segment).then(|| segment_of(r))
 }
 
-/// Memory takes 16 bits; a register its full size, zero-extended.
+/// Memory takes 16 bits whatever the prefixes; a register its full size, zero-extended.
 fn store_selector<C: Cpu>(x: &mut Exec<'_, C>, segment: SegReg) -> Step {
-    let size = if x.is_memory(0) { Size::B2 } else { x.size(0)? };
+    let size = x.size(0)?;
     let selector = u64::from(x.cpu.segment(segment).selector);
     x.store(0, size, selector)?;
     Ok(Flow::Next)

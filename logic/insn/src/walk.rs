@@ -231,7 +231,7 @@ fn note(path: &mut Path, f: &Format, level: u32, used: Used) {
     }
     path.writable &= used.value & pte::RW != 0;
     path.user &= used.value & pte::US != 0;
-    path.no_execute |= f.wide && used.value & pte::XD != 0;
+    path.no_execute |= used.value & pte::XD != 0;
     if let Some(slot) = path.used.get_mut(path.depth) {
         *slot = used;
         path.depth += 1;
@@ -244,7 +244,8 @@ fn maps_page(m: &PagingMode, f: &Format, level: u32, value: u64) -> bool {
     match level {
         1 => true,
         2 => large && (f.wide || m.cr4 & cr4::PSE != 0),
-        3 => large && f.long,
+        // In a PDPTE of PAE paging the bit is reserved.
+        3 => large,
         _ => false,
     }
 }

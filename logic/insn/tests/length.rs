@@ -19,7 +19,7 @@ fn cr(code: &[u8], mode: Mode) -> Option<CrAccess> {
 }
 
 /// Opcodes that mean the same in every mode, with their kind.
-const EXITING: [(&[u8], Kind); 31] = [
+static EXITING: [(&[u8], Kind); 31] = [
     (&[0x0f, 0xa2], Kind::Cpuid),
     (&[0x0f, 0x32], Kind::Rdmsr),
     (&[0x0f, 0x30], Kind::Wrmsr),

@@ -159,6 +159,46 @@ fn branches() {
     assert_eq!(m.peek(RAM + 0xfffe, 2), [0x04, 0x10]);
 }
 
+/// The stack pointer is as wide as SS says, whatever the code size; the rest of RSP stays.
+#[test]
+fn stack_widths() {
+    let mut m = Machine::new(Mode::Bits32);
+    m.segments[SegReg::Ss as usize].attrib &= !exitless_x86::regs::Segment::DB;
+    m.segments[SegReg::Ss as usize].base = RAM;
+    m.poke(RAM + 0x40, &[1, 2, 3, 4]).set(Gpr::Rbx, RAM + 0x40).set(Gpr::Rsp, 0x7777_0002);
+    assert_eq!(m.step(&[0xff, 0x33]), Outcome::Done);
+    assert_eq!(m.get(Gpr::Rsp), 0x7777_fffe);
+    assert_eq!(m.peek(RAM + 0xfffe, 4), [1, 2, 3, 4]);
+    let mut m = Machine::new(Mode::Bits16);
+    m.segments[SegReg::Ss as usize].attrib |= exitless_x86::regs::Segment::DB;
+    m.segments[SegReg::Ss as usize].limit = u32::MAX;
+    m.poke(RAM, &[9, 8, 7, 6]).set(Gpr::Rsp, RAM);
+    assert_eq!(m.step(&[0x5b]), Outcome::Done);
+    assert_eq!((m.get(Gpr::Rbx), m.get(Gpr::Rsp)), (0x0809, RAM + 2));
+    m.set(Gpr::Rsp, 0);
+    m.segments[SegReg::Ss as usize].limit = 0xffff;
+    assert_eq!(m.step(&[0x53]), Outcome::Stop(Stop::Fault(Exception::ss(0))));
+}
+
+/// Short forms that 64-bit code does not have: INC, DEC, MOV with a 16-bit absolute address.
+#[test]
+fn short_forms() {
+    let mut m = Machine::new(Mode::Bits32);
+    m.rflags |= rflags::CF;
+    m.set(Gpr::Rdx, 0xffff_ffff);
+    assert_eq!(m.step(&[0x42]), Outcome::Done);
+    assert_eq!((m.get(Gpr::Rdx), m.rflags & (rflags::CF | rflags::ZF)), (0, rflags::CF | rflags::ZF));
+    assert_eq!(m.step(&[0x66, 0x4a]), Outcome::Done);
+    assert_eq!(m.get(Gpr::Rdx), 0xffff);
+    let mut m = Machine::new(Mode::Bits16);
+    m.segments[SegReg::Ds as usize].base = RAM;
+    m.set(Gpr::Rax, 0x1111_2222);
+    assert_eq!(m.step(&[0xa3, 0x10, 0x00]), Outcome::Done);
+    assert_eq!(m.peek(RAM + 0x10, 4), [0x22, 0x22, 0, 0]);
+    assert_eq!(m.step(&[0x66, 0x67, 0xa3, 0x20, 0, 0, 0]), Outcome::Done);
+    assert_eq!(m.peek(RAM + 0x20, 4), [0x22, 0x22, 0x11, 0x11]);
+}
+
 /// RF is clear after an instruction, DF and the others stay.
 #[test]
 fn resume_flag() {

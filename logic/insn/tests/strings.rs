@@ -31,6 +31,19 @@ fn single_step_does_one_iteration() {
     assert_eq!(m.get(Gpr::Rcx), 2);
 }
 
+/// The last iteration moves RIP in the same call, also when it is the call's last or the single-stepped one:
+/// the trap after it must not point at the instruction again.
+#[test]
+fn the_last_iteration_completes() {
+    for (flags, count) in [(rflags::TF, 1), (0, 64), (0, 1)] {
+        let mut m = Machine::new(Mode::Bits64);
+        m.rflags |= flags;
+        m.set(Gpr::Rdi, RAM).set(Gpr::Rcx, count);
+        assert_eq!(m.step(&[0xf3, 0xaa]), Outcome::Done);
+        assert_eq!((m.rip, m.get(Gpr::Rcx)), (0x1002, 0));
+    }
+}
+
 /// A count of zero does nothing, not even for a bad address.
 #[test]
 fn zero_count() {
