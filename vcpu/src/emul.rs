@@ -32,6 +32,24 @@ impl<H: Host> GuestMemory for PagedMemory<'_, H> {
     }
 }
 
+/// Page tables looked at without setting accessed or dirty bits (`KVM_TRANSLATE`).
+pub struct ProbeMemory<'a, H>(pub &'a H);
+
+impl<H: Host> GuestMemory for ProbeMemory<'_, H> {
+    fn read_u64(&self, gpa: u64) -> Option<u64> {
+        PagedMemory(self.0).read_u64(gpa)
+    }
+    fn read_u32(&self, gpa: u64) -> Option<u32> {
+        PagedMemory(self.0).read_u32(gpa)
+    }
+    fn cmpxchg_u64(&self, _: u64, _: u64, _: u64) -> Option<bool> {
+        Some(true)
+    }
+    fn cmpxchg_u32(&self, _: u64, _: u32, _: u32) -> Option<bool> {
+        Some(true)
+    }
+}
+
 impl<H: Host> GuestMemory for AtomicMemory<'_, H> {
     fn read_u64(&self, gpa: u64) -> Option<u64> {
         let mut b = [0; 8];

@@ -110,3 +110,11 @@ pub unsafe fn stgi() {
     // SAFETY: the caller vouches for SVME and the context.
     unsafe { asm!("stgi", options(nostack, preserves_flags)) };
 }
+
+/// Reads CR4.
+pub fn cr4() -> u64 {
+    let v: u64;
+    // SAFETY: the module runs at CPL 0, where reading CR4 has no effect.
+    unsafe { asm!("mov {}, cr4", out(reg) v, options(nomem, nostack, preserves_flags)) };
+    v
+}

@@ -7,7 +7,7 @@ use exitless_x86::svm::feature;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
 /// The negotiated capabilities, one for all CPUs.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
 pub struct Caps {
     /// ASIDs 1 to `asids - 1` may be used.
     pub asids: u32,

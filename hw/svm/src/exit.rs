@@ -70,3 +70,43 @@ fn exception(vector: u8, info1: u64, info2: u64) -> Exception {
         payload: if vector == Vector::PF { info2 } else { 0 },
     }
 }
+
+/// The name of an exit number, in the words KVM's tools use for SVM.
+pub fn name(number: u64) -> Option<&'static str> {
+    Some(match C(number) {
+        C::INTR => "interrupt",
+        C::NMI => "nmi",
+        C::SMI => "smi",
+        C::INIT => "init",
+        C::VINTR => "vintr",
+        C::CR0_SEL_WRITE => "cr0_sel_write",
+        C(0x14) => "write_cr4",
+        C(0x18) => "write_cr8",
+        C(0x20..=0x2f) => "read_dr",
+        C(0x30..=0x3f) => "write_dr",
+        C(0x41) => "DB excp",
+        C(0x51) => "AC excp",
+        C(0x52) => "MC excp",
+        C::CPUID => "cpuid",
+        C::IRET => "iret",
+        C::INVD => "invd",
+        C::PAUSE => "pause",
+        C::HLT => "hlt",
+        C::INVLPGA => "invlpga",
+        C::IOIO => "io",
+        C::MSR => "msr",
+        C::TASK_SWITCH => "task_switch",
+        C::SHUTDOWN => "shutdown",
+        C::VMRUN => "vmrun",
+        C::VMMCALL => "hypercall",
+        C::RDPMC => "rdpmc",
+        C::WBINVD => "wbinvd",
+        C::MONITOR => "monitor",
+        C::MWAIT | C::MWAIT_ARMED => "mwait",
+        C::XSETBV => "xsetbv",
+        C::RDPRU => "rdpru",
+        C::NPF => "npf",
+        C::INVALID => "invalid",
+        _ => return None,
+    })
+}

@@ -36,6 +36,18 @@ pub struct Asid {
 }
 
 impl PerCpu {
+    /// A CPU where SVM is off.
+    pub const fn none() -> Self {
+        Self {
+            host_save_pa: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            next_asid: AtomicU32::new(0),
+            asids: AtomicU32::new(0),
+            last_vcpu: AtomicU64::new(0),
+            host_tsc_aux: AtomicU64::new(0),
+        }
+    }
+
     /// Starts (or restarts) this CPU's ASIDs in a new generation. Generations carry the CPU's number in their upper
     /// bits: a vCPU that moved never takes another CPU's generation for this one's.
     pub fn enable(&self, cpu: u32, asids: u32) {

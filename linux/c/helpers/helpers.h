@@ -138,6 +138,7 @@ u32 ex_vcpu_load(void *vcpu);
 void ex_vcpu_put(void *vcpu);
 int ex_vcpu_block(void *vcpu);
 bool ex_vcpu_wake(void *vcpu);
+u64 ex_run_delay_ns(void);
 void ex_vcpu_record_current(void *vcpu);
 int ex_vcpu_yield_to(void *vcpu, bool preempt);
 bool ex_signal_pending(void);

@@ -251,3 +251,13 @@ void ex_cpu_relax(void)
 {
 	cpu_relax();
 }
+
+/* How long the current task has waited on run queues since it began, ns. */
+u64 ex_run_delay_ns(void)
+{
+#ifdef CONFIG_SCHED_INFO
+	return current->sched_info.run_delay;
+#else
+	return 0;
+#endif
+}

@@ -138,6 +138,7 @@ unsafe extern "C" {
     pub(crate) fn ex_vcpu_put(vcpu: *mut c_void);
     pub(crate) fn ex_vcpu_block(vcpu: *mut c_void) -> c_int;
     pub(crate) fn ex_vcpu_wake(vcpu: *mut c_void) -> bool;
+    pub(crate) fn ex_run_delay_ns() -> u64;
     pub(crate) fn ex_vcpu_record_current(vcpu: *mut c_void);
     pub(crate) fn ex_vcpu_yield_to(vcpu: *mut c_void, preempt: bool) -> c_int;
     pub(crate) fn ex_signal_pending() -> bool;

@@ -204,3 +204,9 @@ impl Drop for Mm {
         unsafe { ffi::ex_mm_drop(self.0.as_ptr()) }
     }
 }
+
+/// How long the current task has waited on run queues since it began, ns; 0 where the kernel does not count it.
+pub fn run_delay_ns() -> u64 {
+    // SAFETY: reads a field of the current task.
+    unsafe { ffi::ex_run_delay_ns() }
+}

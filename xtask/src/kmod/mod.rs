@@ -67,8 +67,9 @@ pub fn kernel_release(kdir: &Path) -> Result<String> {
         return Ok(release.trim().to_string());
     }
     let file = kdir.join("include/config/kernel.release");
-    let text = fs::read_to_string(&file)
-        .with_context(|| format!("{} is not a kernel headers directory: give one with Module.symvers", kdir.display()))?;
+    let text = fs::read_to_string(&file).with_context(|| {
+        format!("{} is not a kernel headers directory: give one with Module.symvers", kdir.display())
+    })?;
     Ok(text.trim().to_string())
 }
 
@@ -78,7 +79,7 @@ fn rust_archive(root: &Path, target_dir: &Path) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(root)
-        .args(["build", "--quiet", "--release", "-p", "exitless-module"])
+        .args(["rustc", "--quiet", "--release", "-p", "exitless-module", "--crate-type", "staticlib"])
         .args(["--target", "linux/kernel-target.json", "-Zjson-target-spec"])
         .arg("-Zbuild-std=core,alloc,compiler_builtins")
         .arg("--target-dir")

@@ -1,0 +1,207 @@
+//! The doors through which C calls in: one unsafe conversion each, then safe code.
+
+use crate::vcpu::VcpuObj;
+use crate::vm::Vm;
+use crate::{dev, global};
+use core::ffi::{c_int, c_void};
+use exitless_host::Errno;
+use exitless_host::mem::KArc;
+
+fn status(r: Result<(), Errno>) -> c_int {
+    match r {
+        Ok(()) => 0,
+        Err(e) => e.to_int(),
+    }
+}
+
+/// The VM behind an fd's private pointer.
+///
+/// # Safety
+/// `p` came from `KArc::into_raw` and the fd (or the object whose cookie it is) still holds that reference.
+unsafe fn vm<'a>(p: *mut c_void) -> &'a Vm {
+    // SAFETY: the caller's reference keeps the VM alive.
+    unsafe { &*p.cast::<Vm>() }
+}
+
+/// # Safety
+/// `p` is a vCPU's object, which lives as long as its VM, to which the caller holds a reference.
+unsafe fn vcpu<'a>(p: *mut c_void) -> &'a VcpuObj {
+    // SAFETY: see the contract.
+    unsafe { &*p.cast::<VcpuObj>() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_init() -> c_int {
+    exitless_insn::init();
+    status(global::init())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_exit() {
+    global::exit();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_cpu_online(cpu: u32) -> c_int {
+    status(global::cpu_online(cpu))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_cpu_offline(cpu: u32) {
+    global::cpu_offline(cpu);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_cpu_emergency() {
+    global::cpu_emergency();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_on_cpu(_arg: *mut c_void, _op: u32) {}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_dev_ioctl(cmd: u32, arg: usize) -> isize {
+    exitless_host::errno::ret(dev::ioctl(cmd, arg))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vm_ioctl(p: *mut c_void, cmd: u32, arg: usize) -> isize {
+    // SAFETY: the fd's private pointer is its reference to the VM.
+    let vm = unsafe { vm(p) };
+    exitless_host::errno::ret(crate::vm::ioctl::dispatch(vm, cmd, arg))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vcpu_ioctl(p: *mut c_void, cmd: u32, arg: usize) -> isize {
+    // SAFETY: the fd's private pointer is a vCPU; the fd holds a reference to its VM.
+    let v = unsafe { vcpu(p) };
+    exitless_host::errno::ret(crate::vcpu::ioctl::dispatch(v, cmd, arg))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vm_release(p: *mut c_void) {
+    // SAFETY: the last close of the VM's fd: its reference comes back to us.
+    if let Some(vm) = unsafe { KArc::<Vm>::from_raw(p.cast::<Vm>().cast_const()) } {
+        vm.fd_closed();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vcpu_release(p: *mut c_void) {
+    // SAFETY: as above; the vCPU holds a reference to its VM on behalf of the fd, which ends here.
+    unsafe { crate::vcpu::release(p.cast()) };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vcpu_fault(p: *mut c_void, pgoff: usize) -> *mut c_void {
+    // SAFETY: the mapping holds the file, the file holds the VM.
+    let v = unsafe { vcpu(p) };
+    v.page(pgoff)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_irqfd_wakeup(p: *mut c_void, irqfd: usize) -> bool {
+    // SAFETY: irqfds are dropped before their VM.
+    let vm = unsafe { vm(p) };
+    crate::vm::irqfd::fire(vm, irqfd);
+    true
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_irqfd_inject(p: *mut c_void, irqfd: usize) {
+    // SAFETY: irqfds are dropped before their VM.
+    let vm = unsafe { vm(p) };
+    crate::vm::irqfd::fire(vm, irqfd);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_irqfd_hangup(p: *mut c_void, irqfd: usize) {
+    // SAFETY: irqfds are dropped before their VM.
+    let vm = unsafe { vm(p) };
+    crate::vm::irqfd::hangup(vm, irqfd);
+}
+
+/// Kinds of host timers.
+pub mod timer_kind {
+    /// A vCPU's APIC timer; the cookie is the vCPU.
+    pub const APIC: u32 = 0;
+    /// A VM's 8254; the cookie is the VM.
+    pub const PIT: u32 = 1;
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_timer_fired(cookie: *mut c_void, kind: u32) -> u64 {
+    match kind {
+        timer_kind::APIC => {
+            // SAFETY: the timer is cancelled before its vCPU is freed.
+            let v = unsafe { vcpu(cookie) };
+            v.timer_fired();
+            u64::MAX
+        }
+        _ => {
+            // SAFETY: the timer is cancelled before its VM is freed.
+            let vm = unsafe { vm(cookie) };
+            vm.pit_fired()
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_sched_in(p: *mut c_void, cpu: u32) {
+    // SAFETY: the notifier is registered only while its vCPU runs.
+    let v = unsafe { vcpu(p) };
+    v.sched_in(cpu);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_sched_out(p: *mut c_void, preempted: bool) {
+    // SAFETY: as above.
+    let v = unsafe { vcpu(p) };
+    v.sched_out(preempted);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vcpu_wake_check(p: *mut c_void) -> bool {
+    // SAFETY: called by the vCPU's own thread while it blocks.
+    let v = unsafe { vcpu(p) };
+    v.shared.pending()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_mmu_invalidate_start(p: *mut c_void, start: u64, end: u64, blockable: bool) -> c_int {
+    // SAFETY: the notifier is unregistered before its VM is freed.
+    let vm = unsafe { vm(p) };
+    let _ = blockable;
+    vm.invalidate_start(start, end);
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_mmu_invalidate_end(p: *mut c_void, start: u64, end: u64) {
+    // SAFETY: as above.
+    let vm = unsafe { vm(p) };
+    vm.invalidate_end(start, end);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_mmu_age(p: *mut c_void, start: u64, end: u64, clear: bool) -> c_int {
+    // SAFETY: as above.
+    let vm = unsafe { vm(p) };
+    c_int::from(vm.age(start, end, clear))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_mmu_release(p: *mut c_void) {
+    // SAFETY: as above.
+    let vm = unsafe { vm(p) };
+    vm.zap_everything();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_debugfs_show(cookie: *mut c_void, kind: u32, buf: *mut u8, len: usize) -> usize {
+    // SAFETY: C gives a buffer of `len` bytes for the duration of the call.
+    let out = unsafe { core::slice::from_raw_parts_mut(buf, len) };
+    // SAFETY: the directory is removed before its VM is freed.
+    let vm = unsafe { vm(cookie) };
+    crate::stats::show(vm, kind, out)
+}

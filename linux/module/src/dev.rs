@@ -1,0 +1,158 @@
+//! `/dev/kvm`: what the module offers, and the birth of VMs.
+
+use crate::global;
+use crate::user;
+use crate::vm::{MAX_VCPUS, Vm};
+use exitless_host::file::{FdKind, FdSlot};
+use exitless_host::mem::{KArc, KBox};
+use exitless_host::{Errno, Result, cpu, task, uaccess};
+use exitless_irqchip::routes::MAX_ROUTES;
+use exitless_kvm_abi::*;
+use exitless_memslots::MAX_SLOTS;
+use exitless_policy::cpuid::{CpuidIndex, GuestCpuid, HostCpuid, MAX_ENTRIES, MAX_SUPPORTED, supported};
+use exitless_policy::mce::{self, MAX_BANKS};
+use exitless_policy::{GuestCaps, msr};
+use exitless_x86::cpuid::CpuidResult;
+
+/// The host's CPUID.
+struct Cpu {
+    xcr0: u64,
+}
+
+impl HostCpuid for Cpu {
+    fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult {
+        exitless_hw_ops::cpuid(leaf, sub)
+    }
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+}
+
+/// The supported list and its summary, computed at load.
+#[derive(bytemuck::Zeroable)]
+pub struct Supported {
+    entries: [kvm_cpuid_entry2; MAX_SUPPORTED],
+    index: CpuidIndex,
+    len: usize,
+    /// The summary.
+    pub caps: GuestCaps,
+}
+
+impl Supported {
+    /// Asks the CPU.
+    pub fn compute(xcr0: u64) -> Option<KBox<Supported>> {
+        let mut s = KBox::<Supported>::zeroed()?;
+        let this = &mut *s;
+        this.len = supported(&Cpu { xcr0 }, &mut this.entries).ok()?;
+        let used = this.entries.get(..this.len)?;
+        this.index.build(used);
+        this.caps.compute(GuestCpuid::new(used, &this.index), None);
+        Some(s)
+    }
+
+    /// No list: before the module is ready.
+    pub const fn none() -> Self {
+        // SAFETY: the type is `Zeroable`.
+        unsafe { core::mem::zeroed() }
+    }
+
+    /// The list.
+    pub fn entries(&self) -> &[kvm_cpuid_entry2] {
+        self.entries.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// ioctls on `/dev/kvm`.
+pub fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
+    match cmd {
+        KVM_GET_API_VERSION => no_arg(arg, 12),
+        KVM_CREATE_VM => create_vm(arg),
+        KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
+        KVM_GET_VCPU_MMAP_SIZE => no_arg(arg, 3 * 4096),
+        KVM_GET_SUPPORTED_CPUID | KVM_GET_EMULATED_CPUID => supported_cpuid(cmd, arg),
+        KVM_GET_MSR_INDEX_LIST => msr_index_list(arg),
+        KVM_X86_GET_MCE_CAP_SUPPORTED => user::put(arg, &(mce::SUPPORTED | MAX_BANKS as u64)),
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+fn no_arg(arg: usize, value: isize) -> Result<isize> {
+    if arg == 0 { Ok(value) } else { Err(Errno::EINVAL) }
+}
+
+/// `KVM_CHECK_EXTENSION`: 0 for everything not known here. `docs/kvm-api.md` lists them.
+pub fn check_extension(cap: usize) -> isize {
+    match cap as u32 {
+        KVM_CAP_IRQCHIP | KVM_CAP_HLT | KVM_CAP_USER_MEMORY | KVM_CAP_SET_TSS_ADDR | KVM_CAP_EXT_CPUID => 1,
+        KVM_CAP_NOP_IO_DELAY | KVM_CAP_MP_STATE | KVM_CAP_SYNC_MMU | KVM_CAP_CLOCKSOURCE => 1,
+        KVM_CAP_DESTROY_MEMORY_REGION_WORKS | KVM_CAP_JOIN_MEMORY_REGIONS_WORKS | KVM_CAP_USER_NMI => 1,
+        KVM_CAP_IRQ_INJECT_STATUS | KVM_CAP_IRQFD | KVM_CAP_PIT2 | KVM_CAP_PIT_STATE2 | KVM_CAP_IOEVENTFD => 1,
+        KVM_CAP_SET_IDENTITY_MAP_ADDR | KVM_CAP_VCPU_EVENTS | KVM_CAP_INTERNAL_ERROR_DATA => 1,
+        KVM_CAP_DEBUGREGS | KVM_CAP_X86_ROBUST_SINGLESTEP | KVM_CAP_XSAVE | KVM_CAP_GET_TSC_KHZ => 1,
+        KVM_CAP_TSC_DEADLINE_TIMER | KVM_CAP_KVMCLOCK_CTRL | KVM_CAP_SIGNAL_MSI | KVM_CAP_READONLY_MEM => 1,
+        KVM_CAP_IRQFD_RESAMPLE | KVM_CAP_IOEVENTFD_ANY_LENGTH | KVM_CAP_IMMEDIATE_EXIT => 1,
+        KVM_CAP_IOEVENTFD_NO_LENGTH | KVM_CAP_SET_BOOT_CPU_ID => 1,
+        KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),
+        KVM_CAP_COALESCED_MMIO => 2,
+        KVM_CAP_ADJUST_CLOCK => CLOCK_FLAGS as isize,
+        KVM_CAP_IRQ_ROUTING => MAX_ROUTES as isize,
+        KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as isize,
+        KVM_CAP_NR_VCPUS => (cpu::online_count() as isize).min(MAX_VCPUS as isize),
+        KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as isize,
+        KVM_CAP_MCE => MAX_BANKS as isize,
+        _ => 0,
+    }
+}
+
+/// Flags `KVM_GET_CLOCK` may set.
+pub const CLOCK_FLAGS: u32 = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+
+fn create_vm(kind: usize) -> Result<isize> {
+    if kind != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let slot = FdSlot::reserve()?;
+    let vm = Vm::create()?;
+    crate::stats::publish(&vm, task::current_pid(), slot.number());
+    let raw = KArc::into_raw(vm);
+    // SAFETY: `raw` is a reference that the fd owns from now on; its release callback takes it back.
+    match unsafe { slot.open(FdKind::Vm, c"kvm-vm", raw.cast_mut().cast()) } {
+        Ok(fd) => Ok(fd.install() as isize),
+        Err(e) => {
+            // SAFETY: no file was made, the reference is still ours.
+            drop(unsafe { KArc::from_raw(raw) });
+            Err(e)
+        }
+    }
+}
+
+fn supported_cpuid(cmd: u32, arg: usize) -> Result<isize> {
+    let mut head: kvm_cpuid2 = user::get(arg)?;
+    let list = global::get().map_or(&[][..], |g| g.supported().entries());
+    // Nothing is emulated that the supported list does not have.
+    let list = if cmd == KVM_GET_EMULATED_CPUID { &[][..] } else { list };
+    if (head.nent as usize) < list.len() {
+        return Err(Errno::E2BIG);
+    }
+    if head.nent as usize > MAX_ENTRIES {
+        head.nent = MAX_ENTRIES as u32;
+    }
+    uaccess::write_slice(user::at(arg, size_of::<kvm_cpuid2>())?, list)?;
+    head.nent = list.len() as u32;
+    user::put(arg, &head)
+}
+
+fn msr_index_list(arg: usize) -> Result<isize> {
+    let asked: kvm_msr_list = user::get(arg)?;
+    let caps = global::get().map(|g| &g.supported().caps).ok_or(Errno::ENXIO)?;
+    let count = msr::index_list(caps).count() as u32;
+    user::put(arg, &kvm_msr_list { nmsrs: count })?;
+    if asked.nmsrs < count {
+        return Err(Errno::E2BIG);
+    }
+    let base = user::at(arg, size_of::<kvm_msr_list>())?;
+    for (i, m) in msr::index_list(caps).enumerate() {
+        uaccess::write(user::at(base, i * 4)?, &m)?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,33 @@
+//! Tables that readers see without a lock: built aside, published by one pointer, freed after all readers left.
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+use exitless_host::mem::KBox;
+
+/// A pointer to an immutable table, or nothing.
+///
+/// # Invariants
+/// A non-null pointer came from `KBox::into_raw`. It is freed only after every reader that could have loaded it has
+/// left its SRCU read section (or when nobody can read any more).
+#[derive(bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Published<T>(AtomicPtr<T>);
+
+impl<T: bytemuck::Zeroable> Published<T> {
+    /// The table of this moment.
+    ///
+    /// # Safety
+    /// The caller is inside an SRCU read section of the VM (or holds the VM's update lock) for as long as it uses the
+    /// result.
+    pub unsafe fn get(&self) -> Option<&T> {
+        // SAFETY: type invariant; the caller's read section keeps the table from being freed.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Publishes a new table and returns the old one, to be dropped after `synchronize`.
+    pub fn replace(&self, new: Option<KBox<T>>) -> Option<KBox<T>> {
+        let new = new.map_or(core::ptr::null_mut(), KBox::into_raw);
+        let old = self.0.swap(new, Ordering::AcqRel);
+        // SAFETY: type invariant: a non-null pointer came from `into_raw` and left the cell just now, once.
+        unsafe { KBox::from_raw(old) }
+    }
+}

@@ -1,0 +1,167 @@
+//! Counters in debugfs: `/sys/kernel/debug/kvm/<pid>-<fd>/`, readable while the guest runs.
+//!
+//! `exits_by_reason`, `exits_by_msr`, `exits_by_port`: lines of a name and a sum over all vCPUs. `vcpus`: a line for
+//! each. The other files carry KVM's own names, so that tools that look for those find them.
+
+use crate::vm::Vm;
+use core::ffi::CStr;
+use core::fmt::{self, Write};
+use exitless_host::mem::KArc;
+use exitless_vcpu::stats::{self as st, Counter, Stats};
+
+/// Counters of the VM itself; none yet.
+#[derive(bytemuck::Zeroable)]
+pub struct VmStats {
+    pad: u64,
+}
+
+/// Kinds of text files.
+mod kind {
+    pub(super) const REASON: u32 = 0;
+    pub(super) const MSR: u32 = 1;
+    pub(super) const PORT: u32 = 2;
+    pub(super) const VCPUS: u32 = 3;
+    pub(super) const MEMORY: u32 = 4;
+    /// And above: the counter of [`super::NAMES`] with that index.
+    pub(super) const COUNTER: u32 = 16;
+}
+
+type Pick = fn(&Stats) -> &Counter;
+
+/// Files that hold one number.
+const NAMES: [(&CStr, Pick); 18] = [
+    (c"exits", |s| &s.exits),
+    (c"fast_exits", |s| &s.fast),
+    (c"io_exits", |s| &s.io_exits),
+    (c"mmio_exits", |s| &s.mmio_exits),
+    (c"halt_exits", |s| &s.halt_exits),
+    (c"halt_wakeup", |s| &s.halt_wakeup),
+    (c"irq_exits", |s| &s.irq_exits),
+    (c"irq_injections", |s| &s.irq_injections),
+    (c"nmi_injections", |s| &s.nmi_injections),
+    (c"irq_window_exits", |s| &s.irq_window_exits),
+    (c"signal_exits", |s| &s.signal_exits),
+    (c"insn_emulation", |s| &s.insn_emulation),
+    (c"hypercalls", |s| &s.hypercalls),
+    (c"pf_taken", |s| &s.pf_taken),
+    (c"pf_fixed", |s| &s.pf_fixed),
+    (c"tlb_flush", |s| &s.tlb_flush),
+    (c"req_event", |s| &s.req_event),
+    (c"user_exits", |s| &s.user),
+];
+
+/// Text into a buffer; what does not fit is cut.
+struct Out<'a> {
+    buf: &'a mut [u8],
+    at: usize,
+}
+
+impl Write for Out<'_> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let Some(room) = self.buf.get_mut(self.at..) else { return Ok(()) };
+        let n = s.len().min(room.len());
+        for (d, b) in room.iter_mut().zip(s.bytes().take(n)) {
+            *d = b;
+        }
+        self.at += n;
+        Ok(())
+    }
+}
+
+/// Makes the VM's folder. Failure costs only the folder.
+pub fn publish(vm: &KArc<Vm>, pid: i32, fd: i32) {
+    let mut name = [0u8; 32];
+    let mut out = Out { buf: name.get_mut(..31).unwrap_or(&mut []), at: 0 };
+    let _ = write!(out, "{pid}-{fd}");
+    let Ok(name) = CStr::from_bytes_until_nul(&name) else { return };
+    let cookie = KArc::as_ptr(vm).cast_mut().cast();
+    let mut dir = vm.debugfs.lock();
+    if dir.init(name).is_err() {
+        return;
+    }
+    let texts = [
+        (c"exits_by_reason", kind::REASON),
+        (c"exits_by_msr", kind::MSR),
+        (c"exits_by_port", kind::PORT),
+        (c"vcpus", kind::VCPUS),
+        (c"memory", kind::MEMORY),
+    ];
+    for (file, k) in texts {
+        let _ = dir.text(file, cookie, k);
+    }
+    for (i, (file, _)) in NAMES.iter().enumerate() {
+        let _ = dir.text(file, cookie, kind::COUNTER + i as u32);
+    }
+}
+
+/// A file is read.
+pub fn show(vm: &Vm, k: u32, buf: &mut [u8]) -> usize {
+    let mut out = Out { buf, at: 0 };
+    let _ = match k {
+        kind::REASON => by_reason(vm, &mut out),
+        kind::MSR => keyed(vm, &mut out, |s| &s.by_msr, 8),
+        kind::PORT => keyed(vm, &mut out, |s| &s.by_port, 4),
+        kind::VCPUS => vcpus(vm, &mut out),
+        kind::MEMORY => memory(vm, &mut out),
+        _ => counter(vm, &mut out, k),
+    };
+    out.at
+}
+
+fn counter(vm: &Vm, out: &mut Out<'_>, k: u32) -> fmt::Result {
+    let Some((_, pick)) = NAMES.get(k.wrapping_sub(kind::COUNTER) as usize) else { return Ok(()) };
+    let sum = vm.each_vcpu().fold(0u64, |n, v| n.wrapping_add(pick(&v.shared.stats).get()));
+    writeln!(out, "{sum}")
+}
+
+fn by_reason(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
+    for row in 0..st::EXITS {
+        let sum = vm.each_vcpu().filter_map(|v| v.shared.stats.by_exit.get(row)).fold(0u64, |n, c| n.wrapping_add(c.get()));
+        if sum != 0 {
+            let number = st::number(row);
+            match exitless_svm::exit::name(number) {
+                Some(name) => writeln!(out, "{name} {sum}")?,
+                None => writeln!(out, "exit_{number:#x} {sum}")?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn keyed(vm: &Vm, out: &mut Out<'_>, pick: fn(&Stats) -> &st::Keyed, width: usize) -> fmt::Result {
+    // Sums over vCPUs without memory of its own: for each key of each vCPU, only the first vCPU that has it prints.
+    for v in vm.each_vcpu() {
+        for (key, _) in pick(&v.shared.stats).rows() {
+            let mut sum = 0u64;
+            let mut first = None;
+            for w in vm.each_vcpu() {
+                if let Some((_, n)) = pick(&w.shared.stats).rows().find(|(k, _)| *k == key) {
+                    sum = sum.wrapping_add(n);
+                    first = first.or(Some(w.index));
+                }
+            }
+            if first == Some(v.index) {
+                writeln!(out, "{key:#0w$x} {sum}", w = width + 2)?;
+            }
+        }
+    }
+    let other = vm.each_vcpu().fold(0u64, |n, v| n.wrapping_add(pick(&v.shared.stats).other.get()));
+    if other != 0 { writeln!(out, "other {other}") } else { Ok(()) }
+}
+
+fn vcpus(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
+    writeln!(out, "id cpu mp_state exits fast irq_injections requests")?;
+    for v in vm.each_vcpu() {
+        use core::sync::atomic::Ordering::Relaxed;
+        let (s, x) = (&v.shared, &v.shared.stats);
+        let (cpu, mp) = (s.cpu.load(Relaxed), s.mp_state.load(Relaxed));
+        let (exits, fast, irqs) = (x.exits.get(), x.fast.get(), x.irq_injections.get());
+        writeln!(out, "{} {cpu} {mp} {exits} {fast} {irqs} {:#x}", v.id, s.requests.load(Relaxed))?;
+    }
+    Ok(())
+}
+
+fn memory(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
+    let c = vm.mmu.lock().counts();
+    writeln!(out, "tables {}\npages_4k {}\npages_2m {}\npages_1g {}", c.tables, c.pages_4k, c.pages_2m, c.pages_1g)
+}

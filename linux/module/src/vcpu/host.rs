@@ -1,0 +1,244 @@
+//! The hall's view of Linux: [`Host`] over the helpers, for one vCPU thread inside `KVM_RUN`.
+
+use super::VcpuObj;
+use crate::global;
+use crate::vm::Vm;
+use core::cell::Cell;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+use exitless_host::{cpu, fpu, task, time};
+use exitless_hw_ops as ops;
+use exitless_svm::PerCpu;
+use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
+use exitless_x86::apic::InterruptMessage;
+
+/// One run (or one ioctl) of one vCPU.
+pub struct RunHost<'a> {
+    vm: &'a Vm,
+    me: &'a VcpuObj,
+    /// The SRCU read section's index while inside.
+    srcu: Cell<Option<i32>>,
+}
+
+impl<'a> RunHost<'a> {
+    /// For `me` of `vm`.
+    pub fn new(vm: &'a Vm, me: &'a VcpuObj) -> Self {
+        Self { vm, me, srcu: Cell::new(None) }
+    }
+
+    /// Enters the read section of slots, routes and ioeventfds.
+    pub fn lock(&self) {
+        if self.srcu.get().is_none() {
+            self.srcu.set(Some(self.vm.srcu.read_lock()));
+        }
+    }
+
+    /// Leaves it.
+    pub fn unlock(&self) {
+        if let Some(i) = self.srcu.take() {
+            self.vm.srcu.read_unlock(i);
+        }
+    }
+}
+
+impl Drop for RunHost<'_> {
+    fn drop(&mut self) {
+        self.unlock();
+    }
+}
+
+impl Host for RunHost<'_> {
+    type Cpu = PerCpu;
+
+    fn cpu(&self) -> &PerCpu {
+        // SVM off everywhere: an entry there fails cleanly.
+        static NONE: PerCpu = PerCpu::none();
+        let id = cpu::id() as usize;
+        global::get().and_then(|g| g.cpus.get(id)).map_or(&NONE, |s| &s.svm)
+    }
+
+    fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.vm.read(gpa, buf)
+    }
+    fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
+        self.vm.write(gpa, data)
+    }
+    fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.vm.read_atomic(gpa, buf)
+    }
+    fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
+        self.vm.cmpxchg(gpa, size, old, new)
+    }
+    fn is_ram(&self, gpa: u64, write: bool) -> bool {
+        self.vm.is_ram(gpa, write)
+    }
+    fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool) -> FaultOutcome {
+        self.vm.fault(gpa, write)
+    }
+
+    fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
+        self.vm.chip_port_read(port, data)
+    }
+    fn pio_write(&self, port: u16, data: &[u8]) -> bool {
+        self.vm.chip_port_write(port, data)
+    }
+    fn pio_event(&self, port: u16, data: &[u8]) -> bool {
+        self.vm.event_write(true, u64::from(port), data)
+    }
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        self.vm.ioapic_read(gpa, data)
+    }
+    fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.vm.ioapic_write(gpa, data) || self.vm.event_write(false, gpa, data)
+    }
+    fn send_ipi(&self, msg: &InterruptMessage) {
+        self.vm.deliver(msg, Some(self.me.index as usize));
+    }
+    fn ioapic_eoi(&self, vector: u8, level: bool) {
+        if self.vm.wants_eoi(vector) {
+            self.vm.ioapic_eoi(vector, level);
+        }
+    }
+    fn wants_eoi(&self, vector: u8) -> bool {
+        self.vm.wants_eoi(vector)
+    }
+    fn pic_pending(&self) -> bool {
+        self.vm.pic_output.load(Ordering::SeqCst)
+    }
+    fn pic_ack(&self) -> u8 {
+        self.vm.pic_ack()
+    }
+    fn irqchip(&self) -> bool {
+        self.vm.irqchip.load(Ordering::Acquire)
+    }
+    fn apic_moved(&self) {
+        self.vm.check_ids();
+    }
+
+    fn now(&self) -> Moment {
+        Moment { ns: time::monotonic_ns(), tsc: ops::rdtsc() }
+    }
+    fn tsc_khz(&self) -> u32 {
+        time::tsc_khz()
+    }
+    fn arm_timer(&self, ns: u64) {
+        self.me.timer.start(ns.min(i64::MAX as u64), true);
+    }
+    fn cancel_timer(&self) {
+        self.me.timer.cancel();
+    }
+    fn master_clock(&self) -> MasterClock {
+        self.vm.master_clock()
+    }
+    fn wall_clock_base(&self) -> u64 {
+        time::real_ns().wrapping_sub(self.vm.clock_now())
+    }
+    fn match_tsc(&self, value: u64) -> u64 {
+        self.vm.match_tsc(value)
+    }
+    fn run_delay(&self) -> u64 {
+        task::run_delay_ns()
+    }
+
+    fn slice_begin(&self) {
+        cpu::preempt_disable();
+        cpu::irq_disable();
+    }
+    fn slice_end(&self) {
+        cpu::irq_enable();
+        cpu::preempt_enable();
+    }
+    fn work_pending(&self) -> bool {
+        task::guest_work_pending()
+    }
+    fn do_work(&self) -> bool {
+        self.unlock();
+        let ok = task::handle_guest_work().is_ok();
+        self.lock();
+        ok
+    }
+    fn fpu_live(&self) {
+        fpu::before_enter();
+    }
+    fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>) {
+        if let Some(g) = global::get()
+            && g.host_xcr0 != 0
+            && xcr0 != g.host_xcr0
+        {
+            // SAFETY: OSXSAVE is on (host_xcr0 is known), the value passed the policy's check against the host's;
+            // `unload_state` restores the host's before interrupts are on.
+            unsafe { ops::xsetbv(0, xcr0) };
+        }
+        if let Some([a, b, c, d]) = debug {
+            // SAFETY: interrupts are off; `unload_state` puts the host's breakpoints back. DR7 is cleared by VMRUN's
+            // counterpart on exit and loaded from the VMCB on entry, so these addresses are never active in the host.
+            unsafe {
+                ops::set_dr0(a);
+                ops::set_dr1(b);
+                ops::set_dr2(c);
+                ops::set_dr3(d);
+            }
+        }
+    }
+    fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4] {
+        if let Some(g) = global::get()
+            && g.host_xcr0 != 0
+            && xcr0 != g.host_xcr0
+        {
+            // SAFETY: the kernel's own value.
+            unsafe { ops::xsetbv(0, g.host_xcr0) };
+        }
+        if !debug {
+            return [0; 4];
+        }
+        // SAFETY: reading debug registers at CPL 0 with GD clear (DR7 was reset by the exit).
+        let dr = unsafe { [ops::dr0(), ops::dr1(), ops::dr2(), ops::dr3()] };
+        if cpu::host_breakpoints_active() {
+            cpu::restore_host_breakpoints();
+        }
+        dr
+    }
+    fn branch_barrier(&self) {
+        cpu::ibpb();
+    }
+    fn reload_tsc_aux(&self, value: u64) {
+        self.me.tsc_aux.store(value, Ordering::Relaxed);
+        if global::get().is_some_and(|g| g.has_tsc_aux) && self.srcu.get().is_some() {
+            cpu::preempt_disable();
+            // SAFETY: the vCPU is loaded (it runs: the read section is held), preemption is off.
+            unsafe { exitless_svm::enter::reload_tsc_aux(value) };
+            cpu::preempt_enable();
+        }
+    }
+    fn quiesce(&self) {
+        self.unlock();
+        self.lock();
+    }
+    fn block(&self) -> bool {
+        self.unlock();
+        let woken = self.me.task.block();
+        self.lock();
+        woken != task::Woken::Signal
+    }
+    fn immediate_exit(&self) -> bool {
+        self.me.run_page().immediate_exit()
+    }
+    fn io_page_read(&self, offset: usize, buf: &mut [u8]) {
+        self.me.io_page().bytes(offset, buf);
+    }
+    fn io_page_write(&self, offset: usize, data: &[u8]) {
+        self.me.io_page().put_bytes(offset, data);
+    }
+    fn mmio_answer(&self) -> [u8; 8] {
+        let mut d = [0; 8];
+        let at = crate::runpage::EXIT + offset_of!(exitless_kvm_abi::kvm_run_mmio, data);
+        self.me.run_page().bytes(at, &mut d);
+        d
+    }
+    fn xmm(&self, i: usize) -> [u8; 16] {
+        self.me.xmm_in_registers(i)
+    }
+    fn set_xmm(&self, i: usize, v: [u8; 16]) {
+        self.me.set_xmm_in_registers(i, v);
+    }
+}

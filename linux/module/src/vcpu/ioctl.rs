@@ -1,0 +1,354 @@
+//! ioctls on a vCPU's fd: one line each, under the vCPU's lock.
+
+use super::host::RunHost;
+use super::{VcpuObj, run};
+use crate::{global, user};
+use core::sync::atomic::Ordering;
+use exitless_host::fpu::UABI_SIZE;
+use exitless_host::mem::KBox;
+use exitless_host::{Errno, Result, time, uaccess};
+use exitless_kvm_abi::*;
+use exitless_policy::Origin;
+use exitless_policy::control::check_xcr0;
+use exitless_policy::cpuid::MAX_ENTRIES;
+use exitless_svm::Svm;
+use exitless_vcpu::{Request, Vcpu, timer};
+
+/// One ioctl: the object, the vCPU proper, and the host for what needs one.
+pub(super) struct Call<'a> {
+    pub v: &'a VcpuObj,
+    pub inner: &'a mut Vcpu<Svm>,
+    pub host: RunHost<'a>,
+}
+
+/// The dispatcher.
+pub fn dispatch(v: &VcpuObj, cmd: u32, arg: usize) -> Result<isize> {
+    v.vm().check_mm()?;
+    if !known(cmd) {
+        return Err(Errno::ENOTTY);
+    }
+    if cmd == KVM_NMI && arg == 0 {
+        v.notify(v.shared.apic.queue_nmi());
+        return Ok(0);
+    }
+    let _guard = v.lock.lock_killable()?;
+    // SAFETY: the lock is held until the end of this function, and this is the only use under it.
+    let inner = unsafe { v.own() };
+    if cmd == KVM_RUN {
+        return if arg == 0 { run::run(v, inner) } else { Err(Errno::EINVAL) };
+    }
+    let host = RunHost::new(v.vm(), v);
+    host.lock();
+    let mut call = Call { v, inner, host };
+    call.dispatch(cmd, arg)
+}
+
+fn known(cmd: u32) -> bool {
+    matches!(
+        cmd,
+        KVM_RUN | KVM_NMI | KVM_GET_REGS | KVM_SET_REGS | KVM_GET_SREGS | KVM_SET_SREGS | KVM_GET_FPU | KVM_SET_FPU
+            | KVM_GET_MSRS | KVM_SET_MSRS | KVM_GET_CPUID2 | KVM_SET_CPUID2 | KVM_GET_LAPIC | KVM_SET_LAPIC
+            | KVM_GET_MP_STATE | KVM_SET_MP_STATE | KVM_GET_VCPU_EVENTS | KVM_SET_VCPU_EVENTS | KVM_GET_DEBUGREGS
+            | KVM_SET_DEBUGREGS | KVM_GET_XSAVE | KVM_SET_XSAVE | KVM_GET_XCRS | KVM_SET_XCRS | KVM_GET_TSC_KHZ
+            | KVM_SET_TSC_KHZ | KVM_INTERRUPT | KVM_SET_SIGNAL_MASK | KVM_SET_VAPIC_ADDR | KVM_X86_SETUP_MCE
+            | KVM_KVMCLOCK_CTRL | KVM_TRANSLATE
+    )
+}
+
+impl Call<'_> {
+    fn dispatch(&mut self, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            KVM_GET_REGS => user::put(arg, &self.get_regs()),
+            KVM_SET_REGS => self.set_regs(&user::get(arg)?),
+            KVM_GET_SREGS => self.get_sregs(arg),
+            KVM_SET_SREGS => self.set_sregs(arg),
+            KVM_GET_FPU => self.get_fpu(arg),
+            KVM_SET_FPU => self.set_fpu(arg),
+            KVM_GET_MSRS => self.get_msrs(arg),
+            KVM_SET_MSRS => self.set_msrs(arg),
+            KVM_GET_CPUID2 => self.get_cpuid(arg),
+            KVM_SET_CPUID2 => self.set_cpuid(arg),
+            KVM_GET_LAPIC => self.get_lapic(arg),
+            KVM_SET_LAPIC => self.set_lapic(arg),
+            KVM_GET_MP_STATE => self.get_mp_state(arg),
+            KVM_SET_MP_STATE => self.set_mp_state(&user::get(arg)?),
+            KVM_GET_VCPU_EVENTS => user::put(arg, &self.get_events()),
+            KVM_SET_VCPU_EVENTS => self.set_events(&user::get(arg)?),
+            KVM_GET_DEBUGREGS => user::put(arg, &self.get_debugregs()),
+            KVM_SET_DEBUGREGS => self.set_debugregs(&user::get(arg)?),
+            KVM_GET_XSAVE => self.get_xsave(arg),
+            KVM_SET_XSAVE => self.set_xsave(arg),
+            KVM_GET_XCRS => self.get_xcrs(arg),
+            KVM_SET_XCRS => self.set_xcrs(arg),
+            KVM_GET_TSC_KHZ => Ok(time::tsc_khz() as isize),
+            KVM_SET_TSC_KHZ => set_tsc_khz(arg),
+            KVM_INTERRUPT => self.interrupt(&user::get(arg)?),
+            KVM_SET_SIGNAL_MASK => self.set_signal_mask(arg),
+            KVM_SET_VAPIC_ADDR => self.set_vapic(user::get::<kvm_vapic_addr>(arg)?.vapic_addr),
+            KVM_X86_SETUP_MCE => self.setup_mce(user::get(arg)?),
+            KVM_KVMCLOCK_CTRL => self.kvmclock_ctrl(),
+            KVM_TRANSLATE => self.translate(arg),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    // --- MSRs ---
+
+    fn each_msr(
+        &mut self,
+        arg: usize,
+        mut f: impl FnMut(&mut Self, &mut kvm_msr_entry, usize) -> Result<bool>,
+    ) -> Result<isize> {
+        let head: kvm_msrs = user::get(arg)?;
+        if head.nmsrs as usize >= MAX_IO_MSRS {
+            return Err(Errno::E2BIG);
+        }
+        let base = user::at(arg, size_of::<kvm_msrs>())?;
+        for i in 0..head.nmsrs as usize {
+            let at = user::at(base, i * size_of::<kvm_msr_entry>())?;
+            let mut e: kvm_msr_entry = user::get(at)?;
+            if !f(self, &mut e, at)? {
+                return Ok(i as isize);
+            }
+        }
+        Ok(head.nmsrs as isize)
+    }
+
+    fn get_msrs(&mut self, arg: usize) -> Result<isize> {
+        self.each_msr(arg, |c, e, at| {
+            match c.inner.read_msr(&c.v.shared, &c.host, e.index, Origin::Host) {
+                Ok(v) => e.data = v,
+                Err(_) => return Ok(false),
+            }
+            uaccess::write(at, e)?;
+            Ok(true)
+        })
+    }
+
+    fn set_msrs(&mut self, arg: usize) -> Result<isize> {
+        let caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
+        self.each_msr(arg, |c, e, _| {
+            Ok(c.inner.write_msr(&c.v.shared, &c.host, e.index, e.data, Origin::Host, caps).is_ok())
+        })
+    }
+
+    // --- CPUID ---
+
+    fn get_cpuid(&mut self, arg: usize) -> Result<isize> {
+        let mut head: kvm_cpuid2 = user::get(arg)?;
+        let list = self.inner.cpuid.entries();
+        if (head.nent as usize) < list.len() {
+            head.nent = list.len() as u32;
+            user::put(arg, &head)?;
+            return Err(Errno::E2BIG);
+        }
+        uaccess::write_slice(user::at(arg, size_of::<kvm_cpuid2>())?, list)?;
+        head.nent = list.len() as u32;
+        user::put(arg, &head)
+    }
+
+    fn set_cpuid(&mut self, arg: usize) -> Result<isize> {
+        let head: kvm_cpuid2 = user::get(arg)?;
+        let n = head.nent as usize;
+        if n > MAX_ENTRIES {
+            return Err(Errno::E2BIG);
+        }
+        let caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
+        if self.inner.started {
+            return self.same_cpuid(arg, n);
+        }
+        let entries = self.inner.cpuid.entries_mut();
+        let room = entries.get_mut(..n).ok_or(Errno::E2BIG)?;
+        uaccess::read_slice(room, user::at(arg, size_of::<kvm_cpuid2>())?)?;
+        self.inner.cpuid.commit(n, caps);
+        let deadline = self.inner.cpuid.caps().tsc_deadline;
+        let config = exitless_lapic::Config { tsc_deadline: deadline, ..*self.inner.lapic.config() };
+        self.inner.lapic.set_config(config);
+        Ok(0)
+    }
+
+    /// After the first run only the same table is accepted, as on stock KVM.
+    fn same_cpuid(&mut self, arg: usize, n: usize) -> Result<isize> {
+        let base = user::at(arg, size_of::<kvm_cpuid2>())?;
+        let have = self.inner.cpuid.entries();
+        if have.len() != n {
+            return Err(Errno::EINVAL);
+        }
+        for (i, e) in have.iter().enumerate() {
+            let given: kvm_cpuid_entry2 = user::get(user::at(base, i * size_of::<kvm_cpuid_entry2>())?)?;
+            let same = (given.function, given.index, given.eax, given.ebx, given.ecx, given.edx)
+                == (e.function, e.index, e.eax, e.ebx, e.ecx, e.edx);
+            if !same {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(0)
+    }
+
+    // --- local APIC ---
+
+    fn has_apic(&self) -> Result<()> {
+        if self.v.vm().irqchip.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn get_lapic(&mut self, arg: usize) -> Result<isize> {
+        self.has_apic()?;
+        let mut page = KBox::<[u8; 1024]>::zeroed().ok_or(Errno::ENOMEM)?;
+        let now = timer::now(self.inner, exitless_vcpu::host::Host::now(&self.host));
+        self.inner.lapic.save(&self.v.shared.apic, &now, &mut page);
+        uaccess::write_slice(arg, &page[..])?;
+        Ok(0)
+    }
+
+    fn set_lapic(&mut self, arg: usize) -> Result<isize> {
+        self.has_apic()?;
+        let mut page = KBox::<[u8; 1024]>::zeroed().ok_or(Errno::ENOMEM)?;
+        uaccess::read_slice(&mut page[..], arg)?;
+        let now = timer::now(self.inner, exitless_vcpu::host::Host::now(&self.host));
+        self.inner.lapic.load(&self.v.shared.apic, &page, &now).map_err(|_| Errno::EINVAL)?;
+        timer::sync(self.inner, &self.v.shared, &self.host);
+        self.v.vm().check_ids();
+        self.v.shared.request(Request::EVENT);
+        Ok(0)
+    }
+
+    fn set_vapic(&mut self, address: u64) -> Result<isize> {
+        self.has_apic()?;
+        // The TPR shadow page is a trick for 32-bit guests on CPUs without CR8 virtualisation: address 0 (none) only.
+        if address == 0 { Ok(0) } else { Err(Errno::EINVAL) }
+    }
+
+    fn interrupt(&mut self, i: &kvm_interrupt) -> Result<isize> {
+        if i.irq > 255 {
+            return Err(Errno::EINVAL);
+        }
+        if self.v.vm().irqchip.load(Ordering::Acquire) {
+            return Err(Errno::ENXIO);
+        }
+        if self.inner.user_interrupt.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.inner.user_interrupt = Some(i.irq as u8);
+        self.v.shared.request(Request::EVENT);
+        Ok(0)
+    }
+
+    // --- extended state ---
+
+    fn image(&self) -> Result<KBox<[u8; UABI_SIZE]>> {
+        let mut image = KBox::<[u8; UABI_SIZE]>::zeroed().ok_or(Errno::ENOMEM)?;
+        self.v.fpu.to_uabi(&mut image[..], self.features(), 0);
+        Ok(image)
+    }
+
+    /// Components user space may read and write: what the host saves, within the area of 4096 bytes.
+    fn features(&self) -> u64 {
+        global::get().map_or(3, |g| g.supported().caps.xcr0 | 3)
+    }
+
+    fn get_xsave(&mut self, arg: usize) -> Result<isize> {
+        let image = self.image()?;
+        uaccess::write_slice(arg, &image[..])?;
+        Ok(0)
+    }
+
+    fn set_xsave(&mut self, arg: usize) -> Result<isize> {
+        let mut image = KBox::<[u8; UABI_SIZE]>::zeroed().ok_or(Errno::ENOMEM)?;
+        uaccess::read_slice(&mut image[..], arg)?;
+        self.v.fpu.from_uabi(&image, self.features(), 0)?;
+        Ok(0)
+    }
+
+    fn get_fpu(&mut self, arg: usize) -> Result<isize> {
+        let image = self.image()?;
+        let mut f = KBox::<kvm_fpu>::zeroed().ok_or(Errno::ENOMEM)?;
+        super::state::fpu_from_image(&mut f, &image);
+        user::put(arg, &*f)
+    }
+
+    fn set_fpu(&mut self, arg: usize) -> Result<isize> {
+        let mut f = KBox::<kvm_fpu>::zeroed().ok_or(Errno::ENOMEM)?;
+        uaccess::read_into(&mut *f, arg)?;
+        let mut image = self.image()?;
+        super::state::image_from_fpu(&mut image, &f);
+        self.v.fpu.from_uabi(&image, self.features(), 0)?;
+        Ok(0)
+    }
+
+    fn get_xcrs(&mut self, arg: usize) -> Result<isize> {
+        let mut x = KBox::<kvm_xcrs>::zeroed().ok_or(Errno::ENOMEM)?;
+        x.nr_xcrs = 1;
+        if let Some(first) = x.xcrs.first_mut() {
+            first.value = self.inner.xcr0;
+        }
+        user::put(arg, &*x)
+    }
+
+    fn set_xcrs(&mut self, arg: usize) -> Result<isize> {
+        let mut x = KBox::<kvm_xcrs>::zeroed().ok_or(Errno::ENOMEM)?;
+        uaccess::read_into(&mut *x, arg)?;
+        if x.nr_xcrs as usize > x.xcrs.len() || x.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
+        if let Some(e) = x.xcrs.iter().take(x.nr_xcrs as usize).find(|e| e.xcr == 0) {
+            self.inner.xcr0 = check_xcr0(0, e.value, caps).map_err(|_| Errno::EINVAL)?;
+        }
+        Ok(0)
+    }
+
+    // --- the rest ---
+
+    fn set_signal_mask(&mut self, arg: usize) -> Result<isize> {
+        if arg == 0 {
+            self.v.has_sigmask.store(false, Ordering::Relaxed);
+            return Ok(0);
+        }
+        let head: kvm_signal_mask = user::get(arg)?;
+        if head.len != 8 {
+            return Err(Errno::EINVAL);
+        }
+        let mask: u64 = user::get(user::at(arg, size_of::<kvm_signal_mask>())?)?;
+        self.v.sigmask.store(mask, Ordering::Relaxed);
+        self.v.has_sigmask.store(true, Ordering::Relaxed);
+        Ok(0)
+    }
+
+    fn setup_mce(&mut self, cap: u64) -> Result<isize> {
+        self.inner.msrs.mce.setup(cap).map_err(|_| Errno::EINVAL)?;
+        Ok(0)
+    }
+
+    fn kvmclock_ctrl(&mut self) -> Result<isize> {
+        if self.inner.pv.system_time & 1 == 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.inner.pv.stopped = true;
+        self.v.shared.request(Request::CLOCK);
+        Ok(0)
+    }
+
+    fn translate(&mut self, arg: usize) -> Result<isize> {
+        use exitless_insn::{Access, translate};
+        let mut t: kvm_translation = user::get(arg)?;
+        let mode = self.inner.paging(0);
+        let memory = exitless_vcpu::emul::ProbeMemory(&self.host);
+        let r = translate(&memory, &mode, t.linear_address, Access::SYSTEM_READ);
+        t.valid = u8::from(r.is_ok());
+        t.physical_address = r.unwrap_or(u64::MAX);
+        t.writeable = 1;
+        t.usermode = 0;
+        user::put(arg, &t)
+    }
+}
+
+/// The guest's TSC runs at the host's rate: other rates need the ratio register, which this version does not use.
+fn set_tsc_khz(arg: usize) -> Result<isize> {
+    let host = time::tsc_khz() as usize;
+    let near = arg == 0 || arg.abs_diff(host) * 4000 <= host;
+    if near { Ok(0) } else { Err(Errno::EINVAL) }
+}
+
+/// What `KVM_GET_MSRS` and `KVM_SET_MSRS` take at once.
+const MAX_IO_MSRS: usize = 256;
+

@@ -1,0 +1,309 @@
+//! ioctls on a VM's fd: one line each.
+
+use super::irq::RouteTable;
+use super::{MAX_VCPUS, Vm, irqfd};
+use crate::dev::check_extension;
+use crate::user;
+use core::sync::atomic::Ordering;
+use exitless_host::file::{FdKind, FdSlot};
+use exitless_host::mem::{KArc, KBox, KSlice};
+use exitless_host::{Errno, Result, time, uaccess};
+use exitless_irqchip::lines::{LineStatus, Source};
+use exitless_irqchip::msi::{DestinationFormat, Msi};
+use exitless_irqchip::pic::PicId;
+use exitless_irqchip::routes::{self, DEFAULT_ROUTES, MAX_ROUTES};
+use exitless_kvm_abi::*;
+
+/// The dispatcher.
+pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
+    vm.check_mm()?;
+    match cmd {
+        KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
+        KVM_CREATE_VCPU => create_vcpu(vm, arg),
+        KVM_SET_USER_MEMORY_REGION => vm.set_region(&user::get(arg)?),
+        KVM_GET_DIRTY_LOG => get_dirty_log(vm, &user::get(arg)?),
+        // Nothing of ours lives at these addresses: real mode needs no help on SVM.
+        KVM_SET_TSS_ADDR => set_tss(arg),
+        KVM_SET_IDENTITY_MAP_ADDR => user::get::<u64>(arg).and_then(|_| before_vcpus(vm)),
+        KVM_SET_BOOT_CPU_ID => set_boot_cpu(vm, arg),
+        KVM_CREATE_IRQCHIP => create_irqchip(vm),
+        KVM_GET_IRQCHIP => get_irqchip(vm, arg),
+        KVM_SET_IRQCHIP => set_irqchip(vm, arg),
+        KVM_CREATE_PIT => create_pit(vm, 0),
+        KVM_CREATE_PIT2 => create_pit2(vm, &user::get(arg)?),
+        KVM_GET_PIT2 => get_pit2(vm, arg),
+        KVM_SET_PIT2 => set_pit2(vm, arg),
+        KVM_REINJECT_CONTROL => reinject(vm, &user::get(arg)?),
+        KVM_IRQ_LINE => irq_line(vm, &user::get(arg)?).map(|_| 0),
+        KVM_IRQ_LINE_STATUS => irq_line_status(vm, arg),
+        KVM_SET_GSI_ROUTING => set_routes(vm, arg),
+        KVM_SIGNAL_MSI => signal_msi(vm, &user::get(arg)?),
+        KVM_IRQFD => irqfd::ioctl(vm, &user::get(arg)?),
+        KVM_IOEVENTFD => vm.ioeventfd(&user::get(arg)?),
+        KVM_REGISTER_COALESCED_MMIO | KVM_UNREGISTER_COALESCED_MMIO => coalesced(&user::get(arg)?),
+        KVM_GET_CLOCK => get_clock(vm, arg),
+        KVM_SET_CLOCK => set_clock(vm, &user::get(arg)?),
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
+    if id >= MAX_VCPUS {
+        return Err(Errno::EINVAL);
+    }
+    let id = id as u32;
+    let mut config = vm.lock.lock();
+    if vm.each_vcpu().any(|v| v.id == id) {
+        return Err(Errno::EEXIST);
+    }
+    let slot = FdSlot::reserve()?;
+    let bsp = id == config.boot_cpu;
+    let v = crate::vcpu::create(vm, id, bsp)?;
+    config.vcpus += 1;
+    vm.check_ids();
+    // SAFETY: `vm` is the object behind a KArc: this reference is the fd's own.
+    let extra = unsafe { KArc::clone_raw(core::ptr::from_ref(vm)) }.ok_or(Errno::EINVAL)?;
+    let raw = KArc::into_raw(extra);
+    let mut name = *b"kvm-vcpu:000\0";
+    for (place, digit) in [(9, id / 100), (10, id / 10 % 10), (11, id % 10)] {
+        if let Some(c) = name.get_mut(place) {
+            *c = b'0' + digit as u8;
+        }
+    }
+    let name = core::ffi::CStr::from_bytes_with_nul(&name).unwrap_or(c"kvm-vcpu");
+    // SAFETY: the fd owns `raw`; its release callback takes it back. The vCPU lives as long as the VM.
+    match unsafe { slot.open(FdKind::Vcpu, name, v.cast()) } {
+        Ok(fd) => Ok(fd.install() as isize),
+        Err(e) => {
+            // SAFETY: no file was made. The vCPU stays in the VM, unreachable, until the VM goes.
+            drop(unsafe { KArc::from_raw(raw) });
+            Err(e)
+        }
+    }
+}
+
+fn before_vcpus(vm: &Vm) -> Result<isize> {
+    if vm.lock.lock().vcpus != 0 { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+fn set_tss(addr: usize) -> Result<isize> {
+    if addr as u64 > u64::from(u32::MAX) - 3 * 4096 { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+fn set_boot_cpu(vm: &Vm, id: usize) -> Result<isize> {
+    let mut config = vm.lock.lock();
+    if config.vcpus != 0 {
+        return Err(Errno::EBUSY);
+    }
+    config.boot_cpu = u32::try_from(id).map_err(|_| Errno::EINVAL)?;
+    Ok(0)
+}
+
+fn get_dirty_log(vm: &Vm, log: &kvm_dirty_log) -> Result<isize> {
+    vm.dirty_log(log.slot, log.dirty_bitmap as usize)
+}
+
+// --- interrupt controllers ---
+
+fn create_irqchip(vm: &Vm) -> Result<isize> {
+    let config = vm.lock.lock();
+    if vm.irqchip.load(Ordering::Acquire) {
+        return Err(Errno::EEXIST);
+    }
+    if config.vcpus != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut table = KBox::<RouteTable>::zeroed().ok_or(Errno::ENOMEM)?;
+    table.routes = KSlice::zeroed(DEFAULT_ROUTES).ok_or(Errno::ENOMEM)?;
+    routes::default_routes(&mut table.routes).map_err(|_| Errno::EINVAL)?;
+    let RouteTable { routes: list, pins } = &mut *table;
+    pins.init(list);
+    vm.chips.lock().irq.init();
+    let old = vm.routes.replace(Some(table));
+    vm.irqchip.store(true, Ordering::Release);
+    vm.retire(old);
+    vm.rescan_eoi();
+    Ok(0)
+}
+
+fn chip_ready(vm: &Vm) -> Result<()> {
+    if vm.irqchip.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::ENXIO) }
+}
+
+fn get_irqchip(vm: &Vm, arg: usize) -> Result<isize> {
+    chip_ready(vm)?;
+    let mut c = KBox::<kvm_irqchip>::zeroed().ok_or(Errno::ENOMEM)?;
+    uaccess::read_into(&mut *c, arg)?;
+    let mut state = KBox::<kvm_ioapic_state>::zeroed().ok_or(Errno::ENOMEM)?;
+    match c.chip_id {
+        KVM_IRQCHIP_PIC_MASTER => put_chip(chip_bytes(&mut c), &vm.chips.lock().irq.pic.save(PicId::Master)),
+        KVM_IRQCHIP_PIC_SLAVE => put_chip(chip_bytes(&mut c), &vm.chips.lock().irq.pic.save(PicId::Slave)),
+        KVM_IRQCHIP_IOAPIC => {
+            vm.chips.lock().irq.ioapic.save(&mut state);
+            put_chip(chip_bytes(&mut c), &*state);
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    user::put(arg, &*c)
+}
+
+fn chip_bytes(c: &mut kvm_irqchip) -> &mut [u8] {
+    bytemuck::cast_slice_mut(&mut c.chip)
+}
+
+fn put_chip<T: bytemuck::NoUninit>(to: &mut [u8], state: &T) {
+    for (d, s) in to.iter_mut().zip(bytemuck::bytes_of(state)) {
+        *d = *s;
+    }
+}
+
+fn take_chip<T: bytemuck::Pod>(to: &mut T, from: &[u8]) {
+    for (d, s) in bytemuck::bytes_of_mut(to).iter_mut().zip(from) {
+        *d = *s;
+    }
+}
+
+fn set_irqchip(vm: &Vm, arg: usize) -> Result<isize> {
+    chip_ready(vm)?;
+    let mut c = KBox::<kvm_irqchip>::zeroed().ok_or(Errno::ENOMEM)?;
+    uaccess::read_into(&mut *c, arg)?;
+    let mut ioapic = KBox::<kvm_ioapic_state>::zeroed().ok_or(Errno::ENOMEM)?;
+    let mut pic: kvm_pic_state = bytemuck::Zeroable::zeroed();
+    match c.chip_id {
+        KVM_IRQCHIP_PIC_MASTER | KVM_IRQCHIP_PIC_SLAVE => {
+            take_chip(&mut pic, chip_bytes(&mut c));
+            let id = if c.chip_id == KVM_IRQCHIP_PIC_MASTER { PicId::Master } else { PicId::Slave };
+            vm.load_pic(id, &pic);
+        }
+        KVM_IRQCHIP_IOAPIC => {
+            take_chip(&mut *ioapic, chip_bytes(&mut c));
+            vm.load_ioapic(&ioapic);
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+fn create_pit2(vm: &Vm, config: &kvm_pit_config) -> Result<isize> {
+    if config.flags & !KVM_PIT_SPEAKER_DUMMY != 0 {
+        return Err(Errno::EINVAL);
+    }
+    create_pit(vm, config.flags)
+}
+
+fn create_pit(vm: &Vm, flags: u32) -> Result<isize> {
+    let _guard = vm.lock.lock();
+    chip_ready(vm).map_err(|_| Errno::ENOENT)?;
+    if vm.pit.load(Ordering::Acquire) {
+        return Err(Errno::EEXIST);
+    }
+    vm.chips.lock().pit.init(flags);
+    vm.pit.store(true, Ordering::Release);
+    vm.rescan_eoi();
+    Ok(0)
+}
+
+fn pit_ready(vm: &Vm) -> Result<()> {
+    if vm.pit.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::ENXIO) }
+}
+
+fn get_pit2(vm: &Vm, arg: usize) -> Result<isize> {
+    pit_ready(vm)?;
+    let mut s: kvm_pit_state2 = bytemuck::Zeroable::zeroed();
+    vm.chips.lock().pit.save(&mut s);
+    user::put(arg, &s)
+}
+
+fn set_pit2(vm: &Vm, arg: usize) -> Result<isize> {
+    pit_ready(vm)?;
+    let s: kvm_pit_state2 = user::get(arg)?;
+    vm.chips.lock().pit.load(&s, time::monotonic_ns());
+    vm.pit_arm();
+    Ok(0)
+}
+
+fn reinject(vm: &Vm, c: &kvm_reinject_control) -> Result<isize> {
+    pit_ready(vm)?;
+    vm.chips.lock().pit.set_reinject(c.pit_reinject != 0);
+    Ok(0)
+}
+
+fn irq_line(vm: &Vm, l: &kvm_irq_level) -> Result<LineStatus> {
+    chip_ready(vm)?;
+    Ok(vm.set_gsi(l.irq, Source::USERSPACE, l.level != 0))
+}
+
+fn irq_line_status(vm: &Vm, arg: usize) -> Result<isize> {
+    let mut l: kvm_irq_level = user::get(arg)?;
+    l.irq = irq_line(vm, &user::get(arg)?)?.code() as u32;
+    user::put(arg, &l)
+}
+
+fn set_routes(vm: &Vm, arg: usize) -> Result<isize> {
+    chip_ready(vm).map_err(|_| Errno::EINVAL)?;
+    let head: kvm_irq_routing = user::get(arg)?;
+    let n = head.nr as usize;
+    if n > MAX_ROUTES || head.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut entries = KSlice::<kvm_irq_routing_entry>::zeroed(n).ok_or(Errno::ENOMEM)?;
+    uaccess::read_slice(&mut entries, user::at(arg, size_of::<kvm_irq_routing>())?)?;
+    let mut table = KBox::<RouteTable>::zeroed().ok_or(Errno::ENOMEM)?;
+    table.routes = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
+    let RouteTable { routes: list, pins } = &mut *table;
+    routes::build(&entries, true, DestinationFormat::Xapic, list).map_err(|_| Errno::EINVAL)?;
+    pins.init(list);
+    let old = {
+        let _guard = vm.wiring.lock();
+        vm.routes.replace(Some(table))
+    };
+    vm.retire(old);
+    vm.rescan_eoi();
+    Ok(0)
+}
+
+fn signal_msi(vm: &Vm, m: &kvm_msi) -> Result<isize> {
+    if !vm.irqchip.load(Ordering::Acquire) || m.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let msi = Msi { address: m.address_lo, address_hi: m.address_hi, data: m.data };
+    Ok(vm.signal_msi(msi).code() as isize)
+}
+
+/// The ring is always empty: every access still goes to user space one by one, which the ABI allows.
+fn coalesced(zone: &kvm_coalesced_mmio_zone) -> Result<isize> {
+    // Ports are not offered (KVM_CAP_COALESCED_PIO is 0).
+    if zone.pio > 1 { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+// --- clock ---
+
+fn get_clock(vm: &Vm, arg: usize) -> Result<isize> {
+    let m = vm.master_clock();
+    let mut c: kvm_clock_data = bytemuck::Zeroable::zeroed();
+    let now = time::snapshot();
+    c.clock = vm.clock_at(now.tsc.unwrap_or_else(time::rdtsc_ordered));
+    c.realtime = now.real_ns;
+    c.flags = KVM_CLOCK_REALTIME;
+    if m.stable {
+        c.flags |= KVM_CLOCK_TSC_STABLE;
+    }
+    if let Some(tsc) = now.tsc {
+        c.flags |= KVM_CLOCK_HOST_TSC;
+        c.host_tsc = tsc;
+    }
+    user::put(arg, &c)
+}
+
+fn set_clock(vm: &Vm, c: &kvm_clock_data) -> Result<isize> {
+    if c.flags & !(KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC | KVM_CLOCK_TSC_STABLE) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut ns = c.clock;
+    if c.flags & KVM_CLOCK_REALTIME != 0 {
+        // The clock went on while the VM was saved.
+        ns = ns.wrapping_add(time::real_ns().saturating_sub(c.realtime));
+    }
+    vm.clock_set(ns);
+    Ok(0)
+}

@@ -1,0 +1,381 @@
+//! Interrupts: GSIs into the chips, messages into local APICs, kicks to the vCPUs that got something.
+
+use super::Vm;
+use crate::vcpu::VcpuObj;
+use core::sync::atomic::Ordering;
+use exitless_host::mem::KSlice;
+use exitless_host::{cpu, time};
+use exitless_irqchip::chips::{Effect, IrqChips, send_msi};
+use exitless_irqchip::lines::{LineStatus, Source};
+use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
+use exitless_irqchip::pic::{Pic, PicId};
+use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
+use exitless_irqchip::pit::Pit;
+use exitless_irqchip::routes::{PinMap, Route};
+use exitless_lapic::{Accepted, Delivered, Shared, Targets, route};
+use exitless_vcpu::Request;
+use exitless_x86::apic::InterruptMessage;
+
+const FORMAT: DestinationFormat = DestinationFormat::Xapic;
+
+/// The chips of a VM, under one lock.
+#[derive(bytemuck::Zeroable)]
+pub struct Chips {
+    /// 8259 pair and I/O APIC.
+    pub irq: IrqChips,
+    /// 8254.
+    pub pit: Pit,
+}
+
+/// The published routes.
+#[derive(bytemuck::Zeroable)]
+pub struct RouteTable {
+    /// Sorted by GSI.
+    pub routes: KSlice<Route>,
+    /// From pins back to GSIs.
+    pub pins: PinMap,
+}
+
+impl Targets for Vm {
+    fn len(&self) -> usize {
+        Vm::len(self)
+    }
+    fn get(&self, index: usize) -> Option<&Shared> {
+        self.vcpu(index).map(|v| &v.shared.apic)
+    }
+    fn ids_are_indices(&self) -> bool {
+        !self.ids_moved.load(Ordering::Relaxed)
+    }
+    fn rotation(&self) -> usize {
+        self.rotation.fetch_add(1, Ordering::Relaxed) as usize
+    }
+}
+
+impl VcpuObj {
+    /// Makes the thread look: wakes it, or brings it out of the guest. Any context.
+    pub fn kick(&self) {
+        if self.task.wake() {
+            return;
+        }
+        if self.shared.needs_ipi() {
+            let at = self.shared.cpu.load(Ordering::Relaxed);
+            if at >= 0 && at as u32 != cpu::id() {
+                cpu::kick(at as u32);
+            }
+        }
+    }
+
+    /// Tells the owner what a message did.
+    pub fn notify(&self, accepted: Accepted) {
+        match accepted {
+            Accepted::None | Accepted::Coalesced => return,
+            Accepted::Startup => self.shared.request(Request::APIC_STATE),
+            Accepted::Event | Accepted::Nmi | Accepted::Smi | Accepted::ExtInt => self.shared.request(Request::EVENT),
+        }
+        self.kick();
+    }
+}
+
+impl Vm {
+    /// Delivers a message; `sender` is a vCPU's index.
+    pub fn deliver(&self, msg: &InterruptMessage, sender: Option<usize>) -> Delivered {
+        route(msg, sender, self, |i, accepted| {
+            if let Some(v) = self.vcpu(i) {
+                v.notify(accepted);
+            }
+        })
+    }
+
+    fn effect(&self, e: Effect) -> u32 {
+        match e {
+            Effect::Deliver(msg) => self.deliver(&msg, None).accepted,
+            Effect::PicChanged(level) => {
+                self.pic_changed(level);
+                0
+            }
+        }
+    }
+
+    fn pic_changed(&self, level: bool) {
+        self.pic_output.store(level, Ordering::SeqCst);
+        if level {
+            for v in self.each_vcpu().filter(|v| v.shared.apic.accepts_ext_int()) {
+                v.notify(Accepted::ExtInt);
+            }
+        }
+    }
+
+    fn with_routes<R>(&self, f: impl FnOnce(&[Route], Option<&PinMap>) -> R) -> R {
+        let _srcu = self.srcu.read();
+        // SAFETY: SRCU is held.
+        match unsafe { self.routes.get() } {
+            Some(t) => f(&t.routes, Some(&t.pins)),
+            None => f(&[], None),
+        }
+    }
+
+    /// Drives a GSI. Any context.
+    pub fn set_gsi(&self, gsi: u32, source: Source, level: bool) -> LineStatus {
+        self.with_routes(|routes, _| {
+            if !self.irqchip.load(Ordering::Acquire) {
+                return LineStatus::Ignored;
+            }
+            let mut chips = self.chips.lock();
+            chips.irq.set_gsi(routes, gsi, source, level, FORMAT, &mut |e| self.effect(e))
+        })
+    }
+
+    /// A rising and a falling edge.
+    pub fn pulse_gsi(&self, gsi: u32, source: Source) -> LineStatus {
+        let status = self.set_gsi(gsi, source, true);
+        self.set_gsi(gsi, source, false);
+        status
+    }
+
+    /// `KVM_SIGNAL_MSI`.
+    pub fn signal_msi(&self, msi: Msi) -> LineStatus {
+        send_msi(msi, true, FORMAT, &mut |e| self.effect(e))
+    }
+
+    /// The vector of the 8259 pair, acknowledged.
+    pub fn pic_ack(&self) -> u8 {
+        let (vector, eoi) = {
+            let mut chips = self.chips.lock();
+            let vector = chips.irq.pic.ack();
+            self.pic_sync(&mut chips.irq.pic);
+            (vector, chips.irq.pic.take_eoi())
+        };
+        self.pic_eoi(eoi);
+        vector
+    }
+
+    fn pic_sync(&self, pic: &mut Pic) {
+        if let Some(level) = pic.take_output_change() {
+            self.pic_changed(level);
+        }
+    }
+
+    fn pic_eoi(&self, pins: u16) {
+        if pins != 0 {
+            self.pins_ended(pins, 0);
+        }
+    }
+
+    /// The guest ended interrupts of these pins: the 8254 may owe a tick, resample irqfds want to know.
+    fn pins_ended(&self, pic: u16, ioapic: u32) {
+        let mut gsis = [0u64; 2];
+        self.with_routes(|_, map| {
+            if let Some(map) = map {
+                map.for_each_gsi(pic, ioapic, &mut |gsi| {
+                    if let Some(w) = gsis.get_mut(gsi as usize / 64) {
+                        *w |= 1 << (gsi % 64);
+                    }
+                });
+            }
+        });
+        if gsis[0] & 1 != 0 && self.pit.load(Ordering::Acquire) && self.chips.lock().pit.irq0_ack() {
+            self.pulse_gsi(0, Source::PIT);
+        }
+        let watched = gsis[0] & self.resample_gsis.load(Ordering::Acquire);
+        if watched != 0 {
+            super::irqfd::resample(self, watched);
+        }
+    }
+
+    /// A vCPU ended an interrupt that an I/O APIC entry names.
+    pub fn ioapic_eoi(&self, vector: u8, level: bool) {
+        let pins = self.chips.lock().irq.ioapic.eoi(vector, level);
+        if pins == 0 {
+            return;
+        }
+        self.pins_ended(0, pins);
+        if level {
+            let mut chips = self.chips.lock();
+            let mut sink = |msg: InterruptMessage| {
+                self.deliver(&msg, None);
+            };
+            // A storming pin is sent again at once: the guest pays with its own time, the host's timer is spared.
+            if chips.irq.ioapic.eoi_redeliver(pins, &mut sink) {
+                chips.irq.ioapic.eoi_delayed(&mut sink);
+            }
+        }
+    }
+
+    /// Vectors whose EOI the I/O APIC (or the 8254 behind it) wants to hear of.
+    pub fn rescan_eoi(&self) {
+        let notified = self.notified_pins();
+        let set = self.chips.lock().irq.ioapic.eoi_vectors(notified);
+        self.store_eoi(&set);
+    }
+
+    fn notified_pins(&self) -> u32 {
+        let watched = self.resample_gsis.load(Ordering::Acquire);
+        let pit = self.pit.load(Ordering::Acquire);
+        self.with_routes(|_, map| {
+            let Some(map) = map else { return 0 };
+            (0..24u8)
+                .filter(|p| {
+                    map.ioapic(*p).is_some_and(|g| (g == 0 && pit) || (g < 64 && watched >> g & 1 != 0))
+                })
+                .fold(0, |m, p| m | 1 << p)
+        })
+    }
+
+    fn store_eoi(&self, set: &VectorSet) {
+        for (a, v) in self.eoi_vectors.iter().zip(set.0) {
+            a.store(v, Ordering::Release);
+        }
+    }
+
+    /// Does the I/O APIC want this vector's EOI?
+    pub fn wants_eoi(&self, vector: u8) -> bool {
+        self.eoi_vectors
+            .get(usize::from(vector >> 6))
+            .is_some_and(|w| w.load(Ordering::Acquire) >> (vector & 63) & 1 != 0)
+    }
+
+    // --- registers of the chips ---
+
+    /// Reads a port of the 8259 pair or the 8254.
+    pub fn chip_port_read(&self, port: u16, data: &mut [u8]) -> bool {
+        let size = data.len() as u8;
+        let value = if Pic::claims(port) && self.irqchip.load(Ordering::Acquire) {
+            let (value, eoi) = {
+                let mut chips = self.chips.lock();
+                let value = chips.irq.pic.io_read(port, size);
+                self.pic_sync(&mut chips.irq.pic);
+                (value, chips.irq.pic.take_eoi())
+            };
+            self.pic_eoi(eoi);
+            value
+        } else if self.pit.load(Ordering::Acquire) && self.pit_claims(port) {
+            self.chips.lock().pit.io_read(port, size, time::monotonic_ns())
+        } else {
+            return false;
+        };
+        for (d, s) in data.iter_mut().zip(value.to_le_bytes()) {
+            *d = s;
+        }
+        true
+    }
+
+    fn pit_claims(&self, port: u16) -> bool {
+        (matches!(port, 0x40..=0x43) || port == 0x61) && self.chips.lock().pit.claims(port)
+    }
+
+    /// Writes a port of the 8259 pair or the 8254.
+    pub fn chip_port_write(&self, port: u16, data: &[u8]) -> bool {
+        let mut word = [0; 4];
+        for (d, s) in word.iter_mut().zip(data) {
+            *d = *s;
+        }
+        let (size, value) = (data.len() as u8, u32::from_le_bytes(word));
+        if Pic::claims(port) && self.irqchip.load(Ordering::Acquire) {
+            let (eoi, unmasked) = {
+                let mut chips = self.chips.lock();
+                chips.irq.pic.io_write(port, size, value);
+                self.pic_sync(&mut chips.irq.pic);
+                (chips.irq.pic.take_eoi(), chips.irq.pic.take_unmasked())
+            };
+            self.pic_eoi(eoi);
+            if unmasked & 1 != 0 {
+                self.chips.lock().pit.reset_reinject();
+            }
+            return true;
+        }
+        if self.pit.load(Ordering::Acquire) && self.pit_claims(port) {
+            let changed = self.chips.lock().pit.io_write(port, size, value, time::monotonic_ns());
+            if changed {
+                self.pit_arm();
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Sets the host timer to the 8254's next tick.
+    pub fn pit_arm(&self) {
+        match self.chips.lock().pit.irq0_next() {
+            Some(ns) => self.pit_timer.start(ns, false),
+            None => {
+                let _ = self.pit_timer.try_cancel();
+            }
+        }
+    }
+
+    /// The 8254's host timer fired (hard interrupt). Returns the next expiry.
+    pub fn pit_fired(&self) -> u64 {
+        let (pulse, next) = {
+            let mut chips = self.chips.lock();
+            let pulse = chips.pit.irq0_expire(time::monotonic_ns());
+            (pulse, chips.pit.irq0_next())
+        };
+        if pulse {
+            self.pulse_gsi(0, Source::PIT);
+        }
+        next.unwrap_or(exitless_host::timer::STOP)
+    }
+
+    /// Reads the I/O APIC.
+    pub fn ioapic_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        if !self.irqchip.load(Ordering::Acquire) {
+            return false;
+        }
+        let chips = self.chips.lock();
+        let Some(at) = chips.irq.ioapic.offset_of(gpa) else { return false };
+        let value = chips.irq.ioapic.mmio_read(at, data.len() as u8);
+        for (d, s) in data.iter_mut().zip(value.to_le_bytes()) {
+            *d = s;
+        }
+        true
+    }
+
+    /// Writes the I/O APIC.
+    pub fn ioapic_write(&self, gpa: u64, data: &[u8]) -> bool {
+        if !self.irqchip.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut word = [0; 8];
+        for (d, s) in word.iter_mut().zip(data) {
+            *d = *s;
+        }
+        let written = {
+            let mut chips = self.chips.lock();
+            let Some(at) = chips.irq.ioapic.offset_of(gpa) else { return false };
+            let w = chips.irq.ioapic.mmio_write(at, data.len() as u8, u64::from_le_bytes(word));
+            if let Some(msg) = w.message {
+                self.deliver(&msg, None);
+            }
+            w
+        };
+        if written.rescan {
+            self.rescan_eoi();
+        }
+        if let Some(pin) = written.unmasked
+            && self.with_routes(|_, m| m.and_then(|m| m.ioapic(pin))) == Some(0)
+        {
+            self.chips.lock().pit.reset_reinject();
+        }
+        true
+    }
+
+    /// `KVM_SET_IRQCHIP` for one chip of the pair.
+    pub fn load_pic(&self, id: PicId, state: &kvm_pic_state) {
+        let eoi = {
+            let mut chips = self.chips.lock();
+            chips.irq.pic.load(id, state);
+            self.pic_sync(&mut chips.irq.pic);
+            let _ = chips.irq.pic.take_unmasked();
+            chips.irq.pic.take_eoi()
+        };
+        self.pic_eoi(eoi);
+    }
+
+    /// `KVM_SET_IRQCHIP` for the I/O APIC.
+    pub fn load_ioapic(&self, state: &kvm_ioapic_state) {
+        self.chips.lock().irq.ioapic.load(state, &mut |msg| {
+            self.deliver(&msg, None);
+        });
+        self.rescan_eoi();
+    }
+}

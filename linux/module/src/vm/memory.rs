@@ -1,0 +1,568 @@
+//! Guest memory: slots published to readers, second-level tables under the mmu lock, and the host's notifications.
+//!
+//! A fault and a notification race like this: the fault samples `seq`, finds the host page without the lock, then maps
+//! it under the lock only if no notification is under way (`active`) and none has ended since (`seq`). A notification
+//! counts itself in `active` before it removes mappings. So a mapping made from an old host page is either refused or
+//! removed again.
+
+use super::Vm;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use exitless_host::mem::{KBox, KSlice, Pages};
+use exitless_host::{Errno, Result, mmu, task, uaccess};
+use exitless_kvm_abi::kvm_userspace_memory_region;
+use exitless_memslots::{self as ms, Change, DirtyBitmap, GfnRange, Limits, MAX_SLOTS, Slot, Table};
+use exitless_slat::{
+    Backing, Entries, Frames, FreeList, Level, MemType, Mapped, MapError, Mapping, Npt, Perm, Slat, TABLES_PER_MAP,
+    TableAddr, TablePage, max_level,
+};
+use exitless_vcpu::Request;
+use exitless_vcpu::host::FaultOutcome;
+
+/// Entries per lock hold when tables are swept.
+const BUDGET: u32 = 2048;
+
+/// The published table.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct SlotTable {
+    len: usize,
+    slots: [Slot; MAX_SLOTS as usize],
+}
+
+impl SlotTable {
+    /// The slots in use.
+    pub fn table(&self) -> Table<'_> {
+        Table::new(self.slots.get(..self.len).unwrap_or(&[]))
+    }
+}
+
+/// State of slot changes, under `slots_lock`.
+#[derive(bytemuck::Zeroable)]
+pub struct Update {
+    pad: u64,
+}
+
+impl Update {
+    pub(super) fn init(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Under the mmu lock.
+#[derive(bytemuck::Zeroable)]
+pub struct Mmu {
+    slat: Slat<Npt>,
+    frames: Cache,
+    /// Notifications under way.
+    active: u32,
+    /// Flushes that a fault owes but has not done yet.
+    owed: u32,
+    /// Notifications ended.
+    seq: u64,
+}
+
+/// Zeroed table pages taken out of the allocator beforehand.
+#[derive(bytemuck::Zeroable)]
+pub struct Cache {
+    pages: [u64; CACHE],
+    len: usize,
+}
+
+const CACHE: usize = 16;
+
+/// The kernel's linear mapping turns the physical address of one of our table pages into a pointer.
+fn table_ptr(hpa: u64) -> NonNull<Entries> {
+    NonNull::new(exitless_host::mem::virt_of(hpa)).unwrap_or(NonNull::dangling()).cast()
+}
+
+impl Frames for Cache {
+    fn available(&self) -> usize {
+        self.len
+    }
+    fn take(&mut self) -> Option<TablePage> {
+        let last = self.len.checked_sub(1)?;
+        let hpa = *self.pages.get(last)?;
+        self.len = last;
+        Some(TablePage::new(hpa))
+    }
+    fn entries(&self, table: TableAddr) -> &Entries {
+        // SAFETY: a `TableAddr` is one of our table pages, which is freed only after it was unlinked and popped; the
+        // contents are atomics.
+        unsafe { table_ptr(table.hpa()).as_ref() }
+    }
+}
+
+fn new_page() -> Result<u64> {
+    let page = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    let pa = page.phys();
+    let _ = page.into_raw();
+    Ok(pa)
+}
+
+fn free_page(page: &TablePage) {
+    // SAFETY: table pages came from `Pages::into_phys` and leave the tables exactly once.
+    drop(unsafe { Pages::from_raw(exitless_host::mem::virt_of(page.hpa()), 0) });
+}
+
+impl Mmu {
+    pub(super) fn init(&mut self) -> Result<()> {
+        let root = new_page()?;
+        let levels = if la57() { 5 } else { 4 };
+        self.slat.init(Npt { sme_mask: exitless_host::mem::encryption_bit() }, levels, TablePage::new(root)).map_err(|p| {
+            free_page(&p);
+            Errno::EINVAL
+        })
+    }
+
+    /// Physical address of the root.
+    pub fn root(&self) -> u64 {
+        self.slat.root_hpa()
+    }
+
+    /// Frees the (empty) root and the cached pages.
+    pub(super) fn free_root(&mut self) {
+        if let Some(root) = self.slat.take_root(&self.frames) {
+            free_page(&root);
+        }
+        while let Some(page) = self.frames.take() {
+            free_page(&page);
+        }
+    }
+
+    /// Leaves by size, for statistics.
+    pub fn counts(&self) -> exitless_slat::Counts {
+        self.slat.counts()
+    }
+}
+
+fn release(list: &mut FreeList, cache: &Cache) {
+    while let Some(page) = list.pop(cache) {
+        free_page(&page);
+    }
+}
+
+/// A view of the free list's pages that needs no lock: only `entries` is used.
+const NO_CACHE: Cache = Cache { pages: [0; CACHE], len: 0 };
+
+/// Frees dirty bitmaps that a table owns alone.
+pub(super) fn free_slots(old: Option<KBox<SlotTable>>) {
+    let Some(old) = old else { return };
+    for s in old.table().slots() {
+        free_bitmap(s.dirty);
+    }
+}
+
+fn new_bitmap(npages: u64) -> Result<u64> {
+    let words = KBox::<Bitmap>::zeroed().ok_or(Errno::ENOMEM)?;
+    let mut words = words;
+    words.words = KSlice::zeroed(DirtyBitmap::words_for(npages) as usize).ok_or(Errno::ENOMEM)?;
+    Ok(KBox::into_raw(words) as u64)
+}
+
+fn free_bitmap(handle: u64) {
+    // SAFETY: a non-zero handle came from `new_bitmap` and is freed once, with its last slot.
+    drop(unsafe { KBox::from_raw(handle as *mut Bitmap) });
+}
+
+/// A slot's dirty bitmap; its address is the slot's handle.
+#[derive(bytemuck::Zeroable)]
+struct Bitmap {
+    words: KSlice<AtomicU64>,
+}
+
+/// The host runs with five levels of page tables; nested paging follows it (APM vol. 2, 15.25.3).
+fn la57() -> bool {
+    exitless_hw_ops::cr4() & exitless_x86::regs::cr4::LA57 != 0
+}
+
+/// Width of host-physical addresses, bits.
+fn phys_bits() -> u32 {
+    let leaf = exitless_hw_ops::cpuid(0x8000_0008, 0).eax & 0xff;
+    leaf.clamp(36, 52)
+}
+
+/// The dirty bitmap of a slot that has one.
+fn bitmap(s: &Slot) -> Option<DirtyBitmap<'_>> {
+    if s.dirty == 0 {
+        return None;
+    }
+    // SAFETY: the handle is live as long as the slot is published or the caller holds its table.
+    let owner = unsafe { &*(s.dirty as *const Bitmap) };
+    Some(DirtyBitmap::new(&owner.words, s.npages))
+}
+
+impl Vm {
+    /// The slots of this moment.
+    ///
+    /// # Safety
+    /// The caller holds the VM's SRCU or `slots_lock`.
+    pub unsafe fn table(&self) -> Table<'_> {
+        // SAFETY: contract of this function.
+        unsafe { self.slots.get() }.map_or(Table::new(&[]), SlotTable::table)
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION`.
+    pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<isize> {
+        let _guard = self.slots_lock.lock();
+        if region.memory_size != 0 && !uaccess::access_ok(region.userspace_addr as usize, region.memory_size as usize)
+        {
+            return Err(Errno::EINVAL);
+        }
+        let limits = Limits { max_slots: MAX_SLOTS, phys_bits: phys_bits() };
+        // SAFETY: `slots_lock` is held.
+        let current = unsafe { self.table() };
+        let mut change = ms::plan(current.slots(), region, &limits).map_err(|r| Errno::from_ret(-r.errno()))?;
+        if let Some(npages) = change.needs_bitmap()
+            && let Some(slot) = change.new_slot_mut()
+        {
+            slot.dirty = new_bitmap(npages)?;
+        }
+        let r = self.apply(current.slots(), &change);
+        if r.is_err()
+            && let (Some(npages), Some(slot)) = (change.needs_bitmap(), change.new_slot())
+        {
+            let _ = npages;
+            free_bitmap(slot.dirty);
+        }
+        r
+    }
+
+    fn apply(&self, current: &[Slot], change: &Change) -> Result<isize> {
+        let mut new = KBox::<SlotTable>::zeroed().ok_or(Errno::ENOMEM)?;
+        let n = ms::apply(current, change, &mut new.slots).ok_or(Errno::EINVAL)?;
+        new.len = n;
+        let zap = change.zap(current);
+        let protect = change.write_protect(current);
+        let dropped = change.drops_bitmap(current);
+        let old = self.slots.replace(Some(new));
+        if old.is_some() && !matches!(change, Change::Create(_)) {
+            self.synchronize();
+        } else if old.is_some() {
+            // A new slot takes nothing away; readers of the old table may finish at leisure, but it must not be freed
+            // under them.
+            self.synchronize();
+        }
+        if let Some(range) = zap {
+            self.zap(range);
+        }
+        if let Some(range) = protect {
+            self.write_protect(range);
+        }
+        drop(old);
+        if let Some(handle) = dropped {
+            free_bitmap(handle);
+        }
+        Ok(0)
+    }
+
+    /// Flushes guest-physical translations of all vCPUs and waits until none can use an old one.
+    pub fn flush_all(&self) {
+        for v in self.each_vcpu() {
+            v.shared.request(Request::TLB_FLUSH);
+        }
+        self.kick_all_and_wait();
+    }
+
+    /// Sweeps a range in steps; `step` runs under the lock and returns (flush, continue at).
+    fn sweep(&self, range: GfnRange, mut step: impl FnMut(&mut Mmu, u64, u64, &mut FreeList) -> (bool, Option<u64>)) -> bool {
+        let mut free = FreeList::new();
+        let (mut at, end) = (range.start << 12, range.end << 12);
+        let mut flush = false;
+        loop {
+            let (f, next) = {
+                let mut mmu = self.mmu.lock();
+                let (f, next) = step(&mut mmu, at, end, &mut free);
+                (f || mmu.owed != 0, next)
+            };
+            flush |= f;
+            match next {
+                Some(n) => at = n,
+                None => break,
+            }
+        }
+        if flush || !free.is_empty() {
+            self.flush_all();
+        }
+        release(&mut free, &NO_CACHE);
+        flush
+    }
+
+    fn zap(&self, range: GfnRange) {
+        self.sweep(range, |m, at, end, free| {
+            let s = m.slat.zap_range(&m.frames, at, end, BUDGET, free, &mut |_| {});
+            (s.flush, s.next)
+        });
+    }
+
+    fn write_protect(&self, range: GfnRange) {
+        self.sweep(range, |m, at, end, _| {
+            let s = m.slat.write_protect_range(&m.frames, at, end, BUDGET, &mut |_| {});
+            (s.flush, s.next)
+        });
+    }
+
+    /// Removes every mapping: the address space goes away, or the VM.
+    pub fn zap_everything(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+        for v in self.each_vcpu() {
+            v.shared.request(Request::DEAD);
+        }
+        self.zap(GfnRange { start: 0, end: 1 << 40 });
+    }
+
+    /// The host is about to change pages behind `start..end` (host virtual addresses).
+    pub fn invalidate_start(&self, start: u64, end: u64) {
+        self.mmu.lock().active += 1;
+        let _srcu = self.srcu.read();
+        // SAFETY: SRCU is held.
+        for (_, gfns) in unsafe { self.table() }.find_hva_range(start, end) {
+            self.zap(gfns);
+        }
+    }
+
+    /// The change is complete.
+    pub fn invalidate_end(&self, _start: u64, _end: u64) {
+        let mut m = self.mmu.lock();
+        m.seq += 1;
+        m.active = m.active.saturating_sub(1);
+    }
+
+    /// Have the pages been used? Clears the accessed bits if asked.
+    pub fn age(&self, start: u64, end: u64, clear: bool) -> bool {
+        let _srcu = self.srcu.read();
+        let mut young = false;
+        // SAFETY: SRCU is held.
+        for (_, gfns) in unsafe { self.table() }.find_hva_range(start, end) {
+            let (mut at, stop) = (gfns.start << 12, gfns.end << 12);
+            loop {
+                let m = self.mmu.lock();
+                let a = m.slat.age_range(&m.frames, at, stop, clear, BUDGET);
+                drop(m);
+                young |= a.young;
+                match a.next {
+                    Some(n) => at = n,
+                    None => break,
+                }
+            }
+        }
+        young
+    }
+
+    /// Fills the frame cache. May sleep.
+    fn top_up(&self) -> Result<()> {
+        loop {
+            if self.mmu.lock().frames.len >= TABLES_PER_MAP {
+                return Ok(());
+            }
+            let page = new_page()?;
+            let mut m = self.mmu.lock();
+            let n = m.frames.len;
+            match m.frames.pages.get_mut(n) {
+                Some(p) => {
+                    *p = page;
+                    m.frames.len = n + 1;
+                }
+                None => {
+                    drop(m);
+                    free_page(&TablePage::new(page));
+                }
+            }
+        }
+    }
+
+    /// Resolves a second-level fault. The caller holds SRCU.
+    pub fn fault(&self, gpa: u64, write: bool) -> FaultOutcome {
+        // SAFETY: the run loop holds SRCU.
+        let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else { return FaultOutcome::Mmio };
+        if write && !slot.writable() {
+            return FaultOutcome::ReadOnly;
+        }
+        loop {
+            match self.try_map(slot, gpa, write) {
+                Ok(true) => return FaultOutcome::Fixed,
+                Ok(false) => {
+                    // A notification is under way: let it finish; a signal must not wait for it.
+                    if task::signal_pending() {
+                        return FaultOutcome::Fixed;
+                    }
+                    task::cond_resched();
+                }
+                Err(e) => return FaultOutcome::Error(e.to_int()),
+            }
+        }
+    }
+
+    /// One attempt; `false`: raced with a notification.
+    fn try_map(&self, slot: &Slot, gpa: u64, write: bool) -> Result<bool> {
+        let Some(hva) = slot.hva_of(gpa >> 12) else { return Err(Errno::EFAULT) };
+        self.top_up()?;
+        let seq = {
+            let m = self.mmu.lock();
+            if m.active != 0 {
+                return Ok(false);
+            }
+            m.seq
+        };
+        let page = mmu::page_of(hva, write, false)?;
+        let logs = slot.logs_dirty();
+        let writable = page.writable() && slot.writable() && (write || !logs);
+        let host = if logs { Level::Page4K } else { self.host_level(hva) };
+        let backing = Backing { base_gfn: slot.base_gfn, npages: slot.npages, hva: slot.hva };
+        let level = max_level(gpa >> 12, &backing, host, Level::Page1G);
+        let want = Mapping {
+            gpa,
+            hpa: page.pfn() << 12,
+            level,
+            perm: Perm { write: writable, exec: true },
+            memtype: if mmu::is_ram(page.pfn()) { MemType::Wb } else { MemType::Uc },
+        };
+        let outcome = self.install(&want, seq);
+        if let Ok(true) = outcome
+            && write
+        {
+            mark(slot, gpa >> 12);
+        }
+        page.release(write && matches!(outcome, Ok(true)));
+        outcome
+    }
+
+    /// How the host maps the address; 4K when it does not (any more).
+    fn host_level(&self, hva: u64) -> Level {
+        match self.mm().and_then(|mm| mmu::host_level(mm, hva)) {
+            Some(mmu::HostLevel::Page2M) => Level::Page2M,
+            Some(mmu::HostLevel::Page1G) => Level::Page1G,
+            _ => Level::Page4K,
+        }
+    }
+
+    fn install(&self, want: &Mapping, seq: u64) -> Result<bool> {
+        let mut free = FreeList::new();
+        let mut m = self.mmu.lock();
+        if m.active != 0 || m.seq != seq {
+            return Ok(false);
+        }
+        let Mmu { slat, frames, .. } = &mut *m;
+        let mut r = slat.map(frames, want, &mut free, &mut |_| {});
+        if r == Err(MapError::Occupied) {
+            let smaller = Mapping { level: Level::Page2M, ..*want };
+            r = slat.map(frames, &smaller, &mut free, &mut |_| {});
+        }
+        let owe = r == Ok(Mapped::Changed) || !free.is_empty();
+        if owe {
+            m.owed += 1;
+        }
+        drop(m);
+        if owe {
+            self.flush_all();
+            self.mmu.lock().owed -= 1;
+            release(&mut free, &NO_CACHE);
+        }
+        match r {
+            Ok(_) => Ok(true),
+            Err(MapError::NeedFrames) => Ok(false),
+            Err(_) => Err(Errno::EFAULT),
+        }
+    }
+
+    // --- guest memory by guest-physical address; the caller holds SRCU ---
+
+    /// Calls `f` for each stretch that lies in one slot.
+    fn stretches(&self, gpa: u64, len: usize, write: bool, mut f: impl FnMut(u64, usize, usize) -> bool) -> bool {
+        let mut done = 0;
+        while done < len {
+            let at = gpa.wrapping_add(done as u64);
+            // SAFETY: the callers hold SRCU (run loop and ioctls).
+            let table = unsafe { self.table() };
+            let Some(slot) = table.find(at >> 12) else { return false };
+            if write && !slot.writable() {
+                return false;
+            }
+            let Some(page) = slot.hva_of(at >> 12) else { return false };
+            let room = (4096 - (at & 4095)) as usize;
+            let n = room.min(len - done);
+            if !f(page + (at & 4095), done, n) {
+                return false;
+            }
+            if write {
+                mark(slot, at >> 12);
+            }
+            done += n;
+        }
+        true
+    }
+
+    /// Reads; may sleep.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.stretches(gpa, buf.len(), false, |hva, from, n| {
+            buf.get_mut(from..from + n).is_some_and(|b| uaccess::read_bytes(hva, b).is_ok())
+        })
+    }
+
+    /// Reads without sleeping.
+    pub fn read_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.stretches(gpa, buf.len(), false, |hva, from, n| {
+            buf.get_mut(from..from + n).is_some_and(|b| uaccess::read_bytes_atomic(hva, b).is_ok())
+        })
+    }
+
+    /// Writes; may sleep.
+    pub fn write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.stretches(gpa, data.len(), true, |hva, from, n| {
+            data.get(from..from + n).is_some_and(|b| uaccess::write_bytes(hva, b).is_ok())
+        })
+    }
+
+    /// Compare-and-exchange of an aligned 4 or 8 bytes word.
+    pub fn cmpxchg(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
+        let mut result = None;
+        self.stretches(gpa, usize::from(size), true, |hva, _, n| {
+            let r = match (n, hva & (n as u64 - 1)) {
+                (4, 0) => uaccess::cmpxchg_u32(hva, old as u32, new as u32),
+                (8, 0) => uaccess::cmpxchg_u64(hva, old, new),
+                _ => return false,
+            };
+            result = r.ok();
+            result.is_some()
+        });
+        result
+    }
+
+    /// Backed by a slot (and writable)?
+    pub fn is_ram(&self, gpa: u64, write: bool) -> bool {
+        // SAFETY: the callers hold SRCU.
+        unsafe { self.table() }.find(gpa >> 12).is_some_and(|s| !write || s.writable())
+    }
+
+    /// `KVM_GET_DIRTY_LOG`: copies and clears a slot's bitmap, write-protecting what it reports.
+    pub fn dirty_log(&self, id: u32, user: usize) -> Result<isize> {
+        let _guard = self.slots_lock.lock();
+        // SAFETY: `slots_lock` is held.
+        let table = unsafe { self.table() };
+        let slot = table.find_id(id).ok_or(Errno::ENOENT)?;
+        let bits = bitmap(slot).ok_or(Errno::ENOENT)?;
+        let words = DirtyBitmap::words_for(slot.npages);
+        let mut flush = false;
+        for w in 0..words {
+            let mask = bits.take(w);
+            if mask != 0 {
+                let m = &mut *self.mmu.lock();
+                let gpa = (slot.base_gfn + w * 64) << 12;
+                flush |= m.slat.write_protect_mask(&m.frames, gpa, mask, &mut |_| {});
+            }
+            uaccess::write(crate::user::at(user, w as usize * 8)?, &mask)?;
+        }
+        if flush {
+            self.flush_all();
+        }
+        Ok(0)
+    }
+}
+
+
+/// A write to a page of a slot that logs.
+fn mark(slot: &Slot, gfn: u64) {
+    if let Some(bits) = bitmap(slot) {
+        bits.mark(gfn - slot.base_gfn);
+    }
+}

@@ -1,0 +1,240 @@
+//! One virtual machine: its memory, its chips, its vCPUs. Shared by their fds; freed when the last one closes.
+//!
+//! Locks, outermost first: `lock` (configuration, vCPU creation) > `slots_lock` > `chips` (spinlock) > `mmu` (spinlock).
+//! Readers of slots, routes and ioeventfds hold the VM's SRCU.
+
+pub mod bus;
+pub mod clock;
+pub mod ioctl;
+pub mod irq;
+pub mod irqfd;
+pub mod memory;
+
+use crate::publish::Published;
+use crate::stats::VmStats;
+use crate::vcpu::VcpuObj;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use exitless_host::debugfs::Dir;
+use exitless_host::lock::{LockClass, Mutex, SpinLock};
+use exitless_host::mem::{KArc, Pages};
+use exitless_host::mmu::MmuNotifier;
+use exitless_host::srcu::Srcu;
+use exitless_host::cpu::CpuMask;
+use exitless_host::task::Mm;
+use exitless_host::timer::Timer;
+use exitless_host::{Errno, Result};
+use exitless_vcpu::Request;
+
+/// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
+pub const MAX_VCPUS: usize = 255;
+
+/// Settings made by ioctls before and while vCPUs exist.
+#[derive(bytemuck::Zeroable)]
+pub struct Config {
+    /// vCPUs created so far.
+    pub vcpus: u32,
+    /// `KVM_SET_BOOT_CPU_ID`.
+    pub boot_cpu: u32,
+}
+
+/// See the file's head.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Vm {
+    /// Protects readers of the published tables.
+    pub srcu: Srcu,
+    /// Configuration.
+    pub lock: Mutex<Config>,
+    /// Serialises slot changes.
+    pub slots_lock: Mutex<memory::Update>,
+    /// The slots.
+    pub slots: Published<memory::SlotTable>,
+    /// Second-level tables.
+    pub mmu: SpinLock<memory::Mmu>,
+    /// The 8259 pair, the I/O APIC and the 8254.
+    pub chips: SpinLock<irq::Chips>,
+    /// GSI routes.
+    pub routes: Published<irq::RouteTable>,
+    /// Serialises route and ioeventfd changes and owns the irqfds.
+    pub wiring: Mutex<irqfd::Wiring>,
+    /// ioeventfds.
+    pub events: Published<bus::EventTable>,
+    /// The VM's clock.
+    pub clock: SpinLock<clock::Clock>,
+    /// All vCPUs by index.
+    vcpus: [AtomicPtr<VcpuObj>; MAX_VCPUS],
+    /// How many of `vcpus` are set; grows only.
+    nvcpus: AtomicU32,
+    /// Interrupt controllers live in the kernel.
+    pub irqchip: AtomicBool,
+    /// The 8254 lives in the kernel.
+    pub pit: AtomicBool,
+    /// Output of the 8259 pair.
+    pub pic_output: AtomicBool,
+    /// Some APIC's id is not its vCPU's index.
+    pub ids_moved: AtomicBool,
+    /// The address space is gone.
+    pub dead: AtomicBool,
+    pad: [u8; 3],
+    /// Rotates lowest-priority delivery.
+    pub rotation: AtomicU32,
+    /// Level-triggered pins with someone to notify (resample irqfds).
+    pub resample_gsis: AtomicU64,
+    /// Vectors whose EOI the I/O APIC wants.
+    pub eoi_vectors: [AtomicU64; 4],
+    /// The 8254's host timer.
+    pub pit_timer: Timer,
+    /// Tells us when the host takes pages away.
+    notifier: Option<MmuNotifier>,
+    /// The address space the VM belongs to.
+    mm: Option<Mm>,
+    /// The coalesced MMIO ring page, always empty.
+    ring: Option<Pages>,
+    /// Scratch for interrupting many CPUs at once.
+    kick_mask: Mutex<CpuMask>,
+    built: AtomicBool,
+    pad2: [u8; 7],
+    /// Counters in debugfs.
+    pub debugfs: Mutex<Dir>,
+    /// Counters of the VM.
+    pub stats: VmStats,
+}
+
+// SAFETY: everything inside is a lock, an atomic, a published pointer or set before the VM is shared.
+unsafe impl Sync for Vm {}
+// SAFETY: as above; nothing is bound to a thread but by `mm`, which every entry checks.
+unsafe impl Send for Vm {}
+
+impl Vm {
+    /// Builds a VM for the calling process.
+    pub fn create() -> Result<KArc<Vm>> {
+        let mut arc = KArc::<Vm>::zeroed().ok_or(Errno::ENOMEM)?;
+        let cookie = KArc::as_ptr(&arc).cast_mut().cast();
+        let vm = KArc::get_mut(&mut arc).ok_or(Errno::EINVAL)?;
+        vm.srcu.init()?;
+        vm.lock.init(LockClass::Vm)?;
+        vm.slots_lock.init(LockClass::Slots)?;
+        vm.wiring.init(LockClass::Irqfds)?;
+        vm.mmu.init(LockClass::Mmu)?;
+        vm.chips.init(LockClass::Irqchip)?;
+        vm.clock.init(LockClass::Clock)?;
+        vm.debugfs.init(LockClass::Stats)?;
+        vm.kick_mask.init(LockClass::Other)?;
+        vm.kick_mask.get_mut().init()?;
+        vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
+        vm.mm = Some(Mm::current().ok_or(Errno::EINVAL)?);
+        vm.built.store(true, Ordering::Release);
+        vm.slots_lock.get_mut().init()?;
+        vm.mmu.get_mut().init()?;
+        vm.clock.get_mut().start();
+        vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
+        vm.notifier = Some(MmuNotifier::register(cookie)?);
+        Ok(arc)
+    }
+
+    /// The caller's address space is the VM's.
+    pub fn check_mm(&self) -> Result<()> {
+        let ours = self.mm.as_ref().is_some_and(Mm::is_current);
+        if ours && !self.dead.load(Ordering::Relaxed) { Ok(()) } else { Err(Errno::EIO) }
+    }
+
+    /// Number of vCPUs.
+    pub fn len(&self) -> usize {
+        self.nvcpus.load(Ordering::Acquire) as usize
+    }
+
+    /// The vCPU at `index`.
+    pub fn vcpu(&self, index: usize) -> Option<&VcpuObj> {
+        let p = self.vcpus.get(index)?.load(Ordering::Acquire);
+        // SAFETY: a non-null entry is a vCPU that lives as long as the VM.
+        unsafe { p.as_ref() }
+    }
+
+    /// All vCPUs.
+    pub fn each_vcpu(&self) -> impl Iterator<Item = &VcpuObj> {
+        (0..self.len()).filter_map(|i| self.vcpu(i))
+    }
+
+    /// Publishes a new vCPU. The caller holds `lock`.
+    pub fn add_vcpu(&self, v: *mut VcpuObj) -> Result<()> {
+        let n = self.len();
+        let slot = self.vcpus.get(n).ok_or(Errno::EINVAL)?;
+        slot.store(v, Ordering::Release);
+        self.nvcpus.store(n as u32 + 1, Ordering::Release);
+        Ok(())
+    }
+
+    /// The ring page.
+    pub fn ring_page(&self) -> *mut core::ffi::c_void {
+        self.ring.as_ref().map_or(core::ptr::null_mut(), |r| r.page(0))
+    }
+
+    /// Posts a request to every vCPU; those in the guest come out.
+    pub fn request_all(&self, r: Request) {
+        for v in self.each_vcpu() {
+            v.shared.request(r);
+            v.kick();
+        }
+    }
+
+    /// Waits until all readers of published tables have seen the new ones: vCPUs hold the read section while in the
+    /// guest, so they are asked to let go first.
+    pub fn synchronize(&self) {
+        self.request_all(Request::QUIESCE);
+        self.srcu.synchronize_expedited();
+    }
+
+    /// The VM's fd closed: nothing new can be wired, irqfds end.
+    pub fn fd_closed(&self) {
+        irqfd::drop_all(self);
+        self.pit_timer.cancel();
+        *self.debugfs.lock() = bytemuck::Zeroable::zeroed();
+    }
+
+    /// Waits for an interrupt to be looked at: CPU numbers of vCPUs in the guest are interrupted, and acknowledged.
+    pub fn kick_all_and_wait(&self) {
+        let mut mask = self.kick_mask.lock();
+        mask.clear();
+        for v in self.each_vcpu().filter(|v| v.shared.needs_ipi()) {
+            if let Ok(c) = u32::try_from(v.shared.cpu.load(Ordering::Relaxed)) {
+                mask.insert(c);
+            }
+        }
+        if !mask.is_empty() {
+            mask.kick_and_wait();
+        }
+    }
+
+    /// The address space, for looking at how the host maps it.
+    pub fn mm(&self) -> Option<&Mm> {
+        self.mm.as_ref()
+    }
+
+    /// Some APIC changed its id: do ids still equal indices?
+    pub fn check_ids(&self) {
+        let moved = self.each_vcpu().any(|v| v.id != v.index || v.shared.apic.physical_id() != v.index);
+        self.ids_moved.store(moved, Ordering::Release);
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if !self.built.load(Ordering::Acquire) {
+            return;
+        }
+        self.pit_timer.cancel();
+        drop(self.notifier.take());
+        for i in 0..self.len() {
+            if let Some(slot) = self.vcpus.get(i) {
+                let p = slot.swap(core::ptr::null_mut(), Ordering::AcqRel);
+                // SAFETY: the last reference to the VM is gone, so no fd and no thread uses the vCPU.
+                unsafe { crate::vcpu::free(p) };
+            }
+        }
+        self.zap_everything();
+        self.mmu.get_mut().free_root();
+        memory::free_slots(self.slots.replace(None));
+        drop(self.routes.replace(None));
+        drop(self.events.replace(None));
+    }
+}
