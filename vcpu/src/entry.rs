@@ -9,8 +9,8 @@ use crate::run::RunExit;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_x86::exception::Vector;
-use exitless_x86::regs::rflags;
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::{cr0, rflags};
 
 /// An interrupt source that has something for the guest.
 enum Source {
@@ -67,7 +67,9 @@ fn inject_pending<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
         } else {
             v.b.set_rflags(v.b.rflags() | rflags::RF);
         }
-        put(v, Event::Exception(x));
+        // Real mode pushes no error code, and VMRUN refuses one there (APM vol. 2, 15.20).
+        let code = x.error_code.filter(|_| v.b.cr0() & cr0::PE != 0);
+        put(v, Event::Exception(Exception { error_code: code, ..x }));
     }
 }
 

@@ -140,7 +140,8 @@ impl<B: Backend> Vcpu<B> {
                 return self.msrs.mce.write(kind, value, origin, writable);
             }
             K::PredCmd => {
-                if value != 0 {
+                // Only the guest's own wish counts, and only where its CPUID (so the host's) has IBPB.
+                if value != 0 && origin == Origin::Guest {
                     host.branch_barrier();
                 }
             }

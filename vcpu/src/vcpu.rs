@@ -146,7 +146,12 @@ impl<B: Backend> Vcpu<B> {
         if self.b.interrupt_shadow() {
             self.b.set_interrupt_shadow(false);
         }
-        if f & rflags::TF != 0 {
+        self.trap_step(f);
+    }
+
+    /// An instruction completed that began with `flags`: the single-step trap, if TF was set.
+    pub fn trap_step(&mut self, flags: u64) {
+        if flags & rflags::TF != 0 {
             const DR6_BS: u64 = 1 << 14;
             self.raise(Exception { vector: Vector::DB, error_code: None, payload: DR6_BS });
         }

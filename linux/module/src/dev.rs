@@ -43,7 +43,9 @@ impl Supported {
     pub fn compute(xcr0: u64) -> Option<KBox<Supported>> {
         let mut s = KBox::<Supported>::zeroed()?;
         let this = &mut *s;
-        this.len = supported(&Cpu { xcr0 }, &mut this.entries).ok()?;
+        // PKRU is not switched around an entry, so protection keys are not offered.
+        const PKRU: u64 = 1 << 9;
+        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU }, &mut this.entries).ok()?;
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);

@@ -23,15 +23,13 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
     };
     sh.stats.insn_emulation.bump();
     v.journal.rewind();
+    let before = v.b.rflags();
     let outcome = emulate(&mut Emulation { v, sh, host }, &bytes, valid);
     match outcome {
-        Outcome::Done => {
+        Outcome::Done | Outcome::Again => {
             v.journal.clear();
             v.event_dirty = true;
-            Next::Again
-        }
-        Outcome::Again => {
-            v.journal.clear();
+            v.trap_step(before);
             Next::Again
         }
         Outcome::Stop(Stop::NeedUser) => ask_user(v, sh, host),

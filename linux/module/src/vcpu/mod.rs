@@ -178,6 +178,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
     // SAFETY: nobody else knows the object yet.
     let inner = unsafe { v.own() };
     inner.b.init(pages, &g.caps);
+    inner.cpuid.commit(0, &g.supported().caps);
     exitless_vcpu::backend::Backend::set_slat_root(&mut inner.b, root);
     let host = host::RunHost::new(vm, &v);
     inner.init(&v.shared, &host, id, bsp);

@@ -1,0 +1,255 @@
+//! The operating system: every service asserts the context it may be called in.
+
+use super::world::{APIC, CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, TICKS, World, pattern};
+use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
+use exitless_x86::apic::InterruptMessage;
+use std::rc::Rc;
+
+/// The backend's part of one physical CPU: its number.
+pub(crate) struct Core(pub(crate) u32);
+
+/// See the file's head.
+pub(crate) struct Os {
+    pub(crate) w: Rc<World>,
+    cores: [Core; 4],
+}
+
+impl Os {
+    pub(crate) fn new(w: Rc<World>) -> Self {
+        Self { w, cores: [Core(0), Core(1), Core(2), Core(3)] }
+    }
+
+    fn chip(&self, at: u64, data: &mut [u8]) {
+        data.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(at + i as u64));
+        self.w.touch(false, false, at, data);
+    }
+}
+
+fn chip_port(port: u16) -> bool {
+    (CHIP_PORT..CHIP_PORT + 16).contains(&port)
+}
+
+fn chip_page(gpa: u64) -> bool {
+    gpa & !0xfff == CHIP_MMIO
+}
+
+impl Host for Os {
+    type Cpu = Core;
+
+    fn cpu(&self) -> &Core {
+        assert!(self.w.in_slice.get(), "the CPU may change under a caller outside a slice");
+        &self.cores[self.w.cpu.get() as usize]
+    }
+
+    fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.w.may_sleep("read_guest");
+        self.w.read_ram(gpa, buf)
+    }
+    fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
+        self.w.may_sleep("write_guest");
+        self.w.write_ram(gpa, data)
+    }
+    fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.w.read_ram(gpa, buf)
+    }
+    fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
+        self.w.may_sleep("cmpxchg_guest");
+        let mut have = [0; 8];
+        let n = usize::from(size);
+        if !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
+            return None;
+        }
+        let same = have[..n] == old.to_le_bytes()[..n];
+        if same {
+            self.w.write_ram(gpa, &new.to_le_bytes()[..n]);
+        }
+        Some(same)
+    }
+    fn is_ram(&self, gpa: u64, write: bool) -> bool {
+        gpa < super::world::RAM as u64 || (!write && (ROM..ROM + 4096).contains(&gpa))
+    }
+    fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool) -> FaultOutcome {
+        self.w.may_sleep("slat_fault");
+        if self.is_ram(gpa, write) {
+            self.w.mapped.borrow_mut().insert(gpa >> 12);
+            return FaultOutcome::Fixed;
+        }
+        if self.is_ram(gpa, false) { FaultOutcome::ReadOnly } else { FaultOutcome::Mmio }
+    }
+
+    fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
+        chip_port(port) && {
+            self.chip(u64::from(port), data);
+            true
+        }
+    }
+    fn pio_write(&self, port: u16, data: &[u8]) -> bool {
+        chip_port(port) && {
+            self.w.touch(false, true, u64::from(port), data);
+            true
+        }
+    }
+    fn pio_event(&self, port: u16, data: &[u8]) -> bool {
+        self.w.may_sleep("pio_event");
+        port == EVENT_PORT && {
+            self.w.touch(false, true, u64::from(port), data);
+            true
+        }
+    }
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        self.w.may_sleep("mmio_read");
+        chip_page(gpa) && {
+            self.chip(gpa, data);
+            true
+        }
+    }
+    fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.w.may_sleep("mmio_write");
+        assert_ne!(gpa & !0xfff, APIC, "the APIC's page is the vCPU's own");
+        chip_page(gpa) && {
+            self.w.touch(false, true, gpa, data);
+            true
+        }
+    }
+    fn send_ipi(&self, msg: &InterruptMessage) {
+        self.w.may_sleep("send_ipi");
+        self.w.ipis.borrow_mut().push(*msg);
+    }
+    fn ioapic_eoi(&self, vector: u8, level: bool) {
+        self.w.may_sleep("ioapic_eoi");
+        self.w.eois.borrow_mut().push((vector, level));
+    }
+    fn wants_eoi(&self, vector: u8) -> bool {
+        self.w.wanted_eoi.get() == Some(vector)
+    }
+    fn pic_pending(&self) -> bool {
+        self.w.pic.get().is_some()
+    }
+    fn pic_ack(&self) -> u8 {
+        self.w.pic.get().expect("acknowledged an 8259 that asserts nothing")
+    }
+    fn irqchip(&self) -> bool {
+        self.w.irqchip.get()
+    }
+    fn apic_moved(&self) {
+        self.w.may_sleep("apic_moved");
+        self.w.moved_apic.set(self.w.moved_apic.get() + 1);
+    }
+
+    fn now(&self) -> Moment {
+        self.w.ns.set(self.w.ns.get() + 1);
+        Moment { ns: self.w.ns.get(), tsc: self.w.ns.get() * TICKS }
+    }
+    fn tsc_khz(&self) -> u32 {
+        (TICKS * 1_000_000) as u32
+    }
+    fn arm_timer(&self, ns: u64) {
+        self.w.timer.set(Some(ns));
+    }
+    fn cancel_timer(&self) {
+        self.w.may_sleep("cancel_timer");
+        self.w.timer.set(None);
+    }
+    fn master_clock(&self) -> MasterClock {
+        self.w.may_sleep("master_clock");
+        MasterClock { tsc: 1000, ns: 500, mul: 0x8000_0000, shift: 0, stable: true }
+    }
+    fn wall_clock_base(&self) -> u64 {
+        self.w.may_sleep("wall_clock_base");
+        1_700_000_000_123_456_789
+    }
+    fn match_tsc(&self, value: u64) -> u64 {
+        self.w.may_sleep("match_tsc");
+        value.wrapping_sub(self.w.ns.get() * TICKS)
+    }
+    fn run_delay(&self) -> u64 {
+        self.w.run_delay.get()
+    }
+
+    fn slice_begin(&self) {
+        self.w.point();
+        assert!(!self.w.in_slice.replace(true), "slice in a slice");
+        // Preemption came between: whatever FPU state was live is not the guest's any more.
+        self.w.fpu_live.set(false);
+    }
+    fn slice_end(&self) {
+        assert!(self.w.in_slice.replace(false), "slice_end without slice_begin");
+        assert!(self.w.loaded.get().is_none(), "the guest's state is still loaded");
+        // Interrupts are on: a pending IPI is taken here.
+        self.w.ipi.set(false);
+        self.w.point();
+    }
+    fn work_pending(&self) -> bool {
+        self.w.point();
+        self.w.signal.get() || self.w.work.get()
+    }
+    fn do_work(&self) -> bool {
+        self.w.may_sleep("do_work");
+        self.w.point();
+        self.w.work.set(false);
+        !self.w.signal.get()
+    }
+    fn fpu_live(&self) {
+        assert!(self.w.in_slice.get());
+        self.w.fpu_live.set(true);
+    }
+    fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>) {
+        assert!(self.w.in_slice.get() && self.w.fpu_live.get(), "load_state before fpu_live");
+        assert!(self.w.loaded.replace(Some((xcr0, debug))).is_none(), "loaded twice");
+    }
+    fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4] {
+        let (have, dr) = self.w.loaded.take().expect("unloaded what was not loaded");
+        assert_eq!(have, xcr0, "another XCR0 unloaded than loaded");
+        assert_eq!(dr.is_some(), debug, "debug registers unloaded but not loaded, or the reverse");
+        dr.unwrap_or_default()
+    }
+    fn branch_barrier(&self) {
+        self.w.barriers.set(self.w.barriers.get() + 1);
+    }
+    fn reload_tsc_aux(&self, _value: u64) {}
+    fn quiesce(&self) {
+        self.w.may_sleep("quiesce");
+        self.w.quiesced.set(self.w.quiesced.get() + 1);
+        self.w.point();
+    }
+    fn block(&self) -> bool {
+        self.w.may_sleep("block");
+        self.w.blocks.set(self.w.blocks.get() + 1);
+        loop {
+            self.w.point();
+            if self.w.sh.pending() {
+                return true;
+            }
+            if self.w.signal.get() {
+                return false;
+            }
+            if let Some(t) = self.w.timer.get() {
+                self.w.ns.set(self.w.ns.get().max(t));
+            } else if self.w.schedule.borrow().is_empty() {
+                // Nothing will ever happen again: the script ends here, as if somebody pressed ^C.
+                self.w.script_over.set(true);
+                self.w.signal.set(true);
+            }
+        }
+    }
+    fn immediate_exit(&self) -> bool {
+        self.w.immediate.get()
+    }
+    fn io_page_read(&self, offset: usize, buf: &mut [u8]) {
+        self.w.may_sleep("io_page_read");
+        buf.copy_from_slice(&self.w.io_page.borrow()[offset..offset + buf.len()]);
+    }
+    fn io_page_write(&self, offset: usize, data: &[u8]) {
+        self.w.may_sleep("io_page_write");
+        self.w.io_page.borrow_mut()[offset..offset + data.len()].copy_from_slice(data);
+    }
+    fn mmio_answer(&self) -> [u8; 8] {
+        self.w.answer.get()
+    }
+    fn xmm(&self, i: usize) -> [u8; 16] {
+        self.w.xmm.borrow()[i]
+    }
+    fn set_xmm(&self, i: usize, v: [u8; 16]) {
+        self.w.xmm.borrow_mut()[i] = v;
+    }
+}

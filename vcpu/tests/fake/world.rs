@@ -1,0 +1,307 @@
+//! What guest CPU, operating system and user space share: memory, time, the model of pending interrupts, the log of devices.
+
+use exitless_vcpu::{Request, VcpuShared};
+use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+
+/// Bytes of RAM from address 0.
+pub(crate) const RAM: usize = 4 << 20;
+/// A read-only slot of one page.
+pub(crate) const ROM: u64 = 0xc000_0000;
+/// Two pages of a device in user space.
+pub(crate) const USER_MMIO: u64 = 0xd000_0000;
+/// One page of a chip in the kernel.
+pub(crate) const CHIP_MMIO: u64 = 0xfec0_0000;
+/// The APIC's page.
+pub(crate) const APIC: u64 = 0xfee0_0000;
+/// Ports of a chip in the kernel: 16 from here.
+pub(crate) const CHIP_PORT: u16 = 0x20;
+/// A port with an eventfd.
+pub(crate) const EVENT_PORT: u16 = 0x60;
+/// Host TSC ticks a nanosecond.
+pub(crate) const TICKS: u64 = 2;
+
+/// What a device answers at address `at`.
+pub(crate) fn pattern(at: u64) -> u8 {
+    (at.wrapping_mul(7) ^ at >> 8).wrapping_add(3) as u8
+}
+
+/// The rest of the world does something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Env {
+    /// A device sends a fixed interrupt, edge triggered.
+    Irq(u8),
+    /// The 8259 pair asserts its output; acknowledging gives this vector.
+    Pic(u8),
+    Nmi,
+    Init,
+    Sipi(u8),
+    /// Second-level translations changed: nothing may run on old ones.
+    TlbFlush,
+    /// A request without a story of its own.
+    Ask(Request),
+    /// A signal for the thread.
+    Signal,
+    /// Other return-to-user work, done without leaving.
+    Work,
+    /// The scheduler moves the thread.
+    Move(u32),
+    /// Time passes, ns.
+    Time(u64),
+}
+
+/// One access that reached a device, in the kernel or in user space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Touch {
+    pub(crate) user: bool,
+    pub(crate) write: bool,
+    pub(crate) at: u64,
+    pub(crate) data: Vec<u8>,
+}
+
+/// See the file's head.
+pub(crate) struct World {
+    pub(crate) sh: Rc<VcpuShared>,
+    pub(crate) ram: RefCell<Vec<u8>>,
+    pub(crate) log: RefCell<Vec<Touch>>,
+    /// Pages whose second-level mapping exists.
+    pub(crate) mapped: RefCell<BTreeSet<u64>>,
+    /// What strikes at coming points: points to let pass first, and the happening.
+    pub(crate) schedule: RefCell<VecDeque<(u8, Env)>>,
+
+    // --- the CPU the thread is on ---
+    pub(crate) cpu: Cell<u32>,
+    pub(crate) next_cpu: Cell<u32>,
+    /// A reschedule IPI is pending there.
+    pub(crate) ipi: Cell<bool>,
+    pub(crate) in_slice: Cell<bool>,
+    pub(crate) fpu_live: Cell<bool>,
+    /// XCR0 and debug registers loaded for the guest.
+    pub(crate) loaded: Cell<Option<(u64, Option<[u64; 4]>)>>,
+    pub(crate) signal: Cell<bool>,
+    pub(crate) work: Cell<bool>,
+    pub(crate) immediate: Cell<bool>,
+    pub(crate) irqchip: Cell<bool>,
+    pub(crate) script_over: Cell<bool>,
+
+    // --- time ---
+    pub(crate) ns: Cell<u64>,
+    pub(crate) timer: Cell<Option<u64>>,
+    pub(crate) run_delay: Cell<u64>,
+
+    // --- models ---
+    /// Vectors accepted by the APIC and not yet delivered.
+    pub(crate) irr: RefCell<BTreeSet<u8>>,
+    pub(crate) isr: RefCell<BTreeSet<u8>>,
+    pub(crate) tpr: Cell<u8>,
+    pub(crate) pic: Cell<Option<u8>>,
+    pub(crate) nmi_owed: Cell<bool>,
+    pub(crate) flush_owed: Cell<bool>,
+    /// A vector whose posting the world does not see (APIC timer, self-IPI): the APIC model does not judge it.
+    pub(crate) timer_vector: Cell<u8>,
+    /// Guest TSC before which the timer's vector must not come.
+    pub(crate) timer_not_before: Cell<u64>,
+    pub(crate) timer_owed: Cell<bool>,
+
+    // --- counters ---
+    pub(crate) quiesced: Cell<u32>,
+    pub(crate) moved_apic: Cell<u32>,
+    pub(crate) barriers: Cell<u32>,
+    pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
+    pub(crate) eois: RefCell<Vec<(u8, bool)>>,
+    pub(crate) wanted_eoi: Cell<Option<u8>>,
+    pub(crate) blocks: Cell<u32>,
+    pub(crate) points: Cell<u64>,
+
+    // --- user space ---
+    pub(crate) io_page: RefCell<[u8; 64]>,
+    pub(crate) answer: Cell<[u8; 8]>,
+    pub(crate) xmm: RefCell<[[u8; 16]; 16]>,
+}
+
+impl World {
+    pub(crate) fn new(sh: Rc<VcpuShared>) -> Rc<Self> {
+        Rc::new(Self {
+            sh,
+            ram: RefCell::new(vec![0; RAM]),
+            log: RefCell::default(),
+            mapped: RefCell::default(),
+            schedule: RefCell::default(),
+            cpu: Cell::new(0),
+            next_cpu: Cell::new(0),
+            ipi: Cell::new(false),
+            in_slice: Cell::new(false),
+            fpu_live: Cell::new(false),
+            loaded: Cell::new(None),
+            signal: Cell::new(false),
+            work: Cell::new(false),
+            immediate: Cell::new(false),
+            irqchip: Cell::new(true),
+            script_over: Cell::new(false),
+            ns: Cell::new(1_000_000),
+            timer: Cell::new(None),
+            run_delay: Cell::new(0),
+            irr: RefCell::default(),
+            isr: RefCell::default(),
+            tpr: Cell::new(0),
+            pic: Cell::new(None),
+            nmi_owed: Cell::new(false),
+            flush_owed: Cell::new(false),
+            timer_vector: Cell::new(0),
+            timer_not_before: Cell::new(0),
+            timer_owed: Cell::new(false),
+            quiesced: Cell::new(0),
+            moved_apic: Cell::new(0),
+            barriers: Cell::new(0),
+            ipis: RefCell::default(),
+            eois: RefCell::default(),
+            wanted_eoi: Cell::new(None),
+            blocks: Cell::new(0),
+            points: Cell::new(0),
+            io_page: RefCell::new([0; 64]),
+            answer: Cell::new([0; 8]),
+            xmm: RefCell::new([[0; 16]; 16]),
+        })
+    }
+
+    /// Something that may sleep was called.
+    pub(crate) fn may_sleep(&self, what: &str) {
+        assert!(!self.in_slice.get(), "{what} inside a slice");
+    }
+
+    /// What a requester does: the request, then the kick if the mode asks for it.
+    pub(crate) fn ask(&self, r: Request) {
+        self.sh.request(r);
+        if self.sh.needs_ipi() {
+            self.ipi.set(true);
+        }
+    }
+
+    /// Something happens now.
+    pub(crate) fn happen(&self, e: Env) {
+        match e {
+            Env::Irq(v) => self.irq(v),
+            Env::Pic(v) => {
+                self.pic.set(Some(v));
+                self.ask(Request::EVENT);
+            }
+            Env::Nmi => {
+                self.sh.apic.queue_nmi();
+                self.nmi_owed.set(true);
+                self.ask(Request::EVENT);
+            }
+            Env::Init => {
+                self.sh.apic.accept(&message(DeliveryMode::INIT, 0));
+                self.ask(Request::APIC_STATE);
+            }
+            Env::Sipi(page) => {
+                self.sh.apic.accept(&message(DeliveryMode::STARTUP, page));
+                self.ask(Request::APIC_STATE);
+            }
+            Env::TlbFlush => {
+                self.flush_owed.set(true);
+                self.mapped.borrow_mut().clear();
+                self.ask(Request::TLB_FLUSH);
+            }
+            Env::Ask(r) => self.ask(r),
+            Env::Signal => {
+                self.signal.set(true);
+                self.ipi.set(true);
+            }
+            Env::Work => {
+                self.work.set(true);
+                self.ipi.set(true);
+            }
+            Env::Move(cpu) => {
+                self.next_cpu.set(cpu);
+                self.work.set(true);
+                self.ipi.set(true);
+            }
+            Env::Time(ns) => self.ns.set(self.ns.get() + ns),
+        }
+    }
+
+    fn irq(&self, v: u8) {
+        if self.sh.apic.accept(&message(DeliveryMode::FIXED, v)).is_new() {
+            self.irr.borrow_mut().insert(v);
+            self.ask(Request::EVENT);
+        }
+    }
+
+    /// A point: due happenings strike, the timer fires, the thread moves if it may.
+    pub(crate) fn point(&self) {
+        self.points.set(self.points.get() + 1);
+        assert!(self.points.get() < 2_000_000, "the run loop goes in circles");
+        self.ns.set(self.ns.get() + 5);
+        loop {
+            let due = match self.schedule.borrow_mut().front_mut() {
+                Some((0, e)) => Some(*e),
+                Some((n, _)) => {
+                    *n -= 1;
+                    None
+                }
+                None => None,
+            };
+            let Some(e) = due else { break };
+            self.schedule.borrow_mut().pop_front();
+            self.happen(e);
+        }
+        if !self.in_slice.get() && self.cpu.get() != self.next_cpu.get() {
+            self.cpu.set(self.next_cpu.get());
+            // What the preemption notifier does.
+            self.sh.request(Request::STEAL);
+        }
+        if self.timer.get().is_some_and(|t| t <= self.ns.get()) {
+            self.timer.set(None);
+            self.ask(Request::TIMER);
+        }
+    }
+
+    pub(crate) fn touch(&self, user: bool, write: bool, at: u64, data: &[u8]) {
+        self.log.borrow_mut().push(Touch { user, write, at, data: data.to_vec() });
+    }
+
+    pub(crate) fn read_ram(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        if (ROM..ROM + 4096).contains(&gpa) {
+            buf.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(gpa + i as u64));
+            return true;
+        }
+        let ram = self.ram.borrow();
+        let Some(from) = usize::try_from(gpa).ok().and_then(|g| ram.get(g..)?.get(..buf.len())) else {
+            return false;
+        };
+        buf.copy_from_slice(from);
+        true
+    }
+
+    pub(crate) fn write_ram(&self, gpa: u64, data: &[u8]) -> bool {
+        let mut ram = self.ram.borrow_mut();
+        let Some(to) = usize::try_from(gpa).ok().and_then(|g| ram.get_mut(g..)?.get_mut(..data.len())) else {
+            return false;
+        };
+        to.copy_from_slice(data);
+        true
+    }
+
+    pub(crate) fn u32_at(&self, gpa: u64) -> u32 {
+        let mut b = [0; 4];
+        assert!(self.read_ram(gpa, &mut b));
+        u32::from_le_bytes(b)
+    }
+}
+
+/// A message of a device.
+pub(crate) fn message(mode: DeliveryMode, vector: u8) -> InterruptMessage {
+    InterruptMessage {
+        destination: 0,
+        logical: false,
+        mode,
+        vector,
+        level: false,
+        assert: true,
+        shorthand: Shorthand::None,
+        x2apic: false,
+    }
+}
