@@ -29,6 +29,7 @@ fn main() {
         "relocation-model=static",
         "no-redzone=yes",
         "force-unwind-tables=no",
+        "linker-features=-lld",
         "link-args=-nostdlib -nostartfiles -static -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=4096",
     ] {
         rustc.args(["-C", option]);

@@ -21,6 +21,7 @@ sipi_page:
     .long sipi32
     .word 0x18
 .balign 8
+.globl sipi_gdtr
 sipi_gdtr:
     .word gdt_end - gdt - 1
     .long gdt

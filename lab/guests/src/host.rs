@@ -29,7 +29,7 @@ pub fn call(op: u64, a: &[u64]) -> i64 {
 /// Runs a service that must succeed.
 pub fn must(op: u64, a: &[u64]) -> u64 {
     let r = call(op, a);
-    if r < 0 {
+    if (-4095..0).contains(&r) {
         crate::report::log_num("host service ", op);
         crate::report::fail_eq(" failed", r as u64, 0)
     }

@@ -20,6 +20,15 @@ mod trap;
 
 mod bench;
 mod t_basic;
+mod t_cpuid;
+mod t_cr;
+mod t_exc;
+mod t_fpu;
+mod t_inject;
+mod t_ioapic;
+mod t_lapic;
+mod t_msr;
+mod t_smp;
 
 use core::panic::PanicInfo;
 

@@ -474,7 +474,7 @@ fn load(ram: &Map) {
     }
 }
 
-/// The supported CPUID with this vCPU's APIC id, the hypervisor bit and the TSC-deadline bit.
+/// The supported CPUID with two leaves of our own that the guests look for, this vCPU's APIC id, the hypervisor bit and the TSC-deadline bit.
 pub fn set_cpuid(sys: &Fd, vcpu: &Fd, id: u32) -> kvm::Result<()> {
     let mut c = kvm::supported_cpuid(sys)?;
     let deadline = sys.cap(KVM_CAP_TSC_DEADLINE_TIMER) > 0;
@@ -489,6 +489,19 @@ pub fn set_cpuid(sys: &Fd, vcpu: &Fd, id: u32) -> kvm::Result<()> {
             _ => {}
         }
     }
+    let own = |function, index, flags, v: [u32; 4]| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags,
+        eax: v[0],
+        ebx: v[1],
+        ecx: v[2],
+        edx: v[3],
+        ..Default::default()
+    };
+    c.entries[n] = own(0x4000_0100, 0, 0, [0x1111_1111, 0x2222_2222, 0x3333_3333, 0x4444_4444]);
+    c.entries[n + 1] = own(0x4000_0101, 5, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, [1, 0x5555_0005, 0, 0]);
+    c.head[0] += 2;
     vcpu.with(nr::SET_CPUID2, &mut *c).map(drop)
 }
 

@@ -1,0 +1,201 @@
+//! x87, SSE and AVX state: it survives exits to a user space that uses the same registers, moves and other vCPUs.
+
+use crate::config::*;
+use crate::cpu::*;
+use crate::report::*;
+use crate::{host, smp, test};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+#[repr(C, align(64))]
+struct Area([u64; 128]);
+
+fn fill(seed: u64) -> Area {
+    let mut a = Area([0; 128]);
+    for (i, w) in a.0.iter_mut().enumerate() {
+        *w = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i as u64);
+    }
+    a
+}
+
+/// Loads xmm0-15 from an area, runs a service, stores them again; true when nothing changed.
+fn sse_keeps(seed: u64, f: fn()) -> bool {
+    let src = fill(seed);
+    let mut dst = Area([0; 128]);
+    unsafe {
+        asm!(
+            "movaps xmm0, [r12]", "movaps xmm1, [r12+16]", "movaps xmm2, [r12+32]", "movaps xmm3, [r12+48]",
+            "movaps xmm4, [r12+64]", "movaps xmm5, [r12+80]", "movaps xmm6, [r12+96]", "movaps xmm7, [r12+112]",
+            "movaps xmm8, [r12+128]", "movaps xmm9, [r12+144]", "movaps xmm10, [r12+160]",
+            "movaps xmm11, [r12+176]", "movaps xmm12, [r12+192]", "movaps xmm13, [r12+208]",
+            "movaps xmm14, [r12+224]", "movaps xmm15, [r12+240]",
+            "call {f}",
+            "movaps [r13], xmm0", "movaps [r13+16], xmm1", "movaps [r13+32], xmm2", "movaps [r13+48], xmm3",
+            "movaps [r13+64], xmm4", "movaps [r13+80], xmm5", "movaps [r13+96], xmm6", "movaps [r13+112], xmm7",
+            "movaps [r13+128], xmm8", "movaps [r13+144], xmm9", "movaps [r13+160], xmm10",
+            "movaps [r13+176], xmm11", "movaps [r13+192], xmm12", "movaps [r13+208], xmm13",
+            "movaps [r13+224], xmm14", "movaps [r13+240], xmm15",
+            f = in(reg) f, in("r12") &src, in("r13") &mut dst, clobber_abi("C"),
+        )
+    }
+    src.0[..32] == dst.0[..32]
+}
+
+/// A service that touches no vector register on the guest's side: the block is prepared before.
+static mut BLOCK: [u64; 8] = [0; 8];
+fn prepare(op: u64, a0: u64) {
+    unsafe { (&raw mut BLOCK).write_volatile([op, a0, 0, 0, 0, 0, 0, 0]) }
+}
+fn fire() {
+    unsafe { asm!("out dx, eax", in("dx") PORT_CMD, in("eax") (&raw const BLOCK) as u64 as u32) }
+}
+
+test!(sse_exit, "fpu/sse_survives_user_exit");
+fn sse_exit() {
+    prepare(op::CLOBBER_FPU, 0);
+    for i in 0..20 {
+        check(sse_keeps(i, fire), "SSE registers changed");
+    }
+}
+
+test!(sse_kernel, "fpu/sse_survives_kernel_exits");
+fn sse_kernel() {
+    fn exits() {
+        for _ in 0..5 {
+            unsafe { asm!("xor eax, eax", "push rbx", "cpuid", "pop rbx", out("eax") _, out("ecx") _, out("edx") _) }
+        }
+    }
+    for i in 0..20 {
+        check(sse_keeps(i, exits), "SSE registers changed");
+    }
+}
+
+test!(sse_migrate, "fpu/sse_survives_migration");
+fn sse_migrate() {
+    let n = host::must(op::HOST_CPUS, &[]);
+    if n < 2 {
+        skip("one host CPU")
+    }
+    for i in 0..10 {
+        prepare(op::MIGRATE, i & 1);
+        check(sse_keeps(i, fire), "SSE registers changed");
+    }
+}
+
+test!(sse_state, "fpu/sse_survives_get_set_xsave");
+fn sse_state() {
+    prepare(op::STATE_ROUND_TRIP, 0);
+    for i in 0..3 {
+        check(sse_keeps(i, fire), "SSE registers changed");
+    }
+}
+
+fn avx_on() {
+    if cpuid(1, 0)[2] & 1 << 28 == 0 {
+        skip("no AVX")
+    }
+    set_cr4(cr4() | 1 << 18);
+    xsetbv(0, 7);
+}
+
+/// The same with ymm0-3 and ymm15.
+fn avx_keeps(seed: u64, f: fn()) -> bool {
+    let src = fill(seed);
+    let mut dst = Area([0; 128]);
+    unsafe {
+        asm!(
+            "vmovaps ymm0, [r12]", "vmovaps ymm1, [r12+32]", "vmovaps ymm2, [r12+64]", "vmovaps ymm3, [r12+96]",
+            "vmovaps ymm15, [r12+128]",
+            "call {f}",
+            "vmovaps [r13], ymm0", "vmovaps [r13+32], ymm1", "vmovaps [r13+64], ymm2", "vmovaps [r13+96], ymm3",
+            "vmovaps [r13+128], ymm15",
+            f = in(reg) f, in("r12") &src, in("r13") &mut dst, clobber_abi("C"),
+        )
+    }
+    src.0[..20] == dst.0[..20]
+}
+
+test!(avx_exit, "fpu/avx_survives_user_exit");
+fn avx_exit() {
+    avx_on();
+    prepare(op::CLOBBER_FPU, 0);
+    for i in 0..20 {
+        check(avx_keeps(i, fire), "AVX registers changed");
+    }
+}
+
+test!(avx_migrate, "fpu/avx_survives_migration");
+fn avx_migrate() {
+    avx_on();
+    if host::must(op::HOST_CPUS, &[]) < 2 {
+        skip("one host CPU")
+    }
+    for i in 0..10 {
+        prepare(op::MIGRATE, i & 1);
+        check(avx_keeps(i, fire), "AVX registers changed");
+    }
+}
+
+test!(avx_state, "fpu/avx_survives_get_set_xsave");
+fn avx_state() {
+    avx_on();
+    prepare(op::STATE_ROUND_TRIP, 0);
+    for i in 0..3 {
+        check(avx_keeps(i, fire), "AVX registers changed");
+    }
+}
+
+test!(x87, "fpu/x87_survives_user_exit");
+fn x87() {
+    let (a, mut b, mut c) = (3.25f64, 0f64, 0f64);
+    unsafe {
+        asm!("fninit", "fld qword ptr [{0}]", "fldpi", in(reg) &a, options(nostack));
+        prepare(op::CLOBBER_FPU, 0);
+        fire();
+        asm!("fstp qword ptr [{1}]", "fstp qword ptr [{0}]", in(reg) &mut b, in(reg) &mut c, options(nostack));
+    }
+    check_eq(b.to_bits(), a.to_bits(), "st1");
+    check_eq(c.to_bits(), core::f64::consts::PI.to_bits(), "pi");
+}
+
+test!(mxcsr, "fpu/control_words_survive");
+fn mxcsr() {
+    let (m, f) = (0x3f80u32, 0x0f7fu16);
+    let (mut m2, mut f2) = (0u32, 0u16);
+    unsafe {
+        asm!("ldmxcsr [{0}]", "fldcw [{1}]", in(reg) &m, in(reg) &f);
+        prepare(op::CLOBBER_FPU, 0);
+        fire();
+        asm!("stmxcsr [{0}]", "fnstcw [{1}]", in(reg) &mut m2, in(reg) &mut f2);
+    }
+    check_eq(m2 as u64, m as u64, "MXCSR");
+    check_eq(f2 as u64, f as u64, "x87 control word");
+}
+
+static DONE: AtomicU32 = AtomicU32::new(0);
+fn busy() {
+    prepare(op::MIGRATE, 0);
+    host::must(op::MIGRATE, &[0]);
+    let id = index() as u64;
+    fn spin() {
+        for _ in 0..20000 {
+            pause();
+        }
+        inb(PIO_RAM);
+    }
+    for i in 0..20 {
+        if !sse_keeps(id << 32 | i, spin) {
+            fail("SSE registers mixed up between vCPUs")
+        }
+    }
+    DONE.fetch_add(1, Ordering::SeqCst);
+}
+
+test!(shared_cpu, "fpu/vcpus_on_one_host_cpu", cpus(3));
+fn shared_cpu() {
+    smp::start_all(3);
+    smp::run(1, busy);
+    smp::run(2, busy);
+    busy();
+    check(host::wait_ms(20_000, || DONE.load(Ordering::SeqCst) == 3), "the other vCPUs did not finish");
+}
