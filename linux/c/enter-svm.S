@@ -120,7 +120,7 @@ SYM_FUNC_START(ex_svm_run_asm)
 	mov	%r14, REG_R14(%rax)
 	mov	%r15, REG_R15(%rax)
 
-	/* No guest value may steer the host's speculation. */
+	/* No guest value may steer the host's speculation. ebx is the result from here on. */
 	xor	%ecx, %ecx
 	xor	%edx, %edx
 	xor	%ebx, %ebx
@@ -136,6 +136,7 @@ SYM_FUNC_START(ex_svm_run_asm)
 	xor	%r14d, %r14d
 	xor	%r15d, %r15d
 
+.Lrestore:
 	/* Before any RET: the return stack may hold the guest's addresses. */
 #ifdef EX_HAVE_RSB_VMEXIT
 	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT
@@ -165,7 +166,7 @@ SYM_FUNC_START(ex_svm_run_asm)
 #endif
 #endif
 	stgi
-	xor	%eax, %eax
+	mov	%ebx, %eax
 .Lout:
 	add	$32, %rsp
 	pop	%rbx
@@ -176,28 +177,18 @@ SYM_FUNC_START(ex_svm_run_asm)
 	pop	%rbp
 	RET
 
-	/* CLGI raised #UD: SVM was turned off under us. Only this one can happen, see .Lbug. */
+	/* CLGI raised #UD: SVM was turned off under us. GIF was not cleared. */
 .Loff:
 	mov	$1, %eax
 	jmp	.Lout
 
 	/*
-	 * VMLOAD or VMRUN raised an exception although CLGI worked and nothing could clear EFER.SVME since: the VMCB
-	 * address is bad, a bug of ours. At VMLOAD nothing has changed yet, so say so and go on; at VMRUN the
-	 * exception itself already ran on the guest's GS base, and there is nothing left to save.
+	 * VMLOAD refused the VMCB's address: a bug of ours, but nothing is lost yet. VMRUN has no such fixup: CLGI worked,
+	 * so SVM is on and stays on until STGI, and an exception there would run on the guest's GS base anyway.
 	 */
 .Lbad_vmcb:
-	mov	KEPT_HOST_SPEC_CTRL(%rsp), %rax
-	cmp	KEPT_GUEST_SPEC_CTRL(%rsp), %rax
-	je	.Lbad_vmcb_out
-	mov	%rax, %rdx
-	shr	$32, %rdx
-	mov	$MSR_IA32_SPEC_CTRL, %ecx
-	wrmsr
-.Lbad_vmcb_out:
-	stgi
-	mov	$1, %eax
-	jmp	.Lout
+	mov	$1, %ebx
+	jmp	.Lrestore
 
 	_ASM_EXTABLE(1b, .Loff)
 	_ASM_EXTABLE(2b, .Lbad_vmcb)

@@ -6,6 +6,7 @@
 #include <linux/preempt.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <asm/apicdef.h>
 #include <asm/debugreg.h>
 #include <asm/nospec-branch.h>
 #include <asm/processor.h>
@@ -43,7 +44,7 @@ u32 ex_cpu_online_count(void)
 /* The host's APIC id of a CPU, U32_MAX when unknown. */
 u32 ex_cpu_apic_id(u32 cpu)
 {
-	if (!ex_cpu_is_possible(cpu))
+	if (!ex_cpu_is_possible(cpu) || per_cpu(x86_cpu_to_apicid, cpu) == BAD_APICID)
 		return U32_MAX;
 	return per_cpu(x86_cpu_to_apicid, cpu);
 }

@@ -171,7 +171,7 @@ out:
 /* Ordinary memory (cacheable for the guest), not a device. */
 bool ex_pfn_is_ram(u64 pfn)
 {
-	return pfn_valid(pfn) && !is_zero_pfn(pfn) ? !PageReserved(pfn_to_page(pfn)) : is_zero_pfn(pfn);
+	return is_zero_pfn(pfn) || (pfn_valid(pfn) && !PageReserved(pfn_to_page(pfn)));
 }
 
 /* Keeps the mm_struct, not its mappings, alive. */

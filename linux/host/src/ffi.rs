@@ -58,7 +58,12 @@ unsafe extern "C" {
     // debugfs.c
     pub(crate) fn ex_debugfs_dir_new(name: *const c_char) -> *mut c_void;
     pub(crate) fn ex_debugfs_dir_free(dir: *mut c_void);
-    pub(crate) fn ex_debugfs_text(dir: *mut c_void, name: *const c_char, cookie: *mut c_void, kind: u32) -> c_int;
+    pub(crate) fn ex_debugfs_text(
+        dir: *mut c_void,
+        name: *const c_char,
+        cookie: *mut c_void,
+        kind: u32,
+    ) -> c_int;
     pub(crate) fn ex_debugfs_u64(dir: *mut c_void, name: *const c_char, value: *mut u64);
 
     // eventfd.c
@@ -69,7 +74,13 @@ unsafe extern "C" {
     // fd.c
     pub(crate) fn ex_fd_reserve(flags: u32) -> c_int;
     pub(crate) fn ex_fd_unreserve(fd: c_int);
-    pub(crate) fn ex_fd_open(kind: u32, name: *const c_char, object: *mut c_void, flags: u32, err: *mut c_int) -> *mut c_void;
+    pub(crate) fn ex_fd_open(
+        kind: u32,
+        name: *const c_char,
+        object: *mut c_void,
+        flags: u32,
+        err: *mut c_int,
+    ) -> *mut c_void;
     pub(crate) fn ex_fd_install(fd: c_int, file: *mut c_void);
     pub(crate) fn ex_fd_close(file: *mut c_void);
 
@@ -94,7 +105,13 @@ unsafe extern "C" {
     pub(crate) fn ex_timer_expires(timer: *const c_void) -> u64;
 
     // irqfd.c
-    pub(crate) fn ex_irqfd_new(vm: *mut c_void, cookie: usize, fd: c_int, resample_fd: c_int, err: *mut c_int) -> *mut c_void;
+    pub(crate) fn ex_irqfd_new(
+        vm: *mut c_void,
+        cookie: usize,
+        fd: c_int,
+        resample_fd: c_int,
+        err: *mut c_int,
+    ) -> *mut c_void;
     pub(crate) fn ex_irqfd_free(irqfd: *mut c_void);
     pub(crate) fn ex_irqfd_resample(irqfd: *mut c_void);
     pub(crate) fn ex_irqfd_is(irqfd: *const c_void, ctx: *const c_void) -> bool;

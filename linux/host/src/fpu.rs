@@ -65,7 +65,9 @@ impl GuestFpu {
     pub fn from_uabi(&self, image: &[u8; UABI_SIZE], xcr0: u64, pkru: u32) -> Result<u32> {
         let mut pkru = pkru;
         // SAFETY: the helper reads at most the image's size, 4096 bytes for all components outside AMX.
-        check(unsafe { ffi::ex_fpu_from_uabi(self.handle.get(), image.as_ptr().cast(), xcr0, &raw mut pkru) })?;
+        check(unsafe {
+            ffi::ex_fpu_from_uabi(self.handle.get(), image.as_ptr().cast(), xcr0, &raw mut pkru)
+        })?;
         Ok(pkru)
     }
 }

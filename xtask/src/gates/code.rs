@@ -149,10 +149,8 @@ impl Section<'_> {
                 FlowControl::Call | FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
                     let at = instruction.ip() + offsets.immediate_offset() as u64;
                     let inside = instruction.near_branch_target().wrapping_sub(start) < size;
-                    if let Some(target) = self.target(sections, at, instruction.near_branch_target()) {
-                        if self.relocations.contains_key(&at) || !inside {
-                            function.calls.push(target);
-                        }
+                    if self.relocations.contains_key(&at) || !inside {
+                        function.calls.extend(self.target(sections, at, instruction.near_branch_target()));
                     }
                 }
                 _ => {}
