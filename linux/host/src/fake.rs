@@ -163,10 +163,14 @@ fn the_helper_lists_agree() {
         let mut found = Vec::new();
         for declaration in text.split(';') {
             let Some((head, args)) = declaration.rsplit_once('(') else { continue };
-            let Some(at) = head.rfind("ex_").filter(|_| !args.contains('{')) else { continue };
+            let name =
+                head.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+            if !name.starts_with("ex_") {
+                continue;
+            }
             let args = args.split(')').next().unwrap_or_default();
             let args = args.split(',').map(str::trim).filter(|arg| !arg.is_empty() && *arg != "void");
-            found.push((head[at..].trim().into(), args.count()));
+            found.push((name.into(), args.count()));
         }
         found
     }
