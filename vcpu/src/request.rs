@@ -1,6 +1,6 @@
 //! Requests, looked at with interrupts on before each slice.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Event};
 use crate::host::Host;
 use crate::run::{Next, RunExit};
 use crate::shared::{Request as R, VcpuShared, mp};
@@ -45,10 +45,12 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     Next::Again
 }
 
-/// NMIs from the APIC's mailbox: at most two wait (one in service, one latched).
+/// NMIs from the APIC's mailbox: at most two count, the one in service and the one latched behind it.
 fn take_nmis<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let n = sh.apic.take_nmis();
-    v.nmi_pending = v.nmi_pending.saturating_add(n.min(2) as u8).min(2);
+    let busy = v.b.nmi_masked() || v.injecting == Some(Event::Nmi);
+    let limit = if busy { 1 } else { 2 };
+    v.nmi_pending = v.nmi_pending.saturating_add(n.min(2) as u8).min(limit);
 }
 
 /// INIT and SIPI (SDM vol. 3A, 9.4.4): INIT resets; SIPI counts only while waiting for it.

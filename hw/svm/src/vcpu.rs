@@ -61,7 +61,7 @@ impl Svm {
         self.flush_by_asid = caps.flush_by_asid;
         self.decode_assists = caps.decode_assists;
         let c = self.control_mut();
-        // CR0 and CR3 belong to the guest; CR4 writes change CPUID and need checks; CR8 goes to V_TPR.
+        // CR3 and CR0.TS/MP belong to the guest; other CR0 bits and CR4 need checks; CR8 goes to V_TPR.
         c.intercept_cr_write = 1 << 4;
         c.intercept_dr_read = 0xffff;
         c.intercept_dr_write = 0xffff;
@@ -71,6 +71,7 @@ impl Svm {
             | intercept1::NMI
             | intercept1::SMI
             | intercept1::INIT
+            | intercept1::CR0_SEL_WRITE
             | intercept1::RDPMC
             | intercept1::CPUID
             | intercept1::INVD

@@ -27,7 +27,11 @@ mod t_fpu;
 mod t_inject;
 mod t_ioapic;
 mod t_lapic;
+mod t_mem;
+mod t_mmio;
 mod t_msr;
+mod t_pio;
+mod t_pv;
 mod t_smp;
 
 use core::panic::PanicInfo;

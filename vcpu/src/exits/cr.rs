@@ -1,4 +1,7 @@
 //! Control and debug register accesses that exit.
+//!
+//! CR0 writes that change more than TS and MP are checked here although hardware checks them too: a state that VMRUN
+//! refuses must never be reachable, whatever the CPU under us leaves unchecked.
 
 use super::{emulation_failure, fault, unreadable};
 use crate::backend::Backend;
@@ -7,17 +10,22 @@ use crate::run::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
-use exitless_insn::{CrAccessKind as K, Mode, decode_cr_access};
-use exitless_policy::control::{Mode as Switches, check_cr4};
+use crate::emul::Emulation;
+use exitless_insn::emulate::{linearize, memory_operand};
+use exitless_insn::{Cpu, CrAccessKind as K, Mode, Stop, decode_cr_access};
+use exitless_policy::control::{Mode as Switches, check_cr0, check_cr4};
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg};
+use exitless_x86::regs::{Gpr, SegReg, cr0};
 
-/// MOV to CR4 or CR8; other forms are not intercepted on any backend yet.
+/// MOV to CR0, CR4 or CR8 and LMSW; other forms are not intercepted.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return unreadable(v, sh, host) };
     let mode = v.mode();
     let Some(access) = decode_cr_access(&bytes, valid, mode) else { return emulation_failure(v, host) };
     let done = match access.kind {
+        K::WriteCr { cr: 0, from } => write_cr0(v, source(v, from, mode)),
+        K::LmswReg { from } => lmsw(v, v.b.gprs().get(from)),
+        K::LmswMem => return lmsw_mem(v, sh, host, &bytes, valid),
         K::WriteCr { cr: 4, from } => write_cr4(v, source(v, from, mode)),
         K::WriteCr { cr: 8, from } => write_cr8(v, sh, source(v, from, mode)),
         _ => return emulation_failure(v, host),
@@ -34,16 +42,60 @@ fn source<B: Backend>(v: &Vcpu<B>, r: Gpr, mode: Mode) -> u64 {
     if mode == Mode::Bits64 { value } else { value & 0xffff_ffff }
 }
 
-fn write_cr4<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
-    let old = v.b.cr4();
-    let now = Switches {
+fn switches<B: Backend>(v: &Vcpu<B>) -> Switches {
+    Switches {
         cr0: v.b.cr0(),
         cr3: v.b.cr3(),
-        cr4: old,
+        cr4: v.b.cr4(),
         efer: v.b.efer(),
         cs_long: v.b.segment(SegReg::Cs).long(),
-    };
-    if check_cr4(new, &now, v.cpuid.caps()).is_err() {
+    }
+}
+
+fn write_cr0<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
+    let Ok(w) = check_cr0(new, &switches(v)) else { return false };
+    if (w.cr0 ^ v.b.cr0()) & (cr0::PG | cr0::WP) != 0 {
+        v.flush = true;
+    }
+    v.b.set_cr0(w.cr0);
+    v.b.set_efer(w.efer);
+    true
+}
+
+/// LMSW sets PE, MP, EM and TS, and never clears PE (SDM vol. 2A).
+fn lmsw<B: Backend>(v: &mut Vcpu<B>, source: u64) -> bool {
+    let old = v.b.cr0();
+    write_cr0(v, old & !0xe | source & 0xf)
+}
+
+fn lmsw_mem<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    bytes: &[u8; 15],
+    valid: usize,
+) -> Next {
+    let mut e = Emulation { v, sh, host };
+    let Some(m) = memory_operand(&e, bytes, valid) else { return emulation_failure(e.v, host) };
+    let mut word = [0; 2];
+    let read = linearize(&e, m.segment, m.offset, 2, false).and_then(|at| e.read(at, &mut word));
+    v.journal.clear();
+    match read {
+        Ok(()) if lmsw(v, u64::from(u16::from_le_bytes(word))) => {
+            let next = v.b.rip().wrapping_add(u64::from(m.length));
+            v.finish_skip(skip::wrap(next, v.mode()));
+            Next::Again
+        }
+        Ok(()) => fault(v, sh, Exception::gp(0)),
+        Err(Stop::Fault(x)) => fault(v, sh, x),
+        // The operand lies in a device that only user space knows: nothing anybody does.
+        Err(_) => emulation_failure(v, host),
+    }
+}
+
+fn write_cr4<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
+    let old = v.b.cr4();
+    if check_cr4(new, &switches(v), v.cpuid.caps()).is_err() {
         return false;
     }
     v.b.set_cr4(new);

@@ -126,7 +126,9 @@ impl Host for Os {
         self.w.pic.get().is_some()
     }
     fn pic_ack(&self) -> u8 {
-        self.w.pic.get().expect("acknowledged an 8259 that asserts nothing")
+        let vector = self.w.pic.take().expect("acknowledged an 8259 that asserts nothing");
+        self.w.pic_acked.set(Some(vector));
+        vector
     }
     fn irqchip(&self) -> bool {
         self.w.irqchip.get()

@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) isr: RefCell<BTreeSet<u8>>,
     pub(crate) tpr: Cell<u8>,
     pub(crate) pic: Cell<Option<u8>>,
+    /// Acknowledged at the 8259 and not yet delivered.
+    pub(crate) pic_acked: Cell<Option<u8>>,
     pub(crate) nmi_owed: Cell<bool>,
     pub(crate) flush_owed: Cell<bool>,
     /// A vector whose posting the world does not see (APIC timer, self-IPI): the APIC model does not judge it.
@@ -147,6 +149,7 @@ impl World {
             isr: RefCell::default(),
             tpr: Cell::new(0),
             pic: Cell::new(None),
+            pic_acked: Cell::new(None),
             nmi_owed: Cell::new(false),
             flush_owed: Cell::new(false),
             timer_vector: Cell::new(0),
