@@ -28,10 +28,8 @@ pub const NO_PIT: u64 = 1 << 9;
 pub const SPLIT: u64 = 1 << 10;
 /// Not a test: a measurement for `bench`.
 pub const BENCH: u64 = 1 << 11;
-/// CR0.CD and NW as after reset, PIT with speaker dummy and so on are not needed; memory backed by huge pages.
+/// Main memory asks for huge pages.
 pub const HUGE: u64 = 1 << 12;
-/// The identity map is left out of the first page tables' user bit by default; this sets it.
-pub const USER_MAP: u64 = 1 << 13;
 
 /// Time limit in seconds (bits 16-23), 0 for the default.
 pub const TIMEOUT_SHIFT: u64 = 16;
@@ -155,9 +153,7 @@ pub mod op {
     pub const AFTER: u64 = 35;
     /// Asks for an interrupt window exit of the calling vCPU; the runner injects vector a0 then.
     pub const WINDOW_INJECT: u64 = 36;
-    /// Result = KVM_EXIT numbers' last HLT count without in-kernel chips; see USER_EXITS.
-    pub const SET_REG: u64 = 37;
-    /// a0 = vCPU; GET and SET of all state of the calling vCPU (regs, sregs, xsave, xcrs, debugregs, events, lapic).
+    /// GET and SET of all state of the calling vCPU (regs, sregs, xsave, xcrs, debugregs, events, lapic).
     pub const STATE_ROUND_TRIP: u64 = 38;
     /// a0 = index; result = value of the MSR by KVM_GET_MSRS of the calling vCPU.
     pub const GET_MSR: u64 = 39;
@@ -171,10 +167,14 @@ pub mod op {
     pub const GET_LAPIC: u64 = 43;
     /// Result = KVM_GET_CLOCK in nanoseconds.
     pub const GET_CLOCK: u64 = 44;
-    /// A1.. the same slot, moved: a0 = slot, a1 = new GPA (slot must exist).
+    /// a0 = slot, a1 = new GPA: the same slot, moved.
     pub const SLOT_MOVE: u64 = 45;
-    /// a0 = vCPU; result = number of host CPUs.
+    /// Result = number of host CPUs.
     pub const HOST_CPUS: u64 = 46;
-    /// a0 = nonzero for the channel-2 gate; result = KVM_GET_PIT2 word (mode | gate << 8 | count << 16) of channel a1.
+    /// a1 = channel; result = mode | gate << 8 | count << 16 by KVM_GET_PIT2.
     pub const GET_PIT: u64 = 47;
+    /// a0 = slot: delete it and add it again unchanged, in one step as seen by the calling vCPU.
+    pub const SLOT_ZAP: u64 = 48;
+    /// Ends the test as passed (from another thread, with AFTER).
+    pub const PASS: u64 = 49;
 }

@@ -46,7 +46,9 @@ pub fn r8(a: u64) -> u8 {
     unsafe { (a as *const u8).read_volatile() }
 }
 pub fn r16(a: u64) -> u16 {
-    unsafe { (a as *const u16).read_unaligned() }
+    let v: u16;
+    unsafe { core::arch::asm!("mov {0:x}, [{1}]", out(reg) v, in(reg) a, options(nostack)) }
+    v
 }
 pub fn r32(a: u64) -> u32 {
     let v;

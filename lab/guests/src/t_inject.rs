@@ -335,8 +335,7 @@ fn idt_in_slot() {
     unsafe { asm!("lidt [{}]", in(reg) &d) };
 }
 fn zap() {
-    host::must(op::SLOT_SET, &[FREE_SLOT, SLOT_GPA, 0, 0, 0]);
-    host::must(op::SLOT_SET, &[FREE_SLOT, SLOT_GPA, 0x2000, 0, 0]);
+    host::must(op::SLOT_ZAP, &[FREE_SLOT]);
 }
 
 test!(npf_irq, "inject/second_level_fault_during_interrupt");

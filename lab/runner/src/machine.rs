@@ -245,6 +245,7 @@ impl Machine {
         let text = lock(&self.devices).text.clone();
         self.end(match code {
             EXIT_PASS => Outcome::Passed,
+            EXIT_SKIP if text.is_empty() => Outcome::Skipped("not on this CPU".into()),
             EXIT_SKIP => Outcome::Skipped(text),
             EXIT_FAIL => Outcome::Failed(String::new()),
             n => Outcome::Failed(format!("check {n:#x}")),

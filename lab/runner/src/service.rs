@@ -39,6 +39,11 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::NMI => nmi(m, a[0]),
         op::MSI => signal_msi(m, a[0], a[1]),
         op::SLOT_SET => slot_set(m, a),
+        op::SLOT_ZAP => slot_zap(m, a[0] as u32),
+        op::PASS => {
+            m.end(Outcome::Passed);
+            Ok(0)
+        }
         op::SLOT_MOVE => slot_move(m, a[0] as u32, a[1]),
         op::POOL_DONTNEED => pool(m, a[0], a[1], |p, n| {
             // SAFETY: inside the pool.
@@ -166,6 +171,12 @@ fn slot_set(m: &Machine, a: [u64; 6]) -> Answer {
     let answer = m.vm.set(nr::SET_USER_MEMORY_REGION, &r)?;
     lock(&m.slots).insert(r.slot, r);
     Ok(answer.into())
+}
+
+fn slot_zap(m: &Machine, slot: u32) -> Answer {
+    let r = *lock(&m.slots).get(&slot).ok_or(Errno(libc::EINVAL))?;
+    m.vm.set(nr::SET_USER_MEMORY_REGION, &kvm_userspace_memory_region { memory_size: 0, ..r })?;
+    Ok(m.vm.set(nr::SET_USER_MEMORY_REGION, &r)?.into())
 }
 
 fn slot_move(m: &Machine, slot: u32, gpa: u64) -> Answer {
