@@ -193,3 +193,18 @@ SYM_FUNC_START(ex_svm_run_asm)
 	_ASM_EXTABLE(1b, .Loff)
 	_ASM_EXTABLE(2b, .Lbad_vmcb)
 SYM_FUNC_END(ex_svm_run_asm)
+
+/*
+ * u32 ex_svm_save_host(u64 host_save_pa): VMSAVE of the host's state. 1 when SVM was turned off, by the interrupt of a
+ * shutdown for example, which may arrive between any check and the instruction.
+ */
+SYM_FUNC_START(ex_svm_save_host)
+	mov	%rdi, %rax
+1:	vmsave	%rax
+	xor	%eax, %eax
+	RET
+.Lnot_saved:
+	mov	$1, %eax
+	RET
+	_ASM_EXTABLE(1b, .Lnot_saved)
+SYM_FUNC_END(ex_svm_save_host)

@@ -32,6 +32,20 @@ pub unsafe fn svm(
     }
 }
 
+/// VMSAVE of the host's state into the page that [`svm`] loads it back from: after each `ex_rs_sched_in` and load, before
+/// the next entry. A plain VMSAVE instruction would be an oops when a shutdown turns SVM off just before it.
+///
+/// # Safety
+/// Preemption is off; `host_save_pa` is this CPU's page and nothing else.
+#[inline]
+pub unsafe fn save_host(host_save_pa: u64) -> core::result::Result<(), NotEntered> {
+    // SAFETY: the caller's promise; the fault of a disabled SVM is caught.
+    match unsafe { ffi::ex_svm_save_host(host_save_pa) } {
+        0 => Ok(()),
+        _ => Err(NotEntered),
+    }
+}
+
 /// From here on this CPU's time belongs to the guest's account. Interrupts off; once around several entries.
 #[inline]
 pub fn timing_begin() {

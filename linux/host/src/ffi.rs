@@ -212,6 +212,7 @@ unsafe extern "C" {
 
     // ../enter.c
     pub(crate) fn ex_svm_enter(vmcb_pa: u64, regs: *mut u64, host_save_pa: u64, guest_spec_ctrl: u64) -> u32;
+    pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
     pub(crate) fn ex_guest_timing_enter();
     pub(crate) fn ex_guest_timing_exit();
     pub(crate) fn ex_irq_window();
