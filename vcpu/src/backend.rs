@@ -138,6 +138,8 @@ pub trait Backend {
     fn take_interrupted(&mut self) -> Option<Event>;
     /// Gives the next entry an event to deliver.
     fn inject(&mut self, event: Event);
+    /// Takes back an injected event that no entry has delivered yet. NMI masking is the caller's.
+    fn withdraw(&mut self);
     /// RIP behind the exiting instruction where hardware told it.
     fn next_rip(&self) -> Option<u64>;
     /// The bytes hardware fetched at the exiting instruction (decode assists); empty without.

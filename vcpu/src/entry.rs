@@ -45,6 +45,9 @@ pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if host.irqchip() {
         update_tpr_threshold(v, sh);
         crate::pv::offer_eoi(v, sh, host);
+    } else {
+        // User space hears of every lowering of CR8.
+        v.b.set_cr8_intercept(true);
     }
 }
 
@@ -144,6 +147,8 @@ pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
         v.reinject = Some(event);
         v.event_dirty = true;
     }
+    // What stood behind the event of this entry: its turn comes at this exit.
+    v.event_dirty |= v.exception.is_some() || v.nmi_pending != 0;
     sh.interruptible.store(v.b.rflags() & rflags::IF != 0, Relaxed);
 }
 

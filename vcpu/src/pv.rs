@@ -125,7 +125,15 @@ pub fn offer_eoi<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuSh
     }
 }
 
-/// After an exit, before anything looks at the APIC: did the guest use the offer?
+/// Before user space may look: takes back an offer that was not used, so that the APIC's registers tell all. The next
+/// entry offers again.
+pub fn withdraw_eoi<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+    if core::mem::take(&mut v.pv.eoi_offered) {
+        host.write_guest(v.pv.eoi & KVM_PV_EOI_ADDRESS, &[0]);
+    }
+}
+
+/// After a slice, before anything looks at the APIC: did the guest use the offer?
 pub fn collect_eoi<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if !v.pv.eoi_offered {
         return;

@@ -19,6 +19,8 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         return Next::Leave(RunExit::Error(-EIO));
     }
     if has(R::TRIPLE_FAULT) {
+        // User space may run the vCPU again: the others must not be lost.
+        sh.request(R(bits & !R::TRIPLE_FAULT.0));
         return Next::Leave(RunExit::Shutdown);
     }
     if has(R::TLB_FLUSH) || has(R::ROOT) {
@@ -48,7 +50,8 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
 /// NMIs from the APIC's mailbox: at most two count, the one in service and the one latched behind it.
 fn take_nmis<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let n = sh.apic.take_nmis();
-    let busy = v.b.nmi_masked() || v.injecting == Some(Event::Nmi);
+    let nmi = Some(Event::Nmi);
+    let busy = v.b.nmi_masked() || v.injecting == nmi || v.reinject == nmi;
     let limit = if busy { 1 } else { 2 };
     v.nmi_pending = v.nmi_pending.saturating_add(n.min(2) as u8).min(limit);
 }

@@ -29,12 +29,12 @@ impl<B: Backend> Vcpu<B> {
         self.xcr0 = 1;
         self.tsc_offset = 0;
         self.started = false;
-        self.pv = crate::pv::Pv::default();
         self.msrs.init();
         self.lapic.init(&sh.apic, id, bsp, Config::default());
         self.b.set_sys_reg(SysReg::Pat, Self::PAT_RESET);
         self.reset(sh, host, false);
-        self.set_mp(sh, if bsp { mp::RUNNABLE } else { mp::UNINITIALIZED });
+        // Without an APIC in the kernel, starting application processors is user space's business.
+        self.set_mp(sh, if bsp || !host.irqchip() { mp::RUNNABLE } else { mp::UNINITIALIZED });
     }
 
     /// RESET (`init` false) or INIT.
@@ -42,7 +42,11 @@ impl<B: Backend> Vcpu<B> {
         self.reinject = None;
         self.exception = None;
         self.injecting = None;
+        self.b.withdraw();
         self.nmi_pending = 0;
+        let _ = sh.apic.take_nmis();
+        // Whoever runs after INIT has not told us about its memory.
+        self.pv = crate::pv::Pv::default();
         self.forget_instruction();
         self.dr = [0; 4];
         self.dr_live = false;
@@ -65,6 +69,7 @@ impl<B: Backend> Vcpu<B> {
         b.set_interrupt_shadow(false);
         b.set_interrupt_window(false);
         b.set_nmi_masked(false);
+        b.set_nmi_window(false);
         b.set_dr_intercept(true);
         b.set_cr8(0);
         // INIT keeps CD and NW (SDM vol. 3A, table 10-1, note 2).

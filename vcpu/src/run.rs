@@ -76,6 +76,12 @@ pub enum Next {
 /// Runs the vCPU until user space is needed. The caller has loaded the vCPU and its FPU state, and holds the lock on
 /// slots and routes.
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
+    let exit = until_exit(v, sh, host);
+    crate::pv::withdraw_eoi(v, host);
+    exit
+}
+
+fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
     if let Next::Leave(exit) = complete(v, sh, host) {
         return exit;
     }
@@ -88,7 +94,6 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
             sh.stats.signal_exits.bump();
             return RunExit::Interrupted;
         }
-        crate::pv::collect_eoi(v, sh, host);
         if let Next::Leave(exit) = request::process(v, sh, host) {
             return exit;
         }
@@ -104,7 +109,9 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
         if let Some(exit) = entry::user_window(v, host) {
             return exit;
         }
-        if let Some(exit) = slice(v, sh, host)
+        let exit = slice(v, sh, host);
+        crate::pv::collect_eoi(v, sh, host);
+        if let Some(exit) = exit
             && let Next::Leave(exit) = exits::handle(v, sh, host, exit)
         {
             sh.stats.user.bump();
@@ -153,6 +160,8 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
 fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     if v.mp_state == mp::HALTED && entry::wakes(v, sh, host) {
         v.set_mp(sh, mp::RUNNABLE);
+        // HLT ended the interrupt shadow: what it held back may go in now.
+        v.event_dirty = true;
         sh.stats.halt_wakeup.bump();
         return Next::Again;
     }

@@ -125,6 +125,10 @@ impl<B: Backend> Vcpu<B> {
             self.exception =
                 Some(Exception { vector: Vector::DF, error_code: Some(0), payload: 0 });
         } else {
+            // One after the other: the second now; the first comes back when its instruction runs again.
+            if matches!(self.reinject, Some(Event::Exception(_))) {
+                self.reinject = None;
+            }
             self.exception = Some(x);
         }
         true

@@ -174,6 +174,9 @@ impl Backend for Svm {
     fn inject(&mut self, event: Event) {
         self.put_event(event);
     }
+    fn withdraw(&mut self) {
+        self.control_mut().event_inj = 0;
+    }
     fn next_rip(&self) -> Option<u64> {
         let c = self.control();
         if c.exit_code == 0x7b {

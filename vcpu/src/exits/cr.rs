@@ -6,7 +6,7 @@
 use super::{emulation_failure, fault, unreadable};
 use crate::backend::Backend;
 use crate::host::Host;
-use crate::run::Next;
+use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
@@ -22,6 +22,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return unreadable(v, sh, host) };
     let mode = v.mode();
     let Some(access) = decode_cr_access(&bytes, valid, mode) else { return emulation_failure(v, host) };
+    let cr8 = v.lapic.cr8();
     let done = match access.kind {
         K::WriteCr { cr: 0, from } => write_cr0(v, source(v, from, mode)),
         K::LmswReg { from } => lmsw(v, v.b.gprs().get(from)),
@@ -34,6 +35,10 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return fault(v, sh, Exception::gp(0));
     }
     v.finish_skip(skip::wrap(v.b.rip().wrapping_add(u64::from(access.length)), mode));
+    if !host.irqchip() && v.lapic.cr8() < cr8 {
+        // User space has the APIC: an interrupt it holds back may be due now.
+        return Next::Leave(RunExit::SetTpr);
+    }
     Next::Again
 }
 

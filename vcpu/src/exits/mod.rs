@@ -37,7 +37,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     match exit {
         Exit::ExternalInterrupt | Exit::Nmi | Exit::HostEvent => Next::Again,
-        Exit::InterruptWindow | Exit::NmiWindow => window(v),
+        Exit::InterruptWindow => window(v),
+        Exit::NmiWindow => nmi_window(v),
         Exit::Cpuid => cpuid::handle(v, sh, host),
         Exit::Hlt => halt::handle(v, sh, host),
         Exit::Io(access) => io::handle(v, sh, host, access),
@@ -66,6 +67,12 @@ const EIO: i32 = 5;
 
 fn window<B: Backend>(v: &mut Vcpu<B>) -> Next {
     v.b.set_interrupt_window(false);
+    v.event_dirty = true;
+    Next::Again
+}
+
+fn nmi_window<B: Backend>(v: &mut Vcpu<B>) -> Next {
+    v.b.set_nmi_window(false);
     v.event_dirty = true;
     Next::Again
 }
