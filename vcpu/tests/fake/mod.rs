@@ -15,6 +15,6 @@ pub(crate) mod machine;
 pub(crate) mod os;
 pub(crate) mod world;
 
-pub(crate) use cpu::{Cpu, Op};
+pub(crate) use cpu::Op;
 pub(crate) use machine::Machine;
-pub(crate) use world::{Env, Touch, World, pattern};
+pub(crate) use world::Env;

@@ -1,0 +1,622 @@
+//! The guest's CPU: registers, event delivery, windows, and a script of operations. Strict where hardware would misbehave.
+//!
+//! An operation that exits is finished by the hall; the next thing the CPU does checks that RIP moved behind it exactly once
+//! (or stayed, if the guest gets a fault for it) and that devices saw exactly its accesses.
+
+use super::os::Core;
+use super::world::{Env, Touch, World};
+use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault, SysReg};
+use exitless_vcpu::shared::{mode, mp};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+/// Where code lies: operations follow each other from here and start over at the end.
+pub(crate) const CODE: u64 = 0x1000;
+const CODE_END: u64 = 0x7000;
+/// Where the handler of vector 0 lies; 256 bytes each.
+pub(crate) const HANDLERS: u64 = 0x1_0000;
+/// The guest's flag for PV EOI.
+pub(crate) const PV_EOI_FLAG: u64 = 0x3_0000;
+
+/// What the guest does next.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Op {
+    /// Instructions that do not exit.
+    Nop,
+    Sti,
+    Cli,
+    /// Back from a handler: to where the event hit, or behind the instruction that faulted.
+    Iret,
+    /// CR8, in 32-bit code spelt LOCK MOV CR0.
+    Cr8(u8),
+    /// An access to RAM that may not be mapped yet.
+    Ram(u64),
+    /// The end-of-interrupt write, to the APIC's page.
+    Eoi,
+    /// The guest's EOI when the host may have waived it: clears the flag, or does the write.
+    PvEoi,
+    /// An instruction with its bytes, the exit it makes, registers it needs and device accesses it owes.
+    Exit(Box<Instruction>),
+    /// An exit that is not an instruction: nothing moves.
+    Event(Exit),
+    /// The rest of the world does something while the guest runs.
+    World(Env),
+}
+
+/// See [`Op::Exit`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Instruction {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) exit: Exit,
+    pub(crate) set: Vec<(Gpr, u64)>,
+    /// Device accesses it must make, in order, once.
+    pub(crate) owes: Vec<Touch>,
+    /// Registers afterwards.
+    pub(crate) then: Vec<(Gpr, u64)>,
+    /// A repeated string instruction: interruptible between iterations.
+    pub(crate) rep: bool,
+    /// It faults: RIP stays and an exception follows.
+    pub(crate) faults: bool,
+    /// The CPU tells the next RIP.
+    pub(crate) next_rip: bool,
+}
+
+/// What an exit left to check.
+#[derive(Clone, Debug)]
+struct Open {
+    at: u64,
+    next: u64,
+    insn: Instruction,
+    depth: usize,
+}
+
+/// What an event pushed.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    rip: u64,
+    rflags: u64,
+    /// Bytes to skip when it returns.
+    skip: u64,
+}
+
+/// See the file's head.
+pub(crate) struct Cpu {
+    pub(crate) w: Rc<World>,
+    pub(crate) ops: VecDeque<Op>,
+    /// What coming deliveries run into instead of happening; `None`: that one goes well.
+    pub(crate) breaks: VecDeque<Option<Exit>>,
+    /// Every event delivered, in order.
+    pub(crate) delivered: Vec<Event>,
+    /// Handlers send EOIs and return by themselves.
+    pub(crate) handlers: bool,
+    pub(crate) entries: u64,
+    pub(crate) flushes: u32,
+    pub(crate) fetched: Vec<u8>,
+
+    pub(crate) gprs: Gprs,
+    pub(crate) rip: u64,
+    pub(crate) rflags: u64,
+    pub(crate) cr0: u64,
+    pub(crate) cr4: u64,
+    pub(crate) efer: u64,
+    pub(crate) cr2: u64,
+    pub(crate) cr3: u64,
+    pub(crate) dr6: u64,
+    pub(crate) dr7: u64,
+    pub(crate) cr8: u8,
+    pub(crate) tsc_offset: u64,
+    pub(crate) shadow: bool,
+    pub(crate) nmi_masked: bool,
+    pub(crate) window: bool,
+    pub(crate) nmi_window: bool,
+    pub(crate) cr8_intercept: bool,
+    pub(crate) dr_intercept: bool,
+    pub(crate) event: Option<Event>,
+    interrupted: Option<Event>,
+    segments: [Segment; 8],
+    gdtr: TableReg,
+    idtr: TableReg,
+    sys: [u64; 18],
+    next: Option<u64>,
+    frames: Vec<Frame>,
+    open: Option<Open>,
+    /// End of the last instruction of the script.
+    flow: u64,
+}
+
+impl Cpu {
+    pub(crate) fn new(w: Rc<World>) -> Self {
+        Self {
+            w,
+            ops: VecDeque::new(),
+            breaks: VecDeque::new(),
+            delivered: Vec::new(),
+            handlers: true,
+            entries: 0,
+            flushes: 0,
+            fetched: Vec::new(),
+            gprs: Gprs::default(),
+            rip: 0,
+            rflags: 2,
+            cr0: 0,
+            cr4: 0,
+            efer: 0,
+            cr2: 0,
+            cr3: 0,
+            dr6: 0,
+            dr7: 0,
+            cr8: 0,
+            tsc_offset: 0,
+            shadow: false,
+            nmi_masked: false,
+            window: false,
+            nmi_window: false,
+            cr8_intercept: false,
+            dr_intercept: false,
+            event: None,
+            interrupted: None,
+            segments: [Segment::default(); 8],
+            gdtr: TableReg::default(),
+            idtr: TableReg::default(),
+            sys: [0; 18],
+            next: None,
+            frames: Vec::new(),
+            open: None,
+            flow: 0,
+        }
+    }
+
+    /// 32-bit flat protected mode without paging, at [`CODE`].
+    pub(crate) fn flat(&mut self) {
+        self.cr0 = 0x11;
+        let data = Segment { base: 0, limit: !0, selector: 0x10, attrib: 0xc93 };
+        for s in [SegReg::Es, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
+            self.segments[s as usize] = data;
+        }
+        self.segments[SegReg::Cs as usize] = Segment { base: 0, limit: !0, selector: 8, attrib: 0xc9b };
+        self.rip = CODE;
+        self.gprs.set(Gpr::Rsp, 0x2_0000);
+    }
+
+    /// Nothing is half done: the script and all handlers have ended.
+    pub(crate) fn idle(&self) -> bool {
+        self.ops.is_empty() && self.frames.is_empty()
+    }
+
+    /// Frames of handlers that run.
+    pub(crate) fn depth(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// INIT and the like: the script's bookkeeping starts over, where RIP now is.
+    pub(crate) fn forget(&mut self) {
+        self.frames.clear();
+        self.open = None;
+        self.ops.clear();
+    }
+
+    fn open_for_interrupts(&self) -> bool {
+        self.rflags & rflags::IF != 0 && !self.shadow
+    }
+
+    fn check_entry(&self, core: &Core) {
+        let w = &self.w;
+        assert!(w.in_slice.get() && w.fpu_live.get(), "entered outside a slice or without the FPU state");
+        assert_eq!(core.0, w.cpu.get(), "another CPU's part");
+        let (_, dr) = w.loaded.get().expect("entered without the guest's XCR0");
+        assert_eq!(
+            dr.is_none(),
+            self.dr_intercept,
+            "debug registers run free but are not loaded, or the reverse"
+        );
+        assert_eq!(w.sh.mode.load(Ordering::SeqCst), mode::IN_GUEST);
+        assert_eq!(w.sh.mp_state.load(Ordering::SeqCst), mp::RUNNABLE, "a halted CPU entered the guest");
+        assert!(!w.sh.pending() || w.ipi.get(), "entered with a request and no IPI under way");
+        assert!(
+            !(w.signal.get() || w.work.get()) || w.ipi.get(),
+            "entered with a signal and no IPI under way"
+        );
+        assert_eq!(self.cr8, w.tpr.get() >> 4, "CR8 is not the TPR's upper half");
+        assert!(self.rflags & rflags::FIXED != 0);
+    }
+
+    fn check_event(&self, event: Event) {
+        match event {
+            Event::Interrupt(_) => assert!(self.open_for_interrupts(), "interrupt with interrupts closed"),
+            Event::Nmi => assert!(!self.shadow, "NMI in an interrupt shadow"),
+            _ => {}
+        }
+    }
+
+    /// The interrupt was due, and is due no more.
+    fn account(&self, v: u8) {
+        let w = &self.w;
+        if w.pic_acked.get() == Some(v) {
+            w.pic_acked.set(None);
+            return;
+        }
+        if !w.irqchip.get() {
+            return;
+        }
+        let class = v >> 4;
+        assert!(class > w.tpr.get() >> 4, "vector {v:#x} below the TPR");
+        let top = w.isr.borrow().last().copied();
+        assert!(top.is_none_or(|t| class > t >> 4), "vector {v:#x} over {top:?} in service");
+        if v == w.timer_vector.get() {
+            let tsc = (w.ns.get() * super::world::TICKS).wrapping_add(self.tsc_offset);
+            assert!(tsc >= w.timer_not_before.get(), "the timer fired early");
+            w.timer_owed.set(false);
+        } else {
+            assert!(w.irr.borrow_mut().remove(&v), "vector {v:#x} delivered but never sent, or twice");
+        }
+        w.isr.borrow_mut().insert(v);
+    }
+
+    fn deliver(&mut self, event: Event) {
+        let vector = match event {
+            Event::Interrupt(v) | Event::Software(v, _) => v,
+            Event::Nmi => 2,
+            Event::Exception(x) => x.vector.0,
+        };
+        let skip = self.settle(Some(event));
+        match event {
+            Event::Interrupt(v) => self.account(v),
+            Event::Nmi => {
+                assert!(self.nmi_masked, "inject masks NMIs");
+                self.w.nmi_owed.set(false);
+            }
+            _ => {}
+        }
+        self.delivered.push(event);
+        self.frames.push(Frame { rip: self.rip, rflags: self.rflags, skip });
+        self.rflags &= !(rflags::IF | rflags::TF | rflags::RF);
+        self.shadow = false;
+        self.rip = HANDLERS + u64::from(vector) * 256;
+        if self.handlers {
+            let external = matches!(event, Event::Interrupt(v) if self.w.isr.borrow().contains(&v));
+            self.ops.push_front(Op::Iret);
+            if external {
+                self.ops.push_front(Op::PvEoi);
+            }
+        }
+    }
+
+    /// Checks the instruction that exited last, now that something follows it. Answers the bytes to skip when the handler of
+    /// `event` returns. `None` for the event: the next operation follows.
+    fn settle(&mut self, event: Option<Event>) -> u64 {
+        let Some(open) = self.open.take() else { return 0 };
+        let stays = self.rip == open.at;
+        let faulted = stays && matches!(event, Some(Event::Exception(_)));
+        if open.insn.rep && stays && !faulted {
+            // Between two iterations: it goes on after the handler.
+            self.open = Some(open);
+            return 0;
+        }
+        if faulted {
+            assert!(open.insn.faults, "{:x?} must not fault, but: {event:?}", open.insn);
+            assert_eq!(*self.w.log.borrow(), [], "a faulting instruction touched devices");
+            return open.next - open.at;
+        }
+        assert!(!open.insn.faults, "{:x?} did not fault", open.insn);
+        assert_eq!(self.rip, open.next, "RIP after {:x?}", open.insn);
+        assert!(!self.shadow, "an interrupt shadow outlived its instruction");
+        assert_eq!(self.w.log.take(), open.insn.owes, "device accesses of {:x?}", open.insn);
+        for (r, v) in &open.insn.then {
+            assert_eq!(self.gprs.get(*r), *v, "{r:?} after {:x?}", open.insn);
+        }
+        0
+    }
+
+    /// One operation; the exit it makes.
+    fn step(&mut self) -> Option<Exit> {
+        if let Some(open) = self.again() {
+            return Some(open);
+        }
+        self.settle(None);
+        match self.ops.pop_front() {
+            Some(op) => {
+                if self.frames.is_empty() && self.rip >= CODE_END {
+                    self.rip = CODE;
+                }
+                self.execute(op)
+            }
+            None => {
+                self.w.script_over.set(true);
+                self.w.signal.set(true);
+                Some(Exit::ExternalInterrupt)
+            }
+        }
+    }
+
+    /// A repeated string instruction that is not at its end exits again.
+    fn again(&mut self) -> Option<Exit> {
+        let open = self.open.as_ref()?;
+        let goes_on = open.insn.rep && self.rip == open.at && self.frames.len() == open.depth;
+        goes_on.then_some(open.insn.exit)
+    }
+
+    fn execute(&mut self, op: Op) -> Option<Exit> {
+        match op {
+            Op::Nop => self.plain(1),
+            Op::Sti => {
+                self.plain(1);
+                self.shadow = self.rflags & rflags::IF == 0;
+                self.rflags |= rflags::IF;
+                None
+            }
+            Op::Cli => {
+                self.rflags &= !rflags::IF;
+                self.plain(1)
+            }
+            Op::Iret => {
+                let f = self.frames.pop().expect("a script without its frame");
+                self.rip = f.rip + f.skip;
+                self.rflags = f.rflags;
+                self.shadow = false;
+                self.nmi_masked = false;
+                None
+            }
+            Op::Cr8(v) => self.write_cr8(v),
+            Op::Ram(gpa) => self.touch_ram(gpa),
+            Op::Eoi => {
+                assert!(self.w.isr.borrow_mut().pop_last().is_some(), "EOI without interrupt");
+                self.execute(super::guest::store(super::world::APIC + 0xb0, 0))
+            }
+            Op::PvEoi => self.pv_eoi(),
+            Op::Exit(insn) => Some(self.exit(*insn)),
+            Op::Event(exit) => Some(exit),
+            Op::World(e) => {
+                self.w.happen(e);
+                None
+            }
+        }
+    }
+
+    fn plain(&mut self, len: u64) -> Option<Exit> {
+        self.rip += len;
+        self.shadow = false;
+        None
+    }
+
+    fn write_cr8(&mut self, v: u8) -> Option<Exit> {
+        let faults = v > 15;
+        if self.cr8_intercept || faults {
+            if !faults {
+                self.w.tpr.set(v << 4);
+            }
+            let mut insn = super::guest::insn(&[0xf0, 0x0f, 0x22, 0xc0], Exit::Cr8Write);
+            insn.set = vec![(Gpr::Rax, u64::from(v))];
+            insn.faults = faults;
+            return Some(self.exit(insn));
+        }
+        if self.cr8 != v {
+            self.w.tpr.set(v << 4);
+        }
+        self.cr8 = v;
+        self.plain(4)
+    }
+
+    fn touch_ram(&mut self, gpa: u64) -> Option<Exit> {
+        if self.w.mapped.borrow().contains(&(gpa >> 12)) {
+            return self.plain(5);
+        }
+        self.ops.push_front(Op::Ram(gpa));
+        Some(Exit::Slat(SlatFault { gpa, write: true, fetch: false, present: false, table_walk: false }))
+    }
+
+    fn pv_eoi(&mut self) -> Option<Exit> {
+        let flag = self.w.u32_at(PV_EOI_FLAG);
+        if flag & 1 == 0 {
+            return self.execute(Op::Eoi);
+        }
+        self.w.write_ram(PV_EOI_FLAG, &(flag & !1).to_le_bytes());
+        assert!(self.w.isr.borrow_mut().pop_last().is_some(), "EOI without interrupt");
+        self.plain(4)
+    }
+
+    fn exit(&mut self, insn: Instruction) -> Exit {
+        assert!(self.w.write_ram(self.rip, &insn.bytes));
+        for (r, v) in &insn.set {
+            self.gprs.set(*r, *v);
+        }
+        let (at, next) = (self.rip, self.rip + insn.bytes.len() as u64);
+        self.next = insn.next_rip.then_some(next);
+        let exit = insn.exit;
+        assert_eq!(*self.w.log.borrow(), [], "accesses of no instruction");
+        self.open = Some(Open { at, next, insn, depth: self.frames.len() });
+        exit
+    }
+}
+
+impl Backend for Cpu {
+    type Cpu = Core;
+
+    fn enter(&mut self, core: &Core, flush: bool) -> Exit {
+        self.check_entry(core);
+        self.entries += 1;
+        self.next = None;
+        if flush {
+            self.flushes += 1;
+            self.w.flush_owed.set(false);
+        }
+        if let Some(event) = self.event.take() {
+            self.check_event(event);
+            if let Some(exit) = self.breaks.pop_front().flatten() {
+                if event == Event::Nmi {
+                    self.nmi_masked = false;
+                }
+                self.interrupted = Some(event);
+                return exit;
+            }
+            self.deliver(event);
+        }
+        loop {
+            if self.w.ipi.take() {
+                return Exit::ExternalInterrupt;
+            }
+            assert!(!self.w.flush_owed.get(), "the guest runs on translations that are gone");
+            if self.nmi_window && !self.nmi_masked && !self.shadow {
+                return Exit::NmiWindow;
+            }
+            if self.window && self.open_for_interrupts() {
+                return Exit::InterruptWindow;
+            }
+            if let Some(exit) = self.step() {
+                return exit;
+            }
+        }
+    }
+
+    fn exit_number(&self) -> u64 {
+        7
+    }
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.interrupted.take()
+    }
+    fn inject(&mut self, event: Event) {
+        assert!(self.event.is_none(), "two events for one entry: {:?} and {event:?}", self.event);
+        if event == Event::Nmi {
+            assert!(!self.nmi_masked, "NMI while NMIs are masked");
+            self.nmi_masked = true;
+        }
+        if let Event::Exception(Exception { vector: Vector::PF, payload, .. }) = event {
+            self.cr2 = payload;
+        }
+        self.event = Some(event);
+    }
+    fn withdraw(&mut self) {
+        self.event = None;
+    }
+    fn next_rip(&self) -> Option<u64> {
+        self.next
+    }
+    fn fetched(&self) -> &[u8] {
+        &self.fetched
+    }
+
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+    fn rip(&self) -> u64 {
+        self.rip
+    }
+    fn set_rip(&mut self, v: u64) {
+        self.rip = v;
+    }
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+    fn set_rflags(&mut self, v: u64) {
+        self.rflags = v;
+    }
+    fn segment(&self, r: SegReg) -> Segment {
+        self.segments[r as usize]
+    }
+    fn set_segment(&mut self, r: SegReg, s: &Segment) {
+        self.segments[r as usize] = *s;
+    }
+    fn gdtr(&self) -> TableReg {
+        self.gdtr
+    }
+    fn set_gdtr(&mut self, t: &TableReg) {
+        self.gdtr = *t;
+    }
+    fn idtr(&self) -> TableReg {
+        self.idtr
+    }
+    fn set_idtr(&mut self, t: &TableReg) {
+        self.idtr = *t;
+    }
+    fn cpl(&self) -> u8 {
+        self.segments[SegReg::Ss as usize].dpl()
+    }
+    fn cr0(&self) -> u64 {
+        self.cr0
+    }
+    fn set_cr0(&mut self, v: u64) {
+        self.cr0 = v;
+    }
+    fn cr2(&self) -> u64 {
+        self.cr2
+    }
+    fn set_cr2(&mut self, v: u64) {
+        self.cr2 = v;
+    }
+    fn cr3(&self) -> u64 {
+        self.cr3
+    }
+    fn set_cr3(&mut self, v: u64) {
+        self.cr3 = v;
+    }
+    fn cr4(&self) -> u64 {
+        self.cr4
+    }
+    fn set_cr4(&mut self, v: u64) {
+        self.cr4 = v;
+    }
+    fn efer(&self) -> u64 {
+        self.efer
+    }
+    fn set_efer(&mut self, v: u64) {
+        self.efer = v;
+    }
+    fn dr6(&self) -> u64 {
+        self.dr6
+    }
+    fn set_dr6(&mut self, v: u64) {
+        self.dr6 = v;
+    }
+    fn dr7(&self) -> u64 {
+        self.dr7
+    }
+    fn set_dr7(&mut self, v: u64) {
+        self.dr7 = v;
+    }
+    fn sys_reg(&self, r: SysReg) -> u64 {
+        self.sys[r as usize]
+    }
+    fn set_sys_reg(&mut self, r: SysReg, v: u64) {
+        self.sys[r as usize] = v;
+    }
+    fn cr8(&self) -> u8 {
+        self.cr8
+    }
+    fn set_cr8(&mut self, v: u8) {
+        assert!(v < 16);
+        self.cr8 = v;
+    }
+    fn interrupt_shadow(&self) -> bool {
+        self.shadow
+    }
+    fn set_interrupt_shadow(&mut self, on: bool) {
+        self.shadow = on;
+    }
+    fn nmi_masked(&self) -> bool {
+        self.nmi_masked
+    }
+    fn set_nmi_masked(&mut self, on: bool) {
+        self.nmi_masked = on;
+    }
+    fn set_interrupt_window(&mut self, on: bool) {
+        self.window = on;
+    }
+    fn set_nmi_window(&mut self, on: bool) {
+        self.nmi_window = on;
+    }
+    fn set_cr8_intercept(&mut self, on: bool) {
+        self.cr8_intercept = on;
+    }
+    fn set_dr_intercept(&mut self, on: bool) {
+        self.dr_intercept = on;
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+    }
+    fn set_slat_root(&mut self, _hpa: u64) {}
+}

@@ -1,0 +1,227 @@
+//! One vCPU put together: power-up, flat mode, APIC on, CPUID set; and user space that answers what it is asked.
+
+use super::cpu::{Cpu, Op, PV_EOI_FLAG};
+use super::os::Os;
+use super::world::{Env, World, pattern};
+use bytemuck::Zeroable;
+use exitless_kvm_abi::kvm_cpuid_entry2;
+use exitless_policy::GuestCaps;
+use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
+use exitless_vcpu::backend::Event;
+use exitless_vcpu::journal::{Access, Journal};
+use exitless_vcpu::shared::mp;
+use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
+use exitless_x86::apic::{lvt, reg};
+use exitless_x86::regs::rflags;
+use std::rc::Rc;
+
+/// The APIC timer's vector.
+pub(crate) const TIMER_VECTOR: u8 = 0xec;
+
+/// See the file's head.
+pub(crate) struct Machine {
+    pub(crate) w: Rc<World>,
+    pub(crate) sh: Rc<VcpuShared>,
+    pub(crate) os: Os,
+    pub(crate) v: Box<Vcpu<Cpu>>,
+    /// Exits to user space that were answered.
+    pub(crate) answered: Vec<RunExit>,
+}
+
+fn entry(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+    let flags = u32::from(function == 7 || function == 0xd);
+    kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Zeroable::zeroed() }
+}
+
+/// An AMD guest with x2APIC, TSC deadline, XSAVE (x87, SSE, AVX), long mode and all paravirtual features.
+pub(crate) fn cpuid_entries() -> Vec<kvm_cpuid_entry2> {
+    vec![
+        entry(0, 0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
+        entry(1, 0, [0x0080_0f12, 0, 1 << 21 | 1 << 24 | 1 << 26, 1 << 9 | 1 << 25]),
+        entry(7, 0, [0, 1 << 1 | 1 << 7 | 1 << 20, 0, 0]),
+        entry(0xd, 0, [7, 0x340, 0x340, 0]),
+        entry(0x4000_0000, 0, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
+        entry(0x4000_0001, 0, [!0, 0, 0, 0]),
+        entry(0x8000_0000, 0, [0x8000_0008, 0, 0, 0]),
+        entry(0x8000_0001, 0, [0, 0, 0, 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29]),
+        entry(0x8000_0008, 0, [0x3030, 1 << 12, 0, 0]),
+    ]
+}
+
+impl Machine {
+    /// The boot CPU after power-up, nothing set.
+    pub(crate) fn power_up(bsp: bool, irqchip: bool) -> Self {
+        exitless_insn::init();
+        let sh = Rc::new(VcpuShared::zeroed());
+        let w = World::new(sh.clone());
+        w.irqchip.set(irqchip);
+        let v = Vcpu {
+            b: Cpu::new(w.clone()),
+            lapic: Zeroable::zeroed(),
+            journal: Journal::default(),
+            pending_port: None,
+            reinject: None,
+            exception: None,
+            user_interrupt: None,
+            want_window: false,
+            nmi_pending: 0,
+            injecting: None,
+            event_dirty: false,
+            flush: false,
+            mp_state: 0,
+            bsp: false,
+            dr: [0; 4],
+            dr_live: false,
+            xcr0: 0,
+            tsc_offset: 0,
+            cpuid: Zeroable::zeroed(),
+            msrs: Zeroable::zeroed(),
+            pv: Zeroable::zeroed(),
+            started: false,
+            id: 0,
+        };
+        let mut m = Self { os: Os::new(w.clone()), w, sh, v: Box::new(v), answered: vec![] };
+        m.v.init(&m.sh, &m.os, 0, bsp);
+        m.set_cpuid();
+        m
+    }
+
+    /// The usual machine, about to run `ops` with interrupts open.
+    pub(crate) fn new(ops: impl IntoIterator<Item = Op>) -> Self {
+        let mut m = Self::power_up(true, true);
+        m.boot();
+        m.v.b.rflags |= rflags::IF;
+        m.v.b.ops.extend(ops);
+        m
+    }
+
+    /// As [`Machine::new`], with user space having the interrupt controllers.
+    pub(crate) fn without_irqchip(ops: impl IntoIterator<Item = Op>) -> Self {
+        let mut m = Self::power_up(true, false);
+        m.boot();
+        m.v.b.rflags |= rflags::IF;
+        m.v.b.ops.extend(ops);
+        m
+    }
+
+    /// Flat mode, APIC on, timer in TSC-deadline mode.
+    pub(crate) fn boot(&mut self) {
+        self.v.b.flat();
+        self.enable_apic();
+    }
+
+    pub(crate) fn enable_apic(&mut self) {
+        let now = timer::now(&self.v, exitless_vcpu::host::Host::now(&self.os));
+        let timer = u32::from(TIMER_VECTOR) | lvt::TIMER_DEADLINE;
+        self.w.timer_vector.set(TIMER_VECTOR);
+        for (r, v) in [(reg::SVR, 0x1ff), (reg::LVT_TIMER, timer), (reg::LVT_LINT0, 7 << 8)] {
+            let _ = self.v.lapic.mmio_write(&self.sh.apic, r, v, &now);
+        }
+    }
+
+    fn set_cpuid(&mut self) {
+        let entries = cpuid_entries();
+        self.v.cpuid.entries_mut()[..entries.len()].copy_from_slice(&entries);
+        let mut index = CpuidIndex::zeroed();
+        index.build(&entries);
+        let mut host = GuestCaps::default();
+        host.compute(GuestCpuid::new(&entries, &index), None);
+        self.v.cpuid.commit(entries.len(), &host);
+    }
+
+    /// One KVM_RUN.
+    pub(crate) fn run(&mut self) -> RunExit {
+        let exit = run(&mut *self.v, &self.sh, &self.os);
+        assert!(!self.w.in_slice.get(), "left inside a slice");
+        assert!(!self.sh.needs_ipi(), "left in guest mode");
+        exit
+    }
+
+    /// Runs until the script is over, answering MMIO and ports; the exit that user space cannot answer, or `Interrupted` at
+    /// the script's end.
+    pub(crate) fn go(&mut self) -> RunExit {
+        loop {
+            let exit = self.run();
+            match exit {
+                RunExit::Interrupted if self.w.script_over.get() => {
+                    self.w.script_over.set(false);
+                    self.w.signal.set(false);
+                    return exit;
+                }
+                RunExit::Interrupted => {
+                    self.w.signal.set(false);
+                    self.w.immediate.set(false);
+                }
+                RunExit::Io { .. } | RunExit::Mmio(_) => self.answer(exit),
+                other => return other,
+            }
+        }
+    }
+
+    /// What a VMM does with an exit.
+    pub(crate) fn answer(&mut self, exit: RunExit) {
+        self.answered.push(exit);
+        match exit {
+            RunExit::Io { port, size, count, input } => {
+                assert_eq!(count, 1);
+                let mut page = self.w.io_page.borrow_mut();
+                let data = &mut page[..usize::from(size)];
+                if input {
+                    data.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(u64::from(port) + i as u64));
+                }
+                self.w.touch(true, !input, u64::from(port), data);
+                if !input {
+                    page.fill(0xcc);
+                }
+            }
+            RunExit::Mmio(e) => {
+                let Access::Mmio { gpa } = e.access else { panic!("a port as MMIO") };
+                let n = usize::from(e.len);
+                let mut data = e.data;
+                if !e.write {
+                    (0..n).for_each(|i| data[i] = pattern(gpa + i as u64));
+                    self.w.answer.set(data);
+                }
+                self.w.touch(true, e.write, gpa, &data[..n]);
+            }
+            _ => panic!("no answer to {exit:?}"),
+        }
+    }
+
+    /// More for the guest to do, and run it.
+    pub(crate) fn then(&mut self, ops: impl IntoIterator<Item = Op>) -> RunExit {
+        self.v.b.ops.extend(ops);
+        self.go()
+    }
+
+    pub(crate) fn happen(&self, e: Env) {
+        self.w.happen(e);
+    }
+
+    /// After `points` more points.
+    pub(crate) fn later(&self, points: u8, e: Env) {
+        self.w.schedule.borrow_mut().push_back((points, e));
+    }
+
+    /// What is still to happen happens; the guest runs on a little.
+    pub(crate) fn finish(&mut self) -> RunExit {
+        for (_, e) in self.w.schedule.take() {
+            self.w.happen(e);
+        }
+        self.then([Op::Nop, Op::Nop, Op::Nop])
+    }
+
+    /// What the guest got so far, forgotten with the answer.
+    pub(crate) fn events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.v.b.delivered)
+    }
+
+    pub(crate) fn halted(&self) -> bool {
+        self.v.mp_state == mp::HALTED
+    }
+
+    /// The guest has PV EOI, as Linux sets it up.
+    pub(crate) fn enable_pv_eoi(&mut self) {
+        self.v.pv.eoi = PV_EOI_FLAG | 1;
+    }
+}

@@ -1,0 +1,226 @@
+//! Ports and MMIO: answered in the kernel, by an eventfd or by user space; each access once, each instruction once.
+
+use crate::fake::guest::*;
+use crate::fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
+use crate::fake::{Env, Machine, Op};
+use exitless_vcpu::RunExit;
+use exitless_vcpu::backend::{Event, Exit};
+use exitless_vcpu::exits::suberror;
+use exitless_x86::exception::Exception;
+
+/// IN and OUT of every width, in the kernel (without leaving the slice), at an eventfd and in user space.
+#[test]
+fn ports() {
+    for size in [1, 2, 4] {
+        let v = 0x8765_4321;
+        let ops = [
+            out(CHIP_PORT, size, v),
+            input(CHIP_PORT + 1, size),
+            out(EVENT_PORT, size, v),
+            out(0x80, size, v),
+            input(0x84, size),
+        ];
+        let mut m = Machine::new(ops.clone().into_iter().chain([Op::Nop]));
+        m.go();
+        assert_eq!(m.answered.len(), 2);
+        assert_eq!(m.answered[1], RunExit::Io { port: 0x84, size, count: 1, input: true });
+        assert_eq!(m.sh.stats.fast.get(), 2);
+        // The same with a CPU that tells the next RIP.
+        let mut m = Machine::new(ops.map(told).into_iter().chain([Op::Nop]));
+        m.go();
+        assert_eq!(m.answered.len(), 2);
+    }
+}
+
+/// After OUT user space sees RIP behind it; after IN not until it has answered.
+#[test]
+fn what_user_space_sees_meanwhile() {
+    let mut m = Machine::new([out(0x80, 1, 5), input(0x80, 1), Op::Nop]);
+    let exit = m.run();
+    assert_eq!(exit, RunExit::Io { port: 0x80, size: 1, count: 1, input: false });
+    assert_eq!((m.v.b.rip, m.w.io_page.borrow()[0]), (0x1001, 5));
+    m.answer(exit);
+    let exit = m.run();
+    assert_eq!(m.v.b.rip, 0x1001);
+    m.answer(exit);
+    m.go();
+}
+
+/// REP OUTS and REP INS, in the kernel and in user space, element by element.
+#[test]
+fn string_ports() {
+    let ram: Vec<u8> = (0..20).map(|i| i * 3 + 1).collect();
+    for port in [CHIP_PORT, 0x80] {
+        let mut m = Machine::new([outs(port, 0x8000, 5, &ram), ins(port, 0x9000, 4), Op::Nop]);
+        m.w.write_ram(0x8000, &ram);
+        m.go();
+        assert_eq!(
+            m.w.u32_at(0x900c).to_le_bytes(),
+            std::array::from_fn(|i| crate::fake::world::pattern(u64::from(port) + i as u64))
+        );
+        assert_eq!(m.answered.len(), if port == 0x80 { 9 } else { 0 });
+    }
+}
+
+/// An interrupt between two iterations of REP OUTS: the handler runs, the rest follows, no element twice.
+#[test]
+fn string_interrupted() {
+    for points in 0..30 {
+        let ram = [7; 16];
+        let mut m = Machine::new([outs(0x80, 0x8000, 4, &ram), Op::Nop]);
+        m.w.write_ram(0x8000, &ram);
+        m.later(points, Env::Irq(0x41));
+        m.go();
+        m.finish();
+        assert_eq!(m.events(), [Event::Interrupt(0x41)]);
+    }
+}
+
+/// Loads and stores to user space, to a chip, to the read-only slot, across the pages between two of them.
+#[test]
+fn mmio() {
+    let edge = USER_MMIO + 0xffe;
+    let rom_end = ROM + 0xffe;
+    let mut m = Machine::new([
+        load(USER_MMIO),
+        store(USER_MMIO + 4, 0x1122_3344),
+        load(edge),
+        store(edge, 0x5566_7788),
+        load(CHIP_MMIO + 16),
+        store(CHIP_MMIO, 9),
+        store(ROM + 8, 1),
+        load(rom_end),
+        store(rom_end, 2),
+        add(USER_MMIO, 5),
+        add(CHIP_MMIO, 5),
+        add(edge, 7),
+        movs(USER_MMIO, USER_MMIO + 0x100),
+        movs(edge, edge + 0x1000),
+        movs(USER_MMIO, CHIP_MMIO),
+        movs(CHIP_MMIO, USER_MMIO),
+        Op::Nop,
+    ]);
+    m.go();
+    assert_eq!(m.sh.stats.mmio_exits.get(), m.answered.len() as u64);
+}
+
+/// RAM that is not mapped yet: one fault, one mapping, and the instruction again.
+#[test]
+fn ram_faults() {
+    let mut m = Machine::new([Op::Ram(0x5000), Op::Ram(0x5008), Op::Ram(0x6000), Op::Nop]);
+    m.go();
+    assert_eq!((m.sh.stats.pf_taken.get(), m.sh.stats.pf_fixed.get()), (2, 2));
+}
+
+/// immediate_exit: the pending access completes first, then KVM_RUN returns EINTR; RIP is behind the instruction.
+#[test]
+fn immediate_exit_completes() {
+    for op in [input(0x80, 4), load(USER_MMIO), store(USER_MMIO, 3)] {
+        let Op::Exit(i) = op.clone() else { panic!() };
+        let end = 0x1000 + i.bytes.len() as u64;
+        let mut m = Machine::new([op, Op::Nop]);
+        let exit = m.run();
+        m.answer(exit);
+        m.w.immediate.set(true);
+        assert_eq!(m.run(), RunExit::Interrupted);
+        assert_eq!((m.v.b.rip, m.v.b.entries), (end, 1));
+        m.w.immediate.set(false);
+        m.go();
+    }
+    // An access in two pieces: the second is asked before the EINTR.
+    let mut m = Machine::new([load(USER_MMIO + 0xffe), Op::Nop]);
+    let exit = m.run();
+    m.answer(exit);
+    m.w.immediate.set(true);
+    let exit = m.run();
+    assert!(matches!(exit, RunExit::Mmio(_)));
+    m.answer(exit);
+    assert_eq!(m.run(), RunExit::Interrupted);
+    assert_eq!(m.v.b.entries, 1);
+    m.w.immediate.set(false);
+    m.go();
+}
+
+/// A signal while user space is asked does not lose the answer.
+#[test]
+fn signal_after_the_answer() {
+    let mut m = Machine::new([load(USER_MMIO + 0xffe), input(0x80, 1), Op::Nop]);
+    let mut signals = 0;
+    loop {
+        match m.run() {
+            RunExit::Interrupted if m.w.script_over.get() => break,
+            RunExit::Interrupted => {
+                signals += 1;
+                m.w.signal.set(false);
+            }
+            exit => {
+                m.answer(exit);
+                m.happen(Env::Signal);
+            }
+        }
+    }
+    assert_eq!((m.answered.len(), signals), (3, 2));
+}
+
+/// User space replaces the registers instead of answering: the old instruction is forgotten.
+#[test]
+fn forgotten_instruction() {
+    let mut m = Machine::new([load(USER_MMIO)]);
+    assert!(matches!(m.run(), RunExit::Mmio(_)));
+    m.v.forget_instruction();
+    m.v.b.forget();
+    m.v.b.rip = 0x2000;
+    m.v.b.gprs.0[0] = 77;
+    m.w.log.take();
+    m.then([Op::Nop]);
+    assert_eq!((m.v.b.gprs.0[0], m.v.b.rip), (77, 0x2001));
+}
+
+/// What the emulator does not know goes to user space with its bytes; nothing has moved.
+#[test]
+fn unknown_instruction_on_mmio() {
+    let mut i = insn(&[0x0f, 0x01, 0x15, 0, 0, 0, 0xd0], fault()); // LGDT [0xd0000000]
+    i.faults = true;
+    let mut m = Machine::new([Op::Exit(Box::new(i))]);
+    let RunExit::Internal { suberror: s, data, ndata } = m.go() else { panic!() };
+    assert_eq!((s, ndata, m.v.b.rip), (suberror::EMULATION, 3, 0x1000));
+    assert_eq!(data[0], 1, "instruction bytes are there");
+    assert_eq!(data[1] & 0xff_ffff_00, 0x15_010f_00, "after the size");
+}
+
+fn fault() -> Exit {
+    let Op::Exit(i) = load(USER_MMIO) else { panic!() };
+    i.exit
+}
+
+/// An interrupt's frame or table lies in a device: nothing can deliver it.
+#[test]
+fn delivery_into_a_device() {
+    let mut m = Machine::new([Op::World(Env::Irq(0x41)), Op::Nop]);
+    m.v.b.breaks.push_back(Some(fault()));
+    let RunExit::Internal { suberror: s, data, ndata } = m.go() else { panic!() };
+    assert_eq!((s, ndata, data[3]), (suberror::DELIVERY_EV, 4, USER_MMIO));
+}
+
+/// The bytes hardware fetched are believed, not memory: another CPU may have changed it since.
+#[test]
+fn decode_assists() {
+    let mut m = Machine::new([load(USER_MMIO), Op::Nop]);
+    let Op::Exit(i) = load(USER_MMIO) else { panic!() };
+    m.v.b.fetched = i.bytes.clone();
+    let exit = m.run();
+    m.w.write_ram(0x1000, &[0x0f, 0x0b, 0x0f, 0x0b]);
+    m.answer(exit);
+    m.go();
+}
+
+/// Code that the guest's own CPU can no longer fetch: paging is on and the tables say no. The guest gets the fault.
+#[test]
+fn code_unmapped_under_the_exit() {
+    let mut m = Machine::new([faulting(wbinvd()), Op::Cli]);
+    m.v.b.cr0 |= 1 << 31;
+    m.v.b.cr3 = 0x10_0000;
+    m.go();
+    let [Event::Exception(x)] = m.events()[..] else { panic!() };
+    assert_eq!(x, Exception::pf(0x0, 0x1000));
+}

@@ -1,0 +1,10 @@
+//! The run loop, one story at a time, against a guest, an operating system and a user space made of memory.
+
+#[path = "../fake/mod.rs"]
+mod fake;
+
+mod events;
+mod io;
+mod life;
+mod pv;
+mod registers;

@@ -1,0 +1,141 @@
+//! CPUID, MSRs, control registers, XCR0, debug registers, hypercalls; what they refuse.
+
+use crate::fake::guest::*;
+use crate::fake::{Machine, Op};
+use exitless_vcpu::RunExit;
+use exitless_vcpu::backend::{Event, Exit};
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::{Gpr, cr4};
+
+const GP: Event = Event::Exception(Exception::gp(0));
+const UD: Event = Event::Exception(Exception::ud());
+
+/// CPUID stays in the slice, with hardware's next RIP or by decoding.
+#[test]
+fn cpuid_is_fast() {
+    for wrap in [|o| o, told] {
+        let mut m = Machine::new([wrap(cpuid(0, 0)), Op::Cli]);
+        m.go();
+        assert_eq!(m.v.b.gprs.get(Gpr::Rbx), 0x6874_7541);
+        assert_eq!((m.sh.stats.fast.get(), m.sh.stats.exits.get()), (1, 2));
+    }
+}
+
+/// RDMSR and WRMSR of what exists, and #GP for what does not, is read-only, hidden or given a bad value.
+#[test]
+fn msrs() {
+    let mut m = Machine::new([wrmsr(0xc000_0082, 0xffff_8000_1234_0000), rdmsr(0xc000_0082), Op::Nop]);
+    m.go();
+    assert_eq!(m.v.b.gprs.edx_eax(), 0xffff_8000_1234_0000);
+    for op in [
+        rdmsr(0x1234_5678),
+        wrmsr(0x1234_5678, 0),
+        wrmsr(0xfe, 1),
+        rdmsr(0x49),
+        wrmsr(0xc000_0082, 1 << 50),
+        wrmsr(0xc000_0080, 1 << 12),
+        rdmsr(0x802),
+        wrmsr(0x277, 0x0202),
+        rdmsr(0x48),
+    ] {
+        let mut m = Machine::new([faulting(op.clone()), Op::Nop]);
+        m.go();
+        assert_eq!(m.events(), [GP], "{op:?}");
+    }
+    let mut m = Machine::new([wrmsr(0x49, 1), wrmsr(0x49, 0), Op::Nop]);
+    m.go();
+    assert_eq!(m.w.barriers.get(), 1);
+}
+
+/// x2APIC: the mode by APIC_BASE, registers by MSR, an IPI by ICR, EOI of nothing.
+#[test]
+fn x2apic() {
+    let mut m =
+        Machine::new([wrmsr(0x1b, 0xfee0_0d00), wrmsr(0x830, 5 << 32 | 0xc0), wrmsr(0x80b, 0), Op::Nop]);
+    m.go();
+    assert_eq!(m.events(), []);
+    let ipis = m.w.ipis.borrow();
+    assert_eq!((ipis.len(), ipis[0].destination, ipis[0].vector), (1, 5, 0xc0));
+    assert_eq!(m.w.moved_apic.get(), 1);
+}
+
+/// XSETBV: only with CR4.OSXSAVE (#UD), only combinations the guest has (#GP); loaded with the next slice.
+#[test]
+fn xcr0() {
+    let mut m = Machine::new([faulting(xsetbv(0, 1)), Op::Nop]);
+    m.go();
+    assert_eq!(m.events(), [UD]);
+    let mut m =
+        Machine::new([xsetbv(0, 7), Op::Nop, faulting(xsetbv(0, 5)), faulting(xsetbv(0, 0xff)), Op::Nop]);
+    m.v.b.cr4 |= cr4::OSXSAVE;
+    m.go();
+    assert_eq!(m.events(), [GP, GP]);
+    assert_eq!(m.v.xcr0, 7);
+    let mut m = Machine::new([faulting(xsetbv(1, 1)), faulting(xsetbv(0, 0)), Op::Nop]);
+    m.v.b.cr4 |= cr4::OSXSAVE;
+    m.go();
+    assert_eq!(m.events(), [GP, GP]);
+}
+
+/// CR4: bits the guest has, and a flush for every change; #GP for the others.
+#[test]
+fn cr4_writes() {
+    let mut m = Machine::new([mov_cr4(cr4::PGE), Op::Nop]);
+    m.go();
+    let flushes = m.v.b.flushes;
+    m.then([mov_cr4(cr4::PGE), Op::Nop]);
+    assert_eq!((m.v.b.cr4, m.v.b.flushes), (cr4::PGE, flushes));
+    m.then([mov_cr4(cr4::PGE | cr4::OSXSAVE), Op::Nop]);
+    assert_eq!(m.v.b.flushes, flushes + 1);
+    m.then([
+        faulting(mov_cr4(cr4::VMXE)),
+        faulting(mov_cr4(cr4::LA57)),
+        faulting(mov_cr4(cr4::PCIDE)),
+        Op::Nop,
+    ]);
+    assert_eq!(m.events(), [GP, GP, GP]);
+}
+
+/// Debug registers: the first access loads them for the slice; they stay while a breakpoint is armed, then go.
+#[test]
+fn debug_registers() {
+    let mut m = Machine::new([Op::Event(Exit::DrAccess), Op::Nop]);
+    m.v.dr = [1, 2, 3, 4];
+    m.go();
+    assert!(m.v.b.dr_intercept && !m.v.dr_live);
+    assert_eq!(m.v.dr, [1, 2, 3, 4]);
+    m.v.b.dr7 = 0x401;
+    m.then([Op::Event(Exit::DrAccess), Op::Nop, wbinvd(), Op::Nop]);
+    assert!(!m.v.b.dr_intercept && m.v.dr_live, "armed: loaded in every slice");
+    m.v.b.dr7 = 0x400;
+    m.then([wbinvd(), Op::Nop]);
+    assert!(m.v.b.dr_intercept && !m.v.dr_live);
+}
+
+/// Instructions the guest does not have, and those that do nothing.
+#[test]
+fn refused_and_ignored() {
+    let mut m = Machine::new([vmrun(), rdpmc(), wbinvd(), pause(), Op::Nop]);
+    m.go();
+    assert_eq!(m.events(), [UD, GP]);
+}
+
+/// Hypercalls: unknown ones say so, in 32 bits here.
+#[test]
+fn hypercalls() {
+    let mut m = Machine::new([hypercall(99), Op::Cli]);
+    m.go();
+    assert_eq!(m.v.b.gprs.get(Gpr::Rax), (-1000i32) as u32 as u64);
+    let mut m = Machine::new([hypercall(1), Op::Cli]);
+    m.go();
+    assert_eq!(m.v.b.gprs.get(Gpr::Rax), 0);
+}
+
+/// Without controllers in the kernel, lowering CR8 is user space's to know; raising it is not.
+#[test]
+fn cr8_without_irqchip() {
+    let mut m = Machine::without_irqchip([Op::Cr8(7), Op::Nop, Op::Cr8(3), Op::Nop]);
+    assert_eq!(m.go(), RunExit::SetTpr);
+    assert_eq!((m.v.lapic.cr8(), m.v.b.ops.len()), (3, 1));
+    m.go();
+}
