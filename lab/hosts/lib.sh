@@ -2,7 +2,7 @@
 # MODULE (exitless, kvm), PARAMS, CPUS, KERNEL and PATIENCE come from /lab/env.
 
 # Hundredths of a second since boot.
-now() { cut -d' ' -f1 /proc/uptime | tr -d .; }
+now() { cut -d' ' -f1 /proc/uptime | tr -d . | sed 's/^0*//'; } # A leading zero would make it octal.
 
 # note TEXT: one line of progress for people.
 note() { echo "=== NOTE $*"; }
