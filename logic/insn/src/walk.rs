@@ -269,8 +269,9 @@ fn reserved(m: &PagingMode, f: &Format, level: u32, maps: bool) -> u64 {
     let high = beyond_physical(m) | execute_disable;
     let above_address = 0x7ff0_0000_0000_0000;
     match (f.pae(), level) {
-        // PDPTE: bits 2:1, 8:5 and everything above the address.
-        (true, 3) => high | above_address | pte::XD | 0x1e6,
+        // PDPTE: bits 2:1, 8:6 and everything above the address. Bit 5 is reserved as well (SDM vol. 3A, table 4-8), but
+        // under nested paging a processor may walk PDPTEs like other entries and set it as an accessed flag; QEMU's does.
+        (true, 3) => high | above_address | pte::XD | 0x1c6,
         (true, _) => high | above_address | unaligned(f, level, maps),
         // PML4E and PML5E: no page of that size.
         (false, 4..) => high | pte::PS,
