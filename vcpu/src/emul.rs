@@ -52,8 +52,7 @@ impl<H: Host> GuestMemory for ProbeMemory<'_, H> {
 
 impl<H: Host> GuestMemory for AtomicMemory<'_, H> {
     fn read_u64(&self, gpa: u64) -> Option<u64> {
-        let mut b = [0; 8];
-        self.0.read_guest_atomic(gpa, &mut b).then(|| u64::from_le_bytes(b))
+        self.0.read_u64_atomic(gpa)
     }
     fn read_u32(&self, gpa: u64) -> Option<u32> {
         let mut b = [0; 4];

@@ -54,6 +54,11 @@ pub trait Host {
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool;
     /// As [`Host::read_guest`], but never sleeps: `false` also when the page is not resident (atomic).
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool;
+    /// 8 bytes that lie in one page, otherwise as [`Host::read_guest_atomic`]: what page-table walks use.
+    fn read_u64_atomic(&self, gpa: u64) -> Option<u64> {
+        let mut b = [0; 8];
+        self.read_guest_atomic(gpa, &mut b).then(|| u64::from_le_bytes(b))
+    }
     /// Compare-and-exchange of `size` (1, 2, 4, 8) aligned bytes; `None`: not writable memory.
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool>;
     /// Whether a RAM slot (writable, if `write`) backs the address.

@@ -85,10 +85,27 @@ pub fn next_rip<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, atomic
     if let Some(rip) = v.b.next_rip() {
         return Some(rip);
     }
-    let (bytes, valid) = fetch(v, host, atomic).ok()?;
     let mode = v.mode();
+    if atomic && let Some(len) = short_length(v, host, mode) {
+        return Some(wrap(v.b.rip().wrapping_add(len as u64), mode));
+    }
+    let (bytes, valid) = fetch(v, host, atomic).ok()?;
     let (len, _) = instruction_length(&bytes, valid, mode)?;
     Some(wrap(v.b.rip().wrapping_add(len as u64), mode))
+}
+
+/// The length from the first 8 bytes alone, which is all that the instructions of the fast paths need.
+fn short_length<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, mode: Mode) -> Option<usize> {
+    let linear = linear_rip(v);
+    if linear & 4095 > 4096 - 8 {
+        return None;
+    }
+    let gpa = translate(&AtomicMemory(host), &v.paging(v.b.cpl()), linear, Access::FETCH).ok()?;
+    let mut bytes = [0; 15];
+    for (d, s) in bytes.iter_mut().zip(host.read_u64_atomic(gpa)?.to_le_bytes()) {
+        *d = s;
+    }
+    instruction_length(&bytes, 8, mode).map(|(len, _)| len)
 }
 
 /// RIP wraps at the width of the mode's instruction pointer.

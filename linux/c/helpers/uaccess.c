@@ -49,6 +49,21 @@ int ex_user_write_atomic(unsigned long addr, const void *src, unsigned long len)
 	return left ? -EFAULT : 0;
 }
 
+/* For page-table walks with interrupts off: one load. The caller vouches that addr lies in user space. */
+bool ex_user_read_u64_atomic(unsigned long addr, u64 *value)
+{
+	u64 v;
+	int err;
+
+	pagefault_disable();
+	err = __get_user(v, (u64 __user *)addr);
+	pagefault_enable();
+	if (err)
+		return false;
+	*value = v;
+	return true;
+}
+
 /* 1 = swapped, 0 = the value differed, -EFAULT. */
 int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new)
 {

@@ -94,3 +94,13 @@ pub fn cmpxchg_u64(hva: u64, old: u64, new: u64) -> Result<bool> {
     // SAFETY: the helper checks the range and catches faults.
     check(unsafe { ffi::ex_user_cmpxchg_u64(hva as usize, old, new) }).map(|swapped| swapped != 0)
 }
+
+/// One load of 8 bytes, never sleeping: `None` when the page is not resident. For page-table walks in the exit path.
+///
+/// # Safety
+/// `hva` and the 7 bytes behind it lie in the user half of the address space.
+pub unsafe fn read_u64_atomic(hva: u64) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: the caller's promise; a page that is missing makes the helper return false.
+    unsafe { ffi::ex_user_read_u64_atomic(hva as usize, &raw mut value) }.then_some(value)
+}

@@ -38,6 +38,10 @@ pub(crate) enum Op {
     Eoi,
     /// The guest's EOI when the host may have waived it: clears the flag, or does the write.
     PvEoi,
+    /// DR7, while debug registers are intercepted or not.
+    Dr7(u64),
+    /// IA32_TSC_DEADLINE, this many ns from now.
+    Deadline(u64),
     /// An instruction with its bytes, the exit it makes, registers it needs and device accesses it owes.
     Exit(Box<Instruction>),
     /// An exit that is not an instruction: nothing moves.
@@ -62,6 +66,22 @@ pub(crate) struct Instruction {
     pub(crate) faults: bool,
     /// The CPU tells the next RIP.
     pub(crate) next_rip: bool,
+}
+
+/// One exit of a CPU that makes no sense: see `random.rs`.
+#[derive(Clone, Debug)]
+pub(crate) struct Noise {
+    pub(crate) exit: Exit,
+    pub(crate) interrupted: Option<Event>,
+    pub(crate) next: Option<u64>,
+    pub(crate) fetched: Vec<u8>,
+    pub(crate) gprs: [u64; 16],
+    /// RIP, RFLAGS, CR0, CR3, CR4, EFER, DR7.
+    pub(crate) regs: [u64; 7],
+    pub(crate) cr8: u8,
+    pub(crate) segment: (usize, Segment),
+    pub(crate) shadow: bool,
+    pub(crate) nmi_masked: bool,
 }
 
 /// What an exit left to check.
@@ -90,6 +110,8 @@ pub(crate) struct Cpu {
     pub(crate) breaks: VecDeque<Option<Exit>>,
     /// Every event delivered, in order.
     pub(crate) delivered: Vec<Event>,
+    /// Exits to make instead of following the script.
+    pub(crate) noise: Option<VecDeque<Noise>>,
     /// Handlers send EOIs and return by themselves.
     pub(crate) handlers: bool,
     pub(crate) entries: u64,
@@ -134,6 +156,7 @@ impl Cpu {
             ops: VecDeque::new(),
             breaks: VecDeque::new(),
             delivered: Vec::new(),
+            noise: None,
             handlers: true,
             entries: 0,
             flushes: 0,
@@ -202,6 +225,29 @@ impl Cpu {
         self.rflags & rflags::IF != 0 && !self.shadow
     }
 
+    /// The next exit of the noise.
+    fn make_noise(&mut self) -> Exit {
+        self.event = None;
+        self.w.ipi.set(false);
+        self.w.flush_owed.set(false);
+        let Some(n) = self.noise.as_mut().and_then(VecDeque::pop_front) else {
+            self.w.script_over.set(true);
+            self.w.signal.set(true);
+            return Exit::ExternalInterrupt;
+        };
+        self.gprs = Gprs(n.gprs);
+        let [rip, rflags, cr0, cr3, cr4, efer, dr7] = n.regs;
+        (self.rip, self.rflags, self.cr0, self.cr3) = (rip, rflags | rflags::FIXED, cr0, cr3);
+        (self.cr4, self.efer, self.dr7) = (cr4, efer, dr7);
+        self.cr8 = n.cr8 & 15;
+        self.w.tpr.set(self.cr8 << 4);
+        self.segments[n.segment.0] = n.segment.1;
+        // A backend unmasks NMIs when an NMI's delivery was interrupted.
+        (self.shadow, self.nmi_masked) = (n.shadow, n.nmi_masked && n.interrupted != Some(Event::Nmi));
+        (self.interrupted, self.next, self.fetched) = (n.interrupted, n.next, n.fetched);
+        n.exit
+    }
+
     fn check_entry(&self, core: &Core) {
         let w = &self.w;
         assert!(w.in_slice.get() && w.fpu_live.get(), "entered outside a slice or without the FPU state");
@@ -219,7 +265,7 @@ impl Cpu {
             !(w.signal.get() || w.work.get()) || w.ipi.get(),
             "entered with a signal and no IPI under way"
         );
-        assert_eq!(self.cr8, w.tpr.get() >> 4, "CR8 is not the TPR's upper half");
+        assert!(self.noise.is_some() || self.cr8 == w.tpr.get() >> 4, "CR8 is not the TPR's upper half");
         assert!(self.rflags & rflags::FIXED != 0);
     }
 
@@ -248,9 +294,17 @@ impl Cpu {
         if v == w.timer_vector.get() {
             let tsc = (w.ns.get() * super::world::TICKS).wrapping_add(self.tsc_offset);
             assert!(tsc >= w.timer_not_before.get(), "the timer fired early");
-            w.timer_owed.set(false);
+            let arms =
+                w.timer_arms.get().checked_sub(1).expect("the timer fired more often than it was armed");
+            w.timer_arms.set(arms);
+            if tsc >= w.timer_last.get() {
+                w.timer_owed.set(false);
+                w.timer_arms.set(0);
+            }
         } else {
-            assert!(w.irr.borrow_mut().remove(&v), "vector {v:#x} delivered but never sent, or twice");
+            let sent = w.irr.borrow().iter().position(|i| *i == v);
+            let sent = sent.unwrap_or_else(|| panic!("vector {v:#x} delivered but never sent, or twice"));
+            w.irr.borrow_mut().remove(sent);
         }
         w.isr.borrow_mut().insert(v);
     }
@@ -366,6 +420,15 @@ impl Cpu {
                 self.execute(super::guest::store(super::world::APIC + 0xb0, 0))
             }
             Op::PvEoi => self.pv_eoi(),
+            Op::Dr7(v) if self.dr_intercept => {
+                self.ops.push_front(Op::Dr7(v));
+                Some(Exit::DrAccess)
+            }
+            Op::Dr7(v) => {
+                self.dr7 = v;
+                self.plain(3)
+            }
+            Op::Deadline(ns) => self.deadline(ns),
             Op::Exit(insn) => Some(self.exit(*insn)),
             Op::Event(exit) => Some(exit),
             Op::World(e) => {
@@ -417,6 +480,17 @@ impl Cpu {
         self.plain(4)
     }
 
+    fn deadline(&mut self, ns: u64) -> Option<Exit> {
+        let w = &self.w;
+        let at = ((w.ns.get() + ns) * super::world::TICKS).wrapping_add(self.tsc_offset);
+        let first = if w.timer_owed.get() { w.timer_not_before.get().min(at) } else { at };
+        w.timer_not_before.set(first);
+        w.timer_last.set(at);
+        w.timer_owed.set(true);
+        w.timer_arms.set(w.timer_arms.get() + 1);
+        self.execute(super::guest::wrmsr(0x6e0, at))
+    }
+
     fn exit(&mut self, insn: Instruction) -> Exit {
         assert!(self.w.write_ram(self.rip, &insn.bytes));
         for (r, v) in &insn.set {
@@ -441,6 +515,9 @@ impl Backend for Cpu {
         if flush {
             self.flushes += 1;
             self.w.flush_owed.set(false);
+        }
+        if self.noise.is_some() {
+            return self.make_noise();
         }
         if let Some(event) = self.event.take() {
             self.check_event(event);

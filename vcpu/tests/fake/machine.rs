@@ -165,7 +165,7 @@ impl Machine {
             RunExit::Io { port, size, count, input } => {
                 assert_eq!(count, 1);
                 let mut page = self.w.io_page.borrow_mut();
-                let data = &mut page[..usize::from(size)];
+                let data = &mut page[..usize::from(size.min(8))];
                 if input {
                     data.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(u64::from(port) + i as u64));
                 }

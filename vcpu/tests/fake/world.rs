@@ -44,6 +44,8 @@ pub(crate) enum Env {
     Ask(Request),
     /// A signal for the thread.
     Signal,
+    /// A signal whose handler sets `kvm_run.immediate_exit`.
+    Immediate,
     /// Other return-to-user work, done without leaving.
     Work,
     /// The scheduler moves the thread.
@@ -92,8 +94,8 @@ pub(crate) struct World {
     pub(crate) run_delay: Cell<u64>,
 
     // --- models ---
-    /// Vectors accepted by the APIC and not yet delivered.
-    pub(crate) irr: RefCell<BTreeSet<u8>>,
+    /// Vectors accepted by the APIC and not yet delivered, in order; twice if accepted again while the first is on its way.
+    pub(crate) irr: RefCell<Vec<u8>>,
     pub(crate) isr: RefCell<BTreeSet<u8>>,
     pub(crate) tpr: Cell<u8>,
     pub(crate) pic: Cell<Option<u8>>,
@@ -105,6 +107,10 @@ pub(crate) struct World {
     pub(crate) timer_vector: Cell<u8>,
     /// Guest TSC before which the timer's vector must not come.
     pub(crate) timer_not_before: Cell<u64>,
+    /// The deadline written last.
+    pub(crate) timer_last: Cell<u64>,
+    /// Deadlines written and not yet answered for.
+    pub(crate) timer_arms: Cell<u32>,
     pub(crate) timer_owed: Cell<bool>,
 
     // --- counters ---
@@ -154,6 +160,8 @@ impl World {
             flush_owed: Cell::new(false),
             timer_vector: Cell::new(0),
             timer_not_before: Cell::new(0),
+            timer_last: Cell::new(0),
+            timer_arms: Cell::new(0),
             timer_owed: Cell::new(false),
             quiesced: Cell::new(0),
             moved_apic: Cell::new(0),
@@ -213,6 +221,11 @@ impl World {
                 self.signal.set(true);
                 self.ipi.set(true);
             }
+            Env::Immediate => {
+                self.immediate.set(true);
+                self.signal.set(true);
+                self.ipi.set(true);
+            }
             Env::Work => {
                 self.work.set(true);
                 self.ipi.set(true);
@@ -228,7 +241,7 @@ impl World {
 
     fn irq(&self, v: u8) {
         if self.sh.apic.accept(&message(DeliveryMode::FIXED, v)).is_new() {
-            self.irr.borrow_mut().insert(v);
+            self.irr.borrow_mut().push(v);
             self.ask(Request::EVENT);
         }
     }

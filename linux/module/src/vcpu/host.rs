@@ -6,7 +6,8 @@ use crate::vm::Vm;
 use core::cell::Cell;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
-use exitless_host::{cpu, fpu, task, time};
+use exitless_host::{cpu, fpu, task, time, uaccess};
+use exitless_memslots::Slot;
 use exitless_hw_ops as ops;
 use exitless_svm::PerCpu;
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
@@ -18,17 +19,20 @@ pub struct RunHost<'a> {
     me: &'a VcpuObj,
     /// The SRCU read section's index while inside.
     srcu: Cell<Option<i32>>,
+    /// The slot that page-table walks used last; valid while the read section is held.
+    slot: Cell<Slot>,
 }
 
 impl<'a> RunHost<'a> {
     /// For `me` of `vm`.
     pub fn new(vm: &'a Vm, me: &'a VcpuObj) -> Self {
-        Self { vm, me, srcu: Cell::new(None) }
+        Self { vm, me, srcu: Cell::new(None), slot: Cell::new(Slot::default()) }
     }
 
     /// Enters the read section of slots, routes and ioeventfds.
     pub fn lock(&self) {
         if self.srcu.get().is_none() {
+            self.slot.set(Slot::default());
             self.srcu.set(Some(self.vm.srcu.read_lock()));
         }
     }
@@ -65,6 +69,20 @@ impl Host for RunHost<'_> {
     }
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.vm.read_atomic(gpa, buf)
+    }
+    fn read_u64_atomic(&self, gpa: u64) -> Option<u64> {
+        let gfn = gpa >> 12;
+        let mut slot = self.slot.get();
+        if !slot.contains(gfn) {
+            slot = self.vm.slot_of(gfn)?;
+            self.slot.set(slot);
+        }
+        let hva = slot.hva_of(gfn)? | gpa & 4095;
+        if gpa & 4095 > 4096 - 8 {
+            return None;
+        }
+        // SAFETY: the slot's range passed `access_ok` when it was set, and the 8 bytes lie in one of its pages.
+        unsafe { uaccess::read_u64_atomic(hva) }
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
         self.vm.cmpxchg(gpa, size, old, new)

@@ -202,6 +202,12 @@ impl Vm {
         unsafe { self.slots.get() }.map_or(Table::new(&[]), SlotTable::table)
     }
 
+    /// The slot of a guest frame. The caller holds SRCU for as long as it uses the copy.
+    pub fn slot_of(&self, gfn: u64) -> Option<Slot> {
+        // SAFETY: the caller holds SRCU.
+        unsafe { self.table() }.find(gfn).copied()
+    }
+
     /// `KVM_SET_USER_MEMORY_REGION`.
     pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<isize> {
         let _guard = self.slots_lock.lock();
