@@ -6,7 +6,8 @@ use crate::host::Host;
 use crate::vcpu::Vcpu;
 use exitless_insn::{Access, Mode, WalkError, instruction_length, translate};
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::SegReg;
+use exitless_x86::paging::pte;
+use exitless_x86::regs::{SegReg, cr0, cr4, efer};
 
 /// Why no instruction could be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ pub fn next_rip<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, atomic
         return Some(rip);
     }
     let mode = v.mode();
-    if atomic && let Some(len) = short_length(v, host, mode) {
+    if let Some(len) = short_length(v, host, mode) {
         return Some(wrap(v.b.rip().wrapping_add(len as u64), mode));
     }
     let (bytes, valid) = fetch(v, host, atomic).ok()?;
@@ -100,12 +101,34 @@ fn short_length<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, mode: 
     if linear & 4095 > 4096 - 8 {
         return None;
     }
-    let gpa = translate(&AtomicMemory(host), &v.paging(v.b.cpl()), linear, Access::FETCH).ok()?;
+    let gpa = locate(v, host, linear)?;
     let mut bytes = [0; 15];
     for (d, s) in bytes.iter_mut().zip(host.read_u64_atomic(gpa)?.to_le_bytes()) {
         *d = s;
     }
     instruction_length(&bytes, 8, mode).map(|(len, _)| len)
+}
+
+/// Where the instruction that has just executed lies. Hardware fetched it a moment ago, with every right checked and
+/// every accessed flag set, so only the addresses remain to be followed; `None` where that is not simple.
+fn locate<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, linear: u64) -> Option<u64> {
+    if v.b.cr0() & cr0::PG == 0 || v.b.efer() & efer::LMA == 0 {
+        return translate(&AtomicMemory(host), &v.paging(v.b.cpl()), linear, Access::FETCH).ok();
+    }
+    let mut shift = if v.b.cr4() & cr4::LA57 != 0 { 48 } else { 39 };
+    let mut table = v.b.cr3() & pte::ADDRESS;
+    loop {
+        let entry = host.read_u64_atomic(table + (linear >> shift & 511) * 8)?;
+        if entry & pte::P == 0 {
+            return None;
+        }
+        if shift == 12 || (shift <= 30 && entry & pte::PS != 0) {
+            let offset = (1u64 << shift) - 1;
+            return Some(entry & pte::ADDRESS & !offset | linear & offset);
+        }
+        table = entry & pte::ADDRESS;
+        shift -= 9;
+    }
 }
 
 /// RIP wraps at the width of the mode's instruction pointer.
