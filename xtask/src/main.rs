@@ -5,6 +5,7 @@
 
 mod arch;
 mod bench;
+mod boot_exits;
 mod checks;
 mod debug_kernel;
 mod demo;
@@ -39,6 +40,11 @@ enum Task {
     Test {
         #[command(flatten)]
         choice: test::Choice,
+    },
+    /// Exits of a guest's boot by reason, Exitless and stock KVM side by side.
+    BootExits {
+        #[command(flatten)]
+        choice: boot_exits::Choice,
     },
     /// Instructions per operation, Exitless and stock KVM side by side.
     Bench {
@@ -99,6 +105,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { options } => demo::run(&options),
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
+        Task::BootExits { choice } => boot_exits::run(&choice),
         Task::Build { kdir } => build(kdir),
         Task::DebugKernel => debug_kernel::build(),
         Task::Arch => arch::check(),

@@ -277,6 +277,46 @@ impl ExitCode {
     pub const RDPRU: Self = Self(0x8e);
     pub const NPF: Self = Self(0x400);
     pub const INVALID: Self = Self(u64::MAX);
+
+    /// The name, in the words KVM's tools use.
+    pub fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Self::INTR => "interrupt",
+            Self::NMI => "nmi",
+            Self::SMI => "smi",
+            Self::INIT => "init",
+            Self::VINTR => "vintr",
+            Self::CR0_SEL_WRITE => "cr0_sel_write",
+            Self(0x14) => "write_cr4",
+            Self(0x18) => "write_cr8",
+            Self(0x20..=0x2f) => "read_dr",
+            Self(0x30..=0x3f) => "write_dr",
+            Self(0x41) => "DB excp",
+            Self(0x51) => "AC excp",
+            Self(0x52) => "MC excp",
+            Self::CPUID => "cpuid",
+            Self::IRET => "iret",
+            Self::INVD => "invd",
+            Self::PAUSE => "pause",
+            Self::HLT => "hlt",
+            Self::INVLPGA => "invlpga",
+            Self::IOIO => "io",
+            Self::MSR => "msr",
+            Self::TASK_SWITCH => "task_switch",
+            Self::SHUTDOWN => "shutdown",
+            Self::VMRUN => "vmrun",
+            Self::VMMCALL => "hypercall",
+            Self::RDPMC => "rdpmc",
+            Self::WBINVD => "wbinvd",
+            Self::MONITOR => "monitor",
+            Self::MWAIT | Self::MWAIT_ARMED => "mwait",
+            Self::XSETBV => "xsetbv",
+            Self::RDPRU => "rdpru",
+            Self::NPF => "npf",
+            Self::INVALID => "invalid",
+            _ => return None,
+        })
+    }
 }
 
 /// EXITINFO1 of an IOIO exit (APM vol. 2, 15.10.2).

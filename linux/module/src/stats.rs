@@ -119,7 +119,7 @@ fn by_reason(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
         let sum = vm.each_vcpu().filter_map(|v| v.shared.stats.by_exit.get(row)).fold(0u64, |n, c| n.wrapping_add(c.get()));
         if sum != 0 {
             let number = st::number(row);
-            match exitless_svm::exit::name(number) {
+            match exitless_x86::svm::ExitCode(number).name() {
                 Some(name) => writeln!(out, "{name} {sum}")?,
                 None => writeln!(out, "exit_{number:#x} {sum}")?,
             }

@@ -1,0 +1,136 @@
+//! `cargo xtask boot-exits`: the same guest boots on stock KVM and on Exitless, on the same emulated machine in one run;
+//! prints how often it left guest mode, by reason.
+//!
+//! Exitless counts by itself (debugfs). Stock KVM does not count by reason: a histogram on its `kvm_exit` tracepoint
+//! does, keyed by the same exit numbers of the processor's manual.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, bail};
+use exitless_x86::svm::ExitCode;
+
+use crate::{
+    lab::{
+        self, Options, deps,
+        scenario::{Module, Scenario},
+    },
+    paths, say,
+};
+
+/// What to boot.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choice {
+    /// vCPUs of the guest.
+    #[arg(long, default_value = "4")]
+    pub vcpus: u32,
+    /// CPUs of the emulated host.
+    #[arg(long, default_value = "2")]
+    pub cpus: u32,
+    /// Boots on each module; the table shows the mean.
+    #[arg(long, default_value = "3")]
+    pub rounds: u32,
+}
+
+const SCRIPT: &str = r#"
+GUEST_APPEND=exitless.hold=1
+trace=/sys/kernel/tracing
+mount -t tracefs tracefs $trace 2>/dev/null
+boot_kvm() {
+    echo 'hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger || return 1
+    guest $VCPUS boot 60 || return 1
+    sed -n 's/^{ exit_reason: *\([0-9]*\) *} hitcount: *\([0-9]*\).*/=== JSON kvm \1 \2/p' $trace/events/kvm/kvm_exit/hist
+    echo '!hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger
+}
+boot_exitless() {
+    rm -f /tmp/exits
+    sample_exits /tmp/exits &
+    sampler=$!
+    guest $VCPUS boot 60 || return 1
+    kill $sampler
+    sed 's/^/=== JSON exitless /' /tmp/exits
+}
+for MODULE in kvm exitless; do
+    check load-$MODULE load_module
+    round=0
+    while [ $round -lt $ROUNDS ]; do
+        round=$((round + 1))
+        check boot-$MODULE-$round boot_$MODULE
+        check unused wait_unused 5
+    done
+    check unload-$MODULE unload_module
+done
+"#;
+
+/// Boots, prints the table.
+pub fn run(choice: &Choice) -> Result<()> {
+    deps::host_packages()?;
+    let script = format!("VCPUS={} ROUNDS={}\n{SCRIPT}", choice.vcpus, choice.rounds);
+    let scenario = Scenario {
+        name: "boot-exits".into(),
+        about: String::new(),
+        cpus: choice.cpus,
+        memory: 1536,
+        timeout: Duration::from_secs(120 + 60 * u64::from(choice.rounds)),
+        needs: vec!["guest".into()],
+        modules: vec![Module::Kvm, Module::Exitless],
+        in_test: false,
+        script,
+    };
+    let options = Options { module: Module::Exitless, ..Options::default() };
+    let kernel = deps::kernel(options.kernel)?;
+    let dir = paths::made(paths::target().join("bench"))?;
+    println!("-> boot-exits ({} vCPU on {} CPU, {} boots each)", choice.vcpus, choice.cpus, choice.rounds);
+    let machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir, None)?;
+    let report = lab::watch(&machine, scenario.timeout, false)?;
+    table(&counts(&report.json), choice.rounds);
+    if report.totals().failed > 0 {
+        bail!("a boot failed; the log is {}", paths::shown(&machine.serial_log()));
+    }
+    say::note("docs/exits.md explains the differences");
+    Ok(())
+}
+
+/// Sums by reason: on Exitless, on stock KVM.
+fn counts(lines: &[String]) -> BTreeMap<String, (u64, u64)> {
+    let mut sums = BTreeMap::<String, (u64, u64)>::new();
+    for line in lines {
+        let mut words = line.split_whitespace();
+        let Some(module) = words.next() else { continue };
+        let rest: Vec<_> = words.collect();
+        let Some((count, name)) = rest.split_last() else { continue };
+        let Ok(count) = count.parse::<u64>() else { continue };
+        if module == "kvm" {
+            let Some(code) = name.first().and_then(|n| n.parse().ok()) else { continue };
+            let name = ExitCode(code).name().map_or(format!("exit_{code:#x}"), str::to_string);
+            sums.entry(name).or_default().1 += count;
+        } else {
+            sums.entry(name.join(" ")).or_default().0 += count;
+        }
+    }
+    sums
+}
+
+fn table(sums: &BTreeMap<String, (u64, u64)>, rounds: u32) {
+    let mean = |n: u64| n as f64 / f64::from(rounds.max(1));
+    println!("\n{:<24} {:>10} {:>10} {:>7}", "exits of one boot", "exitless", "kvm", "ratio");
+    let total = sums.values().fold((0, 0), |t, v| (t.0 + v.0, t.1 + v.1));
+    for (name, (ours, stock)) in sums.iter().map(|(n, v)| (n.as_str(), *v)).chain([("all", total)]) {
+        let ratio = if stock == 0 { "-".into() } else { format!("{:.2}", ours as f64 / stock as f64) };
+        println!("{name:<24} {:>10.1} {:>10.1} {ratio:>7}", mean(ours), mean(stock));
+    }
+    println!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    /// Both modules' lines meet in one row, whatever way they name the reason.
+    #[test]
+    fn rows_meet() {
+        let lines = ["kvm 114 10".to_string(), "exitless cpuid 7".into(), "exitless DB excp 1".into()];
+        let sums = counts(&lines);
+        assert_eq!(sums["cpuid"], (7, 10));
+        assert_eq!(sums["DB excp"], (1, 0));
+    }
+}
