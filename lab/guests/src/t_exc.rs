@@ -16,7 +16,9 @@ fn ud() {
 
 test!(de, "exc/divide_error");
 fn de() {
-    expect(0, 0, "DIV by zero", || unsafe { asm!("xor ecx, ecx", "div ecx", out("ecx") _, out("eax") _, out("edx") _) });
+    expect(0, 0, "DIV by zero", || unsafe {
+        asm!("xor ecx, ecx", "div ecx", out("ecx") _, out("eax") _, out("edx") _)
+    });
 }
 
 test!(bp, "exc/int3");
@@ -98,7 +100,9 @@ fn pf_reserved() {
     let va = FREE_VA + 0x5000;
     mem::map(va, mem::page() | 1 << 51, P | W);
     match catch(|| read(va)) {
-        Some(c) if c.vector == 14 && c.error == 8 => skip("this CPU (an emulator's) leaves P out of the error code"),
+        Some(c) if c.vector == 14 && c.error == 8 => {
+            skip("this CPU (an emulator's) leaves P out of the error code")
+        }
         Some(c) => {
             check_eq(c.vector, 14, "vector");
             check_eq(c.error, 9, "error code");
@@ -393,8 +397,19 @@ fn user_syscall() {
     check(c.flags & 0x200 != 0, "IF restored by SYSRET");
 }
 core::arch::global_asm!(
-    "sys_entry:", "inc qword ptr [rip + sys_count]", "push rbx", "push rcx", "xor eax, eax", "cpuid", "pop rcx", "pop rbx",
-    "sysretq", ".pushsection .data", ".globl sys_count", "sys_count: .quad 0", ".popsection"
+    "sys_entry:",
+    "inc qword ptr [rip + sys_count]",
+    "push rbx",
+    "push rcx",
+    "xor eax, eax",
+    "cpuid",
+    "pop rcx",
+    "pop rbx",
+    "sysretq",
+    ".pushsection .data",
+    ".globl sys_count",
+    "sys_count: .quad 0",
+    ".popsection"
 );
 unsafe extern "C" {
     fn sys_entry();

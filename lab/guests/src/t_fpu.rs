@@ -62,7 +62,9 @@ test!(sse_kernel, "fpu/sse_survives_kernel_exits");
 fn sse_kernel() {
     fn exits() {
         for _ in 0..5 {
-            unsafe { asm!("xor eax, eax", "push rbx", "cpuid", "pop rbx", out("eax") _, out("ecx") _, out("edx") _) }
+            unsafe {
+                asm!("xor eax, eax", "push rbx", "cpuid", "pop rbx", out("eax") _, out("ecx") _, out("edx") _)
+            }
         }
     }
     for i in 0..20 {

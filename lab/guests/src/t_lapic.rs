@@ -604,7 +604,11 @@ fn get_lapic() {
     check_eq(host::must(op::GET_LAPIC, &[(IRR + 0x20) as u64]), 1, "pending vector 40 in IRR");
 }
 
-both!(state_pending, "lapic/state_round_trip_keeps_pending_xapic", "lapic/state_round_trip_keeps_pending_x2apic");
+both!(
+    state_pending,
+    "lapic/state_round_trip_keeps_pending_xapic",
+    "lapic/state_round_trip_keeps_pending_x2apic"
+);
 fn state_pending(x2: bool) {
     setup(x2);
     self_ipi(0x40);

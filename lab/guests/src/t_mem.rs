@@ -179,7 +179,9 @@ fn dirty_port() {
     slot(0, GPA, SIZE, 0, 1);
     mem::r8(GPA);
     dirty_pages();
-    unsafe { core::arch::asm!("rep insb", in("dx") PIO_IN, inout("rdi") GPA + 0x1ff8 => _, inout("rcx") 16u64 => _) };
+    unsafe {
+        core::arch::asm!("rep insb", in("dx") PIO_IN, inout("rdi") GPA + 0x1ff8 => _, inout("rcx") 16u64 => _)
+    };
     check_eq(dirty_pages()[0], 6, "writes of the emulator are logged");
 }
 

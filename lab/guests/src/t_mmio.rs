@@ -15,7 +15,8 @@ fn ram() -> u64 {
     RAM.get() as *mut _ as u64
 }
 
-const INITIAL: [u64; 4] = [0x8877_6655_4433_2211, 0xffee_ddcc_bbaa_9900, 0x0f1e_2d3c_4b5a_6978, 0x0123_4567_89ab_cdef];
+const INITIAL: [u64; 4] =
+    [0x8877_6655_4433_2211, 0xffee_ddcc_bbaa_9900, 0x0f1e_2d3c_4b5a_6978, 0x0123_4567_89ab_cdef];
 
 /// Registers and flags after a form.
 #[derive(Clone, Copy, PartialEq)]
@@ -260,7 +261,9 @@ fn rep_across() {
     for i in 0..200 {
         mem::w8(src + i, i as u8 ^ 0x33);
     }
-    unsafe { asm!("rep movsb", inout("rsi") src => _, inout("rdi") MMIO + 0xfa0 => _, inout("rcx") 200u64 => _) };
+    unsafe {
+        asm!("rep movsb", inout("rsi") src => _, inout("rdi") MMIO + 0xfa0 => _, inout("rcx") 200u64 => _)
+    };
     for i in 0..200 {
         check_eq(mem::r8(MMIO + 0xfa0 + i) as u64, (i as u8 ^ 0x33) as u64, "byte");
     }
@@ -269,7 +272,9 @@ fn rep_across() {
 test!(rep_back, "mmio/rep_movsd_device_to_ram");
 fn rep_back() {
     let dst = ram() + 0xff0;
-    unsafe { asm!("rep movsd", inout("rsi") MMIO + 0x100 => _, inout("rdi") dst => _, inout("rcx") 32u64 => _) };
+    unsafe {
+        asm!("rep movsd", inout("rsi") MMIO + 0x100 => _, inout("rdi") dst => _, inout("rcx") 32u64 => _)
+    };
     for i in 0..128 {
         check_eq(mem::r8(dst + i) as u64, mmio_pattern(MMIO + 0x100 + i) as u64, "byte");
     }

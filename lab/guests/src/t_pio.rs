@@ -23,8 +23,10 @@ fn bytes(at: u64, n: u64, first: u8, what: &str) {
 
 test!(imm, "pio/immediate_port");
 fn imm() {
-    unsafe { asm!("in al, 0x21", "mov ah, al", "not al", "out 0x21, al", "in al, 0x21", "not al", "cmp al, ah", "je 2f", "ud2",
-        "2:", "mov al, ah", "out 0x21, al", out("ax") _) };
+    unsafe {
+        asm!("in al, 0x21", "mov ah, al", "not al", "out 0x21, al", "in al, 0x21", "not al", "cmp al, ah", "je 2f", "ud2",
+        "2:", "mov al, ah", "out 0x21, al", out("ax") _)
+    };
 }
 
 test!(upper, "pio/in_keeps_or_clears_upper_bits");
@@ -83,7 +85,9 @@ test!(ins_df, "pio/rep_insb_df");
 fn ins_df() {
     let at = buf() + 4100;
     let di: u64;
-    unsafe { asm!("std", "rep insb", "cld", in("dx") PIO_IN, inout("rdi") at => di, inout("rcx") 10u64 => _) };
+    unsafe {
+        asm!("std", "rep insb", "cld", in("dx") PIO_IN, inout("rdi") at => di, inout("rcx") 10u64 => _)
+    };
     check_eq(di, at - 10, "RDI");
     for i in 0..10 {
         check_eq(mem::r8(at - i) as u64, i, "data downwards across the page");
@@ -150,7 +154,9 @@ fn outs_df() {
         mem::w16(at - 2 * i as u64, i);
     }
     let si: u64;
-    unsafe { asm!("std", "rep outsw", "cld", in("dx") PIO_OUT, inout("rsi") at => si, inout("rcx") 6u64 => _) };
+    unsafe {
+        asm!("std", "rep outsw", "cld", in("dx") PIO_OUT, inout("rsi") at => si, inout("rcx") 6u64 => _)
+    };
     check_eq(si, at - 12, "RSI");
     check_eq(taken(), 12, "bytes");
     for i in 0..6 {

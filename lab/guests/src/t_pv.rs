@@ -72,7 +72,10 @@ fn kvmclock_rate() {
     let (t1, c1) = (rdtsc(), clock());
     check(c1 - c0 >= 100_000_000, "shorter than the host's sleep");
     let by_tsc = (t1 - t0) * 1_000_000 / host::tsc_khz();
-    check(c1 - c0 < by_tsc + by_tsc / 10 + 5_000_000 && c1 - c0 + by_tsc / 10 + 5_000_000 > by_tsc, "not the TSC's rate");
+    check(
+        c1 - c0 < by_tsc + by_tsc / 10 + 5_000_000 && c1 - c0 + by_tsc / 10 + 5_000_000 > by_tsc,
+        "not the TSC's rate",
+    );
 }
 
 test!(kvmclock_host, "pv/kvmclock_matches_get_clock");
@@ -173,7 +176,10 @@ fn pv_eoi() {
     sti();
     for i in 1..=20 {
         apic::icr(0x4_4040, 0);
-        check(host::wait_ms(1000, || COUNT.load(Ordering::SeqCst) == i), "an interrupt got lost after a skipped EOI");
+        check(
+            host::wait_ms(1000, || COUNT.load(Ordering::SeqCst) == i),
+            "an interrupt got lost after a skipped EOI",
+        );
     }
     check(SKIPPED.load(Ordering::SeqCst) > 0, "no EOI was skipped");
 }

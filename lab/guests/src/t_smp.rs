@@ -393,7 +393,10 @@ fn shootdown() {
         map(FREE_VA, pages[p], 3);
         apic::icr(0x4043, 1);
         check(host::wait_ms(5000, || FLUSHED.load(Ordering::SeqCst) == i + 1), "no shootdown IPI");
-        check(host::wait_ms(5000, || SEEN.load(Ordering::SeqCst) == 100 + 100 * p as u64), "the old page is still seen");
+        check(
+            host::wait_ms(5000, || SEEN.load(Ordering::SeqCst) == 100 + 100 * p as u64),
+            "the old page is still seen",
+        );
     }
 }
 

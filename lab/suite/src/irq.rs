@@ -1,0 +1,268 @@
+//! Interrupt wiring as an ABI: routes, irqfds, ioeventfds, lines and messages.
+
+use crate::env::*;
+use exitless_runner::kvm::{self, Fd, Flex, nr, zeroed};
+use kvm_bindings::*;
+use libc::{EBADF, EBUSY, EEXIST, EINVAL, ENOENT};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("irq/routing_limits", routing_limits),
+    ("irq/routing_types", routing_types),
+    ("irq/routing_replace", routing_replace),
+    ("irq/routing_empty", routing_empty),
+    ("irq/line", line),
+    ("irq/msi", msi),
+    ("irq/irqfd_errors", irqfd_errors),
+    ("irq/irqfd_twice", irqfd_twice),
+    ("irq/irqfd_deassign", irqfd_deassign),
+    ("irq/irqfd_resample_errors", irqfd_resample),
+    ("irq/irqfd_signalled_before_assign", irqfd_before),
+    ("irq/irqfd_closed_eventfd", irqfd_closed),
+    ("irq/ioeventfd_errors", ioeventfd_errors),
+    ("irq/ioeventfd_conflicts", ioeventfd_conflicts),
+    ("irq/ioeventfd_deassign", ioeventfd_deassign),
+    ("irq/ioeventfd_many", ioeventfd_many),
+    ("irq/coalesced_zones", coalesced),
+];
+
+type Routes = Flex<[u32; 2], kvm_irq_routing_entry, 5000>;
+
+fn chip(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
+    let mut e = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    e.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
+    e
+}
+fn msi_route(gsi: u32, vector: u32) -> kvm_irq_routing_entry {
+    let mut e = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    e.u.msi = kvm_irq_routing_msi { address_lo: 0xfee0_0000, data: vector, ..Default::default() };
+    e
+}
+fn route(vm: &Fd, entries: &[kvm_irq_routing_entry], flags: u32) -> kvm::Result<i32> {
+    let mut r: Box<Routes> = zeroed();
+    r.head = [entries.len() as u32, flags];
+    r.entries[..entries.len()].copy_from_slice(entries);
+    vm.with(nr::SET_GSI_ROUTING, &mut *r)
+}
+
+fn routing_limits(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    let max = vm.cap(KVM_CAP_IRQ_ROUTING) as usize;
+    ensure!(max < 5000, "limit {max}");
+    let entries: Vec<_> = (0..=max as u32).map(|g| msi_route(g % 4096, 0x40)).collect();
+    errno!(route(&vm, &entries, 0), EINVAL, "{} entries", max + 1);
+    let entries: Vec<_> = (0..max.min(4096) as u32).map(|g| msi_route(g, 0x40)).collect();
+    route(&vm, &entries, 0)?;
+    errno!(route(&vm, &[msi_route(max as u32, 0x40)], 0), EINVAL, "GSI {max}");
+    errno!(route(&vm, &[], 1), EINVAL, "flags");
+    Ok(())
+}
+
+fn routing_types(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    let bad = kvm_irq_routing_entry { gsi: 5, type_: 99, ..Default::default() };
+    errno!(route(&vm, &[bad], 0), EINVAL, "type 99");
+    errno!(route(&vm, &[chip(5, 2, 24)], 0), EINVAL, "pin 24 of the I/O APIC");
+    errno!(route(&vm, &[chip(5, 0, 8)], 0), EINVAL, "pin 8 of a PIC");
+    errno!(route(&vm, &[chip(5, 7, 0)], 0), EINVAL, "chip 7");
+    errno!(route(&vm, &[chip(5, 2, 5), chip(5, 2, 6)], 0), EINVAL, "two pins of one chip for one GSI");
+    let flagged = kvm_irq_routing_entry { flags: 0x80, ..msi_route(5, 0x40) };
+    errno!(route(&vm, &[flagged], 0), EINVAL, "route flags");
+    route(&vm, &[chip(5, 0, 5), chip(5, 2, 5), msi_route(24, 0x40)], 0)?;
+    Ok(())
+}
+
+fn routing_replace(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    for i in 0..50 {
+        route(&vm, &[msi_route(24 + i % 3, 0x40 + i)], 0)?;
+    }
+    Ok(())
+}
+
+fn routing_empty(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    route(&vm, &[], 0)?;
+    // No route, no effect, no error.
+    raise(&vm, 5, 1)?;
+    Ok(())
+}
+
+fn raise(vm: &Fd, gsi: u32, level: u32) -> kvm::Result<i32> {
+    let mut l = kvm_irq_level { level, ..Default::default() };
+    l.__bindgen_anon_1.irq = gsi;
+    vm.set(nr::IRQ_LINE, &l)
+}
+
+fn line(e: &Env) -> R {
+    let g = e.idle(Chips::Full)?;
+    for gsi in [0, 4, 15, 23] {
+        raise(&g.vm, gsi, 1)?;
+        raise(&g.vm, gsi, 0)?;
+    }
+    // A GSI beyond the table is ignored.
+    raise(&g.vm, 1000, 1)?;
+    Ok(())
+}
+
+fn msi(e: &Env) -> R {
+    let g = e.idle(Chips::Full)?;
+    let m = kvm_msi { address_lo: 0xfee0_0000, data: 0x40, ..Default::default() };
+    // The APIC is still software-disabled: accepted as a call, delivered to nobody.
+    ensure!(g.vm.set(nr::SIGNAL_MSI, &m).is_ok(), "SIGNAL_MSI");
+    errno!(g.vm.set(nr::SIGNAL_MSI, &kvm_msi { flags: 0x80, ..m }), EINVAL, "flags");
+    let (_s, bare) = e.vm()?;
+    errno!(bare.set(nr::SIGNAL_MSI, &m), EINVAL, "without interrupt chips");
+    Ok(())
+}
+
+fn irqfd(vm: &Fd, fd: i32, gsi: u32, flags: u32, resample: i32) -> kvm::Result<i32> {
+    let i = kvm_irqfd { fd: fd as u32, gsi, flags, resamplefd: resample as u32, ..Default::default() };
+    vm.set(nr::IRQFD, &i)
+}
+
+fn irqfd_errors(e: &Env) -> R {
+    let (s, vm) = e.vm_with_chips()?;
+    let ev = kvm::eventfd()?;
+    errno!(irqfd(&vm, -1, 5, 0, -1), EBADF, "no descriptor");
+    errno!(irqfd(&vm, s.raw(), 5, 0, -1), EINVAL, "not an eventfd");
+    errno!(irqfd(&vm, ev.raw(), 5, 0x80, -1), EINVAL, "flags");
+    let (_s2, bare) = e.vm()?;
+    errno!(irqfd(&bare, ev.raw(), 5, 0, -1), EINVAL, "without interrupt chips");
+    Ok(())
+}
+
+fn irqfd_twice(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    let (a, b) = (kvm::eventfd()?, kvm::eventfd()?);
+    irqfd(&vm, a.raw(), 5, 0, -1)?;
+    errno!(irqfd(&vm, a.raw(), 6, 0, -1), EBUSY, "one eventfd for two GSIs");
+    irqfd(&vm, b.raw(), 5, 0, -1)?; // two eventfds on one GSI
+    Ok(())
+}
+
+fn irqfd_deassign(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    let a = kvm::eventfd()?;
+    irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_DEASSIGN, -1)?; // not assigned: no error
+    for _ in 0..20 {
+        irqfd(&vm, a.raw(), 5, 0, -1)?;
+        irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_DEASSIGN, -1)?;
+    }
+    errno!(irqfd(&vm, -1, 5, KVM_IRQFD_FLAG_DEASSIGN, -1), EBADF, "no descriptor");
+    Ok(())
+}
+
+fn irqfd_resample(e: &Env) -> R {
+    let (s, vm) = e.vm_with_chips()?;
+    let (a, b) = (kvm::eventfd()?, kvm::eventfd()?);
+    errno!(irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, -1), EBADF, "no resample descriptor");
+    errno!(
+        irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, s.raw()),
+        EINVAL,
+        "resample descriptor of another kind"
+    );
+    irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, b.raw())?;
+    irqfd(&vm, kvm::eventfd()?.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, kvm::eventfd()?.raw())?; // shared GSI
+    irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_DEASSIGN, -1)?;
+    Ok(())
+}
+
+/// An event that is already there when the irqfd is assigned counts.
+fn irqfd_before(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    let a = kvm::eventfd()?;
+    kvm::event_write(a.raw(), 1);
+    irqfd(&vm, a.raw(), 5, 0, -1)?;
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let mut c = kvm_irqchip { chip_id: 0, ..Default::default() };
+    vm.with(nr::GET_IRQCHIP, &mut c)?;
+    // SAFETY: chip 0 is a PIC.
+    let irr = unsafe { c.chip.pic.irr };
+    ensure!(irr & 0x20 != 0, "IRR of the PIC is {irr:#x}");
+    Ok(())
+}
+
+fn irqfd_closed(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    for gsi in 0..20 {
+        let a = kvm::eventfd()?;
+        irqfd(&vm, a.raw(), gsi, 0, -1)?;
+        kvm::event_write(a.raw(), 1);
+        drop(a);
+    }
+    Ok(())
+}
+
+fn ioev(vm: &Fd, fd: i32, addr: u64, len: u32, flags: u32, datamatch: u64) -> kvm::Result<i32> {
+    vm.set(nr::IOEVENTFD, &kvm_ioeventfd { datamatch, addr, len, fd, flags, ..Default::default() })
+}
+const MATCH: u32 = 1;
+const PIO: u32 = 2;
+const OFF: u32 = 4;
+
+fn ioeventfd_errors(e: &Env) -> R {
+    let (s, vm) = e.vm()?;
+    let a = kvm::eventfd()?;
+    for len in [3, 5, 16] {
+        errno!(ioev(&vm, a.raw(), 0x1000, len, 0, 0), EINVAL, "length {len}");
+    }
+    errno!(ioev(&vm, a.raw(), 0x1000, 4, 0x80, 0), EINVAL, "flags");
+    errno!(ioev(&vm, a.raw(), 0x1000, 0, MATCH, 0), EINVAL, "length 0 with datamatch");
+    errno!(ioev(&vm, a.raw(), u64::MAX - 1, 4, 0, 0), EINVAL, "address wraps");
+    errno!(ioev(&vm, -1, 0x1000, 4, 0, 0), EBADF, "no descriptor");
+    errno!(ioev(&vm, s.raw(), 0x1000, 4, 0, 0), EINVAL, "not an eventfd");
+    Ok(())
+}
+
+fn ioeventfd_conflicts(e: &Env) -> R {
+    let (_s, vm) = e.vm()?;
+    let (a, b) = (kvm::eventfd()?, kvm::eventfd()?);
+    ioev(&vm, a.raw(), 0x1000, 4, MATCH, 1)?;
+    ioev(&vm, b.raw(), 0x1000, 4, MATCH, 2)?;
+    errno!(ioev(&vm, b.raw(), 0x1000, 4, MATCH, 1), EEXIST, "same value");
+    errno!(ioev(&vm, b.raw(), 0x1000, 4, 0, 0), EEXIST, "any value over one value");
+    ioev(&vm, b.raw(), 0x1000, 4, PIO | MATCH, 1)?; // another bus
+    ioev(&vm, b.raw(), 0x1000, 2, MATCH, 1)?; // another length
+    ioev(&vm, a.raw(), 0x2000, 0, 0, 0)?;
+    errno!(ioev(&vm, b.raw(), 0x2000, 4, MATCH, 1), EEXIST, "any length is there");
+    Ok(())
+}
+
+fn ioeventfd_deassign(e: &Env) -> R {
+    let (_s, vm) = e.vm()?;
+    let (a, b) = (kvm::eventfd()?, kvm::eventfd()?);
+    errno!(ioev(&vm, a.raw(), 0x1000, 4, OFF, 0), ENOENT, "not assigned");
+    ioev(&vm, a.raw(), 0x1000, 4, MATCH, 7)?;
+    errno!(ioev(&vm, a.raw(), 0x1000, 4, OFF | MATCH, 8), ENOENT, "another value");
+    errno!(ioev(&vm, b.raw(), 0x1000, 4, OFF | MATCH, 7), ENOENT, "another eventfd");
+    ioev(&vm, a.raw(), 0x1000, 4, OFF | MATCH, 7)?;
+    errno!(ioev(&vm, a.raw(), 0x1000, 4, OFF | MATCH, 7), ENOENT, "again");
+    ioev(&vm, b.raw(), 0x1000, 4, 0, 0)?;
+    Ok(())
+}
+
+fn ioeventfd_many(e: &Env) -> R {
+    let (_s, vm) = e.vm()?;
+    let a = kvm::eventfd()?;
+    for i in 0..300 {
+        ioev(&vm, a.raw(), 0xd000_0000 + i * 16, 4, 0, 0)?;
+        ioev(&vm, a.raw(), 0x4000 + i, 1, PIO, 0)?;
+    }
+    for i in (0..300).rev() {
+        ioev(&vm, a.raw(), 0xd000_0000 + i * 16, 4, OFF, 0)?;
+        ioev(&vm, a.raw(), 0x4000 + i, 1, PIO | OFF, 0)?;
+    }
+    Ok(())
+}
+
+fn coalesced(e: &Env) -> R {
+    let (_s, vm) = e.vm()?;
+    if vm.cap(KVM_CAP_COALESCED_MMIO) <= 0 {
+        return skip("no KVM_CAP_COALESCED_MMIO");
+    }
+    let z = kvm_coalesced_mmio_zone { addr: 0xd000_0000, size: 4096, ..Default::default() };
+    vm.set(nr::REGISTER_COALESCED_MMIO, &z)?;
+    vm.set(nr::UNREGISTER_COALESCED_MMIO, &z)?;
+    vm.set(nr::UNREGISTER_COALESCED_MMIO, &z)?; // nothing there: no error
+    Ok(())
+}
