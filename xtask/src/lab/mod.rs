@@ -8,6 +8,7 @@ pub mod machine;
 pub mod programs;
 pub mod report;
 pub mod scenario;
+pub mod selftests;
 
 use std::{
     env, fs,
@@ -164,6 +165,9 @@ pub fn prepare(
         if scenario.needs(need) {
             job.files.push((need.to_string(), programs::built(package)?));
         }
+    }
+    if scenario.needs("selftests") {
+        selftests::add(options.module, &dir, &mut job)?;
     }
     let variables = [
         ("MODULE", options.module.to_string()),

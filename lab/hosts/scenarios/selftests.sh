@@ -1,0 +1,12 @@
+# about: The kernel's KVM selftests that matter for every change, against the table in docs/selftests.md.
+# cpus: 2
+# memory: 2048
+# timeout: 180
+# needs: selftests
+# test: no
+
+. /lab/selftests.sh
+check load load_module
+selftests A
+check unused wait_unused 5
+check unload unload_module
