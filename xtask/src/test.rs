@@ -57,7 +57,7 @@ impl Run {
     }
 
     fn scenarios(&mut self, module: Module) -> Result<()> {
-        let options = Options { module, ..Options::default() };
+        let options = lab::with_module(&Options { module, ..Options::default() })?;
         for scenario in scenario::all()? {
             if scenario.in_test && scenario.modules.contains(&module) {
                 let name = format!("lab: {} on {module}", scenario.name);

@@ -84,6 +84,7 @@ pub fn run_matching(pattern: &str, options: &Options) -> Result<()> {
         bail!("no scenario matching {pattern} is meant for {}", options.module);
     }
     let mut totals = Totals::default();
+    let options = &with_module(options)?;
     for scenario in &list {
         totals.add(run(scenario, options)?.totals());
     }
@@ -234,8 +235,20 @@ pub fn watch(machine: &Machine, limit: Duration, verbose: bool) -> Result<Report
     Ok(report)
 }
 
+/// The same options with the module built now, so that every scenario of a run has the same one, whoever builds meanwhile.
+pub fn with_module(options: &Options) -> Result<Options> {
+    if options.module == Module::Kvm || options.ko.is_some() {
+        return Ok(options.clone());
+    }
+    let built = module_file(options, &deps::kernel(options.kernel)?)?;
+    let dir = paths::made(paths::target().join("lab"))?;
+    let kept = dir.join(format!("exitless-{}.ko", options.kernel));
+    fs::copy(&built, &kept)?;
+    Ok(Options { ko: Some(kept), ..options.clone() })
+}
+
 /// The module's file for this kernel: the one named, or a fresh build.
-pub fn module_file(options: &Options, kernel: &KernelTree) -> Result<PathBuf> {
+fn module_file(options: &Options, kernel: &KernelTree) -> Result<PathBuf> {
     if let Some(file) = &options.ko {
         if !file.exists() {
             bail!("{} is missing", file.display());
