@@ -12,6 +12,7 @@
 //! is sent a message-signalled interrupt with Linux's reschedule vector, which is harmless when nobody waits for it.
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
@@ -26,13 +27,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use super::bochs;
 use crate::sh;
+
+/// Which emulated machine: by the virtualization its CPUs have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// AMD's, by QEMU's translator (this file).
+    Svm,
+    /// Intel's, by Bochs (`bochs`).
+    Vmx,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Svm => "svm",
+            Kind::Vmx => "vmx",
+        })
+    }
+}
 
 /// What to emulate.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// Which machine.
+    pub kind: Kind,
+    /// Let the kernel use x2APIC mode. `Vmx` only: it then also sees a hypervisor in CPUID.
+    pub x2apic: bool,
     /// CPUs of the emulated host.
     pub cpus: u32,
     /// Memory in MiB.
@@ -97,7 +121,7 @@ impl Machine {
         ]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
-        let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
+        let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable no_timer_check mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
         command.args(["-append", &format!("{fixed} {}", self.append)]);
         command.args(["-serial", "stdio"]);
         command
@@ -105,11 +129,17 @@ impl Machine {
 
     /// Runs with the terminal as its console, until it is turned off.
     pub fn interactive(&self) -> Result<()> {
+        if self.kind == Kind::Vmx {
+            bail!("the VMX machine has no keyboard: give it a script, `cargo xtask lab run my.sh --machine vmx -v`");
+        }
         sh::run(self.qemu().args(["-serial", "null"]))
     }
 
     /// Runs until it turns itself off or `limit` has passed; gives each console line to `on_line`.
     pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
+        if self.kind == Kind::Vmx {
+            return bochs::run(self, limit, on_line);
+        }
         let mut command = self.qemu();
         command.arg("-serial").arg(format!("file:{}", self.kernel_log().display()));
         let monitor = self.socket("monitor");
