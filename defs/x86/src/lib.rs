@@ -11,3 +11,4 @@ pub mod msr;
 pub mod paging;
 pub mod regs;
 pub mod svm;
+pub mod vmx;
