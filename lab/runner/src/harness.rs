@@ -80,8 +80,8 @@ pub fn isolated(limit: Duration, f: impl FnOnce(&mut dyn Write) -> Outcome) -> (
     unsafe { libc::kill(-pid, libc::SIGKILL) };
     let mut status = 0;
     let grace = Instant::now() + Duration::from_secs(if killed { 10 } else { 60 });
-    // SAFETY: our own child.
     let gone = loop {
+        // SAFETY: our own child.
         match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
             0 if Instant::now() < grace => std::thread::sleep(Duration::from_millis(2)),
             0 => break false,

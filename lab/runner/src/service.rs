@@ -16,7 +16,7 @@ type Answer = kvm::Result<i64>;
 
 /// Runs the command block at a guest-physical address and stores its result.
 pub(crate) fn run(m: &Arc<Machine>, v: &Arc<Vcpu>, block: u64) {
-    let Some(p) = m.guest(block, 64).filter(|_| block % 8 == 0) else {
+    let Some(p) = m.guest(block, 64).filter(|_| block.is_multiple_of(8)) else {
         return m.end(Outcome::Failed(format!("command block at {block:#x}")));
     };
     let p = p.cast::<u64>();

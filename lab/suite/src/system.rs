@@ -174,8 +174,7 @@ fn cpuid_e2big(e: &Env) -> R {
     }
     c.head[0] = 256;
     s.with(nr::GET_SUPPORTED_CPUID, &mut *c)?;
-    let n = c.head[0];
-    c.head[0] = n;
+    let n = c.head[0]; // and so much room is left in the header
     s.with(nr::GET_SUPPORTED_CPUID, &mut *c)?;
     same!(c.head[0], n, "entries when there is exactly enough room");
     c.head[0] = n - 1;

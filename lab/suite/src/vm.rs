@@ -74,6 +74,7 @@ fn irqchip_round_trip(e: &Env) -> R {
             // SAFETY: chip 2 is the I/O APIC.
             let r = unsafe { &mut a.chip.ioapic };
             same!(r.base_address, 0xfec0_0000, "address of the I/O APIC");
+            // SAFETY: an entry is a union of integers.
             ensure!(r.redirtbl.iter().all(|e| unsafe { e.bits } & 0x1_0000 != 0), "pins start masked");
             r.redirtbl[7].bits = 0x0100_0000_0001_8035;
             r.ioregsel = 0x10;
@@ -234,9 +235,9 @@ fn vcpu_sparse(e: &Env) -> R {
 fn vcpu_many(e: &Env) -> R {
     let (_s, vm) = e.vm_with_chips()?;
     let max = vm.cap(KVM_CAP_MAX_VCPUS) as u64;
-    let mut limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+    let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
     // SAFETY: our own structure; failure only means the old limit.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
     let mut fds = Vec::new();
     for id in 0..max {
         match vm.call(nr::CREATE_VCPU, id) {
