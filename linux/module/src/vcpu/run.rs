@@ -65,7 +65,11 @@ fn report(v: &VcpuObj, exit: RunExit) -> Result<isize> {
     let p = v.run_page();
     match exit {
         RunExit::Interrupted => {
-            p.set_exit_reason(abi::KVM_EXIT_INTR);
+            // User space that asked for an immediate exit, to complete the access of an exit it is still reading, finds
+            // that exit's reason and fields unchanged.
+            if !p.immediate_exit() {
+                p.set_exit_reason(abi::KVM_EXIT_INTR);
+            }
             return Err(Errno::EINTR);
         }
         RunExit::Error(e) => return Err(Errno::from_ret(e)),

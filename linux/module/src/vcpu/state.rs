@@ -132,7 +132,10 @@ impl Call<'_> {
         let cs = from_kvm(&s.cs);
         let mode = Mode { cr0: s.cr0, cr3: s.cr3, cr4: s.cr4, efer: s.efer, cs_long: cs.long() };
         let host_caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
-        check_state(&mode, self.inner.cpuid.caps(), host_caps).map_err(|_| Errno::EINVAL)?;
+        // Before KVM_SET_CPUID2 nothing is known of the guest, and what the host can do is allowed.
+        let blank = self.inner.cpuid.entries().is_empty();
+        let guest_caps = if blank { host_caps } else { self.inner.cpuid.caps() };
+        check_state(&mode, guest_caps, host_caps).map_err(|_| Errno::EINVAL)?;
         let base = Msr::APIC_BASE.0;
         self.inner
             .write_msr(&self.v.shared, &self.host, base, s.apic_base, Origin::Host, host_caps)
