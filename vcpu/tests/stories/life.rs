@@ -49,6 +49,7 @@ fn halt_until_deadline() {
     let mut m = Machine::new([]);
     let deadline = (m.w.ns.get() + 50_000) * 2 + m.v.tsc_offset;
     m.w.timer_not_before.set(deadline);
+    m.w.timer_arms.set(1);
     m.then([wrmsr(DEADLINE, deadline), hlt(), Op::Nop]);
     assert_eq!(m.events(), [Event::Interrupt(TIMER_VECTOR)]);
     assert_eq!(m.w.timer.get(), None);
@@ -59,6 +60,7 @@ fn halt_until_deadline() {
 fn deadline_past_now_and_never() {
     for deadline in [1, 2_000_000] {
         let mut m = Machine::new([wrmsr(DEADLINE, deadline), Op::Nop]);
+        m.w.timer_arms.set(1);
         m.go();
         assert_eq!(m.events(), [Event::Interrupt(TIMER_VECTOR)], "{deadline}");
     }
