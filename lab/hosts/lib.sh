@@ -1,5 +1,5 @@
 # What scenarios are made of; read by the host's init before the scenario.
-# MODULE (exitless, kvm), PARAMS, CPUS, KERNEL and PATIENCE come from /lab/env.
+# MODULE (exitless, kvm), VENDOR (amd, intel), PARAMS, CPUS, KERNEL and PATIENCE come from /lab/env.
 
 # Hundredths of a second since boot.
 now() { cut -d' ' -f1 /proc/uptime | tr -d . | sed 's/^0*//'; } # A leading zero would make it octal.
@@ -30,7 +30,7 @@ limit() {
 module_names() {
     case $MODULE in
     exitless) echo exitless ;;
-    kvm) echo "kvm_amd kvm irqbypass" ;;
+    kvm) echo "kvm_$VENDOR kvm irqbypass" ;;
     esac
 }
 
@@ -41,7 +41,7 @@ load_module() {
         insmod /lab/exitless.ko $PARAMS || return 1 ;;
     kvm)
         [ -d /sys/module/irqbypass ] || insmod /modules/irqbypass.ko || return 1
-        insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko $PARAMS || return 1 ;;
+        insmod /modules/kvm.ko && insmod /modules/kvm-$VENDOR.ko $PARAMS || return 1 ;;
     esac
     [ -c /dev/kvm ] || { echo "/dev/kvm is missing"; return 1; }
 }
@@ -57,7 +57,7 @@ unload_module() {
 module_users() {
     case $MODULE in
     exitless) cat /sys/module/exitless/refcnt ;;
-    kvm) cat /sys/module/kvm_amd/refcnt ;;
+    kvm) cat /sys/module/kvm_$VENDOR/refcnt ;;
     esac
 }
 

@@ -77,6 +77,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         timeout: Duration::from_secs(choice.limit),
         needs: vec!["runner".into()],
         modules: modules.clone(),
+        machines: vec![lab::machine::Kind::Svm],
         in_test: false,
         script,
     };

@@ -73,6 +73,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         timeout: Duration::from_secs(120 + 60 * u64::from(choice.rounds)),
         needs: vec!["guest".into()],
         modules: vec![Module::Kvm, Module::Exitless],
+        machines: vec![lab::machine::Kind::Svm],
         in_test: false,
         script,
     };

@@ -59,7 +59,7 @@ impl Run {
     fn scenarios(&mut self, module: Module) -> Result<()> {
         let options = lab::with_module(&Options { module, ..Options::default() })?;
         for scenario in scenario::all()? {
-            if scenario.in_test && scenario.modules.contains(&module) {
+            if scenario.in_test && scenario.fits(module, options.machine) {
                 let name = format!("lab: {} on {module}", scenario.name);
                 self.step(&name, || Ok(lab::run(&scenario, &options)?.totals()));
             }

@@ -157,6 +157,23 @@ pub fn enable_backports() -> Result<()> {
     })
 }
 
+/// The address from which this machine takes Debian itself, with a slash at its end.
+pub fn mirror() -> Result<String> {
+    let format = ["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"];
+    let read = || -> Result<Option<String>> {
+        let text = sh::output(&mut cmd("apt-get", format))?;
+        Ok(text.lines().find_map(|line| line.strip_prefix("Debian|Debian|")).map(|uri| uri.trim().to_string()))
+    };
+    let uri = match read()? {
+        Some(uri) => uri,
+        None => {
+            update()?;
+            read()?.context("apt has no source for Debian, so its mirror is unknown: look at /etc/apt")?
+        }
+    };
+    Ok(if uri.ends_with('/') { uri } else { format!("{uri}/") })
+}
+
 /// The address from which the machine's own configuration takes `suite`.
 fn known_suite(suite: &str) -> Result<Option<String>> {
     let format = ["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"];

@@ -1,6 +1,7 @@
-//! The lab: emulated machines that run SVM, and scenarios on them.
+//! The lab: emulated machines that run SVM or VMX, and scenarios on them.
 
 pub mod apt;
+pub mod bochs;
 pub mod cpio;
 pub mod deps;
 pub mod image;
@@ -21,7 +22,7 @@ use anyhow::{Result, bail};
 
 use self::{
     deps::{Flavour, KernelTree},
-    machine::{Ending, Machine},
+    machine::{Ending, Kind, Machine},
     report::{Report, Totals, Verdict},
     scenario::{Module, Scenario},
 };
@@ -33,6 +34,12 @@ pub struct Options {
     /// The module under test.
     #[arg(long, value_enum, default_value = "exitless")]
     pub module: Module,
+    /// The emulated machine.
+    #[arg(long, value_enum, default_value = "svm")]
+    pub machine: Kind,
+    /// Let the emulated host's kernel use x2APIC mode (vmx only; it then sees a hypervisor in CPUID).
+    #[arg(long)]
+    pub x2apic: bool,
     /// CPUs of the emulated host (default: the scenario's).
     #[arg(long)]
     pub cpus: Option<u32>,
@@ -63,6 +70,8 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             module: Module::Exitless,
+            machine: Kind::Svm,
+            x2apic: false,
             cpus: None,
             memory: None,
             kernel: Flavour::Stock,
@@ -79,9 +88,9 @@ impl Default for Options {
 pub fn run_matching(pattern: &str, options: &Options) -> Result<()> {
     deps::host_packages()?;
     let list: Vec<_> =
-        scenario::matching(pattern)?.into_iter().filter(|s| s.modules.contains(&options.module)).collect();
+        scenario::matching(pattern)?.into_iter().filter(|s| s.fits(options.module, options.machine)).collect();
     if list.is_empty() {
-        bail!("no scenario matching {pattern} is meant for {}", options.module);
+        bail!("no scenario matching {pattern} is meant for {} on {}", options.module, options.machine);
     }
     let mut totals = Totals::default();
     let options = &with_module(options)?;
@@ -100,11 +109,17 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     let start = Instant::now();
     let kernel = deps::kernel(options.kernel)?;
     let cpus = options.cpus.unwrap_or(scenario.cpus);
-    let label = format!("{} on {} ({cpus} CPU, {} kernel)", scenario.name, options.module, options.kernel);
+    let on = match (options.machine, options.x2apic) {
+        (Kind::Svm, _) => "",
+        (Kind::Vmx, false) => ", vmx",
+        (Kind::Vmx, true) => ", vmx, x2apic",
+    };
+    let label = format!("{} on {} ({cpus} CPU, {} kernel{on})", scenario.name, options.module, options.kernel);
     println!("-> {label}");
     say::note(format!("host kernel {} ({})", kernel.release, kernel.version));
     let suffix =
         if options.kernel == Flavour::Stock { String::new() } else { format!("-{}", options.kernel) };
+    let suffix = format!("{suffix}{}", if options.machine == Kind::Vmx { "-vmx" } else { "" });
     let dir = paths::made(
         paths::target().join("lab").join(format!("{}-{}{suffix}", scenario.name, options.module)),
     )?;
@@ -112,7 +127,7 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         fs::remove_file(dir.join(old)).ok();
     }
     let machine = prepare(scenario, options, &kernel, cpus, dir, None)?;
-    let limit = scenario.timeout * options.patience * if options.kernel == Flavour::Debug { 8 } else { 1 };
+    let limit = scenario.timeout * patience(options) * if options.kernel == Flavour::Debug { 8 } else { 1 };
     let report = watch(&machine, limit, options.verbose)?;
     let failed = report.totals().failed;
     let verdict = if failed == 0 { "passed" } else { "FAILED" };
@@ -121,6 +136,11 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         say::note(format!("logs: {}", paths::shown(&machine.dir)));
     }
     Ok(report)
+}
+
+/// Multiplier of time limits, inside the emulated host and outside.
+fn patience(options: &Options) -> u32 {
+    options.patience * if options.machine == Kind::Vmx { bochs::PATIENCE } else { 1 }
 }
 
 /// `cargo xtask shell`: the emulated host with a shell on this terminal.
@@ -135,6 +155,7 @@ pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
         timeout: Duration::ZERO,
         needs: needs.into_iter().filter(|need| !need.is_empty()).map(Into::into).collect(),
         modules: vec![options.module],
+        machines: vec![options.machine],
         in_test: false,
         script:
             "load_module; echo; echo 'Commands: guest, load_module, unload_module; /lab has the programs; \
@@ -176,13 +197,19 @@ pub fn prepare(
         ("SCENARIO", scenario.name.clone()),
         ("CPUS", cpus.to_string()),
         ("KERNEL", options.kernel.to_string()),
-        ("PATIENCE", options.patience.to_string()),
+        ("PATIENCE", patience(options).to_string()),
+        ("VENDOR", if options.machine == Kind::Vmx { "intel" } else { "amd" }.to_string()),
     ];
     job.env = variables.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
     job.env.extend(more.map(|(name, value)| (name.to_string(), value.to_string())));
     let initrd = dir.join("initrd");
     image::host(kernel, scenario.needs("guest"), &job, &initrd)?;
+    if options.machine == Kind::Vmx {
+        bochs::boot::add_unsigned_modules(kernel, &initrd)?;
+    }
     Ok(Machine {
+        kind: options.machine,
+        x2apic: options.x2apic,
         cpus,
         // KASAN's shadow and its quarantine take their part.
         memory: options

@@ -7,6 +7,7 @@
 //! # timeout: 60                        (seconds of real time on two idle cores)
 //! # needs: guest runner suite          (QEMU with a Linux guest; the lab's own programs)
 //! # modules: kvm exitless              (modules it is meant for; default both)
+//! # machines: svm vmx                (emulated machines it can run on; default svm)
 //! # test: yes                          (part of `cargo xtask test`; default yes)
 //! ```
 
@@ -14,6 +15,7 @@ use std::{fmt, fs, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
+use super::machine::Kind;
 use crate::paths;
 
 /// The module under test.
@@ -51,6 +53,8 @@ pub struct Scenario {
     pub needs: Vec<String>,
     /// Modules it is meant for.
     pub modules: Vec<Module>,
+    /// Machines it can run on.
+    pub machines: Vec<Kind>,
     /// Is it part of `cargo xtask test`?
     pub in_test: bool,
     /// The script.
@@ -61,6 +65,11 @@ impl Scenario {
     /// Does the scenario need this?
     pub fn needs(&self, what: &str) -> bool {
         self.needs.iter().any(|need| need == what)
+    }
+
+    /// Is it meant for this module, and can it run on this machine?
+    pub fn fits(&self, module: Module, machine: Kind) -> bool {
+        self.modules.contains(&module) && self.machines.contains(&machine)
     }
 }
 
@@ -111,6 +120,7 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
         timeout: Duration::from_secs(60),
         needs: Vec::new(),
         modules: vec![Module::Kvm, Module::Exitless],
+        machines: vec![Kind::Svm],
         in_test: true,
         script: text.to_string(),
     };
@@ -130,6 +140,7 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "timeout" => one.timeout = Duration::from_secs(number()?.into()),
             "needs" => one.needs = value.split_whitespace().map(Into::into).collect(),
             "modules" => one.modules = value.split_whitespace().map(module).collect::<Result<_>>()?,
+            "machines" => one.machines = value.split_whitespace().map(machine).collect::<Result<_>>()?,
             "test" => one.in_test = value == "yes",
             other => bail!("`{other}` is no property of a scenario"),
         }
@@ -150,18 +161,28 @@ fn module(name: &str) -> Result<Module> {
     }
 }
 
+fn machine(name: &str) -> Result<Kind> {
+    match name {
+        "svm" => Ok(Kind::Svm),
+        "vmx" => Ok(Kind::Vmx),
+        other => bail!("`{other}` is no machine: svm or vmx"),
+    }
+}
+
 /// `cargo xtask lab list`.
 pub fn list() -> Result<()> {
     for s in all()? {
         let modules: Vec<_> = s.modules.iter().map(ToString::to_string).collect();
-        println!("{:<22} {} CPU  {:<12} {}", s.name, s.cpus, modules.join("+"), s.about);
+        let machines: Vec<_> = s.machines.iter().map(ToString::to_string).collect();
+        let (modules, machines) = (modules.join("+"), machines.join("+"));
+        println!("{:<22} {} CPU  {modules:<12} {machines:<7} {}", s.name, s.cpus, s.about);
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Module, parse};
+    use super::{Kind, Module, parse};
 
     /// One script on several numbers of CPUs is several scenarios, each with its own name.
     #[test]
@@ -170,6 +191,14 @@ mod tests {
         let names: Vec<_> = list.iter().map(|s| (s.name.as_str(), s.cpus)).collect();
         assert_eq!(names, [("boot-1cpu", 1), ("boot-2cpu", 2)]);
         assert_eq!(list[0].modules, [Module::Kvm]);
+    }
+
+    /// A scenario runs on the machine that it names, and on no other.
+    #[test]
+    fn machines_are_declared() {
+        let list = parse("boot", "# machines: vmx\n# modules: kvm\n").unwrap();
+        assert!(list[0].fits(Module::Kvm, Kind::Vmx));
+        assert!(!list[0].fits(Module::Kvm, Kind::Svm) && !list[0].fits(Module::Exitless, Kind::Vmx));
     }
 
     /// A misspelt property must not be taken for a comment.

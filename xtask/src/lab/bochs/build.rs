@@ -121,10 +121,7 @@ fn source(base: &Path) -> Result<PathBuf> {
     say::step("fetch the source of Bochs 3.0 from Debian", || {
         let mirror = apt::mirror()?;
         // Some proxies want the plus sign in one form, some in the other.
-        let addresses = [
-            format!("{mirror}{SOURCE}"),
-            format!("{mirror}{}", SOURCE.replace('+', "%2B")),
-        ];
+        let addresses = [format!("{mirror}{SOURCE}"), format!("{mirror}{}", SOURCE.replace('+', "%2B"))];
         let mut last = Ok(());
         for address in &addresses {
             let mut fetch = cmd("/usr/lib/apt/apt-helper", ["download-file", address]);

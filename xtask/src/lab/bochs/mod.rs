@@ -34,6 +34,8 @@ const MHZ: u32 = 100;
 const QUANTUM: u32 = 64;
 /// How much longer a scenario may take than on the other machine.
 pub const PATIENCE: u32 = 5;
+/// IA32_BIOS_SIGN_ID: a microcode revision with which Linux trusts this model's TSC deadline timer. Writes are ignored.
+const MSRS: &str = "0x08b 0 02007108 00000000 00000000 00000000 ffffffff ffffffff\n";
 /// The emulated machine has no memory behind its PCI devices.
 const MOST_MEMORY: u32 = 3072;
 
@@ -59,6 +61,7 @@ fn prepare(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Result<()> {
     boot::floppy(kernel.entry, &dir.join("boot.img"))?;
     let info = boot::start_info(u64::from(memory) << 20, initrd, &command_line(machine))?;
     fs::write(dir.join("info.bin"), info)?;
+    fs::write(dir.join("msrs"), MSRS)?;
     fs::write(dir.join("bochsrc"), configuration(machine.cpus, memory, kernel.address))?;
     Ok(())
 }
@@ -77,7 +80,7 @@ fn configuration(cpus: u32, memory: u32, kernel: u64) -> String {
         "romimage: file=bios.bin\n\
          vgaromimage: file=vga.bin\n\
          megs: {memory}\n\
-         cpu: model=corei7_skylake_x, count={cpus}, ips={ips}, quantum={QUANTUM}, reset_on_triple_fault=1, ignore_bad_msrs=1\n\
+         cpu: model=corei7_skylake_x, count={cpus}, ips={ips}, quantum={QUANTUM}, reset_on_triple_fault=1, ignore_bad_msrs=1, msrs=msrs\n\
          clock: sync=none, time0=1700000000\n\
          optramimage1: file=vmlinux.bin, address={kernel}\n\
          optramimage2: file=initrd.cpio, address={}\n\
@@ -149,7 +152,8 @@ fn ending(dir: &Path) -> Ending {
     if ["ACPI control: soft power off", "machine reset"].iter().any(|word| log.contains(word)) {
         return Ending::Off;
     }
-    let last = log.lines().rev().find(|line| line.contains("PANIC") || line.contains(">>")).unwrap_or("no word");
+    let last =
+        log.lines().rev().find(|line| line.contains("PANIC") || line.contains(">>")).unwrap_or("no word");
     Ending::Failed(format!("Bochs ended by itself ({last}); see bochs/bochs.log and qemu.log"))
 }
 
@@ -160,7 +164,12 @@ struct Running {
 
 impl Running {
     /// Passes console lines on until Bochs's end (true) or the deadline (false).
-    fn relay(&mut self, console: &mut Console, deadline: Instant, on_line: &mut impl FnMut(&str)) -> Result<bool> {
+    fn relay(
+        &mut self,
+        console: &mut Console,
+        deadline: Instant,
+        on_line: &mut impl FnMut(&str),
+    ) -> Result<bool> {
         loop {
             self.cpu_time = cpu_time(self.child.id()).unwrap_or(self.cpu_time);
             // Asked before the last look at the file, so that nothing is missed.
