@@ -9,7 +9,7 @@ use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
-use exitless_x86::svm::{INT_STATE_SHADOW, int_ctl, intercept1, tlb_control};
+use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
 
@@ -74,6 +74,14 @@ impl Svm {
             self.step_rip = self.save().rip;
             self.step_rflags = self.save().rflags;
             self.save_mut().rflags |= rflags::TF;
+        }
+    }
+
+    /// An event goes in with this entry: its frame holds RFLAGS, where a planted TF would stay for ever. The step comes later.
+    fn yield_step(&mut self) {
+        if self.stepping && self.control().event_inj & event_inj::VALID != 0 {
+            let flags = self.rflags();
+            self.set_rflags(flags);
         }
     }
 
@@ -144,6 +152,7 @@ impl Backend for Svm {
 
     fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
         self.choose_asid(cpu, flush);
+        self.yield_step();
         let (rax, rsp) = (self.gprs.get(Gpr::Rax), self.gprs.get(Gpr::Rsp));
         let s = self.save_mut();
         s.rax = rax;
