@@ -4,6 +4,13 @@
 //! it under the lock only if no notification is under way (`active`) and none has ended since (`seq`). A notification
 //! counts itself in `active` before it removes mappings. So a mapping made from an old host page is either refused or
 //! removed again.
+//!
+//! Two more races are closed by state under the mmu lock:
+//! * Mappings are removed under the lock but flushed after it. Whoever removed some counts itself in `owed` until its
+//!   flush is done; a notification that finds nothing to remove while somebody owes a flush does the flush itself, because
+//!   the host frees the page as soon as the notification returns.
+//! * A slot that is deleted or moved leaves the published table before its mappings are removed. Until they are, it is
+//!   `retiring`, where notifications still find it.
 
 use super::Vm;
 use core::ptr::NonNull;
@@ -56,10 +63,12 @@ pub struct Mmu {
     frames: Cache,
     /// Notifications under way.
     active: u32,
-    /// Flushes that a fault owes but has not done yet.
+    /// Flushes that somebody owes but has not done yet.
     owed: u32,
     /// Notifications ended.
     seq: u64,
+    /// The slot that left the table and may still be mapped; no pages: none.
+    retiring: Slot,
 }
 
 /// Zeroed table pages taken out of the allocator beforehand.
@@ -219,17 +228,16 @@ impl Vm {
         // SAFETY: `slots_lock` is held.
         let current = unsafe { self.table() };
         let mut change = ms::plan(current.slots(), region, &limits).map_err(|r| Errno::from_ret(-r.errno()))?;
+        let mut fresh = 0;
         if let Some(npages) = change.needs_bitmap()
             && let Some(slot) = change.new_slot_mut()
         {
-            slot.dirty = new_bitmap(npages)?;
+            fresh = new_bitmap(npages)?;
+            slot.dirty = fresh;
         }
         let r = self.apply(current.slots(), &change);
-        if r.is_err()
-            && let (Some(npages), Some(slot)) = (change.needs_bitmap(), change.new_slot())
-        {
-            let _ = npages;
-            free_bitmap(slot.dirty);
+        if r.is_err() {
+            free_bitmap(fresh);
         }
         r
     }
@@ -241,16 +249,18 @@ impl Vm {
         let zap = change.zap(current);
         let protect = change.write_protect(current);
         let dropped = change.drops_bitmap(current);
+        if zap.is_some() {
+            // Before the table changes: a notification reads the table first, so it finds the slot in one of the two.
+            self.retire_slot(change.old_index().and_then(|i| current.get(i)));
+        }
         let old = self.slots.replace(Some(new));
-        if old.is_some() && !matches!(change, Change::Create(_)) {
-            self.synchronize();
-        } else if old.is_some() {
-            // A new slot takes nothing away; readers of the old table may finish at leisure, but it must not be freed
-            // under them.
+        if old.is_some() {
+            // Nobody may still act on the old table: neither map by it nor hold it when it is freed.
             self.synchronize();
         }
         if let Some(range) = zap {
-            self.zap(range);
+            self.zap(range, true);
+            self.retire_slot(None);
         }
         if let Some(range) = protect {
             self.write_protect(range);
@@ -270,39 +280,64 @@ impl Vm {
         self.kick_all_and_wait();
     }
 
-    /// Sweeps a range in steps; `step` runs under the lock and returns (flush, continue at).
-    fn sweep(&self, range: GfnRange, mut step: impl FnMut(&mut Mmu, u64, u64, &mut FreeList) -> (bool, Option<u64>)) -> bool {
+    fn retire_slot(&self, slot: Option<&Slot>) {
+        self.mmu.lock().retiring = slot.copied().unwrap_or_default();
+    }
+
+    /// Pays for a counted `owed`: nobody can use what was removed when this returns.
+    fn settle(&self, free: &mut FreeList) {
+        self.flush_all();
+        self.mmu.lock().owed -= 1;
+        release(free, &NO_CACHE);
+    }
+
+    /// Sweeps a range in steps; `step` runs under the lock and returns (flush, continue at). `yields`: the caller may be
+    /// scheduled out between steps.
+    fn sweep(
+        &self,
+        range: GfnRange,
+        yields: bool,
+        mut step: impl FnMut(&mut Mmu, u64, u64, &mut FreeList) -> (bool, Option<u64>),
+    ) {
         let mut free = FreeList::new();
         let (mut at, end) = (range.start << 12, range.end << 12);
-        let mut flush = false;
+        // We owe a flush; somebody else did when we looked.
+        let (mut owe, mut others) = (false, false);
         loop {
-            let (f, next) = {
+            let next = {
                 let mut mmu = self.mmu.lock();
-                let (f, next) = step(&mut mmu, at, end, &mut free);
-                (f || mmu.owed != 0, next)
+                let (flush, next) = step(&mut mmu, at, end, &mut free);
+                others |= mmu.owed > u32::from(owe);
+                if !owe && (flush || !free.is_empty()) {
+                    owe = true;
+                    mmu.owed += 1;
+                }
+                next
             };
-            flush |= f;
             match next {
                 Some(n) => at = n,
                 None => break,
             }
+            if yields {
+                task::cond_resched();
+            }
         }
-        if flush || !free.is_empty() {
+        if owe {
+            self.settle(&mut free);
+        } else if others {
             self.flush_all();
         }
-        release(&mut free, &NO_CACHE);
-        flush
     }
 
-    fn zap(&self, range: GfnRange) {
-        self.sweep(range, |m, at, end, free| {
+    fn zap(&self, range: GfnRange, yields: bool) {
+        self.sweep(range, yields, |m, at, end, free| {
             let s = m.slat.zap_range(&m.frames, at, end, BUDGET, free, &mut |_| {});
             (s.flush, s.next)
         });
     }
 
     fn write_protect(&self, range: GfnRange) {
-        self.sweep(range, |m, at, end, _| {
+        self.sweep(range, true, |m, at, end, _| {
             let s = m.slat.write_protect_range(&m.frames, at, end, BUDGET, &mut |_| {});
             (s.flush, s.next)
         });
@@ -314,16 +349,20 @@ impl Vm {
         for v in self.each_vcpu() {
             v.shared.request(Request::DEAD);
         }
-        self.zap(GfnRange { start: 0, end: 1 << 40 });
+        self.zap(GfnRange { start: 0, end: 1 << 40 }, true);
     }
 
-    /// The host is about to change pages behind `start..end` (host virtual addresses).
+    /// The host is about to change pages behind `start..end` (host virtual addresses). Does not sleep.
     pub fn invalidate_start(&self, start: u64, end: u64) {
+        // First, so that no fault maps by a table that is newer than the one read below.
         self.mmu.lock().active += 1;
         let _srcu = self.srcu.read();
         // SAFETY: SRCU is held.
-        for (_, gfns) in unsafe { self.table() }.find_hva_range(start, end) {
-            self.zap(gfns);
+        let table = unsafe { self.table() };
+        // After the table: see `apply`.
+        let retiring = [self.mmu.lock().retiring];
+        for (_, gfns) in table.find_hva_range(start, end).chain(Table::new(&retiring).find_hva_range(start, end)) {
+            self.zap(gfns, false);
         }
     }
 
@@ -429,7 +468,8 @@ impl Vm {
         {
             mark(slot, gpa >> 12);
         }
-        page.release(write && matches!(outcome, Ok(true)));
+        // A writable mapping lets the guest write without another fault, even when a read made it.
+        page.release(writable && matches!(outcome, Ok(true)));
         outcome
     }
 
@@ -460,9 +500,7 @@ impl Vm {
         }
         drop(m);
         if owe {
-            self.flush_all();
-            self.mmu.lock().owed -= 1;
-            release(&mut free, &NO_CACHE);
+            self.settle(&mut free);
         }
         match r {
             Ok(_) => Ok(true),
@@ -547,24 +585,32 @@ impl Vm {
         let table = unsafe { self.table() };
         let slot = table.find_id(id).ok_or(Errno::ENOENT)?;
         let bits = bitmap(slot).ok_or(Errno::ENOENT)?;
-        let words = DirtyBitmap::words_for(slot.npages);
-        let mut flush = false;
-        for w in 0..words {
+        let mut owe = false;
+        let copied = self.harvest(slot, &bits, user, &mut owe);
+        // Also when the copy failed: what was write-protected must not be written through an old translation.
+        if owe {
+            self.settle(&mut FreeList::new());
+        }
+        copied.map(|()| 0)
+    }
+
+    /// Copies the bitmap word by word. `owe`: a flush is due and counted in `owed`.
+    fn harvest(&self, slot: &Slot, bits: &DirtyBitmap<'_>, user: usize, owe: &mut bool) -> Result<()> {
+        for w in 0..DirtyBitmap::words_for(slot.npages) {
             let mask = bits.take(w);
             if mask != 0 {
                 let m = &mut *self.mmu.lock();
                 let gpa = (slot.base_gfn + w * 64) << 12;
-                flush |= m.slat.write_protect_mask(&m.frames, gpa, mask, &mut |_| {});
+                if m.slat.write_protect_mask(&m.frames, gpa, mask, &mut |_| {}) && !*owe {
+                    *owe = true;
+                    m.owed += 1;
+                }
             }
             uaccess::write(crate::user::at(user, w as usize * 8)?, &mask)?;
         }
-        if flush {
-            self.flush_all();
-        }
-        Ok(0)
+        Ok(())
     }
 }
-
 
 /// A write to a page of a slot that logs.
 fn mark(slot: &Slot, gfn: u64) {
