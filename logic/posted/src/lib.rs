@@ -1,0 +1,46 @@
+//! The protocol on a posted-interrupt descriptor: who may post, take, suppress, block and move, in which order.
+//!
+//! Vocabulary (SDM vol. 3C, 30.6): *PIR* one request bit per vector; *ON* something was posted since the last take;
+//! *SN* hardware must not notify; *NV*, *NDST* which vector on which CPU notifies. ON, SN, NV and NDST share one 64-bit
+//! word and are read and written as one.
+//!
+//! ```text
+//!              load(cpu)                     block(cpu)
+//!    ┌─────┐ ─────────────▶ ┌─────────┐ ─────────────▶ ┌─────────┐
+//!    │ Out │                │ Running │                │ Blocked │ ◀─┐ retarget
+//!    │ SN  │ ◀───────────── │ NV=post │ ◀───────────── │ NV=wake │ ──┘ (its CPU goes away)
+//!    └─────┘     put        └─────────┘   load(cpu)    └─────────┘
+//!       └──────────────────── block(cpu) ──────────────────▲
+//! ```
+//! Only the vCPU's own thread loads, puts, blocks and takes. Anyone posts, at any time: other vCPUs, devices through
+//! interrupt remapping, the CPU's own IPI virtualisation.
+//!
+//! # Rules, and what breaks without them (`tests.rs` shows each with loom)
+//! * A sender sets the PIR bit, then ON, and takes NV and NDST from the very read-modify-write that set ON. From two
+//!   reads they could be the wake-up vector and the CPU of before: the wake-up goes to a list that the vCPU is not on.
+//! * The owner clears ON before it takes the PIR. The other way round a post in between finds ON set, sends nothing,
+//!   and ON is gone.
+//! * NV, NDST and SN change by compare-and-exchange that keeps ON: a plain store forgets a post.
+//! * Who blocks does not sleep if ON was set before its exchange: that sender has notified the old CPU.
+//! * While SN is set hardware sets the PIR bit only, *not* ON. So "something pending" is ON or any PIR bit
+//!   ([`Descriptor::has_pending`]), and who clears SN looks at the PIR afterwards.
+//! * Between a change of the control word and the look at the PIR stands a full barrier, because hardware senders set
+//!   the PIR bit and then *read* the control word ([`Barrier`]).
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+#[cfg(test)]
+extern crate std;
+
+mod descriptor;
+mod memory;
+
+pub use descriptor::{Block, Descriptor, Place, Posted};
+pub use memory::{Barrier, Memory, Native, Word};
+
+#[cfg(test)]
+mod tests;
