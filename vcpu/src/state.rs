@@ -189,7 +189,8 @@ impl<B: Backend> Vcpu<B> {
         self.b.set_tsc_offset(offset);
     }
 
-    fn move_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, offset: u64) {
+    /// Gives a TSC in use another offset: timers and clock pages follow.
+    pub fn move_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, offset: u64) {
         self.set_tsc_offset(offset);
         timer::sync(self, sh, host);
         sh.request(Request::CLOCK);

@@ -2,6 +2,7 @@
 
 use crate::global;
 use crate::user;
+use crate::vcpu::ioctl::MAX_IO_MSRS;
 use crate::vm::{MAX_VCPUS, Vm};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox};
@@ -13,6 +14,7 @@ use exitless_policy::cpuid::{CpuidIndex, GuestCpuid, HostCpuid, MAX_ENTRIES, MAX
 use exitless_policy::mce::{self, MAX_BANKS};
 use exitless_policy::{GuestCaps, msr};
 use exitless_x86::cpuid::CpuidResult;
+use exitless_x86::msr::Msr;
 
 /// The host's CPUID.
 struct Cpu {
@@ -73,6 +75,8 @@ pub fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         KVM_GET_VCPU_MMAP_SIZE => no_arg(arg, 3 * 4096),
         KVM_GET_SUPPORTED_CPUID | KVM_GET_EMULATED_CPUID => supported_cpuid(cmd, arg),
         KVM_GET_MSR_INDEX_LIST => msr_index_list(arg),
+        KVM_GET_MSR_FEATURE_INDEX_LIST => feature_list(arg),
+        KVM_GET_MSRS => feature_msrs(arg),
         KVM_X86_GET_MCE_CAP_SUPPORTED => user::put(arg, &(mce::SUPPORTED | MAX_BANKS as u64)),
         _ => Err(Errno::ENOTTY),
     }
@@ -93,7 +97,9 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_DEBUGREGS | KVM_CAP_X86_ROBUST_SINGLESTEP | KVM_CAP_XSAVE | KVM_CAP_GET_TSC_KHZ => 1,
         KVM_CAP_TSC_DEADLINE_TIMER | KVM_CAP_KVMCLOCK_CTRL | KVM_CAP_SIGNAL_MSI | KVM_CAP_READONLY_MEM => 1,
         KVM_CAP_IRQFD_RESAMPLE | KVM_CAP_IOEVENTFD_ANY_LENGTH | KVM_CAP_IMMEDIATE_EXIT => 1,
-        KVM_CAP_IOEVENTFD_NO_LENGTH | KVM_CAP_SET_BOOT_CPU_ID => 1,
+        KVM_CAP_IOEVENTFD_NO_LENGTH | KVM_CAP_SET_BOOT_CPU_ID | KVM_CAP_MMU_SHADOW_CACHE_CONTROL => 1,
+        KVM_CAP_ENABLE_CAP | KVM_CAP_ENABLE_CAP_VM | KVM_CAP_ENFORCE_PV_FEATURE_CPUID => 1,
+        KVM_CAP_VCPU_ATTRIBUTES | KVM_CAP_GET_MSR_FEATURES => 1,
         KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),
         KVM_CAP_COALESCED_MMIO => 2,
         KVM_CAP_ADJUST_CLOCK => CLOCK_FLAGS as isize,
@@ -142,6 +148,42 @@ fn supported_cpuid(cmd: u32, arg: usize) -> Result<isize> {
     uaccess::write_slice(user::at(arg, size_of::<kvm_cpuid2>())?, list)?;
     head.nent = list.len() as u32;
     user::put(arg, &head)
+}
+
+/// MSRs whose value tells what the host can do, whatever a vCPU's is.
+const FEATURES: [Msr; 2] = [Msr::BIOS_SIGN_ID, Msr::DE_CFG];
+
+fn feature_list(arg: usize) -> Result<isize> {
+    let asked: kvm_msr_list = user::get(arg)?;
+    user::put(arg, &kvm_msr_list { nmsrs: FEATURES.len() as u32 })?;
+    if (asked.nmsrs as usize) < FEATURES.len() {
+        return Err(Errno::E2BIG);
+    }
+    uaccess::write_slice(user::at(arg, size_of::<kvm_msr_list>())?, &FEATURES.map(|m| m.0))?;
+    Ok(0)
+}
+
+/// `KVM_GET_MSRS` without a vCPU: feature MSRs only; returns how many it read.
+fn feature_msrs(arg: usize) -> Result<isize> {
+    let head: kvm_msrs = user::get(arg)?;
+    if head.nmsrs as usize >= MAX_IO_MSRS {
+        return Err(Errno::E2BIG);
+    }
+    let base = user::at(arg, size_of::<kvm_msrs>())?;
+    for i in 0..head.nmsrs as usize {
+        let at = user::at(base, i * size_of::<kvm_msr_entry>())?;
+        let mut e: kvm_msr_entry = user::get(at)?;
+        let Some(value) = feature(e.index) else { return Ok(i as isize) };
+        e.data = value;
+        uaccess::write(at, &e)?;
+    }
+    Ok(head.nmsrs as isize)
+}
+
+/// A feature MSR's value: that of a new vCPU.
+fn feature(index: u32) -> Option<u64> {
+    FEATURES.iter().find(|m| m.0 == index)?;
+    msr::find(index).map(|(row, kind)| if let msr::MsrKind::Const(v) = kind { v } else { row.reset })
 }
 
 fn msr_index_list(arg: usize) -> Result<isize> {

@@ -51,7 +51,8 @@ fn known(cmd: u32) -> bool {
             | KVM_GET_MP_STATE | KVM_SET_MP_STATE | KVM_GET_VCPU_EVENTS | KVM_SET_VCPU_EVENTS | KVM_GET_DEBUGREGS
             | KVM_SET_DEBUGREGS | KVM_GET_XSAVE | KVM_SET_XSAVE | KVM_GET_XCRS | KVM_SET_XCRS | KVM_GET_TSC_KHZ
             | KVM_SET_TSC_KHZ | KVM_INTERRUPT | KVM_SET_SIGNAL_MASK | KVM_SET_VAPIC_ADDR | KVM_X86_SETUP_MCE
-            | KVM_KVMCLOCK_CTRL | KVM_TRANSLATE
+            | KVM_KVMCLOCK_CTRL | KVM_TRANSLATE | KVM_ENABLE_CAP | KVM_HAS_DEVICE_ATTR | KVM_GET_DEVICE_ATTR
+            | KVM_SET_DEVICE_ATTR
     )
 }
 
@@ -88,6 +89,10 @@ impl Call<'_> {
             KVM_X86_SETUP_MCE => self.setup_mce(user::get(arg)?),
             KVM_KVMCLOCK_CTRL => self.kvmclock_ctrl(),
             KVM_TRANSLATE => self.translate(arg),
+            KVM_ENABLE_CAP => enable_cap(&user::get(arg)?),
+            KVM_HAS_DEVICE_ATTR => tsc_offset_attr(&user::get(arg)?).map(|_| 0),
+            KVM_GET_DEVICE_ATTR => user::put(tsc_offset_attr(&user::get(arg)?)?, &self.inner.tsc_offset),
+            KVM_SET_DEVICE_ATTR => self.set_tsc_offset(tsc_offset_attr(&user::get(arg)?)?),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -328,6 +333,12 @@ impl Call<'_> {
         Ok(0)
     }
 
+    fn set_tsc_offset(&mut self, from: usize) -> Result<isize> {
+        let offset = user::get(from)?;
+        self.inner.move_tsc(&self.v.shared, &self.host, offset);
+        Ok(0)
+    }
+
     fn translate(&mut self, arg: usize) -> Result<isize> {
         use exitless_insn::{Access, translate};
         let mut t: kvm_translation = user::get(arg)?;
@@ -342,6 +353,28 @@ impl Call<'_> {
     }
 }
 
+fn enable_cap(c: &kvm_enable_cap) -> Result<isize> {
+    if c.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match c.cap {
+        // Paravirtual MSRs and hypercalls follow the guest's CPUID always.
+        KVM_CAP_ENFORCE_PV_FEATURE_CPUID => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// The only attribute: the TSC offset. Returns the address of the value in user space.
+fn tsc_offset_attr(a: &kvm_device_attr) -> Result<usize> {
+    if a.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match (a.group, a.attr) {
+        (KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET) => Ok(a.addr as usize),
+        _ => Err(Errno::ENXIO),
+    }
+}
+
 /// The guest's TSC runs at the host's rate: other rates need the ratio register, which this version does not use.
 fn set_tsc_khz(arg: usize) -> Result<isize> {
     let host = time::tsc_khz() as usize;
@@ -350,5 +383,5 @@ fn set_tsc_khz(arg: usize) -> Result<isize> {
 }
 
 /// What `KVM_GET_MSRS` and `KVM_SET_MSRS` take at once.
-const MAX_IO_MSRS: usize = 256;
+pub const MAX_IO_MSRS: usize = 256;
 

@@ -24,6 +24,8 @@ pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
         KVM_GET_DIRTY_LOG => get_dirty_log(vm, &user::get(arg)?),
         // Nothing of ours lives at these addresses: real mode needs no help on SVM.
         KVM_SET_TSS_ADDR => set_tss(arg),
+        KVM_SET_NR_MMU_PAGES => set_mmu_pages(arg),
+        KVM_ENABLE_CAP => enable_cap(vm, &user::get(arg)?),
         KVM_SET_IDENTITY_MAP_ADDR => user::get::<u64>(arg).and_then(|_| before_vcpus(vm)),
         KVM_SET_BOOT_CPU_ID => set_boot_cpu(vm, arg),
         KVM_CREATE_IRQCHIP => create_irqchip(vm),
@@ -53,6 +55,9 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
     }
     let id = id as u32;
     let mut config = vm.lock.lock();
+    if config.max_id != 0 && id >= config.max_id {
+        return Err(Errno::EINVAL);
+    }
     if vm.each_vcpu().any(|v| v.id == id) {
         return Err(Errno::EEXIST);
     }
@@ -88,6 +93,38 @@ fn before_vcpus(vm: &Vm) -> Result<isize> {
 
 fn set_tss(addr: usize) -> Result<isize> {
     if addr as u64 > u64::from(u32::MAX) - 3 * 4096 { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+/// A limit for shadow page tables; nested paging has none, so any limit that stock KVM takes is kept.
+fn set_mmu_pages(pages: usize) -> Result<isize> {
+    const MIN: usize = 64;
+    if pages < MIN { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
+    if c.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match c.cap {
+        KVM_CAP_MAX_VCPU_ID => set_max_id(vm, c.args[0]),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// The limit of vCPU ids is set once.
+fn set_max_id(vm: &Vm, limit: u64) -> Result<isize> {
+    if limit > MAX_VCPUS as u64 {
+        return Err(Errno::EINVAL);
+    }
+    let mut config = vm.lock.lock();
+    if config.max_id == limit as u32 {
+        return Ok(0);
+    }
+    if config.max_id != 0 {
+        return Err(Errno::EINVAL);
+    }
+    config.max_id = limit as u32;
+    Ok(0)
 }
 
 fn set_boot_cpu(vm: &Vm, id: usize) -> Result<isize> {

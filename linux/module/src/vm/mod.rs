@@ -35,6 +35,8 @@ pub struct Config {
     pub vcpus: u32,
     /// `KVM_SET_BOOT_CPU_ID`.
     pub boot_cpu: u32,
+    /// `KVM_CAP_MAX_VCPU_ID`: vCPU ids stay below this; 0: not set.
+    pub max_id: u32,
 }
 
 /// See the file's head.
