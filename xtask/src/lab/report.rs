@@ -3,7 +3,7 @@
 //! Marks on the console, one per line:
 //! ```text
 //! === BEGIN name                  a test starts
-//! === END name rc=N secs=S        it ended; rc 0 is a pass
+//! === END name rc=N secs=S        it ended; rc 0 is a pass, rc 4 a skip
 //! === SKIP name why               it does not apply here
 //! === ROW table|name|value        a line of a table
 //! === JSON {...}                  a record
@@ -119,6 +119,7 @@ impl Report {
         let secs = field(rest, "secs").and_then(|secs| secs.parse::<f64>().ok()).unwrap_or(0.0);
         let (verdict, why) = match code {
             Some(0) => (Verdict::Pass, String::new()),
+            Some(4) => (Verdict::Skip, "does not apply".to_string()),
             Some(137) => (Verdict::Fail, "took too long and was killed".to_string()),
             Some(code) => (Verdict::Fail, format!("exit code {code}")),
             None => (Verdict::Fail, "no exit code".to_string()),
