@@ -5,12 +5,12 @@ use crate::host::Host;
 use crate::journal::{Access as Where, Entry, Step};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
-use exitless_insn::walk::Operation;
+use exitless_insn::walk::{Operation, missing_table};
 use exitless_insn::{Access, Cpu, GuestMemory, Mode, Stop, WalkError, translate};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, cr0, cr4, rflags};
 
-/// Page tables read with the right to sleep.
+/// Page tables read with the right to sleep. Those in a read-only slot keep their flags as they are.
 pub struct PagedMemory<'a, H>(pub &'a H);
 /// Page tables read in atomic context; accessed bits that cannot be set now count as missing memory.
 pub struct AtomicMemory<'a, H>(pub &'a H);
@@ -25,10 +25,16 @@ impl<H: Host> GuestMemory for PagedMemory<'_, H> {
         self.0.read_guest(gpa, &mut b).then(|| u32::from_le_bytes(b))
     }
     fn cmpxchg_u64(&self, gpa: u64, old: u64, new: u64) -> Option<bool> {
-        self.0.cmpxchg_guest(gpa, 8, old, new)
+        self.0.cmpxchg_guest(gpa, 8, old, new).or_else(|| self.read_only(gpa))
     }
     fn cmpxchg_u32(&self, gpa: u64, old: u32, new: u32) -> Option<bool> {
-        self.0.cmpxchg_guest(gpa, 4, u64::from(old), u64::from(new))
+        self.0.cmpxchg_guest(gpa, 4, u64::from(old), u64::from(new)).or_else(|| self.read_only(gpa))
+    }
+}
+
+impl<H: Host> PagedMemory<'_, H> {
+    fn read_only(&self, gpa: u64) -> Option<bool> {
+        (self.0.is_ram(gpa, false) && !self.0.is_ram(gpa, true)).then_some(true)
     }
 }
 
@@ -101,10 +107,11 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     fn gpa(&self, linear: u64, access: Access) -> Result<u64, Stop> {
-        match translate(&PagedMemory(self.host), &self.v.paging(self.v.b.cpl()), linear, access) {
+        let mode = self.v.paging(self.v.b.cpl());
+        match translate(&PagedMemory(self.host), &mode, linear, access) {
             Ok(gpa) => Ok(gpa),
             Err(WalkError::Fault(x)) => Err(Stop::Fault(x)),
-            Err(WalkError::NoMemory(_)) => Err(Stop::Unhandled),
+            Err(WalkError::NoMemory(_)) => Err(Stop::Fault(missing_table(&mode, linear, access))),
         }
     }
 
@@ -123,11 +130,11 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
 
     fn read_device(&mut self, gpa: u64, part: &mut [u8]) -> Result<(), Stop> {
         let len = part.len() as u8;
-        if let Step::Done(data) = self.v.journal.step() {
+        let mut entry = Entry { access: Where::Mmio { gpa }, write: false, len, count: 1, data: [0; 8] };
+        if let Step::Done(data) = self.v.journal.step(&entry) {
             copy(part, &data);
             return Ok(());
         }
-        let mut entry = Entry { access: Where::Mmio { gpa }, write: false, len, data: [0; 8] };
         if self.kernel_read(gpa, part) {
             copy(&mut entry.data, part);
             return self.note(entry);
@@ -149,10 +156,11 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     fn write_device(&mut self, gpa: u64, part: &[u8]) -> Result<(), Stop> {
-        if let Step::Done(_) = self.v.journal.step() {
+        let len = part.len() as u8;
+        let mut entry = Entry { access: Where::Mmio { gpa }, write: true, len, count: 1, data: [0; 8] };
+        if let Step::Done(_) = self.v.journal.step(&entry) {
             return Ok(());
         }
-        let mut entry = Entry { access: Where::Mmio { gpa }, write: true, len: part.len() as u8, data: [0; 8] };
         copy(&mut entry.data, part);
         if self.kernel_write(gpa, part) {
             return self.note(entry);
@@ -171,7 +179,8 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     fn kernel_write(&mut self, gpa: u64, part: &[u8]) -> bool {
-        crate::exits::mmio::apic_write(self.v, self.sh, self.host, gpa, part) || self.host.mmio_write(gpa, part)
+        crate::exits::mmio::apic_write(self.v, self.sh, self.host, gpa, part)
+            || self.host.mmio_write(gpa, part)
     }
 }
 
@@ -266,10 +275,10 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
         let len = usize::from(size.min(4));
         let mut data = [0; 8];
-        if let Step::Done(d) = self.v.journal.step() {
+        let entry = Entry { access: Where::Port { port }, write: false, len: size, count: 1, data };
+        if let Step::Done(d) = self.v.journal.step(&entry) {
             return Ok(u32::from_le_bytes([d[0], d[1], d[2], d[3]]));
         }
-        let entry = Entry { access: Where::Port { port }, write: false, len: size, data };
         let part = data.get_mut(..len).unwrap_or(&mut []);
         if self.host.pio_read(port, part) {
             self.note(Entry { data, ..entry })?;
@@ -279,16 +288,49 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         Err(Stop::NeedUser)
     }
     fn io_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {
-        if let Step::Done(_) = self.v.journal.step() {
-            return Ok(());
-        }
         let mut data = [0; 8];
         copy(&mut data, &value.to_le_bytes());
-        let entry = Entry { access: Where::Port { port }, write: true, len: size, data };
+        let entry = Entry { access: Where::Port { port }, write: true, len: size, count: 1, data };
+        if let Step::Done(_) = self.v.journal.step(&entry) {
+            return Ok(());
+        }
         let part = data.get(..usize::from(size.min(4))).unwrap_or(&[]);
         if self.host.pio_write(port, part) || self.host.pio_event(port, part) {
             return self.note(entry);
         }
+        self.v.journal.ask(entry);
+        Err(Stop::NeedUser)
+    }
+    fn io_in_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop> {
+        let Some(block) = self.block(size, max, linear, Operation::Write)? else { return Ok(0) };
+        let entry = Entry { access: Where::Port { port }, write: false, len: size, count: max, data: [0; 8] };
+        if let Step::Done(_) = self.v.journal.step(&entry) {
+            self.page_to_memory(block)?;
+            return Ok(max);
+        }
+        let mut data = [0; 4];
+        let first = data.get_mut(..usize::from(size)).unwrap_or(&mut []);
+        if self.host.pio_read(port, first) {
+            return if self.host.write_guest(block.gpa, first) { Ok(1) } else { Err(Stop::Unhandled) };
+        }
+        self.v.journal.ask(entry);
+        Err(Stop::NeedUser)
+    }
+    fn io_out_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop> {
+        let Some(block) = self.block(size, max, linear, Operation::Read)? else { return Ok(0) };
+        let entry = Entry { access: Where::Port { port }, write: true, len: size, count: max, data: [0; 8] };
+        if let Step::Done(_) = self.v.journal.step(&entry) {
+            return Ok(max);
+        }
+        let mut data = [0; 4];
+        let first = data.get_mut(..usize::from(size)).unwrap_or(&mut []);
+        if !self.host.read_guest(block.gpa, first) {
+            return Err(Stop::Unhandled);
+        }
+        if self.host.pio_write(port, first) || self.host.pio_event(port, first) {
+            return Ok(1);
+        }
+        self.memory_to_page(block)?;
         self.v.journal.ask(entry);
         Err(Stop::NeedUser)
     }
@@ -301,6 +343,45 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     fn read_pieces(&mut self, a: Piece, b: Option<Piece>, buf: &mut [u8]) -> Result<(), Stop> {
         for p in [Some(a), b].into_iter().flatten() {
             self.read_piece(p.gpa, buf.get_mut(p.from..p.from + p.len).unwrap_or(&mut []))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes copied at a time between memory and the I/O page.
+const CHUNK: usize = 64;
+
+/// Blocks of string I/O: the data goes through the I/O page, where user space finds it or has put it. A chip in the kernel
+/// takes one element instead.
+impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
+    /// Where a block lies; `None` unless it is memory, all of it in one page.
+    fn block(&self, size: u8, max: u32, linear: u64, op: Operation) -> Result<Option<Piece>, Stop> {
+        let len = usize::from(size) * max as usize;
+        let (piece, rest) = self.pieces(linear, len, op)?;
+        let whole = rest.is_none() && self.host.is_ram(piece.gpa, op == Operation::Write);
+        Ok(whole.then_some(piece))
+    }
+
+    fn page_to_memory(&self, block: Piece) -> Result<(), Stop> {
+        for at in (0..block.len).step_by(CHUNK) {
+            let mut chunk = [0; CHUNK];
+            let part = chunk.get_mut(..CHUNK.min(block.len - at)).unwrap_or(&mut []);
+            self.host.io_page_read(at, part);
+            if !self.host.write_guest(block.gpa + at as u64, part) {
+                return Err(Stop::Unhandled);
+            }
+        }
+        Ok(())
+    }
+
+    fn memory_to_page(&self, block: Piece) -> Result<(), Stop> {
+        for at in (0..block.len).step_by(CHUNK) {
+            let mut chunk = [0; CHUNK];
+            let part = chunk.get_mut(..CHUNK.min(block.len - at)).unwrap_or(&mut []);
+            if !self.host.read_guest(block.gpa + at as u64, part) {
+                return Err(Stop::Unhandled);
+            }
+            self.host.io_page_write(at, part);
         }
         Ok(())
     }

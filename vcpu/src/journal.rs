@@ -25,24 +25,33 @@ pub enum Access {
     },
 }
 
-/// One access of at most 8 bytes.
+/// One access of at most 8 bytes, or a block of string I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Where.
     pub access: Access,
     /// A write; otherwise a read.
     pub write: bool,
-    /// Bytes, 1 to 8.
+    /// Bytes of one element, 1 to 8.
     pub len: u8,
+    /// Elements: 1, or those of a block of string I/O, whose data stays in the I/O page instead of `data`. It is still there in
+    /// the replay, which comes first of all when user space has answered.
+    pub count: u32,
     /// Written data, or the answer.
     pub data: [u8; 8],
+}
+
+impl Entry {
+    /// The same place, direction and size; the data of a replayed write may differ and does not matter.
+    fn same_access(&self, other: &Self) -> bool {
+        (self.access, self.write, self.len, self.count) == (other.access, other.write, other.len, other.count)
+    }
 }
 
 /// MOVS between two devices crossing pages on both sides needs 8 pieces of a 16-byte operand; nothing needs more.
 const CAPACITY: usize = 12;
 
-const BLANK: Entry =
-    Entry { access: Access::Mmio { gpa: 0 }, write: false, len: 0, data: [0; 8] };
+const BLANK: Entry = Entry { access: Access::Mmio { gpa: 0 }, write: false, len: 0, count: 0, data: [0; 8] };
 
 /// See the file's head.
 #[derive(Clone, Copy, Debug)]
@@ -78,14 +87,19 @@ impl Journal {
         self.cursor = 0;
     }
 
-    /// The next access of this pass: was it done before?
-    pub fn step(&mut self) -> Step {
+    /// The next access of this pass: was it done before? If something else was done at this place, another vCPU has changed
+    /// translations or code between two passes. What was done from here on is forgotten: its answers belong to other
+    /// addresses, and the guest that races with itself sees a device access more than it asked for.
+    pub fn step(&mut self, wanted: &Entry) -> Step {
         match self.entries.get(self.cursor) {
-            Some(e) if self.cursor < self.done => {
+            Some(e) if self.cursor < self.done && e.same_access(wanted) => {
                 self.cursor += 1;
                 Step::Done(e.data)
             }
-            _ => Step::Fresh,
+            _ => {
+                self.done = self.done.min(self.cursor);
+                Step::Fresh
+            }
         }
     }
 
@@ -137,7 +151,7 @@ mod tests {
     use super::*;
 
     fn read(gpa: u64) -> Entry {
-        Entry { access: Access::Mmio { gpa }, write: false, len: 4, data: [0; 8] }
+        Entry { access: Access::Mmio { gpa }, write: false, len: 4, count: 1, data: [0; 8] }
     }
 
     /// A load that crosses two pages of a device: each half is asked once, and the last pass sees both answers.
@@ -145,18 +159,58 @@ mod tests {
     fn replays_answers_in_order() {
         let mut j = Journal::default();
         j.rewind();
-        assert_eq!(j.step(), Step::Fresh);
+        assert_eq!(j.step(&read(0x1000)), Step::Fresh);
         j.ask(read(0x1000));
         assert!(j.answer([1; 8]));
         j.rewind();
-        assert_eq!(j.step(), Step::Done([1; 8]));
-        assert_eq!(j.step(), Step::Fresh);
+        assert_eq!(j.step(&read(0x1000)), Step::Done([1; 8]));
+        assert_eq!(j.step(&read(0x2000)), Step::Fresh);
         j.ask(read(0x2000));
         assert!(j.answer([2; 8]));
         j.rewind();
-        assert_eq!(j.step(), Step::Done([1; 8]));
-        assert_eq!(j.step(), Step::Done([2; 8]));
-        assert_eq!(j.step(), Step::Fresh);
+        assert_eq!(j.step(&read(0x1000)), Step::Done([1; 8]));
+        assert_eq!(j.step(&read(0x2000)), Step::Done([2; 8]));
+        assert_eq!(j.step(&read(0x3000)), Step::Fresh);
+    }
+
+    /// Another vCPU remaps the page while user space answers: the answer of the old device must not become the new one's
+    /// data. The same for another direction, size or number of elements.
+    #[test]
+    fn another_access_forgets_the_rest() {
+        let asked = read(0x2000);
+        let others = [
+            read(0x5000),
+            Entry { access: Access::Port { port: 0x2000 }, ..asked },
+            Entry { write: true, ..asked },
+            Entry { len: 8, ..asked },
+            Entry { count: 2, ..asked },
+        ];
+        for other in others {
+            let mut j = Journal::default();
+            j.record(read(0x1000));
+            j.ask(asked);
+            assert!(j.answer([2; 8]));
+            j.record(read(0x3000));
+            j.rewind();
+            assert!(matches!(j.step(&read(0x1000)), Step::Done(_)));
+            assert_eq!(j.step(&other), Step::Fresh);
+            assert!(j.record(Entry { data: [7; 8], ..other }));
+            j.rewind();
+            assert!(matches!(j.step(&read(0x1000)), Step::Done(_)));
+            assert_eq!(j.step(&other), Step::Done([7; 8]));
+            assert_eq!(j.step(&read(0x3000)), Step::Fresh, "behind the change nothing is left");
+        }
+    }
+
+    /// The data of a write is computed again in the replay, from memory that may have changed: it stays done.
+    #[test]
+    fn a_write_is_done_whatever_its_data() {
+        let mut j = Journal::default();
+        let write = |byte| Entry { write: true, data: [byte; 8], ..read(0x1000) };
+        j.ask(write(1));
+        assert!(j.answer([0; 8]));
+        j.rewind();
+        assert_eq!(j.step(&write(2)), Step::Done([1; 8]));
     }
 
     /// An answer nobody asked for (user space runs the vCPU twice) changes nothing.
@@ -165,7 +219,7 @@ mod tests {
         let mut j = Journal::default();
         assert!(!j.answer([1; 8]));
         j.rewind();
-        assert_eq!(j.step(), Step::Fresh);
+        assert_eq!(j.step(&read(0)), Step::Fresh);
     }
 
     /// The journal never grows past its array.

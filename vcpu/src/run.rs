@@ -186,6 +186,8 @@ fn complete<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
         if !asked.write {
             match asked.access {
                 Access::Mmio { .. } => data = host.mmio_answer(),
+                // A block stays where it is until the replay.
+                Access::Port { .. } if asked.count != 1 => {}
                 Access::Port { .. } => {
                     if let Some(d) = data.get_mut(..usize::from(asked.len)) {
                         host.io_page_read(0, d);

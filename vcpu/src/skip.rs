@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::emul::{AtomicMemory, PagedMemory};
 use crate::host::Host;
 use crate::vcpu::Vcpu;
+use exitless_insn::walk::missing_table;
 use exitless_insn::{Access, Mode, WalkError, instruction_length, translate};
 use exitless_x86::exception::Exception;
 use exitless_x86::paging::pte;
@@ -74,7 +75,8 @@ fn fetch_part<B: Backend, H: Host<Cpu = B::Cpu>>(
     let gpa = match walked {
         Ok(gpa) => gpa,
         Err(WalkError::Fault(x)) => return Err(NoBytes::Fault(x)),
-        Err(WalkError::NoMemory(_)) => return Err(NoBytes::Missing),
+        Err(WalkError::NoMemory(_)) if atomic => return Err(NoBytes::Missing),
+        Err(WalkError::NoMemory(_)) => return Err(NoBytes::Fault(missing_table(&mode, at, Access::FETCH))),
     };
     let ok = if atomic { host.read_guest_atomic(gpa, part) } else { host.read_guest(gpa, part) };
     if ok { Ok(()) } else { Err(NoBytes::Missing) }

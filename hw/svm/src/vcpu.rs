@@ -66,7 +66,8 @@ impl Svm {
         c.intercept_dr_read = 0xffff;
         c.intercept_dr_write = 0xffff;
         // #DB and #AC can loop for ever inside the CPU (CVE-2015-8104, CVE-2015-5307); #MC belongs to the host.
-        c.intercept_exceptions = 1 << 1 | 1 << 17 | 1 << 18;
+        // #UD: the hall answers VMCALL, the other vendor's hypercall instruction.
+        c.intercept_exceptions = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
         c.intercept1 = intercept1::INTR
             | intercept1::NMI
             | intercept1::SMI

@@ -65,7 +65,7 @@ pub(crate) fn unchecked<C: Cpu>(cpu: &C, segment: SegReg, offset: u64) -> u64 {
 }
 
 /// Segment limit and attribute checks, canonical check and the segment base: the linear address of `len` bytes
-/// (1 to 16) at `offset`. Faults are #SS(0) for SS, else #GP(0).
+/// (1 to 16, or a block inside of a page) at `offset`. Faults are #SS(0) for SS, else #GP(0).
 pub fn linearize<C: Cpu>(
     cpu: &C,
     segment: SegReg,

@@ -155,6 +155,47 @@ pub fn multiply(signed: bool, size: Size, a: u64, b: u64, rflags: u64) -> (u64, 
     (low, high, lost_flags(rflags, high != insignificant))
 }
 
+/// DIV and IDIV: quotient and remainder of the dividend `high:low` (rDX:rAX; AH:AL for bytes). `None` is #DE: the
+/// divisor is zero or the quotient does not fit.
+pub fn divide(signed: bool, size: Size, high: u64, low: u64, divisor: u64) -> Option<(u64, u64)> {
+    let (high, low, divisor) = (high & size.mask(), low & size.mask(), divisor & size.mask());
+    if !signed {
+        return divide_magnitudes(size, high, low, divisor);
+    }
+    let negate =
+        |negative: bool, value: u64| if negative { value.wrapping_neg() & size.mask() } else { value };
+    let (below, divisor_below) = (high & size.sign() != 0, divisor & size.sign() != 0);
+    let carry = u64::from(below && low != 0);
+    let (high, low) = (negate(below, high).wrapping_sub(carry) & size.mask(), negate(below, low));
+    let (quotient, rest) = divide_magnitudes(size, high, low, negate(divisor_below, divisor))?;
+    let negative = below != divisor_below;
+    let most = if negative { size.sign() } else { size.sign() - 1 };
+    (quotient <= most).then(|| (negate(negative, quotient), negate(below, rest)))
+}
+
+/// Unsigned division of two halves by one. 64-bit operands bit by bit: the kernel has no 128-bit division.
+fn divide_magnitudes(size: Size, high: u64, low: u64, divisor: u64) -> Option<(u64, u64)> {
+    // The quotient fits exactly if the upper half is below the divisor, which then is not zero.
+    if high >= divisor {
+        return None;
+    }
+    if size != Size::B8 {
+        let dividend = high << size.bits() | low;
+        return dividend.checked_div(divisor).zip(dividend.checked_rem(divisor));
+    }
+    let (mut quotient, mut rest) = (0, high);
+    for bit in (0..64).rev() {
+        let overflow = rest >> 63 != 0;
+        rest = rest << 1 | low >> bit & 1;
+        quotient <<= 1;
+        if overflow || rest >= divisor {
+            rest = rest.wrapping_sub(divisor);
+            quotient |= 1;
+        }
+    }
+    Some((quotient, rest))
+}
+
 fn lost_flags(rflags: u64, lost: bool) -> u64 {
     if lost { rflags | CF | OF } else { rflags & !(CF | OF) }
 }

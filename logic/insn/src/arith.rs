@@ -1,6 +1,6 @@
 //! Arithmetic, logic, shifts and exchanges on a register or memory destination.
 
-use exitless_x86::exception::Exception;
+use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, rflags};
 
 use crate::alu::{self, Op, Size};
@@ -195,5 +195,23 @@ pub(crate) fn multiply<C: Cpu>(x: &mut Exec<'_, C>, signed: bool) -> Step {
         write_gpr(x.cpu, Gpr::Rdx, size, high);
     }
     x.cpu.set_rflags(after);
+    Ok(Flow::Next)
+}
+
+/// DIV and IDIV: rDX:rAX, or AX for bytes, by the operand. The status flags are undefined after it and stay.
+pub(crate) fn divide<C: Cpu>(x: &mut Exec<'_, C>, signed: bool) -> Step {
+    let size = x.size(0)?;
+    let divisor = x.load(0, size)?;
+    let low = x.cpu.gpr(Gpr::Rax);
+    let high = if size == Size::B1 { low >> 8 } else { x.cpu.gpr(Gpr::Rdx) };
+    let Some((quotient, rest)) = alu::divide(signed, size, high, low, divisor) else {
+        return Err(Stop::Fault(Exception::plain(Vector::DE)).into());
+    };
+    if size == Size::B1 {
+        write_gpr(x.cpu, Gpr::Rax, Size::B2, quotient | rest << 8);
+    } else {
+        write_gpr(x.cpu, Gpr::Rax, size, quotient);
+        write_gpr(x.cpu, Gpr::Rdx, size, rest);
+    }
     Ok(Flow::Next)
 }

@@ -135,6 +135,9 @@ pub(crate) fn decode(
     }
 }
 
+/// A function of its own: constructing the decoder checks the length of its constant table, a panic that the module's
+/// gates know by this name.
+#[inline(never)]
 fn decode_with(fetched: &[u8], mode: Mode, rip: u64, options: u32) -> Option<Instruction> {
     let bitness = match mode {
         Mode::Bits16 => 16,

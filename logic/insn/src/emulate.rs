@@ -77,6 +77,13 @@ pub trait Cpu {
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop>;
     /// OUT or one element of OUTS.
     fn io_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop>;
+    /// Up to `max` (at least 2) elements of REP INS at once: reads `port` and writes the elements one after the other
+    /// from `linear` on. All of it lies in one page and inside the segment. Faults as a write of the first element
+    /// would, before the port is read. Returns how many elements were done; `Ok(0)` without any effect when
+    /// `check_write`, `io_in` and `write` should do them one by one. A replay asks with the same arguments.
+    fn io_in_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop>;
+    /// As [`Cpu::io_in_block`], for REP OUTS: reads memory and writes `port`.
+    fn io_out_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop>;
     /// Everything up to here is in the registers: forget the journal.
     fn commit(&mut self);
 }
@@ -183,6 +190,8 @@ fn dispatch<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
         Mnemonic::Shrd => arith::double_shift(x, false),
         Mnemonic::Mul => arith::multiply(x, false),
         Mnemonic::Imul => arith::imul(x),
+        Mnemonic::Div => arith::divide(x, false),
+        Mnemonic::Idiv => arith::divide(x, true),
         Mnemonic::Xchg => arith::exchange(x),
         Mnemonic::Xadd => arith::exchange_add(x),
         Mnemonic::Cmpxchg => arith::compare_exchange(x),
@@ -261,7 +270,7 @@ pub struct MemoryOperand {
 /// The memory operand of the instruction at the front of `bytes`; `None` when it has none or does not decode.
 pub fn memory_operand<C: Cpu>(cpu: &C, bytes: &[u8; 15], valid: usize) -> Option<MemoryOperand> {
     let instr = decode(bytes, valid, cpu.mode(), cpu.rip()).ok()?;
-    if !instr.op_kinds().any(|kind| kind == OpKind::Memory) {
+    if !(0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory) {
         return None;
     }
     let offset = address::offset(cpu, &instr, 0);

@@ -1,8 +1,9 @@
 //! String instructions: MOVS, STOS, LODS, SCAS, CMPS, INS and OUTS, with and without repetition.
 //!
-//! Each iteration commits on its own, so an event, a fault or a request to user space finds the architectural
+//! Each iteration, or block of INS or OUTS, commits on its own, so an event, a fault or a request to user space finds the architectural
 //! state between two iterations, as on a processor (SDM vol. 2B, REP).
 
+use exitless_x86::paging::PAGE_SHIFT;
 use exitless_x86::regs::{Gpr, SegReg, rflags};
 use iced_x86::{Mnemonic, OpKind};
 
@@ -13,6 +14,9 @@ use crate::operand::{Exec, Flow, Step, memory_size, read, write, write_gpr};
 
 /// Iterations of one call: bounds the time until the caller looks at pending events.
 const MAX_ITERATIONS: u32 = 64;
+
+/// Bytes of a page, in which a block of elements must lie.
+const PAGE: u64 = 1 << PAGE_SHIFT;
 
 /// Which string instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +96,9 @@ fn repeat<C: Cpu>(x: &mut Exec<'_, C>, shape: Shape) -> Step {
         if count == 0 {
             return Ok(Flow::Next);
         }
-        iteration(x.cpu, shape)?;
-        write_gpr(x.cpu, Gpr::Rcx, shape.address, count - 1);
-        if count == 1 || ends(x, shape.kind) {
+        let done = iterations(x.cpu, shape, count)?;
+        write_gpr(x.cpu, Gpr::Rcx, shape.address, count.saturating_sub(done));
+        if done >= count || ends(x, shape.kind) {
             return Ok(Flow::Next);
         }
         x.cpu.commit();
@@ -106,6 +110,48 @@ fn repeat<C: Cpu>(x: &mut Exec<'_, C>, shape: Shape) -> Step {
 fn ends<C: Cpu>(x: &Exec<'_, C>, kind: Kind) -> bool {
     let zero = x.cpu.rflags() & rflags::ZF != 0;
     matches!(kind, Kind::Scas | Kind::Cmps) && zero == x.instr.has_repne_prefix()
+}
+
+/// One iteration, or as many as a port takes at once: how many.
+fn iterations<C: Cpu>(cpu: &mut C, s: Shape, count: u64) -> Result<u64, Stop> {
+    let done = match s.kind {
+        Kind::Ins | Kind::Outs => block(cpu, s, count)?,
+        _ => 0,
+    };
+    if done == 0 {
+        iteration(cpu, s)?;
+        return Ok(1);
+    }
+    Ok(done)
+}
+
+/// The elements of INS or OUTS up to the end of the page, in one go: how many were done. None when they run downwards, are
+/// single-stepped, or come near the end of the segment or of the address size.
+fn block<C: Cpu>(cpu: &mut C, s: Shape, count: u64) -> Result<u64, Stop> {
+    if cpu.rflags() & (rflags::DF | rflags::TF) != 0 {
+        return Ok(0);
+    }
+    let (segment, index) = if s.kind == Kind::Ins { (SegReg::Es, Gpr::Rdi) } else { (s.source, Gpr::Rsi) };
+    let (size, mask, write) = (s.size.bytes() as u64, address_mask(s.address.bytes()), s.kind == Kind::Ins);
+    let offset = cpu.gpr(index) & mask;
+    let linear = address::linearize(cpu, segment, offset, s.size.bytes(), write)?;
+    let max = count.min((PAGE - (linear & (PAGE - 1))) >> s.size.bytes().trailing_zeros());
+    let len = max * size;
+    if max < 2 || len - 1 > mask - offset {
+        return Ok(0);
+    }
+    if address::linearize(cpu, segment, offset, len as usize, write).is_err() {
+        return Ok(0);
+    }
+    let (port, max) = (cpu.gpr(Gpr::Rdx) as u16, max as u32);
+    let done = match s.kind {
+        Kind::Ins => cpu.io_in_block(port, s.size as u8, max, linear)?,
+        _ => cpu.io_out_block(port, s.size as u8, max, linear)?,
+    };
+    let done = u64::from(done);
+    let value = cpu.gpr(index).wrapping_add(done * size);
+    write_gpr(cpu, index, s.address, value);
+    Ok(done)
 }
 
 /// One iteration. Registers change after the last access.

@@ -347,11 +347,24 @@ fn key_allows(m: &PagingMode, f: &Format, path: &Path, access: Access, user: boo
 
 /// The #PF for `access`, whose code has the bits of `code` besides those of the access (SDM vol. 3A, 4.7).
 fn fault(m: &PagingMode, f: &Format, access: Access, code: u32, gva: u64) -> WalkError {
+    WalkError::Fault(Exception::pf(code | access_code(m, f.wide, access), gva))
+}
+
+/// The #PF of an access through a paging structure that lies outside of memory: as if its entry were not present, which is
+/// what a processor that reads zeros there finds. For callers that cannot do better with [`WalkError::NoMemory`].
+pub fn missing_table(mode: &PagingMode, gva: u64, access: Access) -> Exception {
+    let format = Format::of(mode);
+    let gva = if format.is_some_and(|f| f.long) { gva } else { gva & 0xffff_ffff };
+    Exception::pf(access_code(mode, format.is_some_and(|f| f.wide), access), gva)
+}
+
+/// The bits of a #PF code that tell the access; `wide` paging structures have execute-disable bits.
+fn access_code(m: &PagingMode, wide: bool, access: Access) -> u32 {
     let write = if access.operation == Operation::Write { pf_code::W } else { 0 };
     let user = if is_user(m, access) { pf_code::U } else { 0 };
-    let reports_fetch = f.wide && m.efer & efer::NXE != 0 || m.cr4 & cr4::SMEP != 0;
+    let reports_fetch = wide && m.efer & efer::NXE != 0 || m.cr4 & cr4::SMEP != 0;
     let fetch = if access.operation == Operation::Fetch && reports_fetch { pf_code::I } else { 0 };
-    WalkError::Fault(Exception::pf(code | write | user | fetch, gva))
+    write | user | fetch
 }
 
 /// Why a flag was not set.

@@ -6,7 +6,7 @@ use common::Random;
 use common::forms::{self, Encoded};
 use common::machine::{MMIO, Machine, RAM};
 use exitless_insn::{Mode, Outcome, Stop};
-use exitless_x86::regs::{Gpr, SegReg};
+use exitless_x86::regs::{Gpr, SegReg, rflags};
 
 /// What the guest can see of a machine.
 fn visible(m: &Machine) -> ([u64; 16], u64, u64, [[u8; 16]; 16], &[u8]) {
@@ -89,6 +89,10 @@ fn strings_replay() {
         let (from, to) = (place(&mut r), place(&mut r));
         m.set(Gpr::Rsi, from).set(Gpr::Rdi, to).set(Gpr::Rcx, r.below(100));
         let repeat = r.pick(&[0xf2u8, 0xf3, 0x48]);
+        m.blocks = r.coin();
+        if r.below(4) == 0 {
+            m.rflags |= r.pick(&[rflags::DF, rflags::TF]);
+        }
         both_ways(&m, &[repeat, op], &format!("seed {seed}"));
     }
 }
@@ -116,6 +120,23 @@ fn stack_replays() {
             m.set(Gpr::Rbx, RAM + 0x40);
         }
         both_ways(&m, codes[seed as usize % codes.len()], &format!("seed {seed}"));
+    }
+}
+
+/// DIV and IDIV by what the device answers, or #DE for it.
+#[test]
+fn division_replays() {
+    for seed in 0..400u64 {
+        let mut r = Random::new(seed);
+        let mut m = machine(&mut r, seed % 2 == 0);
+        if r.coin() {
+            m.set(Gpr::Rdx, 0);
+        }
+        let extension = r.pick(&[0x33u8, 0x3b]);
+        let codes: [&[u8]; 4] = [&[0xf6], &[0xf7], &[0x66, 0xf7], &[0x48, 0xf7]];
+        let mut code = codes[seed as usize % 4].to_vec();
+        code.push(extension);
+        both_ways(&m, &code, &format!("seed {seed}"));
     }
 }
 

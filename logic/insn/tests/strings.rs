@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::Random;
 use common::machine::{MMIO, Machine, RAM};
 use exitless_insn::{Mode, Outcome, Stop};
 use exitless_x86::exception::Exception;
@@ -133,4 +134,92 @@ fn compare_order() {
     assert_eq!(m.step(&[0xa6]), Outcome::Done);
     let order: Vec<_> = m.device.log.iter().map(|r| r.address).collect();
     assert_eq!(order, [MMIO, MMIO + 0x10]);
+}
+
+/// REP INS and OUTS in blocks: the same bytes at the same places as one by one, in fewer requests, for all sizes, counts,
+/// places in pages and directions.
+#[test]
+fn blocks_move_what_elements_move() {
+    let mut fewer = 0;
+    for seed in 0..2_000u64 {
+        let mut r = Random::new(seed + 3);
+        let mut m = Machine::new(r.pick(&[Mode::Bits32, Mode::Bits64]));
+        m.ram.fill_with(|| r.next() as u8);
+        m.rflags |= r.pick(&[0, 0, 0, rflags::DF]);
+        let at = RAM + 0x3000 + r.pick(&[0, 0x1000]) - r.below(40);
+        let count = r.pick(&[0, 1, 2, 3, 5, 16, 17, 40, 1500]);
+        m.set(Gpr::Rsi, at).set(Gpr::Rdi, at).set(Gpr::Rcx, count).set(Gpr::Rdx, 0x1f0);
+        let outs: [&[u8]; 3] = [&[0xf3, 0x6e], &[0xf3, 0x66, 0x6f], &[0xf3, 0x6f]];
+        let ins: [&[u8]; 3] = [&[0xf3, 0x6c], &[0xf3, 0x66, 0x6d], &[0xf3, 0x6d]];
+        let forms = r.pick(&[outs, ins]);
+        let code = r.pick(&forms);
+        let input = code[code.len() - 1] & 0xfe == 0x6c;
+        let mut one_by_one = m.clone();
+        m.blocks = true;
+        assert_eq!(m.run(code), Outcome::Done, "seed {seed}");
+        assert_eq!(one_by_one.run(code), Outcome::Done, "seed {seed}");
+        assert_eq!(
+            (m.gpr, m.rip, m.rflags),
+            (one_by_one.gpr, one_by_one.rip, one_by_one.rflags),
+            "seed {seed}"
+        );
+        let sent =
+            |m: &Machine| -> Vec<u8> { m.device.log.iter().flat_map(|q| q.data[..q.len].to_vec()).collect() };
+        assert_eq!(sent(&m).len(), sent(&one_by_one).len(), "seed {seed}");
+        if !input {
+            assert_eq!(sent(&m), sent(&one_by_one), "seed {seed}");
+            assert!(m.ram == one_by_one.ram, "seed {seed}");
+        } else if m.rflags & rflags::DF == 0 {
+            assert_eq!(m.peek(at, sent(&m).len()), sent(&m), "seed {seed}");
+        }
+        if m.rflags & rflags::DF != 0 {
+            assert_eq!(m.device.log.len(), one_by_one.device.log.len(), "seed {seed}: downwards one by one");
+        }
+        fewer += usize::from(m.device.log.len() < one_by_one.device.log.len());
+    }
+    assert!(fewer > 500, "{fewer}");
+}
+
+/// A block ends where the page ends, and the element across two pages goes alone.
+#[test]
+fn a_block_ends_with_its_page() {
+    let mut m = Machine::new(Mode::Bits64);
+    m.blocks = true;
+    m.set(Gpr::Rdi, RAM + 0xff6).set(Gpr::Rcx, 6).set(Gpr::Rdx, 0x1f0);
+    assert_eq!(m.run(&[0xf3, 0x6d]), Outcome::Done);
+    let lengths: Vec<_> = m.device.log.iter().map(|q| q.len).collect();
+    assert_eq!(lengths, [8, 4, 12]);
+}
+
+/// The next page is not writable: what fits before it is done, then the guest gets its fault with the progress in
+/// the registers and nothing taken from the device.
+#[test]
+fn a_block_stops_before_the_fault() {
+    let mut m = Machine::new(Mode::Bits64);
+    m.blocks = true;
+    m.read_only = RAM + 0x1000..RAM + 0x2000;
+    m.set(Gpr::Rdi, RAM + 0xffc).set(Gpr::Rcx, 8).set(Gpr::Rdx, 0x1f0);
+    let outcome = m.run(&[0xf3, 0x66, 0x6d]);
+    assert_eq!(outcome, Outcome::Stop(Stop::Fault(Exception::pf(3, RAM + 0x1000))));
+    assert_eq!((m.get(Gpr::Rcx), m.get(Gpr::Rdi), m.device.log.len()), (6, RAM + 0x1000, 1));
+}
+
+/// Before the segment's limit and the wrap of 16-bit addresses elements go one by one: the fault is the right element's.
+#[test]
+fn blocks_keep_off_the_limit() {
+    let mut m = Machine::new(Mode::Bits32);
+    m.blocks = true;
+    m.segments[SegReg::Es as usize].limit = (RAM + 5) as u32;
+    m.set(Gpr::Rdi, RAM).set(Gpr::Rcx, 8).set(Gpr::Rdx, 0x1f0);
+    assert_eq!(m.run(&[0xf3, 0x66, 0x6d]), Outcome::Stop(Stop::Fault(Exception::gp(0))));
+    assert_eq!((m.get(Gpr::Rcx), m.get(Gpr::Rdi)), (5, RAM + 6));
+    let mut m = Machine::new(Mode::Bits16);
+    m.blocks = true;
+    m.protected = false;
+    m.segments[SegReg::Es as usize].base = RAM;
+    m.set(Gpr::Rdi, 0xfff8).set(Gpr::Rcx, 12).set(Gpr::Rdx, 0x1f0);
+    assert_eq!(m.run(&[0xf3, 0x6c]), Outcome::Done);
+    assert_eq!((m.get(Gpr::Rdi), m.get(Gpr::Rcx)), (4, 0));
+    let bytes: Vec<u8> = m.device.log.iter().flat_map(|q| q.data[..q.len].to_vec()).collect();
+    assert_eq!((m.peek(RAM + 0xfff8, 8), m.peek(RAM, 4)), (&bytes[..8], &bytes[8..]));
 }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use common::Random;
+use exitless_insn::walk::missing_table;
 use exitless_insn::{Access, GuestMemory, PagingMode, WalkError, translate};
 use exitless_x86::exception::Exception;
 use exitless_x86::paging::pte::{A, D, G, P, PS, RW, US, XD};
@@ -359,6 +360,22 @@ fn pae_paging() {
     assert_eq!(translate(&m, &user, gva, Access::READ), code(0xd));
     m.put(pde, 0x12_3460_0000 | P | RW | US | PS);
     assert_eq!(translate(&m, &user, gva, Access::READ), Ok(0x12_3460_0000 | gva & 0x1f_ffff));
+}
+
+/// A paging structure outside of memory becomes the fault of an absent entry, with the access in its code.
+#[test]
+fn tables_outside_of_memory() {
+    let gva = 0xffff_8000_1234_5678;
+    let mode = PagingMode { cpl: 3, efer: efer::LMA | efer::NXE, ..long_mode() };
+    let (m, _) = four_levels(RW);
+    m.words.borrow_mut().clear();
+    assert!(matches!(translate(&m, &mode, gva, Access::WRITE), Err(WalkError::NoMemory(_))));
+    assert_eq!(missing_table(&mode, gva, Access::READ), Exception::pf(4, gva));
+    assert_eq!(missing_table(&mode, gva, Access::WRITE), Exception::pf(6, gva));
+    assert_eq!(missing_table(&mode, gva, Access::FETCH), Exception::pf(0x14, gva));
+    assert_eq!(missing_table(&mode, gva, Access::SYSTEM_WRITE), Exception::pf(2, gva));
+    let legacy = PagingMode { efer: 0, cr4: 0, cpl: 0, ..mode };
+    assert_eq!(missing_table(&legacy, gva, Access::FETCH), Exception::pf(0, 0x1234_5678));
 }
 
 /// Without paging linear is physical.

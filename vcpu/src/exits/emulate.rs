@@ -53,10 +53,11 @@ fn ask_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
         }
         Access::Port { port } => {
             sh.stats.io_exits.bump();
-            if asked.write {
+            // A block lies in the page already.
+            if asked.write && asked.count == 1 {
                 host.io_page_write(0, asked.data.get(..usize::from(asked.len.min(4))).unwrap_or(&[]));
             }
-            Next::Leave(RunExit::Io { port, size: asked.len, count: 1, input: !asked.write })
+            Next::Leave(RunExit::Io { port, size: asked.len, count: asked.count, input: !asked.write })
         }
     }
 }

@@ -1,22 +1,45 @@
-//! Intercepted exceptions. All of them go to the guest; the intercepts exist so that the host survives.
+//! Intercepted exceptions. They go to the guest; most intercepts exist so that the host survives.
 //!
 //! #DB and #AC: a guest could otherwise make the CPU deliver them for ever (CVE-2015-8104, CVE-2015-5307).
+//! #UD: the hypercall instruction of the other vendor. It is answered here; the guest's code is never changed.
 
-use super::fault;
+use super::{fault, hypercall};
 use crate::backend::Backend;
+use crate::host::Host;
 use crate::run::Next;
 use crate::shared::VcpuShared;
+use crate::skip;
 use crate::vcpu::Vcpu;
+use exitless_insn::instruction_length;
+use exitless_insn::length::Kind;
 use exitless_x86::exception::{Exception, Vector};
 
-/// Reflects the exception.
-pub fn handle<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, x: Exception) -> Next {
+/// Reflects the exception, unless it is not what it seems.
+pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    x: Exception,
+) -> Next {
     match x.vector {
+        Vector::UD => match foreign_hypercall(v, host) {
+            Some(next) => hypercall::call_at(v, sh, next),
+            None => fault(v, sh, x),
+        },
         // Hardware has set DR6 before the intercept; do not set its bits twice.
         Vector::DB => fault(v, sh, Exception { payload: v.b.dr6() & 0xe00f, ..x }),
         // The machine check was the host's: its handler has run or will run as soon as interrupts are on.
         Vector::MC => Next::Again,
         Vector::AC => fault(v, sh, Exception { error_code: Some(0), ..x }),
         _ => fault(v, sh, x),
+    }
+}
+
+/// RIP behind VMCALL or VMMCALL, if one of them lies at RIP.
+fn foreign_hypercall<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u64> {
+    let (bytes, valid) = skip::fetch(v, host, false).ok()?;
+    match instruction_length(&bytes, valid, v.mode())? {
+        (len, Kind::Vmcall | Kind::Vmmcall) => Some(skip::wrap(v.b.rip().wrapping_add(len as u64), v.mode())),
+        _ => None,
     }
 }

@@ -18,10 +18,15 @@ const EPERM: u64 = -1i64 as u64;
 
 /// VMMCALL or VMCALL: RAX is the number, RAX the answer.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
+    call_at(v, sh, next)
+}
+
+/// A hypercall whose instruction ends at `next`.
+pub(super) fn call_at<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, next: u64) -> Next {
     if v.b.cr0() & cr0::PE == 0 {
         return fault(v, sh, Exception::ud());
     }
-    let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
     sh.stats.hypercalls.bump();
     let number = v.b.gprs().get(Gpr::Rax);
     let mut answer = call(v, number);

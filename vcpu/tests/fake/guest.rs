@@ -69,6 +69,11 @@ pub(crate) fn hypercall(n: u64) -> Op {
     op(Instruction { set: vec![(Gpr::Rax, n)], ..insn(&[0x0f, 0x01, 0xd9], Exit::Hypercall) })
 }
 
+/// An instruction with an argument in RAX.
+pub(crate) fn with_rax(n: u64, bytes: &[u8], exit: Exit) -> Op {
+    op(Instruction { set: vec![(Gpr::Rax, n)], ..insn(bytes, exit) })
+}
+
 pub(crate) fn xsetbv(index: u32, v: u64) -> Op {
     let set = vec![(Gpr::Rcx, u64::from(index)), (Gpr::Rax, v & 0xffff_ffff), (Gpr::Rdx, v >> 32)];
     op(Instruction { set, ..insn(&[0x0f, 0x01, 0xd1], Exit::Xsetbv) })

@@ -163,13 +163,17 @@ impl Machine {
         self.answered.push(exit);
         match exit {
             RunExit::Io { port, size, count, input } => {
-                assert_eq!(count, 1);
                 let mut page = self.w.io_page.borrow_mut();
-                let data = &mut page[..usize::from(size.min(8))];
-                if input {
-                    data.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(u64::from(port) + i as u64));
+                let size = usize::from(size.min(8));
+                assert!(count >= 1 && size * count as usize <= page.len());
+                for data in page.chunks_mut(size.max(1)).take(count as usize) {
+                    if input {
+                        data.iter_mut()
+                            .enumerate()
+                            .for_each(|(i, b)| *b = pattern(u64::from(port) + i as u64));
+                    }
+                    self.w.touch(true, !input, u64::from(port), data);
                 }
-                self.w.touch(true, !input, u64::from(port), data);
                 if !input {
                     page.fill(0xcc);
                 }

@@ -124,7 +124,7 @@ pub(crate) struct World {
     pub(crate) points: Cell<u64>,
 
     // --- user space ---
-    pub(crate) io_page: RefCell<[u8; 64]>,
+    pub(crate) io_page: RefCell<Box<[u8; 4096]>>,
     pub(crate) answer: Cell<[u8; 8]>,
     pub(crate) xmm: RefCell<[[u8; 16]; 16]>,
 }
@@ -171,7 +171,7 @@ impl World {
             wanted_eoi: Cell::new(None),
             blocks: Cell::new(0),
             points: Cell::new(0),
-            io_page: RefCell::new([0; 64]),
+            io_page: RefCell::new(Box::new([0; 4096])),
             answer: Cell::new([0; 8]),
             xmm: RefCell::new([[0; 16]; 16]),
         })

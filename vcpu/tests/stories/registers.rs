@@ -131,6 +131,25 @@ fn hypercalls() {
     assert_eq!(m.v.b.gprs.get(Gpr::Rax), 0);
 }
 
+/// VMCALL on a CPU whose hypercall is VMMCALL raises #UD: answered all the same, with the code as it was. Any other invalid
+/// instruction gets its #UD, and so does the hypercall in real mode.
+#[test]
+fn foreign_hypercall() {
+    let ud = Exit::Exception(Exception::ud());
+    let vmcall = |n| with_rax(n, &[0x0f, 0x01, 0xc1], ud);
+    let mut m = Machine::new([vmcall(99), vmcall(1), Op::Cli]);
+    m.go();
+    assert_eq!((m.v.b.gprs.get(Gpr::Rax), m.sh.stats.hypercalls.get()), (0, 2));
+    assert_eq!(m.events(), []);
+    let mut m = Machine::new([faulting(with_rax(1, &[0x0f, 0x0b], ud)), Op::Cli]);
+    m.go();
+    assert_eq!(m.events(), [UD]);
+    let mut m = Machine::new([faulting(vmcall(1)), Op::Cli]);
+    m.v.b.cr0 &= !1;
+    m.go();
+    assert_eq!(m.events(), [UD]);
+}
+
 /// Without controllers in the kernel, lowering CR8 is user space's to know; raising it is not.
 #[test]
 fn cr8_without_irqchip() {

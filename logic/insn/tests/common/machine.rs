@@ -57,6 +57,8 @@ pub struct Machine {
     /// The device lives in user space: every access stops once.
     pub user: bool,
     pub device: Device,
+    /// Ports take up to 16 bytes of INS and OUTS at once, when memory is RAM.
+    pub blocks: bool,
     pub journal: Vec<Request>,
     pub position: usize,
     pub pending: Option<Request>,
@@ -94,6 +96,7 @@ impl Machine {
             mmio: MMIO..MMIO + 0x1_0000,
             user: false,
             device: Device::default(),
+            blocks: false,
             journal: Vec::new(),
             position: 0,
             pending: None,
@@ -155,6 +158,14 @@ impl Machine {
     fn in_ram(&self, linear: u64, len: usize) -> Option<usize> {
         let at = linear.checked_sub(self.ram_base)?;
         (at + len as u64 <= self.ram.len() as u64).then_some(at as usize)
+    }
+
+    /// Place in RAM and length of a block, as far as this machine takes it.
+    fn block(&self, size: u8, max: u32, linear: u64) -> Option<(usize, usize)> {
+        let all = usize::from(size) * max as usize;
+        assert!(max >= 2 && linear & 4095 <= 4096 - all as u64, "a block of one page: {linear:x} {all}");
+        let at = self.in_ram(linear, all)?;
+        self.blocks.then_some((at, all.min(16)))
     }
 
     fn page_fault(&self, linear: u64, write: bool) -> Stop {
@@ -291,6 +302,23 @@ impl Cpu for Machine {
         data[..usize::from(size)].copy_from_slice(&value.to_le_bytes()[..usize::from(size)]);
         let request = Request { write: true, port: true, address: port.into(), len: size.into(), data };
         self.reach(request).map(|_| ())
+    }
+
+    fn io_in_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop> {
+        let Some((at, len)) = self.block(size, max, linear) else { return Ok(0) };
+        self.write_allowed(linear, len)?;
+        let request = Request { write: false, port: true, address: port.into(), len, data: [0; 16] };
+        let data = self.reach(request)?;
+        self.ram[at..at + len].copy_from_slice(&data[..len]);
+        Ok((len / usize::from(size)) as u32)
+    }
+
+    fn io_out_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop> {
+        let Some((at, len)) = self.block(size, max, linear) else { return Ok(0) };
+        let mut data = [0; 16];
+        data[..len].copy_from_slice(&self.ram[at..at + len]);
+        self.reach(Request { write: true, port: true, address: port.into(), len, data })?;
+        Ok((len / usize::from(size)) as u32)
     }
 
     fn commit(&mut self) {

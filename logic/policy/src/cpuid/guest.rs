@@ -34,11 +34,9 @@ impl CpuidIndex {
         for (i, e) in entries.iter().take(MAX_ENTRIES).enumerate() {
             let n = self.len as usize;
             let place = self.sorted().partition_point(|&o| function(entries, o) <= e.function);
-            if let Some(tail) = self.order.get_mut(place..=n) {
-                tail.rotate_right(1);
-                if let Some(first) = tail.first_mut() {
-                    *first = i as u8;
-                }
+            let mut moved = i as u8;
+            for slot in self.order.get_mut(place..=n).unwrap_or_default() {
+                core::mem::swap(slot, &mut moved);
             }
             self.len += 1;
         }
