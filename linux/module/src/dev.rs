@@ -102,6 +102,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_VCPU_ATTRIBUTES | KVM_CAP_GET_MSR_FEATURES => 1,
         KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),
         KVM_CAP_COALESCED_MMIO => 2,
+        KVM_CAP_SYNC_REGS => KVM_SYNC_X86_VALID_FIELDS as isize,
         KVM_CAP_ADJUST_CLOCK => CLOCK_FLAGS as isize,
         KVM_CAP_IRQ_ROUTING => MAX_ROUTES as isize,
         KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as isize,

@@ -1,7 +1,7 @@
 //! ioctls on a vCPU's fd: one line each, under the vCPU's lock.
 
 use super::host::RunHost;
-use super::{VcpuObj, run};
+use super::{VcpuObj, sync};
 use crate::{global, user};
 use core::sync::atomic::Ordering;
 use exitless_host::fpu::UABI_SIZE;
@@ -35,7 +35,7 @@ pub fn dispatch(v: &VcpuObj, cmd: u32, arg: usize) -> Result<isize> {
     // SAFETY: the lock is held until the end of this function, and this is the only use under it.
     let inner = unsafe { v.own() };
     if cmd == KVM_RUN {
-        return if arg == 0 { run::run(v, inner) } else { Err(Errno::EINVAL) };
+        return if arg == 0 { sync::run(v, inner) } else { Err(Errno::EINVAL) };
     }
     let host = RunHost::new(v.vm(), v);
     host.lock();

@@ -4,6 +4,7 @@ pub mod host;
 pub mod ioctl;
 pub mod run;
 pub mod state;
+pub mod sync;
 
 use crate::global::{self, Global};
 use crate::runpage::RunPage;

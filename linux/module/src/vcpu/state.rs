@@ -82,6 +82,7 @@ impl Call<'_> {
 
     pub(super) fn set_regs(&mut self, regs: &kvm_regs) -> Result<isize> {
         let words: [u64; 18] = bytemuck::cast(*regs);
+        let from = self.linear_rip();
         let b = &mut self.inner.b;
         for (w, r) in words.iter().zip(REGS) {
             b.gprs_mut().set(r, *w);
@@ -89,15 +90,31 @@ impl Call<'_> {
         b.set_rip(words[16]);
         b.set_rflags(words[17]);
         self.inner.exception = None;
-        self.inner.forget_instruction();
+        self.moved_from(from);
         self.v.shared.request(Request::EVENT);
         Ok(0)
     }
 
+    fn linear_rip(&self) -> u64 {
+        self.inner.b.segment(SegReg::Cs).base.wrapping_add(self.inner.b.rip())
+    }
+
+    /// User space may change registers while it answers an exit (QEMU's vmport does): the instruction then completes on
+    /// top of that. It is forgotten when the guest is to go on elsewhere.
+    fn moved_from(&mut self, linear_rip: u64) {
+        if self.linear_rip() != linear_rip {
+            self.inner.forget_instruction();
+        }
+    }
+
     pub(super) fn get_sregs(&mut self, arg: usize) -> Result<isize> {
         let mut s = KBox::<kvm_sregs>::zeroed().ok_or(Errno::ENOMEM)?;
+        self.fill_sregs(&mut s);
+        user::put(arg, &*s)
+    }
+
+    pub(super) fn fill_sregs(&self, s: &mut kvm_sregs) {
         let b = &self.inner.b;
-        let s = &mut *s;
         let places = [
             &mut s.cs, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss, &mut s.tr, &mut s.ldt,
         ];
@@ -115,7 +132,6 @@ impl Call<'_> {
         {
             *w |= 1 << (vector & 63);
         }
-        user::put(arg, s)
     }
 
     /// An external interrupt that is neither in the APIC nor in the guest.
@@ -129,6 +145,11 @@ impl Call<'_> {
     pub(super) fn set_sregs(&mut self, arg: usize) -> Result<isize> {
         let mut s = KBox::<kvm_sregs>::zeroed().ok_or(Errno::ENOMEM)?;
         uaccess::read_into(&mut *s, arg)?;
+        self.apply_sregs(&s)
+    }
+
+    pub(super) fn apply_sregs(&mut self, s: &kvm_sregs) -> Result<isize> {
+        let from = self.linear_rip();
         let cs = from_kvm(&s.cs);
         let mode = Mode { cr0: s.cr0, cr3: s.cr3, cr4: s.cr4, efer: s.efer, cs_long: cs.long() };
         let host_caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
@@ -153,9 +174,9 @@ impl Call<'_> {
         b.set_cr4(s.cr4);
         let _ = self.inner.lapic.set_cr8(&self.v.shared.apic, (s.cr8 & 15) as u8);
         self.inner.flush = true;
-        self.inner.forget_instruction();
+        self.moved_from(from);
         self.queue_user(&s.interrupt_bitmap);
-        self.wake_old_boot_vcpu(&s);
+        self.wake_old_boot_vcpu(s);
         self.v.shared.request(Request::EVENT);
         Ok(0)
     }
@@ -195,7 +216,9 @@ impl Call<'_> {
             _ => return Err(Errno::EINVAL),
         }
         self.inner.set_mp(&self.v.shared, m.mp_state);
-        self.inner.forget_instruction();
+        if m.mp_state != mp::RUNNABLE {
+            self.inner.forget_instruction();
+        }
         self.v.shared.request(Request::EVENT);
         Ok(0)
     }
