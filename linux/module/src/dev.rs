@@ -88,7 +88,8 @@ fn no_arg(arg: usize, value: isize) -> Result<isize> {
 
 /// `KVM_CHECK_EXTENSION`: 0 for everything not known here. `docs/kvm-api.md` lists them.
 pub fn check_extension(cap: usize) -> isize {
-    match cap as u32 {
+    let Ok(cap) = u32::try_from(cap) else { return 0 };
+    match cap {
         KVM_CAP_IRQCHIP | KVM_CAP_HLT | KVM_CAP_USER_MEMORY | KVM_CAP_SET_TSS_ADDR | KVM_CAP_EXT_CPUID => 1,
         KVM_CAP_NOP_IO_DELAY | KVM_CAP_MP_STATE | KVM_CAP_SYNC_MMU | KVM_CAP_CLOCKSOURCE => 1,
         KVM_CAP_DESTROY_MEMORY_REGION_WORKS | KVM_CAP_JOIN_MEMORY_REGIONS_WORKS | KVM_CAP_USER_NMI => 1,
