@@ -13,6 +13,7 @@ use exitless_irqchip::msi::{DestinationFormat, Msi};
 use exitless_irqchip::pic::PicId;
 use exitless_irqchip::routes::{self, DEFAULT_ROUTES, MAX_ROUTES};
 use exitless_kvm_abi::*;
+use exitless_memslots::MAX_SLOTS;
 
 /// The dispatcher.
 pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
@@ -137,6 +138,10 @@ fn set_boot_cpu(vm: &Vm, id: usize) -> Result<isize> {
 }
 
 fn get_dirty_log(vm: &Vm, log: &kvm_dirty_log) -> Result<isize> {
+    // The upper half names an address space, of which there is one.
+    if log.slot >= MAX_SLOTS {
+        return Err(Errno::EINVAL);
+    }
     vm.dirty_log(log.slot, log.dirty_bitmap as usize)
 }
 
