@@ -71,11 +71,11 @@ pub trait Host {
     fn pio_read(&self, port: u16, data: &mut [u8]) -> bool;
     /// Writes a port of a chip in the kernel; `false`: nobody there (atomic).
     fn pio_write(&self, port: u16, data: &[u8]) -> bool;
-    /// Signals the eventfd registered for this port write; `false`: none.
+    /// A port write that needs no exit: it signals an eventfd or waits in the coalesced ring; `false`: it needs one.
     fn pio_event(&self, port: u16, data: &[u8]) -> bool;
     /// Reads a chip's registers; `false`: nobody in the kernel.
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool;
-    /// Writes a chip's registers or signals an eventfd; `false`: nobody in the kernel.
+    /// As [`Host::pio_event`] for memory, and registers of chips; `false`: nobody in the kernel.
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool;
     /// Delivers an IPI sent by this vCPU.
     fn send_ipi(&self, msg: &InterruptMessage);

@@ -101,13 +101,13 @@ impl Host for RunHost<'_> {
         self.vm.chip_port_write(port, data)
     }
     fn pio_event(&self, port: u16, data: &[u8]) -> bool {
-        self.vm.event_write(true, u64::from(port), data)
+        self.vm.quiet_write(true, u64::from(port), data)
     }
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
         self.vm.ioapic_read(gpa, data)
     }
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
-        self.vm.ioapic_write(gpa, data) || self.vm.event_write(false, gpa, data)
+        self.vm.ioapic_write(gpa, data) || self.vm.quiet_write(false, gpa, data)
     }
     fn send_ipi(&self, msg: &InterruptMessage) {
         self.vm.deliver(msg, Some(self.me.index as usize));

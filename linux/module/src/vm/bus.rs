@@ -1,15 +1,28 @@
-//! ioeventfds: writes of the guest that become a signal of an eventfd, without user space.
+//! Writes of the guest that need no exit: ioeventfds, which become a signal of an eventfd, and coalesced zones, whose
+//! writes wait in a ring until user space looks.
+//!
+//! The ring is one page per VM, shared with user space: two indices, `first` (user space takes from there) and `last`
+//! (we add there), and the entries. Equal indices: empty; `last` one behind `first`: full, the write exits as usual.
 
 use super::Vm;
+use crate::runpage::RunPage;
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 use exitless_host::eventfd::EventFd;
 use exitless_host::mem::{KArc, KBox, KSlice};
 use exitless_host::{Errno, Result};
 use exitless_kvm_abi::{
-    KVM_IOEVENTFD_FLAG_DATAMATCH, KVM_IOEVENTFD_FLAG_DEASSIGN, KVM_IOEVENTFD_FLAG_PIO, kvm_ioeventfd,
+    KVM_COALESCED_MMIO_MAX, KVM_IOEVENTFD_FLAG_DATAMATCH, KVM_IOEVENTFD_FLAG_DEASSIGN,
+    KVM_IOEVENTFD_FLAG_PIO, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_coalesced_mmio_zone,
+    kvm_ioeventfd,
 };
 
 /// ioeventfds of one VM, at most.
 const MAX_EVENTS: usize = 1024;
+
+/// Coalesced zones of one VM, at most (stock KVM: 1000 devices on a bus).
+const MAX_ZONES: usize = 1000;
 
 /// One registration.
 #[derive(bytemuck::Zeroable)]
@@ -27,6 +40,36 @@ pub struct Event {
 #[derive(bytemuck::Zeroable)]
 pub struct EventTable {
     items: KSlice<Option<KArc<Event>>>,
+}
+
+/// A range of addresses or ports.
+#[derive(Clone, Copy, bytemuck::Zeroable)]
+struct Zone {
+    addr: u64,
+    size: u64,
+    pio: bool,
+}
+
+/// The published list of zones.
+#[derive(bytemuck::Zeroable)]
+pub struct ZoneTable {
+    items: KSlice<Zone>,
+}
+
+impl Zone {
+    fn of(z: &kvm_coalesced_mmio_zone) -> Result<Self> {
+        if z.pio > 1 {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(Self { addr: z.addr, size: z.size.into(), pio: z.pio != 0 })
+        }
+    }
+
+    /// All of `len` bytes at `addr` lie inside.
+    fn holds(&self, pio: bool, addr: u64, len: u64) -> bool {
+        let inside = |offset: u64| offset.checked_add(len).is_some_and(|end| end <= self.size);
+        self.pio == pio && addr.checked_sub(self.addr).is_some_and(inside)
+    }
 }
 
 impl Event {
@@ -63,8 +106,13 @@ impl Event {
 }
 
 impl Vm {
-    /// Signals the eventfd of a write; `false`: none. The caller holds SRCU.
-    pub fn event_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
+    /// A write that ends in the kernel: an eventfd's, or one that may wait in the ring. `false`: neither, or the ring is
+    /// full. The caller holds SRCU.
+    pub fn quiet_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
+        self.event_write(pio, addr, data) || self.coalesce(pio, addr, data)
+    }
+
+    fn event_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
         // SAFETY: SRCU is held by the run loop.
         let Some(table) = (unsafe { self.events.get() }) else { return false };
         let hit = table.items.iter().flatten().find(|e| e.hit(pio, addr, data));
@@ -76,7 +124,8 @@ impl Vm {
 
     /// `KVM_IOEVENTFD`.
     pub fn ioeventfd(&self, a: &kvm_ioeventfd) -> Result<isize> {
-        const KNOWN: u32 = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_DEASSIGN | KVM_IOEVENTFD_FLAG_PIO;
+        const KNOWN: u32 =
+            KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_DEASSIGN | KVM_IOEVENTFD_FLAG_PIO;
         let matches = a.flags & KVM_IOEVENTFD_FLAG_DATAMATCH != 0;
         let bad = a.flags & !KNOWN != 0
             || !matches!(a.len, 0 | 1 | 2 | 4 | 8)
@@ -100,7 +149,11 @@ impl Vm {
         self.add_event(want)
     }
 
-    fn rebuild(&self, keep: impl Fn(&Event) -> bool, add: Option<KArc<Event>>) -> Result<Option<KBox<EventTable>>> {
+    fn rebuild(
+        &self,
+        keep: impl Fn(&Event) -> bool,
+        add: Option<KArc<Event>>,
+    ) -> Result<Option<KBox<EventTable>>> {
         // SAFETY: the caller holds the wiring lock, under which alone the table changes.
         let old = unsafe { self.events.get() };
         let kept = || old.into_iter().flat_map(|t| t.items.iter().flatten()).filter(|e| keep(e));
@@ -144,6 +197,54 @@ impl Vm {
         Ok(0)
     }
 
+    // --- coalesced zones ---
+
+    fn coalesce(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
+        // SAFETY: SRCU is held by the run loop.
+        let Some(table) = (unsafe { self.zones.get() }) else { return false };
+        if !table.items.iter().any(|z| z.holds(pio, addr, data.len() as u64)) {
+            return false;
+        }
+        let Some(page) = self.ring.as_ref().and_then(|r| NonNull::new(r.as_ptr())) else { return false };
+        // SAFETY: the page lives as long as the VM, and the kernel touches it only here.
+        let ring = unsafe { RunPage::new(page) };
+        let _guard = self.ring_lock.lock();
+        ring_push(ring, pio, addr, data)
+    }
+
+    /// `KVM_REGISTER_COALESCED_MMIO`.
+    pub fn add_zone(&self, z: &kvm_coalesced_mmio_zone) -> Result<isize> {
+        let zone = Zone::of(z)?;
+        self.change_zones(|_| true, Some(zone))
+    }
+
+    /// `KVM_UNREGISTER_COALESCED_MMIO`: every zone that holds the given one goes. None there is no error.
+    pub fn remove_zones(&self, z: &kvm_coalesced_mmio_zone) -> Result<isize> {
+        let gone = Zone::of(z)?;
+        self.change_zones(|z| !z.holds(gone.pio, gone.addr, gone.size), None)
+    }
+
+    fn change_zones(&self, keep: impl Fn(&Zone) -> bool, add: Option<Zone>) -> Result<isize> {
+        let old = {
+            let _guard = self.wiring.lock();
+            // SAFETY: the wiring lock is held, under which alone the table changes.
+            let now = unsafe { self.zones.get() };
+            let kept = || now.into_iter().flat_map(|t| t.items.iter()).filter(|z| keep(z));
+            let n = kept().count() + usize::from(add.is_some());
+            if n > MAX_ZONES {
+                return Err(Errno::ENOSPC);
+            }
+            let mut table = KBox::<ZoneTable>::zeroed().ok_or(Errno::ENOMEM)?;
+            table.items = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
+            for (place, z) in table.items.iter_mut().zip(kept().copied().chain(add)) {
+                *place = z;
+            }
+            self.zones.replace(Some(table))
+        };
+        self.retire(old);
+        Ok(0)
+    }
+
     /// Frees a table once no reader can see it.
     pub fn retire<T>(&self, old: Option<KBox<T>>) {
         if old.is_some() {
@@ -151,4 +252,32 @@ impl Vm {
         }
         drop(old);
     }
+}
+
+/// Adds an entry; `false`: full, or user space wrote nonsense into the indices. The caller holds the ring's lock.
+fn ring_push(ring: RunPage, pio: bool, addr: u64, data: &[u8]) -> bool {
+    let first = ring.u32_at(offset_of!(kvm_coalesced_mmio_ring, first));
+    let last = ring.u32_at(offset_of!(kvm_coalesced_mmio_ring, last));
+    if first >= KVM_COALESCED_MMIO_MAX || last >= KVM_COALESCED_MMIO_MAX {
+        return false;
+    }
+    let next = (last + 1) % KVM_COALESCED_MMIO_MAX;
+    if next == first {
+        return false;
+    }
+    // Pairs with user space's order: it reads an entry before it moves `first` on.
+    fence(Ordering::Acquire);
+    let at = size_of::<kvm_coalesced_mmio_ring>() + last as usize * size_of::<kvm_coalesced_mmio>();
+    let mut bytes = [0; 8];
+    for (d, s) in bytes.iter_mut().zip(data) {
+        *d = *s;
+    }
+    ring.put_u64(at + offset_of!(kvm_coalesced_mmio, phys_addr), addr);
+    ring.put_u32(at + offset_of!(kvm_coalesced_mmio, len), data.len() as u32);
+    ring.put_u32(at + offset_of!(kvm_coalesced_mmio, pio), u32::from(pio));
+    ring.put_u64(at + offset_of!(kvm_coalesced_mmio, data), u64::from_le_bytes(bytes));
+    // User space sees the entry before the index that covers it.
+    fence(Ordering::Release);
+    ring.put_u32(offset_of!(kvm_coalesced_mmio_ring, last), next);
+    true
 }

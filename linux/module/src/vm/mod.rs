@@ -57,10 +57,14 @@ pub struct Vm {
     pub chips: SpinLock<irq::Chips>,
     /// GSI routes.
     pub routes: Published<irq::RouteTable>,
-    /// Serialises route and ioeventfd changes and owns the irqfds.
+    /// Serialises changes of routes, ioeventfds and coalesced zones, and owns the irqfds.
     pub wiring: Mutex<irqfd::Wiring>,
     /// ioeventfds.
     pub events: Published<bus::EventTable>,
+    /// Coalesced zones.
+    pub zones: Published<bus::ZoneTable>,
+    /// Serialises writers of the ring.
+    pub ring_lock: SpinLock<()>,
     /// The VM's clock.
     pub clock: SpinLock<clock::Clock>,
     /// All vCPUs by index.
@@ -90,8 +94,8 @@ pub struct Vm {
     notifier: Option<MmuNotifier>,
     /// The address space the VM belongs to.
     mm: Option<Mm>,
-    /// The coalesced MMIO ring page, always empty.
-    ring: Option<Pages>,
+    /// The page of the coalesced writes' ring.
+    pub ring: Option<Pages>,
     /// Scratch for interrupting many CPUs at once.
     kick_mask: Mutex<CpuMask>,
     built: AtomicBool,
@@ -120,6 +124,7 @@ impl Vm {
         vm.mmu.init(LockClass::Mmu)?;
         vm.chips.init(LockClass::Irqchip)?;
         vm.clock.init(LockClass::Clock)?;
+        vm.ring_lock.init(LockClass::Ioeventfds)?;
         vm.debugfs.init(LockClass::Stats)?;
         vm.kick_mask.init(LockClass::Other)?;
         vm.kick_mask.get_mut().init()?;
@@ -238,5 +243,6 @@ impl Drop for Vm {
         memory::free_slots(self.slots.replace(None));
         drop(self.routes.replace(None));
         drop(self.events.replace(None));
+        drop(self.zones.replace(None));
     }
 }
