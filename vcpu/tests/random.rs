@@ -65,6 +65,7 @@ fn operation() -> impl Strategy<Value = Op> {
         2 => Just(Op::Sti),
         1 => Just(Op::Cli),
         2 => (0..17u8).prop_map(Op::Cr8),
+        1 => any::<u8>().prop_map(Op::Tpr),
         2 => (0x40..0x48u64).prop_map(|p| Op::Ram(p << 12)),
         1 => prop_oneof![Just(0x400u64), Just(0x401), Just(0x455)].prop_map(Op::Dr7),
         1 => (0..50_000u64).prop_map(Op::Deadline),
@@ -154,6 +155,8 @@ proptest! {
         schedule in vec((0..12u8, env()), 0..25),
         breaks in vec(obstacle(), 0..25),
         pv_eoi: bool,
+        swapped: bool,
+        poor_nmi_window: bool,
         wanted in proptest::option::of(vector()),
     ) {
         let mut m = Machine::new(ops);
@@ -162,6 +165,8 @@ proptest! {
             m.enable_pv_eoi();
         }
         m.w.wanted_eoi.set(wanted);
+        m.w.swapped.set(swapped);
+        m.v.b.poor_nmi_window = poor_nmi_window;
         m.w.schedule.borrow_mut().extend(schedule);
         m.v.b.breaks.extend(breaks);
         prop_assert_eq!(m.go(), RunExit::Interrupted);
@@ -172,7 +177,7 @@ proptest! {
     /// User space has the interrupt controllers: its vectors go in once, in order, each when the window is open.
     #[test]
     fn user_interrupts(ops in vec(operation(), 1..40), breaks in vec(obstacle(), 0..25), vectors in vec(0x20..=0xff_u8, 0..6)) {
-        let ours = |o: &Op| matches!(o, Op::World(Env::Irq(_) | Env::Pic(_)) | Op::Deadline(_));
+        let ours = |o: &Op| matches!(o, Op::World(Env::Irq(_) | Env::Pic(_)) | Op::Deadline(_) | Op::Tpr(_));
         let ops = ops.into_iter().filter(|o| !ours(o)).chain([Op::Cr8(0), Op::Sti]).chain([Op::Nop, Op::Nop]);
         let mut m = Machine::without_irqchip(ops);
         m.w.write_ram(0x8000, &RAM_DATA);

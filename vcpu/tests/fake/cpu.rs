@@ -32,6 +32,8 @@ pub(crate) enum Op {
     Iret,
     /// CR8, in 32-bit code spelt LOCK MOV CR0.
     Cr8(u8),
+    /// The TPR through the APIC's page, all 8 bits.
+    Tpr(u8),
     /// An access to RAM that may not be mapped yet.
     Ram(u64),
     /// The end-of-interrupt write, to the APIC's page.
@@ -112,6 +114,8 @@ pub(crate) struct Cpu {
     pub(crate) delivered: Vec<Event>,
     /// Exits to make instead of following the script.
     pub(crate) noise: Option<VecDeque<Noise>>,
+    /// As SVM: only a masked NMI or a shadow makes an NMI window, nothing tells that an event is behind.
+    pub(crate) poor_nmi_window: bool,
     /// Handlers send EOIs and return by themselves.
     pub(crate) handlers: bool,
     pub(crate) entries: u64,
@@ -157,6 +161,7 @@ impl Cpu {
             breaks: VecDeque::new(),
             delivered: Vec::new(),
             noise: None,
+            poor_nmi_window: false,
             handlers: true,
             entries: 0,
             flushes: 0,
@@ -414,6 +419,10 @@ impl Cpu {
                 None
             }
             Op::Cr8(v) => self.write_cr8(v),
+            Op::Tpr(v) => {
+                self.w.tpr.set(v);
+                self.execute(super::guest::store(super::world::APIC + 0x80, u32::from(v)))
+            }
             Op::Ram(gpa) => self.touch_ram(gpa),
             Op::Eoi => {
                 assert!(self.w.isr.borrow_mut().pop_last().is_some(), "EOI without interrupt");
@@ -684,7 +693,7 @@ impl Backend for Cpu {
         self.window = on;
     }
     fn set_nmi_window(&mut self, on: bool) {
-        self.nmi_window = on;
+        self.nmi_window = on && (!self.poor_nmi_window || self.nmi_masked || self.shadow);
     }
     fn set_cr8_intercept(&mut self, on: bool) {
         self.cr8_intercept = on;

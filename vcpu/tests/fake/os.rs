@@ -50,7 +50,7 @@ impl Host for Os {
         self.w.write_ram(gpa, data)
     }
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
-        self.w.read_ram(gpa, buf)
+        !self.w.swapped.get() && self.w.read_ram(gpa, buf)
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
         self.w.may_sleep("cmpxchg_guest");
@@ -170,12 +170,15 @@ impl Host for Os {
     fn slice_begin(&self) {
         self.w.point();
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
+        // Interrupts were on until here: a pending IPI was taken.
+        self.w.ipi.set(false);
         // Preemption came between: whatever FPU state was live is not the guest's any more.
         self.w.fpu_live.set(false);
     }
     fn slice_end(&self) {
         assert!(self.w.in_slice.replace(false), "slice_end without slice_begin");
         assert!(self.w.loaded.get().is_none(), "the guest's state is still loaded");
+        assert!(!self.w.sh.needs_ipi(), "interrupts on in guest mode: kicks would find nobody");
         // Interrupts are on: a pending IPI is taken here.
         self.w.ipi.set(false);
         self.w.point();

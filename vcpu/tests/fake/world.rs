@@ -86,6 +86,8 @@ pub(crate) struct World {
     pub(crate) work: Cell<bool>,
     pub(crate) immediate: Cell<bool>,
     pub(crate) irqchip: Cell<bool>,
+    /// Guest memory is never there for those who must not sleep.
+    pub(crate) swapped: Cell<bool>,
     pub(crate) script_over: Cell<bool>,
 
     // --- time ---
@@ -147,6 +149,7 @@ impl World {
             work: Cell::new(false),
             immediate: Cell::new(false),
             irqchip: Cell::new(true),
+            swapped: Cell::new(false),
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),

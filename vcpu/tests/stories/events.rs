@@ -77,6 +77,16 @@ fn tpr_holds_back() {
     assert_eq!(m.events(), [exc(Exception::gp(0))]);
 }
 
+/// The TPR written in the APIC's page is CR8, and all of its 8 bits stay while CR8 does not change.
+#[test]
+fn tpr_through_the_page() {
+    let mut m = Machine::new([Op::Tpr(0x57), irq(0x51), Op::Nop]);
+    m.go();
+    assert_eq!((m.v.b.cr8, m.v.lapic.tpr(), m.events().len()), (5, 0x57, 0));
+    m.then([Op::Cr8(5), Op::Nop, Op::Tpr(0x4f), Op::Nop]);
+    assert_eq!((m.v.b.cr8, m.events()), (4, vec![int(0x51)]));
+}
+
 /// The 8259 pair goes through LINT0, before any vector of the APIC.
 #[test]
 fn pic_through_lint0() {
@@ -142,21 +152,37 @@ fn repeated_delivery_is_not_overtaken() {
 fn nmi_behind_an_exception() {
     let mut m = Machine::new([wbinvd(), Op::Nop]);
     m.v.exception = Some(Exception::gp(0));
+    m.v.b.poor_nmi_window = true;
     m.happen(Env::Nmi);
     m.go();
     assert_eq!(m.events(), [exc(Exception::gp(0)), Event::Nmi]);
 }
 
-/// Delivering an NMI is interrupted, and before it is repeated another NMI arrives: both are delivered.
+/// The same, while an interrupted delivery is repeated; on a CPU too that tells of open NMI windows only around IRET.
 #[test]
 fn nmi_behind_a_repeated_interrupt() {
+    for (points, poor) in (0..20).flat_map(|p| [(p, false), (p, true)]) {
+        let mut m = Machine::new([irq(0x41), Op::Nop, wbinvd(), Op::Nop]);
+        m.v.b.poor_nmi_window = poor;
+        m.v.b.breaks.push_back(Some(FAULT));
+        m.later(points, Env::Nmi);
+        m.go();
+        m.finish();
+        let mut all = m.events();
+        all.sort_by_key(|e| *e == Event::Nmi);
+        assert_eq!(all, [int(0x41), Event::Nmi], "{points}");
+    }
+}
+
+/// An interrupt's delivery makes an exception: the interrupt goes first, and neither is lost.
+#[test]
+fn exception_behind_a_repeated_interrupt() {
+    let ac = Exception { vector: Vector::AC, error_code: Some(0), payload: 0 };
     let mut m = Machine::new([irq(0x41), Op::Nop, wbinvd(), Op::Nop]);
-    m.v.b.breaks.push_back(Some(FAULT));
-    m.later(7, Env::Nmi);
+    m.v.b.breaks.push_back(Some(Exit::Exception(ac)));
     m.go();
-    let mut all = m.events();
-    all.sort_by_key(|e| *e == Event::Nmi);
-    assert_eq!(all, [int(0x41), Event::Nmi]);
+    m.finish();
+    assert_eq!(m.events(), [int(0x41), exc(ac)]);
 }
 
 /// #GP while delivering #NP: double fault, error code 0; #GP while delivering that: triple fault, to user space.

@@ -32,6 +32,16 @@ fn ports() {
     }
 }
 
+/// The code is swapped out, so nothing can be decoded with interrupts off: the same, the slow way.
+#[test]
+fn ports_and_cpuid_from_swapped_code() {
+    let mut m =
+        Machine::new([out(CHIP_PORT, 1, 7), input(CHIP_PORT + 1, 4), cpuid(0, 0), out(0x80, 2, 1), Op::Nop]);
+    m.w.swapped.set(true);
+    m.go();
+    assert_eq!((m.sh.stats.fast.get(), m.answered.len()), (0, 1));
+}
+
 /// After OUT user space sees RIP behind it; after IN not until it has answered.
 #[test]
 fn what_user_space_sees_meanwhile() {
