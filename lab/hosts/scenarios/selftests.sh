@@ -1,7 +1,7 @@
 # about: The kernel's KVM selftests that matter for every change, against the table in docs/selftests.md.
 # cpus: 2
 # memory: 2048
-# timeout: 180
+# timeout: 300
 # needs: selftests
 # test: no
 

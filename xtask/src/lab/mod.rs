@@ -5,6 +5,7 @@ pub mod bochs;
 pub mod cpio;
 pub mod deps;
 pub mod image;
+pub mod kvmtool;
 pub mod machine;
 pub mod programs;
 pub mod report;
@@ -190,6 +191,9 @@ pub fn prepare(
     }
     if scenario.needs("selftests") {
         selftests::add(options.module, &dir, &mut job)?;
+    }
+    if scenario.needs("kvmtool") {
+        kvmtool::add(&mut job)?;
     }
     let variables = [
         ("MODULE", options.module.to_string()),
