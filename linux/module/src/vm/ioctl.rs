@@ -63,13 +63,14 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
     if vm.each_vcpu().any(|v| v.id == id) {
         return Err(Errno::EEXIST);
     }
+    if vm.len() >= MAX_VCPUS {
+        return Err(Errno::EINVAL);
+    }
     let slot = FdSlot::reserve()?;
     let bsp = id == config.boot_cpu;
-    let v = crate::vcpu::create(vm, id, bsp)?;
-    config.vcpus += 1;
-    vm.check_ids();
     // SAFETY: `vm` is the object behind a KArc: this reference is the fd's own.
     let extra = unsafe { KArc::clone_raw(core::ptr::from_ref(vm)) }.ok_or(Errno::EINVAL)?;
+    let v = crate::vcpu::create(vm, id, bsp)?;
     let raw = KArc::into_raw(extra);
     let mut name = *b"kvm-vcpu:000\0";
     for (place, digit) in [(9, id / 100), (10, id / 10 % 10), (11, id % 10)] {
@@ -80,10 +81,18 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
     let name = core::ffi::CStr::from_bytes_with_nul(&name).unwrap_or(c"kvm-vcpu");
     // SAFETY: the fd owns `raw`; its release callback takes it back. The vCPU lives as long as the VM.
     match unsafe { slot.open(FdKind::Vcpu, name, v.cast()) } {
-        Ok(fd) => Ok(fd.install() as isize),
+        Ok(fd) => {
+            // Nothing can fail any more: there is room, and a vCPU in the VM has its fd.
+            vm.add_vcpu(v);
+            config.vcpus += 1;
+            vm.check_ids();
+            Ok(fd.install() as isize)
+        }
         Err(e) => {
-            // SAFETY: no file was made. The vCPU stays in the VM, unreachable, until the VM goes.
+            // SAFETY: no file was made: the reference is ours again.
             drop(unsafe { KArc::from_raw(raw) });
+            // SAFETY: nor was the vCPU published.
+            unsafe { crate::vcpu::free(v) };
             Err(e)
         }
     }
@@ -278,7 +287,7 @@ fn irq_line(vm: &Vm, l: &kvm_irq_level) -> Result<LineStatus> {
 
 fn irq_line_status(vm: &Vm, arg: usize) -> Result<isize> {
     let mut l: kvm_irq_level = user::get(arg)?;
-    l.irq = irq_line(vm, &user::get(arg)?)?.code() as u32;
+    l.irq = irq_line(vm, &l)?.code() as u32;
     user::put(arg, &l)
 }
 

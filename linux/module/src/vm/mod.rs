@@ -22,7 +22,7 @@ use exitless_host::srcu::Srcu;
 use exitless_host::cpu::CpuMask;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result};
+use exitless_host::{Errno, Result, cpu};
 use exitless_vcpu::Request;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
@@ -130,11 +130,12 @@ impl Vm {
         vm.kick_mask.get_mut().init()?;
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
         vm.mm = Some(Mm::current().ok_or(Errno::EINVAL)?);
+        vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
+        // Everything that `drop` uses exists; what fails from here on is taken down there.
         vm.built.store(true, Ordering::Release);
         vm.slots_lock.get_mut().init()?;
         vm.mmu.get_mut().init()?;
         vm.clock.get_mut().start();
-        vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
         vm.notifier = Some(MmuNotifier::register(cookie)?);
         Ok(arc)
     }
@@ -162,13 +163,14 @@ impl Vm {
         (0..self.len()).filter_map(|i| self.vcpu(i))
     }
 
-    /// Publishes a new vCPU. The caller holds `lock`.
-    pub fn add_vcpu(&self, v: *mut VcpuObj) -> Result<()> {
+    /// Publishes a new vCPU, which the VM owns from now on. The caller holds `lock`. `false`: there is no room, the vCPU
+    /// is still the caller's.
+    pub fn add_vcpu(&self, v: *mut VcpuObj) -> bool {
         let n = self.len();
-        let slot = self.vcpus.get(n).ok_or(Errno::EINVAL)?;
+        let Some(slot) = self.vcpus.get(n) else { return false };
         slot.store(v, Ordering::Release);
         self.nvcpus.store(n as u32 + 1, Ordering::Release);
-        Ok(())
+        true
     }
 
     /// The ring page.
@@ -194,18 +196,27 @@ impl Vm {
     /// The VM's fd closed: nothing new can be wired, irqfds end.
     pub fn fd_closed(&self) {
         irqfd::drop_all(self);
-        self.pit_timer.cancel();
         *self.debugfs.lock() = bytemuck::Zeroable::zeroed();
     }
 
-    /// Waits for an interrupt to be looked at: CPU numbers of vCPUs in the guest are interrupted, and acknowledged.
+    /// Interrupts the CPUs of all vCPUs that are in the guest and waits until each has answered. Does not sleep: a
+    /// notification of the host's memory management may forbid it.
     pub fn kick_all_and_wait(&self) {
-        let mut mask = self.kick_mask.lock();
-        mask.clear();
-        for v in self.each_vcpu().filter(|v| v.shared.needs_ipi()) {
-            if let Ok(c) = u32::try_from(v.shared.cpu.load(Ordering::Relaxed)) {
-                mask.insert(c);
+        let running = || {
+            let cpu = |v: &VcpuObj| u32::try_from(v.shared.cpu.load(Ordering::Relaxed)).ok();
+            self.each_vcpu().filter(|v| v.shared.needs_ipi()).filter_map(cpu)
+        };
+        let Some(mut mask) = self.kick_mask.try_lock() else {
+            // Another thread is at it with the one mask there is: one CPU after the other.
+            for c in running() {
+                // A CPU that went offline runs no guest.
+                let _ = cpu::on_one(c, core::ptr::null_mut(), 0);
             }
+            return;
+        };
+        mask.clear();
+        for c in running() {
+            mask.insert(c);
         }
         if !mask.is_empty() {
             mask.kick_and_wait();
@@ -229,6 +240,8 @@ impl Drop for Vm {
         if !self.built.load(Ordering::Acquire) {
             return;
         }
+        // First of all: its readers look at everything else.
+        *self.debugfs.get_mut() = bytemuck::Zeroable::zeroed();
         self.pit_timer.cancel();
         drop(self.notifier.take());
         for i in 0..self.len() {
