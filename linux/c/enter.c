@@ -4,7 +4,10 @@
  * runs while RCU believes this CPU is in user mode: no tracing, no instrumented function, so it is noinstr.
  */
 #include <linux/kvm_host.h>
+#include <asm/mce.h>
 #include <asm/nospec-branch.h>
+#include <asm/ptrace.h>
+#include <asm/segment.h>
 #include "helpers/helpers.h"
 
 /* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
@@ -28,6 +31,20 @@ noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spe
 		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
 #endif
 	return off;
+}
+
+/*
+ * The guest exited for a machine check. The intercept has eaten the exception, so the host's handler must be called: it
+ * also clears MCG_STATUS.MCIP, without which the next machine check resets the machine. Interrupts off.
+ */
+void ex_machine_check(void)
+{
+#if defined(CONFIG_X86_MCE) && defined(EX_HAVE_DO_MACHINE_CHECK)
+	/* As if it had hit the task in user mode: the guest's memory is the task's, and no kernel lock is held. */
+	struct pt_regs regs = { .cs = __USER_CS, .flags = X86_EFLAGS_IF };
+
+	do_machine_check(&regs);
+#endif
 }
 
 /* Interrupts off, around one or more ex_svm_enter: the time between goes to the guest's account. */

@@ -20,6 +20,7 @@ echo "/* Made by probe.sh: do not edit. */"
 header   EX_HAVE_CPUHP_KVM_ONLINE     include/linux/cpuhotplug.h 'CPUHP_AP_KVM_ONLINE'
 exported EX_HAVE_EMERGENCY_CALLBACK   cpu_emergency_register_virt_callback
 exported EX_HAVE_SYSCORE_OBJECT       register_syscore
+exported EX_HAVE_DO_MACHINE_CHECK    do_machine_check
 exported EX_HAVE_EVENTFD_SIGNAL_COUNT eventfd_signal
 exported EX_HAVE_FOLLOW_PFNMAP        follow_pfnmap_start
 exported EX_HAVE_FPU_GUEST            fpu_alloc_guest_fpstate

@@ -65,15 +65,6 @@ pub unsafe fn xgetbv(index: u32) -> u64 {
     u64::from(hi) << 32 | u64::from(lo)
 }
 
-/// Saves the part of the host's state that VMRUN does not (FS, GS, TR, LDTR, syscall MSRs) into a VMCB page.
-///
-/// # Safety
-/// EFER.SVME is set on this CPU and `pa` is the physical address of a page this CPU owns.
-pub unsafe fn vmsave(pa: u64) {
-    // SAFETY: the caller vouches for the page and for SVME.
-    unsafe { asm!("vmsave rax", in("rax") pa, options(nostack, preserves_flags)) };
-}
-
 macro_rules! debug_register {
     ($get:ident, $set:ident, $name:literal) => {
         /// Reads the debug register.
@@ -101,6 +92,7 @@ debug_register!(dr1, set_dr1, "dr1");
 debug_register!(dr2, set_dr2, "dr2");
 debug_register!(dr3, set_dr3, "dr3");
 debug_register!(dr6, set_dr6, "dr6");
+debug_register!(dr7, set_dr7, "dr7");
 
 /// Sets the global interrupt flag.
 ///

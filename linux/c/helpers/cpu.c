@@ -175,6 +175,20 @@ void ex_hw_breakpoint_restore(void)
 	hw_breakpoint_restore();
 }
 
+/*
+ * VMLOAD after each exit brings back the LDTR of the last VMSAVE, its hidden base included. Another thread of the
+ * process may have installed a new table since and freed that one: load the selector again, from the descriptor that
+ * the kernel keeps current on this CPU. Preemption off, before the task may return to user mode.
+ */
+void ex_ldt_reload(void)
+{
+	u16 selector;
+
+	asm volatile("sldt %0" : "=m" (selector));
+	if (selector)
+		asm volatile("lldt %0" : : "m" (selector));
+}
+
 void ex_ibpb(void)
 {
 	indirect_branch_prediction_barrier();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* linux/debugfs.h: /sys/kernel/debug/kvm/<vm>/, text made by Rust, counters by address. */
+#include <linux/dcache.h>
 #include <linux/debugfs.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
@@ -75,6 +76,14 @@ void *ex_debugfs_dir_new(const char *name)
 {
 	struct ex_debugfs_dir *dir = kzalloc(sizeof(*dir), GFP_KERNEL_ACCOUNT);
 
+	struct dentry *taken = debugfs_lookup(name, ex_debugfs_root);
+
+	if (taken) {
+		/* A VM outlived its descriptor's number. The second one gets no folder; the kernel would log it each time. */
+		dput(taken);
+		kfree(dir);
+		return NULL;
+	}
 	if (dir)
 		dir->dentry = debugfs_create_dir(name, ex_debugfs_root);
 	return dir;

@@ -52,6 +52,7 @@ bool ex_cpumask_empty(const void *mask);
 void ex_kick_all_ack(const void *mask);
 bool ex_hw_breakpoint_active(void);
 void ex_hw_breakpoint_restore(void);
+void ex_ldt_reload(void);
 void ex_ibpb(void);
 u64 ex_host_spec_ctrl(void);
 
@@ -197,6 +198,7 @@ int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 /* ../enter.c */
 u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl);
 u32 ex_svm_save_host(u64 host_save_pa);
+void ex_machine_check(void);
 void ex_guest_timing_enter(void);
 void ex_guest_timing_exit(void);
 void ex_irq_window(void);

@@ -15,10 +15,13 @@ static enum hrtimer_restart ex_timer_fire(struct hrtimer *timer)
 	struct ex_timer *t = container_of(timer, struct ex_timer, timer);
 	u64 next = ex_rs_timer_fired(t->cookie, t->kind);
 
-	if (next == U64_MAX)
-		return HRTIMER_NORESTART;
-	hrtimer_set_expires(timer, ns_to_ktime(next));
-	return HRTIMER_RESTART;
+	/*
+	 * Not HRTIMER_RESTART: another CPU may have started the timer during the callback, and a queued timer must not get
+	 * another expiry in place.
+	 */
+	if (next != U64_MAX)
+		hrtimer_start(timer, ns_to_ktime(min_t(u64, next, KTIME_MAX)), HRTIMER_MODE_ABS_HARD);
+	return HRTIMER_NORESTART;
 }
 
 void *ex_timer_new(void *cookie, u32 kind)

@@ -124,7 +124,8 @@ void ex_page_release(u64 pfn, bool dirty, bool accessed)
 {
 	struct page *page = pfn_to_page(pfn);
 
-	if (dirty)
+	/* A page that is cleaned after this look is unmapped from the guest first. */
+	if (dirty && !PageDirty(page))
 		set_page_dirty_lock(page);
 	else if (accessed)
 		mark_page_accessed(page);

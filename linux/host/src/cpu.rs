@@ -212,6 +212,14 @@ pub fn restore_host_breakpoints() {
     unsafe { ffi::ex_hw_breakpoint_restore() }
 }
 
+/// Makes the LDT of this task current again where VMLOAD may have brought back an older one. Preemption off, when the task
+/// stops being a vCPU.
+#[inline]
+pub fn reload_ldt() {
+    // SAFETY: loads the selector that is loaded, from the kernel's own descriptor.
+    unsafe { ffi::ex_ldt_reload() }
+}
+
 /// Barrier against branch training by another guest: when a different vCPU comes to this CPU. Nothing happens where
 /// the kernel does not use IBPB.
 #[inline]

@@ -52,6 +52,7 @@ unsafe extern "C" {
     pub(crate) fn ex_kick_all_ack(mask: *const c_void);
     pub(crate) fn ex_hw_breakpoint_active() -> bool;
     pub(crate) fn ex_hw_breakpoint_restore();
+    pub(crate) fn ex_ldt_reload();
     pub(crate) fn ex_ibpb();
     pub(crate) fn ex_host_spec_ctrl() -> u64;
 
@@ -214,6 +215,7 @@ unsafe extern "C" {
     // ../enter.c
     pub(crate) fn ex_svm_enter(vmcb_pa: u64, regs: *mut u64, host_save_pa: u64, guest_spec_ctrl: u64) -> u32;
     pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
+    pub(crate) fn ex_machine_check();
     pub(crate) fn ex_guest_timing_enter();
     pub(crate) fn ex_guest_timing_exit();
     pub(crate) fn ex_irq_window();

@@ -307,6 +307,11 @@ impl Pages {
         phys_of(self.virt.as_ptr())
     }
 
+    /// The same with the memory encryption bit: what control blocks and registers of the CPU must hold.
+    pub fn hardware_address(&self) -> u64 {
+        self.phys() | encryption_bit()
+    }
+
     /// Kernel address of the first byte.
     pub fn as_ptr(&self) -> *mut u8 {
         self.virt.as_ptr()

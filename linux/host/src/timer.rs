@@ -46,7 +46,7 @@ impl Timer {
     }
 
     /// Queues, or moves, the timer to an absolute CLOCK_MONOTONIC time; one in the past fires at once. `pinned` keeps it
-    /// on this CPU. Any context but NMI; not inside its own callback (return the next time instead).
+    /// on this CPU. Any context but NMI, its own callback too: under a lock that other starters hold, the last one wins.
     #[inline]
     pub fn start(&self, expires_ns: u64, pinned: bool) {
         // SAFETY: the handle is live.
