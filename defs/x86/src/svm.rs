@@ -64,7 +64,7 @@ pub struct VmcbControl {
     pub reserved_100: [u64; 96],
 }
 
-/// The state save area, offsets 0x400 to 0x697 (APM vol. 2, table B-2).
+/// The state save area, offsets 0x400 to 0x6e7 (APM vol. 2, table B-2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[allow(missing_docs)]
@@ -113,6 +113,8 @@ pub struct VmcbSave {
     pub br_to: u64,
     pub last_excp_from: u64,
     pub last_excp_to: u64,
+    pub reserved_698: [u64; 9],
+    pub spec_ctrl: u64,
 }
 
 /// One virtual machine control block: a 4 KiB page.
@@ -148,6 +150,7 @@ const _: () = {
     assert!(offset_of!(VmcbSave, sysenter_eip) == 0x238);
     assert!(offset_of!(VmcbSave, cr2) == 0x240);
     assert!(offset_of!(VmcbSave, g_pat) == 0x268);
+    assert!(offset_of!(VmcbSave, spec_ctrl) == 0x2e0);
     assert!(offset_of!(VmcbSave, last_excp_to) == 0x290);
 };
 

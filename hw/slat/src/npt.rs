@@ -40,7 +40,11 @@ impl Format for Npt {
     const WRITE: u64 = RW;
 
     fn leaf(&self, level: Level, hpa: u64, perm: Perm, memtype: MemType) -> u64 {
-        let mut entry = (hpa & Self::ADDRESS) | self.sme_mask | P | US | A;
+        let mut entry = (hpa & Self::ADDRESS) | P | US | A;
+        if memtype != MemType::Uc {
+            // Devices do not decrypt.
+            entry |= self.sme_mask;
+        }
         if level != Level::Page4K {
             entry |= PS;
         }

@@ -8,6 +8,7 @@ use crate::percpu::PerCpu;
 use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
+use exitless_x86::exception::Vector;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
@@ -17,6 +18,8 @@ unsafe extern "C" {
     /// The world switch (linux/c/enter.c): 0, or 1 when VMRUN faulted because SVM was switched off.
     fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, host_save_pa: u64, spec_ctrl: u64) -> u32;
     fn ex_ibpb();
+    /// Runs the host's machine check handler (linux/c/enter.c).
+    fn ex_machine_check();
 }
 
 impl Svm {
@@ -106,11 +109,11 @@ impl Svm {
     }
 }
 
-/// A vCPU's thread came to this CPU (or back to it): branch predictor, TSC_AUX and the host's extra state change hands.
-/// `tsc_aux`: the guest's value, where the CPU has the register.
+/// A vCPU's thread came to this CPU (or back to it): branch predictor and TSC_AUX change hands. The caller also saves
+/// the host's extra state to `cpu.host_save_pa`. `tsc_aux`: the guest's value, where the CPU has the register.
 ///
 /// # Safety
-/// Preemption is off, `cpu` is this CPU's part and SVM is on.
+/// Preemption is off and `cpu` is this CPU's part.
 pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>) {
     if cpu.last_vcpu.swap(identity, Relaxed) != identity {
         // SAFETY: a barrier without operands, legal in any context.
@@ -123,8 +126,6 @@ pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>) {
             exitless_hw_ops::wrmsr(TSC_AUX, guest);
         }
     }
-    // SAFETY: SVM is on (contract), and the page is this CPU's own.
-    unsafe { exitless_hw_ops::vmsave(cpu.host_save_pa.load(Relaxed)) };
 }
 
 /// The thread leaves this CPU, or returns to user space.
@@ -171,6 +172,10 @@ impl Backend for Svm {
         }
         self.exit_code = self.control().exit_code;
         let exit = self.decode_exit();
+        if matches!(exit, Exit::Exception(x) if x.vector == Vector::MC) {
+            // SAFETY: interrupts are off and the host's state is loaded.
+            unsafe { ex_machine_check() };
+        }
         if self.nmi_masked || self.stepping { self.track_iret(exit) } else { exit }
     }
 

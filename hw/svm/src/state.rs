@@ -94,7 +94,11 @@ impl Svm {
             SysReg::LastBranchTo => s.br_to = v,
             SysReg::LastIntFrom => s.last_excp_from = v,
             SysReg::LastIntTo => s.last_excp_to = v,
-            SysReg::SpecCtrl => self.spec_ctrl = v,
+            SysReg::SpecCtrl => {
+                // For CPUs that switch it themselves; others ignore the field and the entry code writes the MSR.
+                s.spec_ctrl = v;
+                self.spec_ctrl = v;
+            }
             SysReg::TscAux => self.tsc_aux = v,
         }
     }

@@ -38,6 +38,9 @@ extern "C" fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, _host_save_pa: u64, _sp
 #[unsafe(no_mangle)]
 extern "C" fn ex_ibpb() {}
 
+#[unsafe(no_mangle)]
+extern "C" fn ex_machine_check() {}
+
 /// A vCPU over a VMCB of its own.
 struct Machine {
     v: Svm,

@@ -46,6 +46,8 @@ pub struct Global {
     pub has_tsc_aux: bool,
     /// XCR0 as the kernel runs with it.
     pub host_xcr0: u64,
+    /// IA32_XSS as the kernel runs with it; 0 without XSAVES.
+    pub host_xss: u64,
 }
 
 impl Global {
@@ -91,8 +93,8 @@ pub fn init() -> Result<(), Errno> {
     for (own, slot) in pages.iter_mut().zip(cpus.iter()) {
         let hsave = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let save = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-        slot.hsave_pa.store(hsave.phys(), Ordering::Relaxed);
-        slot.svm.host_save_pa.store(save.phys(), Ordering::Relaxed);
+        slot.hsave_pa.store(hsave.hardware_address(), Ordering::Relaxed);
+        slot.svm.host_save_pa.store(save.hardware_address(), Ordering::Relaxed);
         *own = [Some(hsave), Some(save)];
     }
     let mut msrpm = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
@@ -105,6 +107,7 @@ pub fn init() -> Result<(), Errno> {
     let rdpid = ops::cpuid(0, 0).eax >= 7 && ops::cpuid(7, 0).ecx & (1 << 22) != 0;
     g.has_tsc_aux = rdtscp || rdpid;
     g.host_xcr0 = exitless_host::fpu::host_xcr0();
+    g.host_xss = exitless_host::fpu::host_xss();
     g.supported = Some(Supported::compute(g.host_xcr0).ok_or(Errno::ENOMEM)?);
     GLOBAL.store(KBox::into_raw(g), Ordering::Release);
     Ok(())

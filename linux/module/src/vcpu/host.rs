@@ -6,17 +6,24 @@ use crate::vm::Vm;
 use core::cell::Cell;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
-use exitless_host::{cpu, fpu, task, time, uaccess};
+use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_memslots::Slot;
 use exitless_hw_ops as ops;
 use exitless_svm::PerCpu;
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
 use exitless_x86::apic::InterruptMessage;
 
+/// IA32_XSS.
+const XSS: u32 = 0xda0;
+/// DR7 with no breakpoint enabled: bit 10 reads as one.
+const DR7_OFF: u64 = 1 << 10;
+
 /// One run (or one ioctl) of one vCPU.
 pub struct RunHost<'a> {
     vm: &'a Vm,
     me: &'a VcpuObj,
+    /// The vCPU is loaded: this is KVM_RUN, not another ioctl.
+    loaded: bool,
     /// The SRCU read section's index while inside.
     srcu: Cell<Option<i32>>,
     /// The slot that page-table walks used last; valid while the read section is held.
@@ -24,9 +31,16 @@ pub struct RunHost<'a> {
 }
 
 impl<'a> RunHost<'a> {
-    /// For `me` of `vm`.
+    /// For an ioctl on `me` of `vm`.
     pub fn new(vm: &'a Vm, me: &'a VcpuObj) -> Self {
-        Self { vm, me, srcu: Cell::new(None), slot: Cell::new(Slot::default()) }
+        Self { vm, me, loaded: false, srcu: Cell::new(None), slot: Cell::new(Slot::default()) }
+    }
+
+    /// For KVM_RUN: the vCPU is loaded whenever the hall uses this.
+    pub fn running(vm: &'a Vm, me: &'a VcpuObj) -> Self {
+        let mut host = Self::new(vm, me);
+        host.loaded = true;
+        host
     }
 
     /// Enters the read section of slots, routes and ioeventfds.
@@ -161,8 +175,12 @@ impl Host for RunHost<'_> {
     fn slice_begin(&self) {
         cpu::preempt_disable();
         cpu::irq_disable();
+        enter::timing_begin();
     }
     fn slice_end(&self) {
+        // The tick that ended the slice still counts as the guest's time.
+        enter::irq_window();
+        enter::timing_end();
         cpu::irq_enable();
         cpu::preempt_enable();
     }
@@ -187,10 +205,18 @@ impl Host for RunHost<'_> {
             // `unload_state` restores the host's before interrupts are on.
             unsafe { ops::xsetbv(0, xcr0) };
         }
+        if let Some(g) = global::get()
+            && g.host_xss != 0
+        {
+            // XSAVES executes in a guest whatever its CPUID says; the components are not the guest's.
+            // SAFETY: the host has XSAVES, and zero is legal; `unload_state` restores the host's.
+            unsafe { ops::wrmsr(XSS, 0) };
+        }
         if let Some([a, b, c, d]) = debug {
-            // SAFETY: interrupts are off; `unload_state` puts the host's breakpoints back. DR7 is cleared by VMRUN's
-            // counterpart on exit and loaded from the VMCB on entry, so these addresses are never active in the host.
+            // SAFETY: interrupts are off; `unload_state` puts the host's breakpoints back. DR7 goes first: the host's
+            // would arm the guest's addresses in the kernel. VMRUN loads the guest's, #VMEXIT disables all.
             unsafe {
+                ops::set_dr7(DR7_OFF);
                 ops::set_dr0(a);
                 ops::set_dr1(b);
                 ops::set_dr2(c);
@@ -206,11 +232,19 @@ impl Host for RunHost<'_> {
             // SAFETY: the kernel's own value.
             unsafe { ops::xsetbv(0, g.host_xcr0) };
         }
-        if !debug {
-            return [0; 4];
+        if let Some(g) = global::get()
+            && g.host_xss != 0
+        {
+            // SAFETY: the kernel's own value.
+            unsafe { ops::wrmsr(XSS, g.host_xss) };
         }
-        // SAFETY: reading debug registers at CPL 0 with GD clear (DR7 was reset by the exit).
-        let dr = unsafe { [ops::dr0(), ops::dr1(), ops::dr2(), ops::dr3()] };
+        let dr = if debug {
+            // SAFETY: reading debug registers at CPL 0 with GD clear (DR7 was reset by the exit).
+            unsafe { [ops::dr0(), ops::dr1(), ops::dr2(), ops::dr3()] }
+        } else {
+            [0; 4]
+        };
+        // Each exit leaves DR7 off, whether or not the guest's addresses were loaded.
         if cpu::host_breakpoints_active() {
             cpu::restore_host_breakpoints();
         }
@@ -221,9 +255,9 @@ impl Host for RunHost<'_> {
     }
     fn reload_tsc_aux(&self, value: u64) {
         self.me.tsc_aux.store(value, Ordering::Relaxed);
-        if global::get().is_some_and(|g| g.has_tsc_aux) && self.srcu.get().is_some() {
+        if global::get().is_some_and(|g| g.has_tsc_aux) && self.loaded {
             cpu::preempt_disable();
-            // SAFETY: the vCPU is loaded (it runs: the read section is held), preemption is off.
+            // SAFETY: the vCPU is loaded, preemption is off.
             unsafe { exitless_svm::enter::reload_tsc_aux(value) };
             cpu::preempt_enable();
         }

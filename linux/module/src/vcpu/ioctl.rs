@@ -242,13 +242,13 @@ impl Call<'_> {
 
     fn image(&self) -> Result<KBox<[u8; UABI_SIZE]>> {
         let mut image = KBox::<[u8; UABI_SIZE]>::zeroed().ok_or(Errno::ENOMEM)?;
-        self.v.fpu.to_uabi(&mut image[..], self.features(), 0);
+        self.v.registers_to_image(&mut image);
         Ok(image)
     }
 
     /// Components user space may read and write: what the host saves, within the area of 4096 bytes.
     fn features(&self) -> u64 {
-        global::get().map_or(3, |g| g.supported().caps.xcr0 | 3)
+        super::state::image_features()
     }
 
     fn get_xsave(&mut self, arg: usize) -> Result<isize> {
@@ -378,7 +378,7 @@ fn tsc_offset_attr(a: &kvm_device_attr) -> Result<usize> {
 /// The guest's TSC runs at the host's rate: other rates need the ratio register, which this version does not use.
 fn set_tsc_khz(arg: usize) -> Result<isize> {
     let host = time::tsc_khz() as usize;
-    let near = arg == 0 || arg.abs_diff(host) * 4000 <= host;
+    let near = arg == 0 || arg.abs_diff(host) <= host / 4000;
     if near { Ok(0) } else { Err(Errno::EINVAL) }
 }
 

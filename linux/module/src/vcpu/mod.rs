@@ -16,10 +16,10 @@ use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
-use exitless_host::mem::{KArc, KBox, Pages};
+use exitless_host::mem::{KArc, KBox, Pages, encryption_bit};
 use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result};
+use exitless_host::{Errno, Result, cpu, enter};
 use exitless_svm::Svm;
 use exitless_vcpu::journal::Journal;
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
@@ -136,21 +136,24 @@ impl VcpuObj {
         let Some(slot) = g.cpus.get(cpu as usize) else { return };
         self.shared.cpu.store(cpu as i32, Ordering::Relaxed);
         let aux = g.has_tsc_aux.then(|| self.tsc_aux.load(Ordering::Relaxed));
-        // SAFETY: preemption is off (scheduler or caller), `slot` is this CPU's, SVM is on while the module runs
-        // guests (the CPU online callback put it on before any task could be scheduled here).
+        // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's.
         unsafe { exitless_svm::enter::load(&slot.svm, self.identity, aux) };
+        // Fails when a shutdown has turned SVM off; then the next entry fails too and says so.
+        // SAFETY: as above, and the page is this CPU's own.
+        let _ = unsafe { enter::save_host(slot.svm.host_save_pa.load(Ordering::Relaxed)) };
     }
 
     fn put_on(&self, g: &Global) {
-        let cpu = self.shared.cpu.load(Ordering::Relaxed);
-        if let Some(slot) = g.cpus.get(cpu as usize) {
+        let at = self.shared.cpu.load(Ordering::Relaxed);
+        if let Some(slot) = g.cpus.get(at as usize) {
             // SAFETY: still on the CPU of the last load, preemption is off.
             unsafe { exitless_svm::enter::put(&slot.svm, g.has_tsc_aux) };
         }
+        cpu::reload_ldt();
     }
 }
 
-/// `KVM_CREATE_VCPU`: builds the object and gives it to the VM. The caller holds the VM's `lock`.
+/// Builds a vCPU that nobody knows yet: [`Vm::add_vcpu`] or [`free`] follows. The caller holds the VM's `lock`.
 pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
     let g = global::get().ok_or(Errno::ENXIO)?;
     let mut v = KBox::<VcpuObj>::zeroed().ok_or(Errno::ENOMEM)?;
@@ -169,13 +172,13 @@ pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
     let vmcb = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
     let pages = exitless_svm::Pages {
         vmcb: NonNull::new(vmcb.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
-        vmcb_pa: vmcb.phys(),
-        msrpm_pa: g.msrpm.as_ref().map_or(0, Pages::phys),
-        iopm_pa: g.iopm.as_ref().map_or(0, Pages::phys),
+        vmcb_pa: vmcb.hardware_address(),
+        msrpm_pa: g.msrpm.as_ref().map_or(0, Pages::hardware_address),
+        iopm_pa: g.iopm.as_ref().map_or(0, Pages::hardware_address),
     };
     v.vmcb = Some(vmcb);
     fill_blanks(v.inner.0.get_mut());
-    let root = vm.mmu.lock().root();
+    let root = vm.mmu.lock().root() | encryption_bit();
     // SAFETY: nobody else knows the object yet.
     let inner = unsafe { v.own() };
     inner.b.init(pages, &g.caps);
@@ -185,13 +188,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
     inner.init(&v.shared, &host, id, bsp);
     inner.set_tsc_offset(vm.match_tsc(0));
     drop(host);
-    let raw = KBox::into_raw(v);
-    if let Err(e) = vm.add_vcpu(raw) {
-        // SAFETY: not published; ours again.
-        unsafe { free(raw) };
-        return Err(e);
-    }
-    Ok(raw)
+    Ok(KBox::into_raw(v))
 }
 
 /// Gives every field of the zeroed vCPU whose all-zero bytes might not be a value of its type a value.

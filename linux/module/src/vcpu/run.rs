@@ -25,7 +25,7 @@ pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
         inner.take_user_tpr(&v.shared, page.u64_at(offset_of!(abi::kvm_run, cr8)));
     }
     v.task.record_current();
-    let host = RunHost::new(vm, v);
+    let host = RunHost::running(vm, v);
     host.lock();
     // SAFETY: process context; `put_guest` follows on the same thread.
     unsafe { v.fpu.load_guest() };

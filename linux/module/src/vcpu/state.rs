@@ -254,7 +254,7 @@ impl Call<'_> {
             | KVM_VCPUEVENT_VALID_SIPI_VECTOR
             | KVM_VCPUEVENT_VALID_SHADOW
             | KVM_VCPUEVENT_VALID_SMM;
-        if e.flags & !KNOWN != 0 || (e.exception.injected != 0 && e.exception.nr > 31) || e.exception.nr == 2 {
+        if e.flags & !KNOWN != 0 || (e.exception.injected != 0 && (e.exception.nr > 31 || e.exception.nr == 2)) {
             return Err(Errno::EINVAL);
         }
         if e.flags & KVM_VCPUEVENT_VALID_SMM != 0 && e.smi.smm != 0 {
@@ -349,19 +349,33 @@ pub(super) fn image_from_fpu(image: &mut [u8; UABI_SIZE], f: &kvm_fpu) {
     image[512] |= 3;
 }
 
+/// Components of the XSAVE image that user space may read and write.
+pub(super) fn image_features() -> u64 {
+    global::get().map_or(3, |g| g.supported().caps.xcr0 | 3)
+}
+
 impl VcpuObj {
+    /// The XSAVE image of registers that are not loaded. Some kernels also report components that the guest does not have
+    /// (the host's PKRU) and refuse them when they come back: the header loses those.
+    pub(super) fn registers_to_image(&self, image: &mut [u8; UABI_SIZE]) {
+        let features = image_features();
+        self.fpu.to_uabi(&mut image[..], features, 0);
+        for (b, keep) in image[512..520].iter_mut().zip(features.to_le_bytes()) {
+            *b &= keep;
+        }
+    }
+
     /// Runs `f` on the guest's XSAVE image while the guest is loaded; slow, for instructions that move vector registers
     /// to or from devices.
     fn with_image(&self, f: impl FnOnce(&mut [u8; UABI_SIZE]), write: bool) {
         let Some(mut image) = KBox::<[u8; UABI_SIZE]>::zeroed() else { return };
-        let features = global::get().map_or(3, |g| g.supported().caps.xcr0 | 3);
         // SAFETY: called by the emulator inside KVM_RUN, where the guest's registers are loaded and interrupts are on.
         unsafe { self.fpu.put_guest() };
-        self.fpu.to_uabi(&mut image[..], features, 0);
+        self.registers_to_image(&mut image);
         f(&mut image);
         if write {
             image[512] |= 2;
-            let _ = self.fpu.from_uabi(&image, features, 0);
+            let _ = self.fpu.from_uabi(&image, image_features(), 0);
         }
         // SAFETY: as above; the pair of `put_guest`.
         unsafe { self.fpu.load_guest() };
