@@ -136,14 +136,14 @@ extern "C" fn ex_rs_timer_fired(cookie: *mut c_void, kind: u32) -> u64 {
             // SAFETY: the timer is cancelled before its vCPU is freed.
             let v = unsafe { vcpu(cookie) };
             v.timer_fired();
-            u64::MAX
         }
         _ => {
             // SAFETY: the timer is cancelled before its VM is freed.
             let vm = unsafe { vm(cookie) };
-            vm.pit_fired()
+            vm.pit_fired();
         }
     }
+    exitless_host::timer::STOP
 }
 
 #[unsafe(no_mangle)]

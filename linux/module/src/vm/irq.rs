@@ -177,9 +177,16 @@ impl Vm {
             self.pulse_gsi(0, Source::PIT);
         }
         let watched = gsis[0] & self.resample_gsis.load(Ordering::Acquire);
-        if watched != 0 {
+        // In a slice only if the irqfd came after `defers` looked: then the line is still high and the guest comes back.
+        if watched != 0 && !cpu::irqs_disabled() {
             super::irqfd::resample(self, watched);
         }
+    }
+
+    /// An access to this port may end an interrupt that a resample irqfd waits for. That takes a lock that sleeps, so it
+    /// is nothing for a slice.
+    fn defers(&self, port: u16) -> bool {
+        Pic::claims(port) && self.resample_gsis.load(Ordering::Acquire) != 0 && cpu::irqs_disabled()
     }
 
     /// A vCPU ended an interrupt that an I/O APIC entry names.
@@ -238,6 +245,9 @@ impl Vm {
 
     /// Reads a port of the 8259 pair or the 8254.
     pub fn chip_port_read(&self, port: u16, data: &mut [u8]) -> bool {
+        if self.defers(port) {
+            return false;
+        }
         let size = data.len() as u8;
         let value = if Pic::claims(port) && self.irqchip.load(Ordering::Acquire) {
             let (value, eoi) = {
@@ -265,6 +275,9 @@ impl Vm {
 
     /// Writes a port of the 8259 pair or the 8254.
     pub fn chip_port_write(&self, port: u16, data: &[u8]) -> bool {
+        if self.defers(port) {
+            return false;
+        }
         let mut word = [0; 4];
         for (d, s) in word.iter_mut().zip(data) {
             *d = *s;
@@ -295,7 +308,12 @@ impl Vm {
 
     /// Sets the host timer to the 8254's next tick.
     pub fn pit_arm(&self) {
-        match self.chips.lock().pit.irq0_next() {
+        self.pit_start(&self.chips.lock());
+    }
+
+    /// Under the lock, so that the timer follows whoever programmed the chip last.
+    fn pit_start(&self, chips: &Chips) {
+        match chips.pit.irq0_next() {
             Some(ns) => self.pit_timer.start(ns, false),
             None => {
                 let _ = self.pit_timer.try_cancel();
@@ -303,17 +321,17 @@ impl Vm {
         }
     }
 
-    /// The 8254's host timer fired (hard interrupt). Returns the next expiry.
-    pub fn pit_fired(&self) -> u64 {
-        let (pulse, next) = {
+    /// The 8254's host timer fired (hard interrupt).
+    pub fn pit_fired(&self) {
+        let pulse = {
             let mut chips = self.chips.lock();
             let pulse = chips.pit.irq0_expire(time::monotonic_ns());
-            (pulse, chips.pit.irq0_next())
+            self.pit_start(&chips);
+            pulse
         };
         if pulse {
             self.pulse_gsi(0, Source::PIT);
         }
-        next.unwrap_or(exitless_host::timer::STOP)
     }
 
     /// Reads the I/O APIC.

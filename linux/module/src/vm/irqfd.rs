@@ -56,7 +56,7 @@ pub fn drop_all(vm: &Vm) {
     }
 }
 
-/// The guest ended interrupts of these GSIs (below 64): lines fall, resample eventfds are signalled.
+/// The guest ended interrupts of these GSIs (below 64): lines fall, resample eventfds are signalled. May sleep.
 pub fn resample(vm: &Vm, gsis: u64) {
     for gsi in (0..64).filter(|g| gsis >> g & 1 != 0) {
         vm.set_gsi(gsi, Source::RESAMPLE, false);
@@ -91,6 +91,10 @@ pub fn ioctl(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
             drop(e);
         }
         watch(vm);
+        if !vm.wiring.lock().irqfds.iter().flatten().any(|e| e.resample && e.gsi == a.gsi) {
+            // The guest's EOI would have lowered it.
+            vm.set_gsi(a.gsi, Source::RESAMPLE, false);
+        }
         return Ok(0);
     }
     if !vm.irqchip.load(Ordering::Acquire) {
@@ -108,25 +112,16 @@ fn assign(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
     let cookie = entry.as_ptr() as usize;
     let vm_ptr = core::ptr::from_ref(vm).cast_mut().cast();
     {
-        let w = vm.wiring.lock();
+        let mut w = vm.wiring.lock();
         let bound = |e: &KBox<Entry>| e.irqfd.as_ref().is_some_and(|i| i.is_bound_to(&fd));
         if w.irqfds.iter().flatten().any(bound) {
             return Err(Errno::EBUSY);
         }
-    }
-    entry.irqfd = Some(Irqfd::create(vm_ptr, cookie, a.fd as i32, resample.then_some(a.resamplefd as i32))?);
-    let left = {
-        let mut w = vm.wiring.lock();
-        match w.irqfds.iter_mut().find(|s| s.is_none()) {
-            Some(place) => {
-                *place = Some(entry);
-                None
-            }
-            None => Some(entry),
-        }
-    };
-    if left.is_some() {
-        return Err(Errno::ENOSPC);
+        // A place first: an irqfd must not be dropped under the lock, and from its creation on the close of its eventfd
+        // looks for it in the list.
+        let place = w.irqfds.iter_mut().find(|s| s.is_none()).ok_or(Errno::ENOSPC)?;
+        entry.irqfd = Some(Irqfd::create(vm_ptr, cookie, a.fd as i32, resample.then_some(a.resamplefd as i32))?);
+        *place = Some(entry);
     }
     watch(vm);
     Ok(0)
