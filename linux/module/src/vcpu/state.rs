@@ -312,7 +312,8 @@ impl Call<'_> {
 
 /// The legacy area of the XSAVE image (SDM vol. 1, table 10-2) as `struct kvm_fpu`.
 pub(super) fn fpu_from_image(f: &mut kvm_fpu, image: &[u8; UABI_SIZE]) {
-    let half = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+    let byte = |at: usize| image.get(at).copied().unwrap_or(0);
+    let half = |at: usize| u16::from_le_bytes([byte(at), byte(at + 1)]);
     f.fcw = half(0);
     f.fsw = half(2);
     f.ftwx = image[4];
@@ -374,7 +375,9 @@ impl VcpuObj {
         self.registers_to_image(&mut image);
         f(&mut image);
         if write {
-            image[512] |= 2;
+            if let Some(header) = image.get_mut(512) {
+                *header |= 2;
+            }
             let _ = self.fpu.from_uabi(&image, image_features(), 0);
         }
         // SAFETY: as above; the pair of `put_guest`.
@@ -385,13 +388,20 @@ impl VcpuObj {
     pub fn xmm_in_registers(&self, i: usize) -> [u8; 16] {
         let mut out = [0; 16];
         let at = 160 + (i & 15) * 16;
-        self.with_image(|m| out.copy_from_slice(&m[at..at + 16]), false);
+        self.with_image(|m| out = m.get(at..at + 16).and_then(|x| x.try_into().ok()).unwrap_or(out), false);
         out
     }
 
     /// Writes XMM register `i`.
     pub fn set_xmm_in_registers(&self, i: usize, v: [u8; 16]) {
         let at = 160 + (i & 15) * 16;
-        self.with_image(|m| m[at..at + 16].copy_from_slice(&v), true);
+        self.with_image(
+            |m| {
+                if let Some(x) = m.get_mut(at..at + 16) {
+                    x.copy_from_slice(&v);
+                }
+            },
+            true,
+        );
     }
 }
