@@ -107,7 +107,7 @@ pub(crate) fn control(r: Register) -> Option<(bool, u8)> {
 /// Why bytes are not an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecodeError {
-    /// It goes on after the bytes fetched, is not valid, or is not known to this decoder (VEX, EVEX, XOP).
+    /// It goes on after the bytes fetched, is not valid, or is not known to this decoder (EVEX, XOP, 3DNow!).
     Unknown,
     /// Valid, but for a LOCK prefix that it does not take: #UD.
     Lock,

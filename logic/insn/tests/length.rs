@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Random, fetch};
-use exitless_insn::{CrAccess, CrAccessKind, Kind, Mode, decode_cr_access, instruction_length};
+use exitless_insn::{
+    CrAccess, CrAccessKind, Kind, Mode, Outcome, Stop, decode_cr_access, instruction_length,
+};
 use exitless_x86::regs::Gpr;
 
 const MODES: [Mode; 3] = [Mode::Bits16, Mode::Bits32, Mode::Bits64];
@@ -159,4 +161,31 @@ fn lengths_are_within_the_bytes() {
         assert_eq!(instruction_length(&bytes, n, mode), Some((n, kind)), "{bytes:02x?} {mode:?}");
         assert_eq!(instruction_length(&bytes, n - 1, mode), None, "{bytes:02x?} {mode:?}");
     }
+}
+
+/// VEX-encoded instructions have a length, and the emulator leaves them alone: their names are not those of its SSE moves.
+#[test]
+fn vex() {
+    // vmovups ymm0, [rax+1]; vpshufd xmm1, xmm2, 3; vzeroupper; andn eax, ebx, [rcx]; vbroadcastss ymm1, [rip+..].
+    let codes: [&[u8]; 5] = [
+        &[0xc5, 0xfc, 0x10, 0x40, 0x01],
+        &[0xc5, 0xf9, 0x70, 0xca, 0x03],
+        &[0xc5, 0xf8, 0x77],
+        &[0xc4, 0xe2, 0x60, 0xf2, 0x01],
+        &[0xc4, 0xe2, 0x7d, 0x18, 0x0d, 1, 2, 3, 4],
+    ];
+    for code in codes {
+        let (bytes, valid) = fetch(code);
+        assert_eq!(
+            instruction_length(&bytes, valid, Mode::Bits64),
+            Some((code.len(), Kind::Other)),
+            "{code:02x?}"
+        );
+        assert_eq!(instruction_length(&bytes, valid - 1, Mode::Bits64), None, "{code:02x?}");
+        let mut m = common::machine::Machine::new(Mode::Bits64);
+        assert_eq!(m.step(code), Outcome::Stop(Stop::Unhandled), "{code:02x?}");
+    }
+    // Outside of 64-bit mode C5 with a memory form is LDS.
+    let (bytes, valid) = fetch(&[0xc5, 0x3c, 0x10]);
+    assert_eq!(instruction_length(&bytes, valid, Mode::Bits32), Some((3, Kind::Other)));
 }
