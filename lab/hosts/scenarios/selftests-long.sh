@@ -1,7 +1,7 @@
 # about: The KVM selftests that take minutes: dirty logs, page tables, slots that come and go under running vCPUs.
 # cpus: 2
 # memory: 3072
-# timeout: 1500
+# timeout: 1800
 # needs: selftests
 # test: no
 

@@ -3,7 +3,6 @@
 # memory: 2048
 # timeout: 300
 # needs: selftests
-# test: no
 
 . /lab/selftests.sh
 check load load_module
