@@ -17,12 +17,24 @@ pub const PAGE_SIZE: usize = 4096;
 fn zeroed_block<T>(n: usize) -> Option<NonNull<T>> {
     let size = size_of::<T>().checked_mul(n)?.max(1);
     // SAFETY: the helper checks size and alignment and returns null or a zeroed block that fits both.
-    NonNull::new(unsafe { ffi::ex_kvzalloc(size, align_of::<T>()) }.cast())
+    let block = NonNull::new(unsafe { ffi::ex_kvzalloc(size, align_of::<T>()) }.cast());
+    LIVE_BLOCKS.fetch_add(usize::from(block.is_some()), Ordering::Relaxed);
+    block
+}
+
+static LIVE_BLOCKS: AtomicUsize = AtomicUsize::new(0);
+static LIVE_PAGES: AtomicUsize = AtomicUsize::new(0);
+
+/// What is allocated and not yet freed: heap blocks, and runs of pages. Both are 0 when the module has given everything
+/// back.
+pub fn live() -> (usize, usize) {
+    (LIVE_BLOCKS.load(Ordering::Relaxed), LIVE_PAGES.load(Ordering::Relaxed))
 }
 
 /// # Safety
 /// `ptr` came from [`zeroed_block`] and is not used again.
 unsafe fn free_block<T>(ptr: NonNull<T>) {
+    LIVE_BLOCKS.fetch_sub(1, Ordering::Relaxed);
     // SAFETY: the caller's promise.
     unsafe { ffi::ex_kvfree(ptr.as_ptr().cast()) }
 }
@@ -290,7 +302,7 @@ impl Pages {
             return None;
         }
         // SAFETY: the helper returns null or the direct-map address of 2^order zeroed pages.
-        NonNull::new(unsafe { ffi::ex_pages_alloc(order) }.cast()).map(|virt| Pages { virt, order })
+        Self::counted(NonNull::new(unsafe { ffi::ex_pages_alloc(order) }.cast()), order)
     }
 
     /// Any context, from the atomic reserves: may well fail.
@@ -299,7 +311,13 @@ impl Pages {
             return None;
         }
         // SAFETY: as in zeroed.
-        NonNull::new(unsafe { ffi::ex_pages_alloc_atomic(order) }.cast()).map(|virt| Pages { virt, order })
+        Self::counted(NonNull::new(unsafe { ffi::ex_pages_alloc_atomic(order) }.cast()), order)
+    }
+
+    fn counted(virt: Option<NonNull<u8>>, order: u32) -> Option<Self> {
+        let virt = virt?;
+        LIVE_PAGES.fetch_add(1, Ordering::Relaxed);
+        Some(Pages { virt, order })
     }
 
     /// Physical address of the first byte, without the memory encryption bit.
@@ -364,6 +382,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
+        LIVE_PAGES.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: allocated with this order by ex_pages_alloc, freed once, here.
         unsafe { ffi::ex_pages_free(self.virt.as_ptr().cast(), self.order) }
     }

@@ -39,6 +39,11 @@ extern "C" fn ex_rs_init() -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_exit() {
     global::exit();
+    let (blocks, pages) = exitless_host::mem::live();
+    if (blocks, pages) != (0, 0) {
+        // The words make every log check stop: memory is lost until the machine restarts.
+        exitless_host::pr_err!("BUG: exitless leaks {blocks} heap blocks and {pages} page runs");
+    }
 }
 
 #[unsafe(no_mangle)]
