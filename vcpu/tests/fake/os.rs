@@ -47,6 +47,7 @@ impl Host for Os {
     }
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
         self.w.may_sleep("write_guest");
+        self.w.written.borrow_mut().push((gpa, data.to_vec()));
         self.w.write_ram(gpa, data)
     }
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {

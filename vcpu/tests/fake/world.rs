@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) sh: Rc<VcpuShared>,
     pub(crate) ram: RefCell<Vec<u8>>,
     pub(crate) log: RefCell<Vec<Touch>>,
+    /// The host's writes to guest memory.
+    pub(crate) written: RefCell<Vec<(u64, Vec<u8>)>>,
     /// Pages whose second-level mapping exists.
     pub(crate) mapped: RefCell<BTreeSet<u64>>,
     /// What strikes at coming points: points to let pass first, and the happening.
@@ -137,6 +139,7 @@ impl World {
             sh,
             ram: RefCell::new(vec![0; RAM]),
             log: RefCell::default(),
+            written: RefCell::default(),
             mapped: RefCell::default(),
             schedule: RefCell::default(),
             cpu: Cell::new(0),

@@ -119,6 +119,52 @@ fn clock_page() {
     assert_eq!(m.w.u32_at(at), 6, "switched off");
 }
 
+/// Replays the host's writes to the structure of `len` bytes at `at`, whose version lies at `version`: whoever reads it on
+/// another CPU between two of them, or stopped in the middle of one, finds an odd version or a whole structure.
+fn sequence_lock(m: &Machine, at: u64, len: usize, version: usize) {
+    let mut now = vec![0; len];
+    let (mut whole, mut writes) = (now.clone(), 0);
+    for (gpa, data) in m.w.written.take() {
+        let Some(from) = gpa.checked_sub(at).map(|f| f as usize).filter(|f| f + data.len() <= len) else {
+            continue;
+        };
+        let old = now.clone();
+        now[from..from + data.len()].copy_from_slice(&data);
+        let odd = |s: &[u8]| s[version] & 1 != 0;
+        let rest = |s: &[u8]| [&s[..version], &s[version + 4..]].concat();
+        // A write that changes more than the version, and one word of at most 8 bytes, needs an odd version before it.
+        let words = old.chunks(8).zip(now.chunks(8)).filter(|(a, b)| a != b).count();
+        assert!(odd(&old) || rest(&old) == rest(&now) || words <= 2 && odd(&now), "{old:x?} -> {now:x?}");
+        if !odd(&now) {
+            assert!(rest(&old) == rest(&now) && odd(&old), "the even version comes last and alone");
+            whole = now.clone();
+        }
+        writes += 1;
+    }
+    assert!(writes > 1 && whole == now, "it ends even");
+}
+
+/// Readers on other CPUs never see half an update: kvmclock, wall clock, steal time.
+#[test]
+fn updates_under_a_sequence_lock() {
+    let mut m = Machine::new([
+        wrmsr(0x4b56_4d01, 0x4_0001),
+        wrmsr(0x4b56_4d00, 0x4_2000),
+        wrmsr(0x4b56_4d03, 0x4_1001),
+    ]);
+    m.go();
+    m.v.pv.stopped = true;
+    m.w.run_delay.set(7777);
+    m.happen(Env::Ask(Request::CLOCK));
+    m.happen(Env::Ask(Request::STEAL));
+    m.then([Op::Nop, wrmsr(0x4b56_4d00, 0x4_2000), Op::Nop]);
+    let written = m.w.written.borrow().clone();
+    for (at, len, version) in [(0x4_0000, 32, 0), (0x4_2000, 12, 0), (0x4_1000, 64, 8)] {
+        *m.w.written.borrow_mut() = written.clone();
+        sequence_lock(&m, at, len, version);
+    }
+}
+
 /// The wall clock of guest time zero: seconds and nanoseconds, an even version.
 #[test]
 fn wall_clock() {
