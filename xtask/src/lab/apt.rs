@@ -162,7 +162,10 @@ pub fn mirror() -> Result<String> {
     let format = ["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"];
     let read = || -> Result<Option<String>> {
         let text = sh::output(&mut cmd("apt-get", format))?;
-        Ok(text.lines().find_map(|line| line.strip_prefix("Debian|Debian|")).map(|uri| uri.trim().to_string()))
+        Ok(text
+            .lines()
+            .find_map(|line| line.strip_prefix("Debian|Debian|"))
+            .map(|uri| uri.trim().to_string()))
     };
     let uri = match read()? {
         Some(uri) => uri,
