@@ -1,0 +1,291 @@
+//! What this CPU's VMX can do: wanted, must-be-one, may-be-one, decided once at load (SDM vol. 3D, appendix A).
+//!
+//! A needed control that the CPU does not let us set, or does not let us clear, refuses the module with its name.
+
+use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
+use exitless_x86::msr::Msr;
+use exitless_x86::vmx::caps::{Allowed, Basic, Misc, ept_vpid, msr};
+use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
+use exitless_x86::vmx::feature_control as fc;
+
+/// The negotiated capabilities, the same for all CPUs: a CPU that comes online later is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+pub struct Caps {
+    /// The first word of VMCS and VMXON regions.
+    pub revision: u32,
+    /// Pin-based controls.
+    pub pin: u32,
+    /// Primary processor-based controls, without the windows and intercepts that come and go.
+    pub primary: u32,
+    /// Secondary processor-based controls.
+    pub secondary: u32,
+    /// VM-exit controls.
+    pub exit: u32,
+    /// VM-entry controls, without "IA-32e mode guest".
+    pub entry: u32,
+    /// IA32_VMX_EPT_VPID_CAP.
+    pub ept_vpid: u64,
+    /// Bits of CR0 that must be 1 in VMX operation; PE and PG are free for an unrestricted guest.
+    pub cr0_must: u64,
+    /// Bits of CR0 that may be 1.
+    pub cr0_may: u64,
+    /// Bits of CR4 that must be 1 in VMX operation.
+    pub cr4_must: u64,
+    /// Bits of CR4 that may be 1.
+    pub cr4_may: u64,
+    /// The preemption timer ticks once each 2^n TSC ticks; meaningful if `preemption_timer`.
+    pub timer_shift: u32,
+    /// Flags below, one bit each: no padding, all-zero valid.
+    flags: u32,
+}
+
+const PREEMPTION_TIMER: u32 = 1 << 0;
+const ANY_ERROR_CODE: u32 = 1 << 1;
+const UNLOCKED: u32 = 1 << 2;
+
+impl Caps {
+    /// The CPU has a preemption timer (not used yet).
+    pub fn preemption_timer(&self) -> bool {
+        self.flags & PREEMPTION_TIMER != 0
+    }
+    /// Hardware exceptions take an error code or not, whatever their vector.
+    pub fn any_error_code(&self) -> bool {
+        self.flags & ANY_ERROR_CODE != 0
+    }
+    /// Firmware left IA32_FEATURE_CONTROL open: each CPU must write [`Caps::FEATURE_CONTROL`] before VMXON.
+    pub fn feature_control_unlocked(&self) -> bool {
+        self.flags & UNLOCKED != 0
+    }
+    /// What to write where firmware left the register open.
+    pub const FEATURE_CONTROL: u64 = fc::LOCK | fc::VMX_OUTSIDE_SMX;
+    /// TLB entries carry a VPID.
+    pub fn vpid(&self) -> bool {
+        self.secondary & secondary::ENABLE_VPID != 0
+    }
+    /// EPT entries have accessed and dirty bits.
+    pub fn ept_accessed_dirty(&self) -> bool {
+        self.ept_vpid & ept_vpid::ACCESSED_DIRTY != 0
+    }
+    /// EPT leaves of 2 MiB.
+    pub fn ept_2m(&self) -> bool {
+        self.ept_vpid & ept_vpid::PAGE_2M != 0
+    }
+    /// EPT leaves of 1 GiB.
+    pub fn ept_1g(&self) -> bool {
+        self.ept_vpid & ept_vpid::PAGE_1G != 0
+    }
+    /// INVEPT of one EPT pointer.
+    pub fn invept_single(&self) -> bool {
+        self.ept_vpid & ept_vpid::INVEPT_SINGLE != 0
+    }
+    /// PAT changes hands by hardware.
+    pub fn pat(&self) -> bool {
+        self.entry & entry::LOAD_PAT != 0
+    }
+    /// MSRs pass through as the bitmap says.
+    pub fn msr_bitmaps(&self) -> bool {
+        self.primary & primary::USE_MSR_BITMAPS != 0
+    }
+    /// The guest has RDTSCP, and so sees TSC_AUX.
+    pub fn rdtscp(&self) -> bool {
+        self.secondary & secondary::ENABLE_RDTSCP != 0
+    }
+    /// PAUSE loops exit.
+    pub fn pause_loop(&self) -> bool {
+        self.secondary & secondary::PAUSE_LOOP_EXITING != 0
+    }
+}
+
+/// Why VMX cannot be used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// CPUID.01H:ECX[5] is clear.
+    Vmx,
+    /// IA32_FEATURE_CONTROL is locked without "VMX outside SMX".
+    DisabledByFirmware,
+    /// VMCS regions are not write-back or do not fit a page.
+    Region,
+    /// A control that is needed cannot be set; its name.
+    Control(&'static str),
+    /// A control that must be off cannot be cleared; its name.
+    Forced(&'static str),
+    /// EPT lacks this.
+    Ept(&'static str),
+}
+
+impl Missing {
+    /// What to tell the person who loads the module. Missing controls are named by [`Missing::control`].
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Vmx => "this CPU has no VMX (CPUID 1 ECX bit 5): an Intel VT-x CPU is needed",
+            Self::DisabledByFirmware => {
+                "VMX is disabled by firmware (IA32_FEATURE_CONTROL): enable virtualization in the BIOS setup"
+            }
+            Self::Region => "this CPU wants VMCS regions that this module cannot give (IA32_VMX_BASIC)",
+            Self::Control(_) => "this CPU lacks a VMX control that is required",
+            Self::Forced(_) => "this CPU forces a VMX control that must be off",
+            Self::Ept(_) => "this CPU's extended page tables lack what is required",
+        }
+    }
+
+    /// Which control or property, where it is one.
+    pub fn control(self) -> Option<&'static str> {
+        match self {
+            Self::Control(name) | Self::Forced(name) | Self::Ept(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// A bit and its name in messages.
+type Named = (u32, &'static str);
+
+const PIN_NEEDED: &[Named] = &[
+    (pin::EXTERNAL_INTERRUPT_EXITING, "external-interrupt exiting"),
+    (pin::NMI_EXITING, "NMI exiting"),
+    (pin::VIRTUAL_NMIS, "virtual NMIs"),
+];
+const PRIMARY_NEEDED: &[Named] = &[
+    (primary::INTERRUPT_WINDOW_EXITING, "interrupt-window exiting"),
+    (primary::USE_TSC_OFFSETTING, "use TSC offsetting"),
+    (primary::HLT_EXITING, "HLT exiting"),
+    (primary::MWAIT_EXITING, "MWAIT exiting"),
+    (primary::RDPMC_EXITING, "RDPMC exiting"),
+    (primary::CR8_LOAD_EXITING, "CR8-load exiting"),
+    (primary::USE_TPR_SHADOW, "use TPR shadow"),
+    (primary::NMI_WINDOW_EXITING, "NMI-window exiting"),
+    (primary::MOV_DR_EXITING, "MOV-DR exiting"),
+    (primary::UNCONDITIONAL_IO_EXITING, "unconditional I/O exiting"),
+    (primary::MONITOR_EXITING, "MONITOR exiting"),
+    (primary::SECONDARY, "activate secondary controls"),
+];
+/// Controls that come and go at run time, or that nobody here handles: they must be free to be 0.
+const PRIMARY_OFF: &[Named] = &[
+    (primary::INTERRUPT_WINDOW_EXITING, "interrupt-window exiting"),
+    (primary::NMI_WINDOW_EXITING, "NMI-window exiting"),
+    (primary::MOV_DR_EXITING, "MOV-DR exiting"),
+    (primary::CR3_LOAD_EXITING, "CR3-load exiting"),
+    (primary::CR3_STORE_EXITING, "CR3-store exiting"),
+    (primary::CR8_LOAD_EXITING, "CR8-load exiting"),
+    (primary::CR8_STORE_EXITING, "CR8-store exiting"),
+    (primary::INVLPG_EXITING, "INVLPG exiting"),
+    (primary::RDTSC_EXITING, "RDTSC exiting"),
+    (primary::MONITOR_TRAP_FLAG, "monitor trap flag"),
+];
+const PRIMARY_WANTED: u32 = primary::USE_MSR_BITMAPS;
+const SECONDARY_NEEDED: &[Named] = &[
+    (secondary::ENABLE_EPT, "enable EPT"),
+    // Real mode runs in hardware; there is no emulator for it.
+    (secondary::UNRESTRICTED_GUEST, "unrestricted guest"),
+];
+const SECONDARY_WANTED: u32 = secondary::ENABLE_RDTSCP
+    | secondary::ENABLE_VPID
+    | secondary::WBINVD_EXITING
+    | secondary::PAUSE_LOOP_EXITING
+    | secondary::ENABLE_INVPCID
+    | secondary::ENABLE_ENCLS_EXITING;
+const EXIT_NEEDED: &[Named] = &[
+    (exit::SAVE_DEBUG_CONTROLS, "save debug controls"),
+    (exit::HOST_ADDRESS_SPACE_SIZE, "host address-space size"),
+    (exit::LOAD_EFER, "load IA32_EFER (exit)"),
+];
+const ENTRY_NEEDED: &[Named] = &[
+    (entry::LOAD_DEBUG_CONTROLS, "load debug controls"),
+    (entry::IA32E_MODE_GUEST, "IA-32e mode guest"),
+    (entry::LOAD_EFER, "load IA32_EFER (entry)"),
+];
+const ENTRY_OFF: &[Named] = &[(entry::IA32E_MODE_GUEST, "IA-32e mode guest")];
+/// Bits of [`PRIMARY_NEEDED`] and [`ENTRY_NEEDED`] that a fresh VMCS does not have yet.
+const PRIMARY_DYNAMIC: u32 = primary::INTERRUPT_WINDOW_EXITING
+    | primary::NMI_WINDOW_EXITING
+    | primary::CR8_LOAD_EXITING
+    | primary::MOV_DR_EXITING;
+const ENTRY_DYNAMIC: u32 = entry::IA32E_MODE_GUEST;
+
+/// Needed and wanted bits, as the CPU takes them.
+fn choose(allowed: Allowed, needed: &[Named], wanted: u32, off: &[Named]) -> Result<u32, Missing> {
+    let mut word = wanted;
+    for &(bit, name) in needed {
+        if allowed.may() & bit == 0 {
+            return Err(Missing::Control(name));
+        }
+        word |= bit;
+    }
+    for &(bit, name) in off {
+        if allowed.must() & bit != 0 {
+            return Err(Missing::Forced(name));
+        }
+    }
+    Ok(allowed.adjust(word))
+}
+
+fn ept(caps: u64) -> Result<(), Missing> {
+    let all = ept_vpid::INVEPT_SINGLE | ept_vpid::INVEPT_ALL;
+    let needed = |ok: bool, name| if ok { Ok(()) } else { Err(Missing::Ept(name)) };
+    needed(caps & ept_vpid::WALK_4 != 0, "a page-walk length of 4")?;
+    needed(caps & ept_vpid::WB != 0, "write-back paging structures")?;
+    needed(caps & ept_vpid::INVEPT != 0 && caps & all != 0, "INVEPT")
+}
+
+impl Caps {
+    /// Decides from CPUID and the capability MSRs; an MSR is read only when the CPU says that it exists.
+    ///
+    /// # Errors
+    /// What is missing, in the order of the manual's appendix.
+    pub fn negotiate(
+        mut cpuid: impl FnMut(u32) -> CpuidResult,
+        mut rdmsr: impl FnMut(u32) -> u64,
+    ) -> Result<Self, Missing> {
+        if cpuid(0).eax < 1 || cpuid(1).ecx & leaf1_ecx::VMX == 0 {
+            return Err(Missing::Vmx);
+        }
+        let control = rdmsr(Msr::FEATURE_CONTROL.0);
+        let locked = control & fc::LOCK != 0;
+        if locked && control & fc::VMX_OUTSIDE_SMX == 0 {
+            return Err(Missing::DisabledByFirmware);
+        }
+        let basic = Basic(rdmsr(msr::BASIC));
+        if basic.region_size() > 4096 || basic.memory_type() != 6 || basic.addresses_32_bits() {
+            return Err(Missing::Region);
+        }
+        let mut allowed =
+            |plain: u32, real: u32| Allowed(rdmsr(if basic.true_controls() { real } else { plain }));
+        let pins = allowed(msr::PINBASED_CTLS, msr::TRUE_PINBASED_CTLS);
+        let mut caps = Self { revision: basic.revision(), ..Self::default() };
+        caps.pin = choose(pins, PIN_NEEDED, 0, &[])?;
+        let primaries = allowed(msr::PROCBASED_CTLS, msr::TRUE_PROCBASED_CTLS);
+        caps.primary = choose(primaries, PRIMARY_NEEDED, PRIMARY_WANTED, PRIMARY_OFF)? & !PRIMARY_DYNAMIC;
+        let exits = allowed(msr::EXIT_CTLS, msr::TRUE_EXIT_CTLS);
+        let entries = allowed(msr::ENTRY_CTLS, msr::TRUE_ENTRY_CTLS);
+        // PAT by hardware on both ways or on none.
+        let pat = exits.may() & exit::LOAD_PAT != 0 && entries.may() & entry::LOAD_PAT != 0;
+        let (pat_exit, pat_entry) = if pat { (exit::LOAD_PAT, entry::LOAD_PAT) } else { (0, 0) };
+        caps.exit = choose(exits, EXIT_NEEDED, pat_exit, &[])?;
+        caps.entry = choose(entries, ENTRY_NEEDED, pat_entry, ENTRY_OFF)? & !ENTRY_DYNAMIC;
+        caps.secondary =
+            choose(Allowed(rdmsr(msr::PROCBASED_CTLS2)), SECONDARY_NEEDED, SECONDARY_WANTED, &[])?;
+        caps.ept_vpid = rdmsr(msr::EPT_VPID_CAP);
+        ept(caps.ept_vpid)?;
+        if caps.ept_vpid & ept_vpid::INVVPID == 0 || caps.ept_vpid & ept_vpid::INVVPID_ALL == 0 {
+            // Without a way to flush all of them VPIDs could never be used again.
+            caps.secondary &= !secondary::ENABLE_VPID;
+        }
+        let misc = Misc(rdmsr(msr::MISC));
+        caps.timer_shift = misc.preemption_timer_shift();
+        caps.fixed_bits(&mut rdmsr);
+        let flag = |on: bool, bit| if on { bit } else { 0 };
+        caps.flags = flag(pins.may() & pin::PREEMPTION_TIMER != 0, PREEMPTION_TIMER)
+            | flag(basic.any_error_code(), ANY_ERROR_CODE)
+            | flag(!locked, UNLOCKED);
+        Ok(caps)
+    }
+
+    /// CR0 and CR4 bits that VMX operation fixes (SDM vol. 3C, 24.8; vol. 3D, A.7 and A.8).
+    fn fixed_bits(&mut self, rdmsr: &mut impl FnMut(u32) -> u64) {
+        use exitless_x86::regs::cr0;
+        self.cr0_must = rdmsr(msr::CR0_FIXED0) & !(cr0::PE | cr0::PG);
+        self.cr0_may = rdmsr(msr::CR0_FIXED1);
+        self.cr4_must = rdmsr(msr::CR4_FIXED0);
+        self.cr4_may = rdmsr(msr::CR4_FIXED1);
+    }
+}

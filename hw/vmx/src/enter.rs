@@ -1,0 +1,307 @@
+//! One entry: host state, translations, write-back, VMLAUNCH or VMRESUME. Implements the hall's trait.
+
+use crate::cache as c;
+use crate::exit::leaves_l1d_clean;
+use crate::host::write_cpu_state;
+use crate::machine::{Machine, Switched};
+use crate::percpu::PerCpu;
+use crate::residence::Residence;
+use crate::vcpu::Vmx;
+use core::sync::atomic::Ordering::Relaxed;
+use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
+use exitless_x86::msr::debugctl;
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
+use exitless_x86::vmx::control::primary;
+use exitless_x86::vmx::{PENDING_DEBUG_BS, field as f, interruptibility as block, invept, invvpid};
+
+/// DR6 with no condition reported (SDM vol. 3B, 18.2.3).
+const DR6_NEUTRAL: u64 = 0xffff_0ff0;
+/// No VM exit has this number; counters put failed entries here.
+const NO_REASON: u32 = 0xffff;
+
+impl<M: Machine> Vmx<M> {
+    /// Everything before the switch. `false`: the VMCS is not current here.
+    fn before(&mut self, at: &Residence, cpu: &PerCpu, flush: bool) -> bool {
+        if !cpu.is_current(at) {
+            return false;
+        }
+        if !at.live() {
+            self.go_live(at, cpu);
+        }
+        let moved = at.take_moved();
+        if moved {
+            write_cpu_state(&self.m, &cpu.host(), self.caps.pat());
+        }
+        self.follow_host();
+        if self.caps.vpid() && (moved || self.vpid_generation != cpu.generation.load(Relaxed)) {
+            self.choose_vpid(cpu);
+        }
+        if moved || flush || self.eptp_changed {
+            // Translations that this CPU keeps from the last time the VM ran here may be of any age.
+            self.flush_translations();
+        }
+        self.cache.set(c::RSP, self.run.gprs.get(Gpr::Rsp));
+        if self.debug_touched {
+            self.settle_debug();
+        }
+        self.cache.write_back(&self.m);
+        true
+    }
+
+    fn choose_vpid(&mut self, cpu: &PerCpu) {
+        let fresh = cpu.take();
+        self.vpid_generation = fresh.generation;
+        self.m.put(f::VPID, fresh.vpid);
+        if fresh.flush_all {
+            self.m.invvpid(invvpid::ALL_CONTEXT, 0);
+        }
+    }
+
+    /// Guest-physical and combined translations of this VM, for all VPIDs (SDM vol. 3C, 29.4.3.1).
+    fn flush_translations(&mut self) {
+        let eptp = self.cache.get(&self.m, c::EPTP);
+        let kind = if self.caps.invept_single() { invept::SINGLE_CONTEXT } else { invept::ALL_CONTEXT };
+        self.m.invept(kind, eptp);
+        self.eptp_changed = false;
+    }
+
+    /// In an interrupt shadow the pending single-step trap must agree with TF and BTF, or VM entry fails (SDM vol. 3C,
+    /// 27.3.1.5).
+    fn settle_debug(&mut self) {
+        self.debug_touched = false;
+        let m = &self.m;
+        if self.cache.get(m, c::INTERRUPTIBILITY) & (block::STI | block::MOV_SS) == 0 {
+            return;
+        }
+        let step = self.cache.get(m, c::RFLAGS) & rflags::TF != 0
+            && self.cache.get(m, c::DEBUGCTL) & debugctl::BTF == 0;
+        let pending = self.cache.get(m, c::PENDING_DEBUG) & !PENDING_DEBUG_BS;
+        self.cache.set(c::PENDING_DEBUG, if step { pending | PENDING_DEBUG_BS } else { pending });
+    }
+
+    /// The switch, and what belongs directly around it.
+    fn switch(&mut self, launched: bool) -> Switched {
+        let dr = !self.dr_intercept;
+        if dr {
+            self.m.set_dr6(self.dr6);
+        }
+        let flush_l1d = core::mem::take(&mut self.l1d_dirty);
+        let switched = self.m.enter(&mut self.run, launched, flush_l1d);
+        if dr {
+            self.dr6 = self.m.dr6();
+            self.m.set_dr6(DR6_NEUTRAL);
+        }
+        switched
+    }
+
+    fn after(&mut self, at: &Residence) -> Exit {
+        self.restore_debugctl();
+        self.reason = self.run.reason;
+        if self.exit_reason().entry_failed() {
+            // Guest fields, launch state and the event's valid bit are as they were (SDM vol. 3C, 27.8).
+            self.cache.set(c::EVENT, 0);
+            return self.decode_exit();
+        }
+        self.left = true;
+        self.taken = false;
+        self.l1d_dirty = !leaves_l1d_clean(self.exit_reason().basic());
+        self.cache.left_guest();
+        at.set_launched();
+        let rsp = self.cache.get(&self.m, c::RSP);
+        self.run.gprs.set(Gpr::Rsp, rsp);
+        self.decode_exit()
+    }
+
+    fn failed(&mut self) -> Exit {
+        self.cache.set(c::EVENT, 0);
+        // 0: there was no current VMCS to hold a number.
+        Exit::FailEntry(u64::from(self.m.get(f::VM_INSTRUCTION_ERROR)))
+    }
+
+    fn primary(&mut self, bit: u32, on: bool) {
+        let now = self.cache.get(&self.m, c::PRIMARY);
+        self.cache.set(c::PRIMARY, if on { now | bit } else { now & !bit });
+    }
+}
+
+impl<M: Machine> Backend for Vmx<M> {
+    type Cpu = PerCpu;
+
+    fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
+        self.left = false;
+        self.reason = NO_REASON;
+        let Some(at) = self.residence_ptr() else { return Exit::Disabled };
+        // SAFETY: type invariant: the residence lives as long as `self`, and is all atomics.
+        let at = unsafe { at.as_ref() };
+        if !self.before(at, cpu, flush) {
+            return Exit::Disabled;
+        }
+        match self.switch(at.launched()) {
+            Switched::Exit => self.after(at),
+            Switched::Failed => self.failed(),
+            Switched::Off => Exit::Disabled,
+        }
+    }
+
+    fn exit_number(&self) -> u64 {
+        u64::from(self.exit_reason().basic().0)
+    }
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.take_event()
+    }
+    fn inject(&mut self, event: Event) {
+        self.put_event(event);
+    }
+    fn withdraw(&mut self) {
+        self.cache.set(c::EVENT, 0);
+    }
+    fn next_rip(&self) -> Option<u64> {
+        self.behind_instruction()
+    }
+    fn fetched(&self) -> &[u8] {
+        // VMX stores no instruction bytes.
+        &[]
+    }
+
+    fn gprs(&self) -> &Gprs {
+        &self.run.gprs
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.run.gprs
+    }
+    fn rip(&self) -> u64 {
+        self.cache.get(&self.m, c::RIP)
+    }
+    fn set_rip(&mut self, v: u64) {
+        self.cache.set(c::RIP, v);
+    }
+    fn rflags(&self) -> u64 {
+        self.cache.get(&self.m, c::RFLAGS)
+    }
+    fn set_rflags(&mut self, v: u64) {
+        self.cache.set(c::RFLAGS, v | rflags::FIXED);
+        self.debug_touched = true;
+    }
+    fn segment(&self, r: SegReg) -> Segment {
+        self.get_segment(r)
+    }
+    fn set_segment(&mut self, r: SegReg, s: &Segment) {
+        self.put_segment(r, s);
+    }
+    fn gdtr(&self) -> TableReg {
+        self.table(c::GDTR_BASE, c::GDTR_LIMIT)
+    }
+    fn set_gdtr(&mut self, t: &TableReg) {
+        self.cache.set(c::GDTR_BASE, t.base);
+        self.cache.set(c::GDTR_LIMIT, t.limit);
+    }
+    fn idtr(&self) -> TableReg {
+        self.table(c::IDTR_BASE, c::IDTR_LIMIT)
+    }
+    fn set_idtr(&mut self, t: &TableReg) {
+        self.cache.set(c::IDTR_BASE, t.base);
+        self.cache.set(c::IDTR_LIMIT, t.limit);
+    }
+    fn cpl(&self) -> u8 {
+        // SS.DPL, also of an unusable SS (SDM vol. 3C, 25.4.1).
+        (self.cache.get(&self.m, c::SS_ACCESS) >> exitless_x86::vmx::access_rights::DPL_SHIFT & 3) as u8
+    }
+    fn cr0(&self) -> u64 {
+        self.read_cr0()
+    }
+    fn set_cr0(&mut self, v: u64) {
+        self.set_cr0_field(v);
+    }
+    fn cr2(&self) -> u64 {
+        self.run.cr2
+    }
+    fn set_cr2(&mut self, v: u64) {
+        self.run.cr2 = v;
+    }
+    fn cr3(&self) -> u64 {
+        self.cache.get(&self.m, c::CR3)
+    }
+    fn set_cr3(&mut self, v: u64) {
+        self.cache.set(c::CR3, v);
+    }
+    fn cr4(&self) -> u64 {
+        self.read_cr4()
+    }
+    fn set_cr4(&mut self, v: u64) {
+        self.set_cr4_field(v);
+    }
+    fn efer(&self) -> u64 {
+        self.cache.get(&self.m, c::EFER)
+    }
+    fn set_efer(&mut self, v: u64) {
+        self.set_efer_field(v);
+    }
+    fn dr6(&self) -> u64 {
+        self.dr6
+    }
+    fn set_dr6(&mut self, v: u64) {
+        self.dr6 = v;
+    }
+    fn dr7(&self) -> u64 {
+        self.cache.get(&self.m, c::DR7)
+    }
+    fn set_dr7(&mut self, v: u64) {
+        self.cache.set(c::DR7, v);
+    }
+    fn sys_reg(&self, r: SysReg) -> u64 {
+        self.read_sys(r)
+    }
+    fn set_sys_reg(&mut self, r: SysReg, v: u64) {
+        self.write_sys(r, v);
+    }
+    fn cr8(&self) -> u8 {
+        self.read_cr8()
+    }
+    fn set_cr8(&mut self, v: u8) {
+        self.write_cr8(v);
+    }
+    fn interrupt_shadow(&self) -> bool {
+        self.cache.get(&self.m, c::INTERRUPTIBILITY) & (block::STI | block::MOV_SS) != 0
+    }
+    fn set_interrupt_shadow(&mut self, on: bool) {
+        let now = self.cache.get(&self.m, c::INTERRUPTIBILITY) & !(block::STI | block::MOV_SS);
+        // With IF clear there is no shadow of STI (SDM vol. 3C, 27.3.1.5).
+        let open = self.cache.get(&self.m, c::RFLAGS) & rflags::IF != 0;
+        let shadow = match (on, open) {
+            (false, _) => 0,
+            (true, true) => block::STI,
+            (true, false) => block::MOV_SS,
+        };
+        self.cache.set(c::INTERRUPTIBILITY, now | shadow);
+        if !on {
+            let pending = self.cache.get(&self.m, c::PENDING_DEBUG);
+            self.cache.set(c::PENDING_DEBUG, pending & !PENDING_DEBUG_BS);
+        }
+        self.debug_touched |= on;
+    }
+    fn nmi_masked(&self) -> bool {
+        self.cache.get(&self.m, c::INTERRUPTIBILITY) & block::NMI != 0 || self.injecting_nmi()
+    }
+    fn set_nmi_masked(&mut self, on: bool) {
+        self.mask_nmis(on);
+    }
+    fn set_interrupt_window(&mut self, on: bool) {
+        self.primary(primary::INTERRUPT_WINDOW_EXITING, on);
+    }
+    fn set_nmi_window(&mut self, on: bool) {
+        self.primary(primary::NMI_WINDOW_EXITING, on);
+    }
+    fn set_cr8_intercept(&mut self, on: bool) {
+        self.primary(primary::CR8_LOAD_EXITING, on);
+    }
+    fn set_dr_intercept(&mut self, on: bool) {
+        self.dr_intercept = on;
+        self.primary(primary::MOV_DR_EXITING, on);
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.cache.set(c::TSC_OFFSET, offset);
+    }
+    fn set_slat_root(&mut self, hpa: u64) {
+        self.set_ept_root(hpa);
+    }
+}

@@ -1,0 +1,201 @@
+//! From VM exits to the hall's words (SDM vol. 3D, appendix C).
+
+use crate::cache as c;
+use crate::machine::Machine;
+use crate::vcpu::Vmx;
+use exitless_vcpu::backend::{Exit, IoAccess, SlatFault};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::vmx::control::interruption as i;
+use exitless_x86::vmx::exit::{
+    BasicReason as R, CrQualification, DB_QUALIFICATION, EptViolation, IoQualification, cr_access,
+};
+use exitless_x86::vmx::{activity, field as f, interruptibility};
+
+impl<M: Machine> Vmx<M> {
+    pub(crate) fn decode_exit(&mut self) -> Exit {
+        let reason = self.exit_reason();
+        if reason.entry_failed() {
+            return Exit::FailEntry(u64::from(reason.0));
+        }
+        match reason.basic() {
+            R::CPUID => Exit::Cpuid,
+            R::EXTERNAL_INTERRUPT => Exit::ExternalInterrupt,
+            R::HLT => Exit::Hlt,
+            R::IO => Exit::Io(io(IoQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION)))),
+            R::RDMSR => Exit::Rdmsr,
+            R::WRMSR => Exit::Wrmsr,
+            R::EPT_VIOLATION => self.ept_violation(),
+            R::EXCEPTION_OR_NMI => self.exception_or_nmi(),
+            R::INTERRUPT_WINDOW => Exit::InterruptWindow,
+            R::NMI_WINDOW => Exit::NmiWindow,
+            R::CR_ACCESS => self.cr_access(),
+            R::MOV_DR => Exit::DrAccess,
+            R::VMCALL => Exit::Hypercall,
+            R::PAUSE => Exit::Pause,
+            R::TRIPLE_FAULT => self.triple_fault(),
+            R::INIT | R::SIPI | R::IO_SMI | R::OTHER_SMI => Exit::HostEvent,
+            R::TASK_SWITCH => Exit::TaskSwitch,
+            R::INVD => Exit::Invd,
+            R::WBINVD => Exit::Wbinvd,
+            R::MONITOR => Exit::Monitor,
+            R::MWAIT => Exit::Mwait,
+            R::XSETBV => Exit::Xsetbv,
+            R::RDPMC => Exit::Rdpmc,
+            R::GETSEC | R::VMFUNC | R::ENCLS | R::INVEPT | R::INVVPID => Exit::VirtInstruction,
+            R(n) if (R::VMCLEAR.0..=R::VMXON.0).contains(&n) => Exit::VirtInstruction,
+            R(n) => Exit::Unknown(u64::from(n)),
+        }
+    }
+
+    /// NMIs go to the host before we get here: the world switch runs the handler. #MC likewise.
+    fn exception_or_nmi(&mut self) -> Exit {
+        let info = self.run.interruption;
+        if info & i::TYPE == i::TYPE_NMI {
+            return Exit::Nmi;
+        }
+        let vector = Vector((info & i::VECTOR) as u8);
+        if info & i::NMI_UNBLOCKING != 0 && vector != Vector::DF {
+            self.iret_faulted();
+        }
+        if vector == Vector::DB {
+            // The exit leaves DR6 alone and tells what it would have become (SDM vol. 3C, 28.1).
+            let new = self.m.get(f::EXIT_QUALIFICATION) & DB_QUALIFICATION;
+            self.dr6 = self.dr6 & !0xf | new;
+            self.debug_touched = true;
+        }
+        let code = (info & i::ERROR_CODE_VALID != 0).then(|| self.m.get(f::EXIT_INTERRUPTION_ERROR_CODE));
+        let payload = if vector == Vector::PF { self.m.get(f::EXIT_QUALIFICATION) } else { 0 };
+        Exit::Exception(Exception { vector, error_code: code, payload })
+    }
+
+    fn ept_violation(&mut self) -> Exit {
+        let q = EptViolation::from_bits(self.m.get(f::EXIT_QUALIFICATION));
+        if q.nmi_unblocking() {
+            self.iret_faulted();
+        }
+        Exit::Slat(SlatFault {
+            gpa: self.m.get(f::GUEST_PHYSICAL_ADDRESS),
+            write: q.write(),
+            fetch: q.fetch(),
+            present: q.readable() || q.writable() || q.executable(),
+            table_walk: q.linear_valid() && !q.final_access(),
+        })
+    }
+
+    /// The guest's IRET unblocked NMIs and then faulted: it will run again, so they are blocked until then. The manual's
+    /// rule (SDM vol. 3C, 28.2.3) does not hold when the fault hit the delivery of another event.
+    fn iret_faulted(&mut self) {
+        if self.m.get(f::IDT_VECTORING_INFO) & i::VALID == 0 {
+            let now = self.cache.get(&self.m, c::INTERRUPTIBILITY);
+            self.cache.set(c::INTERRUPTIBILITY, now | interruptibility::NMI);
+        }
+    }
+
+    fn cr_access(&self) -> Exit {
+        let q = CrQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION));
+        if q.access() == cr_access::MOV_TO && q.register() == 8 { Exit::Cr8Write } else { Exit::CrAccess }
+    }
+
+    fn triple_fault(&self) -> Exit {
+        // Whoever resets the vCPU finds it active.
+        self.m.put(f::GUEST_ACTIVITY, activity::ACTIVE);
+        Exit::Shutdown
+    }
+
+    /// RIP behind the instruction that caused the exit. Outside 64-bit code RIP wraps at 32 bits.
+    pub(crate) fn behind_instruction(&self) -> Option<u64> {
+        if !self.left || !self.exit_reason().basic().by_instruction() {
+            return None;
+        }
+        let length = self.m.get(f::EXIT_INSTRUCTION_LENGTH);
+        if length == 0 || length > 15 {
+            return None;
+        }
+        let rip = self.cache.get(&self.m, c::RIP);
+        let next = rip.wrapping_add(u64::from(length));
+        // Only an instruction that ends the first 4 GiB can tell 64-bit code from other code.
+        let wraps = rip >> 32 == 0 && next >> 32 != 0;
+        let long = wraps
+            && crate::state::attributes(self.cache.get(&self.m, c::CS_ACCESS))
+                & exitless_x86::regs::Segment::L
+                != 0;
+        Some(if wraps && !long { next & 0xffff_ffff } else { next })
+    }
+}
+
+fn io(q: IoQualification) -> IoAccess {
+    IoAccess { port: q.port(), size: q.size() + 1, input: q.input(), string: q.string(), rep: q.rep() }
+}
+
+/// An exit after which the host touched nothing that the guest should not find in the L1 data cache.
+pub(crate) fn leaves_l1d_clean(reason: R) -> bool {
+    matches!(reason, R::CPUID | R::EXTERNAL_INTERRUPT | R::INTERRUPT_WINDOW | R::PAUSE | R::PREEMPTION_TIMER)
+}
+
+/// The name of an exit number, in the words KVM's tools use for VMX.
+pub fn name(number: u64) -> Option<&'static str> {
+    Some(match R(u16::try_from(number).ok()?) {
+        R::EXCEPTION_OR_NMI => "EXCEPTION_NMI",
+        R::EXTERNAL_INTERRUPT => "EXTERNAL_INTERRUPT",
+        R::TRIPLE_FAULT => "TRIPLE_FAULT",
+        R::INIT => "INIT_SIGNAL",
+        R::SIPI => "SIPI_SIGNAL",
+        R::INTERRUPT_WINDOW => "INTERRUPT_WINDOW",
+        R::NMI_WINDOW => "NMI_WINDOW",
+        R::TASK_SWITCH => "TASK_SWITCH",
+        R::CPUID => "CPUID",
+        R::HLT => "HLT",
+        R::INVD => "INVD",
+        R::INVLPG => "INVLPG",
+        R::RDPMC => "RDPMC",
+        R::RDTSC => "RDTSC",
+        R::VMCALL => "VMCALL",
+        R::VMCLEAR => "VMCLEAR",
+        R::VMLAUNCH => "VMLAUNCH",
+        R::VMPTRLD => "VMPTRLD",
+        R::VMPTRST => "VMPTRST",
+        R::VMREAD => "VMREAD",
+        R::VMRESUME => "VMRESUME",
+        R::VMWRITE => "VMWRITE",
+        R::VMXOFF => "VMOFF",
+        R::VMXON => "VMON",
+        R::CR_ACCESS => "CR_ACCESS",
+        R::MOV_DR => "DR_ACCESS",
+        R::IO => "IO_INSTRUCTION",
+        R::RDMSR => "MSR_READ",
+        R::WRMSR => "MSR_WRITE",
+        R::ENTRY_GUEST_STATE => "INVALID_STATE",
+        R::ENTRY_MSR_LOADING => "MSR_LOAD_FAIL",
+        R::MWAIT => "MWAIT_INSTRUCTION",
+        R::MONITOR_TRAP_FLAG => "MONITOR_TRAP_FLAG",
+        R::MONITOR => "MONITOR_INSTRUCTION",
+        R::PAUSE => "PAUSE_INSTRUCTION",
+        R::ENTRY_MACHINE_CHECK => "MCE_DURING_VMENTRY",
+        R::TPR_BELOW_THRESHOLD => "TPR_BELOW_THRESHOLD",
+        R::APIC_ACCESS => "APIC_ACCESS",
+        R::VIRTUALIZED_EOI => "EOI_INDUCED",
+        R::GDTR_IDTR => "GDTR_IDTR",
+        R::LDTR_TR => "LDTR_TR",
+        R::EPT_VIOLATION => "EPT_VIOLATION",
+        R::EPT_MISCONFIGURATION => "EPT_MISCONFIG",
+        R::INVEPT => "INVEPT",
+        R::RDTSCP => "RDTSCP",
+        R::PREEMPTION_TIMER => "PREEMPTION_TIMER",
+        R::INVVPID => "INVVPID",
+        R::WBINVD => "WBINVD",
+        R::XSETBV => "XSETBV",
+        R::APIC_WRITE => "APIC_WRITE",
+        R::RDRAND => "RDRAND",
+        R::INVPCID => "INVPCID",
+        R::VMFUNC => "VMFUNC",
+        R::ENCLS => "ENCLS",
+        R::RDSEED => "RDSEED",
+        R::PML_FULL => "PML_FULL",
+        R::XSAVES => "XSAVES",
+        R::XRSTORS => "XRSTORS",
+        R::UMWAIT => "UMWAIT",
+        R::TPAUSE => "TPAUSE",
+        R::BUS_LOCK => "BUS_LOCK",
+        _ => return None,
+    })
+}

@@ -1,0 +1,157 @@
+//! What the backend asks of the CPU: the current VMCS, VMX instructions, MSRs, one entry. Tests answer with an array.
+
+use crate::ops;
+use crate::vcpu::Run;
+use exitless_x86::vmx::field::{Access, Field, Rw, Width};
+
+/// How an entry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switched {
+    /// The guest ran (or the entry failed late): the exit reason tells.
+    Exit,
+    /// VMLAUNCH or VMRESUME failed: there is no current VMCS, or the instruction-error field tells.
+    Failed,
+    /// The instruction faulted: VMX operation was left under us.
+    Off,
+}
+
+/// The selectors that a VM exit clears and a task may have set, and the bases that loading them again would change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TaskSegments {
+    pub ds: u16,
+    pub es: u16,
+    pub fs: u16,
+    pub gs: u16,
+    pub ldt: u16,
+    pub fs_base: u64,
+}
+
+/// The CPU. Methods are safe to call in the contexts that [`crate::residence`] and [`crate::enter`] establish: CPL 0, and
+/// for VMCS accesses the vCPU's VMCS current here. Outside they fail cleanly: 0 or `false`.
+pub trait Machine {
+    /// VMREAD.
+    fn vmread(&self, encoding: u32) -> u64;
+    /// VMWRITE.
+    fn vmwrite(&self, encoding: u32, value: u64) -> bool;
+    /// VMCLEAR.
+    fn vmclear(&self, pa: u64) -> bool;
+    /// VMPTRLD.
+    fn vmptrld(&self, pa: u64) -> bool;
+    /// INVEPT.
+    fn invept(&self, kind: u64, eptp: u64) -> bool;
+    /// INVVPID.
+    fn invvpid(&self, kind: u64, vpid: u16) -> bool;
+    /// The world switch, with interrupts off.
+    fn enter(&self, run: &mut Run, launched: bool, flush_l1d: bool) -> Switched;
+    /// Where a VM exit lands.
+    fn exit_address(&self) -> u64;
+    /// RDMSR.
+    fn rdmsr(&self, msr: u32) -> u64;
+    /// WRMSR.
+    fn wrmsr(&self, msr: u32, value: u64);
+    /// CR3 and CR4 as they are now.
+    fn host_cr3_cr4(&self) -> (u64, u64);
+    /// DR6.
+    fn dr6(&self) -> u64;
+    /// Writes DR6.
+    fn set_dr6(&self, value: u64);
+    /// The task's selectors.
+    fn task_segments(&self) -> TaskSegments;
+    /// Gives them back after VM exits, and the limits of GDT and TSS too.
+    fn restore_task_segments(&self, s: &TaskSegments);
+    /// Nobody may be scheduled in between.
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R;
+    /// An indirect-branch prediction barrier.
+    fn branch_barrier(&self);
+
+    /// A field's value.
+    fn get<W: Width, A: Access>(&self, f: Field<W, A>) -> W::Value {
+        W::value(self.vmread(f.encoding()))
+    }
+    /// Writes a field.
+    fn put<W: Width>(&self, f: Field<W, Rw>, v: W::Value) {
+        self.vmwrite(f.encoding(), W::raw(v));
+    }
+}
+
+/// The real one.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+pub struct Hardware;
+
+unsafe extern "C" {
+    /// The world switch (linux/c/vmx.c): 0 exit, 1 VMfail, 2 #UD.
+    fn ex_vmx_enter(run: *mut Run, launched: bool, flush_l1d: bool) -> u32;
+    /// The label in linux/c/enter-vmx.S at which VM exits arrive.
+    static ex_vmx_exit_here: u8;
+    /// linux/c/vmx.c: loads selectors with the kernel's own, fault-proof macros.
+    fn ex_vmx_restore_segments(ds: u16, es: u16, fs: u16, gs: u16, ldt: u16, fs_base: u64);
+    fn ex_ibpb();
+}
+
+impl Machine for Hardware {
+    fn vmread(&self, encoding: u32) -> u64 {
+        ops::vmread(encoding)
+    }
+    fn vmwrite(&self, encoding: u32, value: u64) -> bool {
+        ops::vmwrite(encoding, value)
+    }
+    fn vmclear(&self, pa: u64) -> bool {
+        ops::vmclear(pa)
+    }
+    fn vmptrld(&self, pa: u64) -> bool {
+        ops::vmptrld(pa)
+    }
+    fn invept(&self, kind: u64, eptp: u64) -> bool {
+        ops::invept(kind, eptp)
+    }
+    fn invvpid(&self, kind: u64, vpid: u16) -> bool {
+        ops::invvpid(kind, vpid)
+    }
+    fn enter(&self, run: &mut Run, launched: bool, flush_l1d: bool) -> Switched {
+        // SAFETY: `run` has the layout that the world switch knows; interrupts are off and our VMCS is current (trait
+        // contract of the caller, `Backend::enter`); otherwise VMLAUNCH fails and says so.
+        match unsafe { ex_vmx_enter(run, launched, flush_l1d) } {
+            0 => Switched::Exit,
+            1 => Switched::Failed,
+            _ => Switched::Off,
+        }
+    }
+    fn exit_address(&self) -> u64 {
+        (&raw const ex_vmx_exit_here).addr() as u64
+    }
+    fn rdmsr(&self, msr: u32) -> u64 {
+        // SAFETY: the backend names syscall MSRs, FS and GS base, DEBUGCTL and TSC_AUX only, where they exist.
+        unsafe { exitless_hw_ops::rdmsr(msr) }
+    }
+    fn wrmsr(&self, msr: u32, value: u64) {
+        // SAFETY: as in `rdmsr`; guest values passed the policy's checks, and `put` restores the host's.
+        unsafe { exitless_hw_ops::wrmsr(msr, value) };
+    }
+    fn host_cr3_cr4(&self) -> (u64, u64) {
+        (ops::cr3(), exitless_hw_ops::cr4())
+    }
+    fn dr6(&self) -> u64 {
+        // SAFETY: CPL 0; a VM exit clears DR7 and so GD.
+        unsafe { exitless_hw_ops::dr6() }
+    }
+    fn set_dr6(&self, value: u64) {
+        // SAFETY: interrupts are off (`Backend::enter`), and the neutral value follows the exit.
+        unsafe { exitless_hw_ops::set_dr6(value) };
+    }
+    fn task_segments(&self) -> TaskSegments {
+        let (ds, es, fs, gs, ldt) = ops::selectors();
+        TaskSegments { ds, es, fs, gs, ldt, fs_base: self.rdmsr(exitless_x86::msr::Msr::FS_BASE.0) }
+    }
+    fn restore_task_segments(&self, s: &TaskSegments) {
+        // SAFETY: the values that `task_segments` read of this task on this CPU.
+        unsafe { ex_vmx_restore_segments(s.ds, s.es, s.fs, s.gs, s.ldt, s.fs_base) };
+    }
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
+        ops::without_interrupts(f)
+    }
+    fn branch_barrier(&self) {
+        // SAFETY: a barrier without operands, legal in any context.
+        unsafe { ex_ibpb() };
+    }
+}

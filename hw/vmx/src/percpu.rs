@@ -1,0 +1,171 @@
+//! Per physical CPU: which VMCSs it holds, what the host's state is here, and the VPID counter.
+//!
+//! VPIDs tag TLB entries. Each CPU hands them out in *generations*, as the twin does with ASIDs: when they run out, a new
+//! generation begins with a full flush. A vCPU that comes to a CPU, or finds the generation gone, takes a fresh one.
+
+use crate::machine::Machine;
+use crate::residence::{MSRS, Residence, Travelling};
+use core::mem::size_of;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// What a VM exit must give back to this CPU: constant while the CPU is online. `struct ex_vmx_host_state` in
+/// linux/c/vmx.c is the same; selectors and IA32_SYSENTER_CS stand in 64-bit words too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[allow(missing_docs)]
+#[repr(C)]
+pub struct HostState {
+    pub cr0: u64,
+    pub efer: u64,
+    pub pat: u64,
+    pub cs: u64,
+    pub ss: u64,
+    pub tr: u64,
+    pub gs_base: u64,
+    pub tss_base: u64,
+    pub gdt_base: u64,
+    pub idt_base: u64,
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
+}
+
+const WORDS: usize = size_of::<HostState>() / 8;
+
+/// The last VPID of a generation: all of 16 bits, but 0.
+const LAST_VPID: u32 = 0xffff;
+
+/// Only its own CPU writes it, with interrupts off; atomics make that safe to say.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct PerCpu {
+    list: AtomicPtr<Residence>,
+    current: AtomicPtr<Residence>,
+    /// The generation of VPIDs; 0 = VMX was never on here.
+    pub(crate) generation: AtomicU64,
+    next_vpid: AtomicU32,
+    number: AtomicU32,
+    /// The identity of the vCPU that was loaded last, for the branch prediction barrier.
+    pub(crate) last_vcpu: AtomicU64,
+    host: [AtomicU64; WORDS],
+    host_msrs: [AtomicU64; MSRS],
+    on: AtomicBool,
+    tsc_aux: AtomicBool,
+    pad: [u8; 6],
+}
+
+/// A fresh VPID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vpid {
+    /// 1 to 0xffff.
+    pub vpid: u16,
+    /// Whose generation it is.
+    pub generation: u64,
+    /// The CPU's TLB must be flushed of all VPIDs before this entry.
+    pub flush_all: bool,
+}
+
+impl PerCpu {
+    /// A CPU where VMX is off.
+    pub const fn none() -> Self {
+        Self {
+            list: AtomicPtr::new(ptr::null_mut()),
+            current: AtomicPtr::new(ptr::null_mut()),
+            generation: AtomicU64::new(0),
+            next_vpid: AtomicU32::new(0),
+            number: AtomicU32::new(0),
+            last_vcpu: AtomicU64::new(0),
+            host: [const { AtomicU64::new(0) }; WORDS],
+            host_msrs: [const { AtomicU64::new(0) }; MSRS],
+            on: AtomicBool::new(false),
+            tsc_aux: AtomicBool::new(false),
+            pad: [0; 6],
+        }
+    }
+
+    /// VMXON succeeded on this CPU, `number`. Interrupts are off. `tsc_aux`: the register exists.
+    pub fn enable<M: Machine>(&self, m: &M, number: u32, host: &HostState, tsc_aux: bool) {
+        self.number.store(number, Relaxed);
+        for (to, from) in self.host.iter().zip(bytemuck::cast::<HostState, [u64; WORDS]>(*host)) {
+            to.store(from, Relaxed);
+        }
+        self.tsc_aux.store(tsc_aux, Relaxed);
+        for msr in self.travelling() {
+            if let Some(to) = self.host_msrs.get(msr as usize) {
+                to.store(m.rdmsr(msr.number()), Relaxed);
+            }
+        }
+        self.list.store(ptr::null_mut(), Relaxed);
+        self.current.store(ptr::null_mut(), Relaxed);
+        // One past the end: the first use begins a generation with a flush. Generations carry the CPU's number in their
+        // upper bits: a vCPU that moved never takes another CPU's generation for this one's.
+        self.next_vpid.store(LAST_VPID + 1, Relaxed);
+        let first = u64::from(number) << 44 | 1;
+        self.generation.store((self.generation.load(Relaxed) + 1).max(first), Relaxed);
+        self.on.store(true, Relaxed);
+    }
+
+    /// VMXOFF follows: makes every VMCS here inactive, so that none keeps data of its own in this CPU. Interrupts are
+    /// off. `false`: VMX was not on.
+    ///
+    /// # Safety
+    /// Residences that were loaded here are alive.
+    pub unsafe fn disable<M: Machine>(&self, m: &M) -> bool {
+        if !self.on.swap(false, Relaxed) {
+            return false;
+        }
+        // SAFETY: contract; each turn takes the first off the list.
+        while let Some(first) = unsafe { self.list.load(Relaxed).as_ref() } {
+            first.clear_here(m, self);
+        }
+        true
+    }
+
+    /// VMX is on here.
+    pub fn on(&self) -> bool {
+        self.on.load(Relaxed)
+    }
+    pub(crate) fn number(&self) -> u32 {
+        self.number.load(Relaxed)
+    }
+    pub(crate) fn is_current(&self, r: &Residence) -> bool {
+        ptr::eq(self.current.load(Relaxed), r) && self.on()
+    }
+    pub(crate) fn set_current(&self, r: Option<&Residence>) {
+        self.current.store(r.map_or(ptr::null_mut(), |r| ptr::from_ref(r).cast_mut()), Relaxed);
+    }
+    pub(crate) fn list(&self) -> &AtomicPtr<Residence> {
+        &self.list
+    }
+
+    /// MSRs that change hands in software.
+    pub(crate) fn travelling(&self) -> impl Iterator<Item = Travelling> + use<> {
+        let tsc_aux = self.tsc_aux.load(Relaxed);
+        Travelling::ALL.into_iter().filter(move |&m| m != Travelling::TscAux || tsc_aux)
+    }
+    /// The host's value, constant per CPU (KERNEL_GS_BASE is the task's: see `Residence`).
+    pub(crate) fn host_msr(&self, m: Travelling) -> u64 {
+        self.host_msrs.get(m as usize).map_or(0, |v| v.load(Relaxed))
+    }
+    /// The host's state here.
+    pub fn host(&self) -> HostState {
+        let mut words = [0; WORDS];
+        for (to, from) in words.iter_mut().zip(&self.host) {
+            *to = from.load(Relaxed);
+        }
+        bytemuck::cast(words)
+    }
+
+    /// Takes the next VPID.
+    pub fn take(&self) -> Vpid {
+        let next = self.next_vpid.load(Relaxed);
+        if next <= LAST_VPID {
+            self.next_vpid.store(next + 1, Relaxed);
+            return Vpid { vpid: next as u16, generation: self.generation.load(Relaxed), flush_all: false };
+        }
+        let generation = self.generation.load(Relaxed).wrapping_add(1);
+        self.generation.store(generation, Relaxed);
+        self.next_vpid.store(2, Relaxed);
+        Vpid { vpid: 1, generation, flush_all: true }
+    }
+}

@@ -1,0 +1,203 @@
+//! One VMX virtual CPU: its registers, its caches and what must outlive an exit.
+
+use crate::cache::{self, Cache};
+use crate::machine::{Hardware, Machine};
+use crate::residence::Residence;
+use core::mem::{offset_of, size_of};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use exitless_slat::Ept;
+use exitless_x86::regs::Gprs;
+use exitless_x86::vmx::control::{pin, primary, secondary};
+use exitless_x86::vmx::exit::ExitReason;
+use exitless_x86::vmx::field as f;
+use exitless_x86::vmx::{NO_LINK, activity};
+
+/// What the world switch reads and writes in memory; `struct ex_vmx_run` in linux/c/vmx.c is the same.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Run {
+    /// In encoding order; the switch leaves slot 4 (RSP, a VMCS field) alone.
+    pub gprs: Gprs,
+    /// CR2 is no VMCS field.
+    pub cr2: u64,
+    /// What HOST_RSP holds; the switch's own.
+    pub host_rsp: u64,
+    /// The guest's SPEC_CTRL.
+    pub spec_ctrl: u64,
+    /// The exit reason, after `Switched::Exit`.
+    pub reason: u32,
+    /// VM-exit interruption information; read for exceptions and NMIs only, 0 otherwise.
+    pub interruption: u32,
+}
+
+const _: () = {
+    assert!(
+        offset_of!(Run, cr2) == 128 && offset_of!(Run, host_rsp) == 136 && offset_of!(Run, spec_ctrl) == 144
+    );
+    assert!(
+        offset_of!(Run, reason) == 152 && offset_of!(Run, interruption) == 156 && size_of::<Run>() == 160
+    );
+};
+
+/// What the backend needs from its owner, who allocates and frees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages {
+    /// The VMCS region: one page, for this vCPU alone. [`Residence::init`] has its address and wrote its revision.
+    pub residence: NonNull<Residence>,
+    /// The virtual-APIC page: one zeroed page, for this vCPU alone.
+    pub virtual_apic: NonNull<u8>,
+    /// Its physical address.
+    pub virtual_apic_pa: u64,
+    /// Physical address of the MSR bitmaps (one page; may be shared by all vCPUs).
+    pub msr_bitmaps_pa: u64,
+}
+
+/// # Invariants
+/// After [`Vmx::init`], `residence` and `virtual_apic` point to memory that lives as long as `self`.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Vmx<M = Hardware> {
+    pub(crate) run: Run,
+    pub(crate) cache: Cache,
+    pub(crate) caps: crate::Caps,
+    residence: Option<NonNull<Residence>>,
+    virtual_apic: Option<NonNull<u8>>,
+    virtual_apic_pa: u64,
+    msr_bitmaps_pa: u64,
+    pub(crate) dr6: u64,
+    /// What the VMCS says of the host.
+    pub(crate) host_cr3: u64,
+    pub(crate) host_cr4: u64,
+    pub(crate) host_fs_base: u64,
+    /// The host's IA32_DEBUGCTL, which an exit clears.
+    pub(crate) host_debugctl: u64,
+    pub(crate) vpid_generation: u64,
+    pub(crate) reason: u32,
+    /// The guest ran (or its entry failed late): the exit fields are this exit's.
+    pub(crate) left: bool,
+    /// The interrupted event was given away.
+    pub(crate) taken: bool,
+    /// Controls and constants are in the VMCS.
+    pub(crate) prepared: bool,
+    /// DR accesses exit.
+    pub(crate) dr_intercept: bool,
+    /// Interrupt shadow, TF or BTF may have changed: the pending debug exceptions must follow.
+    pub(crate) debug_touched: bool,
+    /// Something that a guest could look for may be in the L1 data cache.
+    pub(crate) l1d_dirty: bool,
+    /// The EPT pointer changed.
+    pub(crate) eptp_changed: bool,
+    pub(crate) pad: [bool; 5],
+    pub(crate) m: M,
+}
+
+// SAFETY: the residence and the page are owned by the vCPU; the pointers move with it.
+unsafe impl<M> Send for Vmx<M> {}
+
+/// #DB and #AC can loop for ever inside the CPU (CVE-2015-8104, CVE-2015-5307); #MC belongs to the host.
+const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+/// PAUSEs less than this many ticks apart are one loop.
+const PLE_GAP: u32 = 128;
+/// A loop that lasts this many ticks exits.
+const PLE_WINDOW: u32 = 4096;
+
+impl<M: Machine> Vmx<M> {
+    /// Sets up everything in memory; the VMCS gets it with the first entry. Registers come later.
+    pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
+        self.residence = Some(pages.residence);
+        self.virtual_apic = Some(pages.virtual_apic);
+        self.virtual_apic_pa = pages.virtual_apic_pa;
+        self.msr_bitmaps_pa = pages.msr_bitmaps_pa;
+        self.caps = *caps;
+        self.cache.init();
+        self.cache.set(cache::PRIMARY, caps.primary | primary::MOV_DR_EXITING);
+        self.cache.set(cache::ENTRY, caps.entry);
+        self.cache.set(cache::PAT, 0x0007_0406_0007_0406);
+        self.cache.set(cache::EPTP, 0);
+        self.dr_intercept = true;
+        self.dr6 = 0xffff_0ff0;
+        self.l1d_dirty = true;
+        self.set_cr0_field(0);
+        self.set_cr4_field(0);
+    }
+
+    /// Where the VMCS is.
+    pub(crate) fn residence(&self) -> Option<&Residence> {
+        // SAFETY: type invariant; a residence is all atomics.
+        self.residence.map(|r| unsafe { r.as_ref() })
+    }
+
+    pub(crate) fn residence_ptr(&self) -> Option<NonNull<Residence>> {
+        self.residence
+    }
+
+    /// Controls and constants that never change, once, when the VMCS is current for the first time.
+    pub(crate) fn prepare(&mut self) {
+        let (m, caps) = (&self.m, &self.caps);
+        m.put(f::PIN_CONTROLS, caps.pin & !(pin::PREEMPTION_TIMER | pin::POSTED_INTERRUPTS));
+        m.put(f::SECONDARY_CONTROLS, caps.secondary);
+        m.put(f::EXIT_CONTROLS, caps.exit);
+        m.put(f::EXCEPTION_BITMAP, EXCEPTIONS);
+        // Page faults do not exit: bit 14 above is clear, and mask and match agree always (SDM vol. 3C, 25.6.3).
+        m.put(f::PF_ERROR_CODE_MASK, 0);
+        m.put(f::PF_ERROR_CODE_MATCH, 0);
+        m.put(f::CR3_TARGET_COUNT, 0);
+        m.put(f::EXIT_MSR_STORE_COUNT, 0);
+        m.put(f::EXIT_MSR_LOAD_COUNT, 0);
+        m.put(f::ENTRY_MSR_LOAD_COUNT, 0);
+        m.put(f::VMCS_LINK_POINTER, NO_LINK);
+        m.put(f::GUEST_ACTIVITY, activity::ACTIVE);
+        m.put(f::CR0_MASK, !crate::state::CR0_GUEST_OWNED);
+        m.put(f::CR4_MASK, !crate::state::CR4_GUEST_OWNED);
+        m.put(f::VIRTUAL_APIC_ADDRESS, self.virtual_apic_pa);
+        m.put(f::TPR_THRESHOLD, 0);
+        if caps.msr_bitmaps() {
+            m.put(f::MSR_BITMAPS, self.msr_bitmaps_pa);
+        }
+        if caps.pause_loop() {
+            m.put(f::PLE_GAP, PLE_GAP);
+            m.put(f::PLE_WINDOW, PLE_WINDOW);
+        }
+        if caps.secondary & secondary::ENABLE_ENCLS_EXITING != 0 {
+            m.put(f::ENCLS_EXITING_BITMAP, u64::MAX);
+        }
+        self.prepared = true;
+    }
+
+    /// The last exit's reason.
+    pub(crate) fn exit_reason(&self) -> ExitReason {
+        ExitReason(self.reason)
+    }
+
+    /// The EPT pointer for a root: four levels, as `exitless_slat` builds them.
+    pub(crate) fn set_ept_root(&mut self, hpa: u64) {
+        let eptp = Ept::new(self.caps.ept_accessed_dirty(), true).eptp(hpa, 4);
+        self.cache.set(cache::EPTP, eptp);
+        self.eptp_changed = true;
+    }
+
+    /// The task priority register of the virtual-APIC page (SDM vol. 3C, 30.1.1), which MOV CR8 reads and writes.
+    fn tpr(&self) -> Option<&AtomicU32> {
+        const TPR: usize = exitless_x86::apic::reg::TPR as usize;
+        // SAFETY: type invariant: the page is ours and lives as long as `self`; offset 0x80 of a page is aligned. Hardware
+        // writes it while the guest runs only.
+        self.virtual_apic.map(|p| unsafe { p.add(TPR).cast::<AtomicU32>().as_ref() })
+    }
+
+    pub(crate) fn read_cr8(&self) -> u8 {
+        self.tpr().map_or(0, |t| (t.load(Relaxed) >> 4 & 15) as u8)
+    }
+
+    pub(crate) fn write_cr8(&mut self, v: u8) {
+        if let Some(t) = self.tpr() {
+            t.store(u32::from(v & 15) << 4, Relaxed);
+        }
+    }
+
+    /// Reads every register that is still in the VMCS, which must be current: afterwards they can be read, and written,
+    /// while it is loaded nowhere.
+    pub fn sync(&mut self) {
+        self.cache.fill_all(&self.m);
+    }
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * The way into a VMX guest and back; VMX on and off; the host's state for the VMCS. Twin of enter.c; the switch itself is enter-vmx.S.
+ *
+ * Everything between guest_state_enter_irqoff() and guest_state_exit_irqoff() runs while RCU believes this CPU is in
+ * user mode: no tracing, no instrumented function, so it is noinstr.
+ */
+#include <linux/build_bug.h>
+#include <linux/hardirq.h>
+#include <linux/kvm_host.h>
+#include <linux/stddef.h>
+#include <asm/cpu_entry_area.h>
+#include <asm/desc.h>
+#include <asm/extable.h>
+#include <asm/nospec-branch.h>
+#include <asm/perf_event.h>
+#include <asm/tlbflush.h>
+#include <asm/trapnr.h>
+#include "ex_config.h"
+
+/* VMCS fields and bits (SDM vol. 3D, appendix B; vol. 3C, 25.9.2). */
+#define EX_VMCS_EXIT_REASON		0x4402
+#define EX_VMCS_EXIT_INTERRUPTION_INFO	0x4404
+#define EX_REASON_EXCEPTION_OR_NMI	0
+#define EX_REASON_ENTRY_MACHINE_CHECK	(1u << 31 | 41)
+#define EX_INTERRUPTION_TYPE		(7u << 8)
+#define EX_INTERRUPTION_NMI		(2u << 8)
+#define EX_VECTOR			0xffu
+
+/* hw/vmx/src/vcpu.rs, struct Run, is the same; enter-vmx.S knows the offsets. */
+struct ex_vmx_run {
+	u64 regs[16];
+	u64 cr2;
+	u64 host_rsp;
+	u64 spec_ctrl;
+	u32 exit_reason;
+	u32 interruption;
+};
+
+/* hw/vmx/src/percpu.rs, struct HostState, is the same. */
+struct ex_vmx_host_state {
+	u64 cr0;
+	u64 efer;
+	u64 pat;
+	u64 cs;
+	u64 ss;
+	u64 tr;
+	u64 gs_base;
+	u64 tss_base;
+	u64 gdt_base;
+	u64 idt_base;
+	u64 sysenter_cs;
+	u64 sysenter_esp;
+	u64 sysenter_eip;
+};
+
+u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
+u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d);
+int ex_vmx_on(u64 region_pa);
+void ex_vmx_off(void);
+void ex_vmx_host_state(struct ex_vmx_host_state *h);
+void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
+
+/* enter-vmx.S and hw/vmx/src/ops.rs count on these. */
+static_assert(offsetof(struct ex_vmx_run, host_rsp) == 136);
+static_assert(offsetof(struct ex_vmx_run, spec_ctrl) == 144);
+static_assert(offsetof(struct ex_vmx_run, interruption) == 156);
+static_assert(sizeof(struct ex_vmx_host_state) == 13 * 8);
+static_assert(sizeof(struct exception_table_entry) == 12);
+static_assert(offsetof(struct exception_table_entry, fixup) == 4);
+static_assert(EX_TYPE_DEFAULT == 1);
+
+/* 0 when VMX was turned off under us. */
+static __always_inline u32 ex_vmread32(unsigned long field)
+{
+	unsigned long value = 0;
+
+	asm volatile("1: vmread %[field], %[value]\n2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : [value] "+r" (value) : [field] "r" (field) : "cc");
+	return value;
+}
+
+/* L1TF: the guest must not find the host's data in the L1 cache. */
+static __always_inline void ex_vmx_flush_l1d(bool dirty)
+{
+#if IS_ENABLED(CONFIG_KVM_INTEL)
+	if (!boot_cpu_has_bug(X86_BUG_L1TF) || l1tf_mitigation == L1TF_MITIGATION_OFF)
+		return;
+	/* Interrupt handlers since the last entry count too. */
+	dirty |= kvm_get_cpu_l1tf_flush_l1d();
+	kvm_clear_cpu_l1tf_flush_l1d();
+	if (dirty && boot_cpu_has(X86_FEATURE_FLUSH_L1D))
+		native_wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
+#endif
+}
+
+/*
+ * Interrupts off, the vCPU's VMCS current on this CPU. 0: a VM exit; 1: VMfail; 2: VMX is off.
+ * NMIs and machine checks that ended the guest's time have been handled when it returns.
+ */
+noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d)
+{
+	u64 host_spec_ctrl = 0;
+	bool machine_check = false;
+	u32 failed;
+
+#ifdef EX_HAVE_SPEC_CTRL_CURRENT
+	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
+#endif
+	ex_vmx_flush_l1d(flush_l1d);
+	guest_state_enter_irqoff();
+	if (run->cr2 != native_read_cr2())
+		native_write_cr2(run->cr2);
+	failed = ex_vmx_run_asm(run, launched, host_spec_ctrl);
+	run->cr2 = native_read_cr2();
+	run->interruption = 0;
+	if (!failed) {
+		run->exit_reason = ex_vmread32(EX_VMCS_EXIT_REASON);
+		if (run->exit_reason == EX_REASON_EXCEPTION_OR_NMI) {
+			run->interruption = ex_vmread32(EX_VMCS_EXIT_INTERRUPTION_INFO);
+			/* An NMI exit leaves NMIs blocked; the IRET of the handler unblocks them. Nothing may fault before. */
+			if ((run->interruption & EX_INTERRUPTION_TYPE) == EX_INTERRUPTION_NMI)
+				asm volatile("int $2" : : : "memory", "cc");
+			else if ((run->interruption & EX_VECTOR) == X86_TRAP_MC)
+				machine_check = true;
+		}
+		machine_check |= run->exit_reason == EX_REASON_ENTRY_MACHINE_CHECK;
+	}
+	if (machine_check)
+		asm volatile("int $18" : : : "memory", "cc");
+	guest_state_exit_irqoff();
+#ifdef EX_HAVE_IBPB_EXIT_TO_USER
+	/* The guest may have trained branches that this task's user part would follow. */
+	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
+		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
+#endif
+	return failed;
+}
+
+static void ex_vmx_mode_end(void)
+{
+	cr4_clear_bits(X86_CR4_VMXE);
+	intel_pt_handle_vmx(0);
+}
+
+/* VMXON on this CPU, interrupts off. -EBUSY: somebody else is in VMX operation here; -EIO: the CPU refuses. */
+int ex_vmx_on(u64 region_pa)
+{
+	u8 failed = 1;
+
+	if (__read_cr4() & X86_CR4_VMXE)
+		return -EBUSY;
+	intel_pt_handle_vmx(1);
+	cr4_set_bits(X86_CR4_VMXE);
+	asm volatile("1: vmxon %[pa]\n\tsetna %[failed]\n2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : [failed] "+q" (failed) : [pa] "m" (region_pa) : "memory", "cc");
+	if (!failed)
+		return 0;
+	ex_vmx_mode_end();
+	return -EIO;
+}
+
+/* Interrupts off; every VMCS that was loaded here is cleared. Harmless when the emergency path was faster. */
+void ex_vmx_off(void)
+{
+	asm volatile("1: vmxoff\n2:\n" _ASM_EXTABLE(1b, 2b) : : : "memory", "cc");
+	ex_vmx_mode_end();
+}
+
+/* This CPU's part of the host state; constant while the CPU is online. Preemption off. */
+void ex_vmx_host_state(struct ex_vmx_host_state *h)
+{
+	struct cpu_entry_area *area = get_cpu_entry_area(smp_processor_id());
+	struct desc_ptr idt;
+
+	store_idt(&idt);
+	h->cr0 = read_cr0();
+	rdmsrl(MSR_EFER, h->efer);
+	rdmsrl(MSR_IA32_CR_PAT, h->pat);
+	h->cs = __KERNEL_CS;
+	h->ss = __KERNEL_DS;
+	h->tr = GDT_ENTRY_TSS * 8;
+	rdmsrl(MSR_GS_BASE, h->gs_base);
+	h->tss_base = (unsigned long)&area->tss.x86_tss;
+	h->gdt_base = (unsigned long)get_current_gdt_ro();
+	h->idt_base = idt.address;
+	rdmsrl(MSR_IA32_SYSENTER_CS, h->sysenter_cs);
+	rdmsrl(MSR_IA32_SYSENTER_ESP, h->sysenter_esp);
+	rdmsrl(MSR_IA32_SYSENTER_EIP, h->sysenter_eip);
+}
+
+/*
+ * VM exits cleared these selectors and LDTR, and set the limits of TSS and GDT to other values than the kernel's.
+ * Preemption off, on the CPU of the exits. Loading GS changes KERNEL_GS_BASE: the caller writes that MSR afterwards.
+ */
+void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base)
+{
+	if (ldt)
+		asm volatile("lldt %0" : : "m" (ldt));
+	if (ds)
+		loadsegment(ds, ds);
+	if (es)
+		loadsegment(es, es);
+	if (fs) {
+		loadsegment(fs, fs);
+		wrmsrl(MSR_FS_BASE, fs_base);
+	}
+	if (gs)
+		load_gs_index(gs);
+	invalidate_tss_limit();
+	load_fixmap_gdt(raw_smp_processor_id());
+}
