@@ -6,6 +6,7 @@ use crate::host::{FaultOutcome, Host};
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
+use exitless_x86::exception::{Exception, Vector};
 
 /// Maps the page, or emulates the access to a device.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
@@ -20,9 +21,18 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             sh.stats.pf_fixed.bump();
             Next::Again
         }
+        FaultOutcome::Mmio if fault.table_walk && delivers_fault(v) => {
+            super::fault(v, sh, Exception::pf(0, v.b.cr2()))
+        }
         FaultOutcome::Mmio | FaultOutcome::ReadOnly => device(v, sh, host, fault),
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
     }
+}
+
+/// A #PF or #DF is being delivered. Page tables outside of memory then make it a double or triple fault, whatever the
+/// address was, which hardware does not tell.
+fn delivers_fault<B: Backend>(v: &Vcpu<B>) -> bool {
+    matches!(v.reinject, Some(Event::Exception(Exception { vector: Vector::PF | Vector::DF, .. })))
 }
 
 fn device<B: Backend, H: Host<Cpu = B::Cpu>>(

@@ -4,7 +4,7 @@ use crate::fake::guest::*;
 use crate::fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
-use exitless_vcpu::backend::{Event, Exit};
+use exitless_vcpu::backend::{Event, Exit, SlatFault};
 use exitless_vcpu::exits::suberror;
 use exitless_x86::exception::Exception;
 
@@ -260,6 +260,17 @@ fn delivery_into_a_device() {
     m.v.b.breaks.push_back(Some(fault()));
     let RunExit::Internal { suberror: s, data, ndata } = m.go() else { panic!() };
     assert_eq!((s, ndata, data[3]), (suberror::DELIVERY_EV, 4, USER_MMIO));
+}
+
+/// CR3 leads out of memory: the fault cannot be delivered, nor the double fault, and the guest shuts down as on hardware
+/// instead of failing inside.
+#[test]
+fn tables_in_a_device() {
+    let Exit::Slat(walk) = fault() else { panic!() };
+    let walk = Exit::Slat(SlatFault { table_walk: true, ..walk });
+    let mut m = Machine::new([Op::Event(Exit::Exception(Exception::pf(2, 0x5000))), Op::Nop]);
+    m.v.b.breaks.extend([Some(walk), Some(walk)]);
+    assert_eq!(m.go(), RunExit::Shutdown);
 }
 
 /// The bytes hardware fetched are believed, not memory: another CPU may have changed it since.
