@@ -1,0 +1,142 @@
+//! Negotiation against tables of capability MSRs.
+
+use super::fake::{negotiate, skylake};
+use crate::Missing;
+use exitless_x86::vmx::caps::{Allowed, msr};
+use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
+
+/// Takes a bit away from those that may be 1 (in both forms of the MSR, where there are two).
+fn without(msrs: &[u32], bit: u32) -> Result<crate::Caps, Missing> {
+    let mut table = skylake();
+    for n in msrs {
+        *table.get_mut(n).unwrap() &= !(u64::from(bit) << 32);
+    }
+    negotiate(&table)
+}
+
+#[test]
+fn skylake_has_it_all() {
+    let c = negotiate(&skylake()).unwrap();
+    assert_eq!(c.revision, 4);
+    assert!(c.vpid() && c.pat() && c.msr_bitmaps() && c.rdtscp() && c.pause_loop() && c.ept_accessed_dirty());
+    assert!(c.ept_1g() && c.ept_2m() && c.invept_single() && c.preemption_timer());
+    assert!(!c.feature_control_unlocked() && !c.any_error_code());
+    assert_eq!(c.timer_shift, 7);
+    assert_eq!(c.cr0_must, 0x20, "PE and PG are free for an unrestricted guest");
+}
+
+/// Every word obeys its MSR: no must-be-one bit is 0, no bit is 1 that may not be.
+#[test]
+fn words_obey_the_processor() {
+    let t = skylake();
+    let c = negotiate(&t).unwrap();
+    let obeys = |word: u32, n: u32, dynamic: u32| {
+        let a = Allowed(t[&n]);
+        assert_eq!(word & !a.may(), 0, "{n:#x}");
+        assert_eq!(a.must() & !(word | dynamic), 0, "{n:#x}");
+    };
+    obeys(c.pin, msr::TRUE_PINBASED_CTLS, 0);
+    obeys(c.primary, msr::TRUE_PROCBASED_CTLS, 0);
+    obeys(c.exit, msr::TRUE_EXIT_CTLS, 0);
+    obeys(c.entry, msr::TRUE_ENTRY_CTLS, 0);
+    obeys(c.secondary, msr::PROCBASED_CTLS2, 0);
+}
+
+/// A fresh VMCS asks for no window, and passes CR8 and CR3.
+#[test]
+fn nothing_dynamic_is_on() {
+    let c = negotiate(&skylake()).unwrap();
+    let off = primary::INTERRUPT_WINDOW_EXITING
+        | primary::NMI_WINDOW_EXITING
+        | primary::CR8_LOAD_EXITING
+        | primary::CR8_STORE_EXITING
+        | primary::CR3_LOAD_EXITING
+        | primary::CR3_STORE_EXITING
+        | primary::RDTSC_EXITING;
+    assert_eq!(c.primary & off, 0);
+    assert_eq!(c.entry & entry::IA32E_MODE_GUEST, 0);
+    assert_eq!(c.exit & exit::ACKNOWLEDGE_INTERRUPT, 0, "interrupts stay pending for the host");
+}
+
+/// What is needed refuses the module, by name.
+#[test]
+fn needed_controls() {
+    let table: &[(&[u32], u32, &str)] = &[
+        (&[msr::TRUE_PINBASED_CTLS], pin::VIRTUAL_NMIS, "virtual NMIs"),
+        (&[msr::TRUE_PROCBASED_CTLS], primary::USE_TPR_SHADOW, "use TPR shadow"),
+        (&[msr::TRUE_PROCBASED_CTLS], primary::SECONDARY, "activate secondary controls"),
+        (&[msr::PROCBASED_CTLS2], secondary::ENABLE_EPT, "enable EPT"),
+        (&[msr::PROCBASED_CTLS2], secondary::UNRESTRICTED_GUEST, "unrestricted guest"),
+        (&[msr::TRUE_EXIT_CTLS], exit::LOAD_EFER, "load IA32_EFER (exit)"),
+        (&[msr::TRUE_ENTRY_CTLS], entry::LOAD_EFER, "load IA32_EFER (entry)"),
+    ];
+    for &(msrs, bit, name) in table {
+        let why = without(msrs, bit).unwrap_err();
+        assert_eq!(why, Missing::Control(name));
+        assert_eq!(why.control(), Some(name));
+    }
+}
+
+/// What is only wanted is done without.
+#[test]
+fn wanted_controls() {
+    let c = without(&[msr::PROCBASED_CTLS2], secondary::ENABLE_VPID).unwrap();
+    assert!(!c.vpid());
+    let c = without(&[msr::TRUE_ENTRY_CTLS], entry::LOAD_PAT).unwrap();
+    assert!(!c.pat() && c.exit & exit::LOAD_PAT == 0, "PAT by hardware on both ways or on none");
+    let c = without(&[msr::TRUE_EXIT_CTLS], exit::LOAD_PAT).unwrap();
+    assert!(!c.pat());
+    assert!(!without(&[msr::TRUE_PROCBASED_CTLS], primary::USE_MSR_BITMAPS).unwrap().msr_bitmaps());
+    assert!(!without(&[msr::PROCBASED_CTLS2], secondary::PAUSE_LOOP_EXITING).unwrap().pause_loop());
+}
+
+/// The first VT-x CPUs force CR3 exits; nobody here handles them.
+#[test]
+fn forced_controls() {
+    let mut t = skylake();
+    t.insert(msr::TRUE_PROCBASED_CTLS, t[&msr::PROCBASED_CTLS]);
+    assert_eq!(negotiate(&t), Err(Missing::Forced("CR3-load exiting")));
+}
+
+/// Without BASIC bit 55 the true forms do not exist; reading them would be #GP.
+#[test]
+fn true_forms_only_where_they_exist() {
+    let mut t = skylake();
+    *t.get_mut(&msr::BASIC).unwrap() &= !(1 << 55);
+    for n in [msr::TRUE_PINBASED_CTLS, msr::TRUE_PROCBASED_CTLS, msr::TRUE_EXIT_CTLS, msr::TRUE_ENTRY_CTLS] {
+        t.remove(&n);
+    }
+    assert_eq!(negotiate(&t), Err(Missing::Forced("CR3-load exiting")));
+    t.insert(msr::PROCBASED_CTLS, skylake()[&msr::TRUE_PROCBASED_CTLS]);
+    assert!(negotiate(&t).is_ok());
+}
+
+#[test]
+fn firmware() {
+    let mut t = skylake();
+    t.insert(0x3a, 1);
+    assert_eq!(negotiate(&t), Err(Missing::DisabledByFirmware));
+    t.insert(0x3a, 0);
+    assert!(negotiate(&t).unwrap().feature_control_unlocked());
+}
+
+#[test]
+fn ept_properties() {
+    let mut t = skylake();
+    t.insert(msr::EPT_VPID_CAP, skylake()[&msr::EPT_VPID_CAP] & !(1 << 20));
+    assert_eq!(negotiate(&t), Err(Missing::Ept("INVEPT")));
+    t.insert(msr::EPT_VPID_CAP, skylake()[&msr::EPT_VPID_CAP] & !(1 << 6));
+    assert_eq!(negotiate(&t), Err(Missing::Ept("a page-walk length of 4")));
+    t.insert(msr::EPT_VPID_CAP, skylake()[&msr::EPT_VPID_CAP] & !(1 << 42));
+    assert!(!negotiate(&t).unwrap().vpid(), "VPIDs that can never be flushed are not used");
+}
+
+/// Regions below 4 GiB, uncached or bigger than a page: not on any CPU this is for.
+#[test]
+fn regions() {
+    for bit in [1u64 << 48, 4 << 50] {
+        let mut t = skylake();
+        *t.get_mut(&msr::BASIC).unwrap() ^= bit;
+        assert_eq!(negotiate(&t), Err(Missing::Region));
+    }
+}

@@ -1,0 +1,206 @@
+//! From exit reasons to the hall's words.
+
+use super::fake::Bench;
+use crate::exit::name;
+use crate::machine::Switched;
+use exitless_vcpu::backend::{Backend, Exit, IoAccess, SlatFault};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::vmx::access_rights as ar;
+use exitless_x86::vmx::field as f;
+
+#[test]
+fn reasons() {
+    let table = [
+        (1, Exit::ExternalInterrupt),
+        (2, Exit::Shutdown),
+        (3, Exit::HostEvent),
+        (4, Exit::HostEvent),
+        (7, Exit::InterruptWindow),
+        (8, Exit::NmiWindow),
+        (9, Exit::TaskSwitch),
+        (10, Exit::Cpuid),
+        (11, Exit::VirtInstruction),
+        (12, Exit::Hlt),
+        (13, Exit::Invd),
+        (15, Exit::Rdpmc),
+        (18, Exit::Hypercall),
+        (29, Exit::DrAccess),
+        (31, Exit::Rdmsr),
+        (32, Exit::Wrmsr),
+        (36, Exit::Mwait),
+        (39, Exit::Monitor),
+        (40, Exit::Pause),
+        (49, Exit::Unknown(49)),
+        (50, Exit::VirtInstruction),
+        (53, Exit::VirtInstruction),
+        (54, Exit::Wbinvd),
+        (55, Exit::Xsetbv),
+        (59, Exit::VirtInstruction),
+        (60, Exit::VirtInstruction),
+        (77, Exit::Unknown(77)),
+    ];
+    let mut b = Bench::new();
+    for (reason, exit) in table {
+        assert_eq!(b.run(reason, 0), exit, "reason {reason}");
+        assert_eq!(b.v.exit_number(), u64::from(reason));
+    }
+    for reason in 19..=27 {
+        assert_eq!(b.run(reason, 0), Exit::VirtInstruction);
+    }
+}
+
+/// No reason that hardware could ever give panics or passes for another.
+#[test]
+fn any_reason_has_an_answer() {
+    let mut b = Bench::new();
+    for reason in (0..0x80).chain([0x100, 0x7fff, 0xffff]) {
+        let exit = b.run(reason, u64::MAX);
+        if name(u64::from(reason)).is_none() {
+            assert!(
+                matches!(exit, Exit::Unknown(_) | Exit::HostEvent | Exit::VirtInstruction),
+                "{reason}: {exit:?}"
+            );
+        }
+        let _ = (b.v.take_interrupted(), b.v.next_rip());
+    }
+}
+
+#[test]
+fn entry_failures_tell_why() {
+    let mut b = Bench::new();
+    assert_eq!(b.run(1 << 31 | 33, 0), Exit::FailEntry(0x8000_0021));
+    assert_eq!(b.v.exit_number(), 33);
+    b.cpu.next(|cpu, _| {
+        cpu.store(f::VM_INSTRUCTION_ERROR, 7);
+        Switched::Failed
+    });
+    assert_eq!(b.v.enter(b.percpu, false), Exit::FailEntry(7));
+    assert_eq!(b.v.next_rip(), None);
+}
+
+/// The emergency path of a restart turns VMX off under a running module.
+#[test]
+fn vmx_off_is_no_fault() {
+    let mut b = Bench::new();
+    b.cpu.next(|_, _| Switched::Off);
+    assert_eq!(b.v.enter(b.percpu, false), Exit::Disabled);
+    assert_eq!(b.v.take_interrupted(), None);
+}
+
+#[test]
+fn ports() {
+    let mut b = Bench::new();
+    let io = |port, size, input, string, rep| Exit::Io(IoAccess { port, size, input, string, rep });
+    assert_eq!(b.run(30, 0x03f8_0008), io(0x3f8, 1, true, false, false));
+    assert_eq!(b.run(30, 0x0cfc_0003), io(0xcfc, 4, false, false, false));
+    assert_eq!(b.run(30, 0x01f0_0039), io(0x1f0, 2, true, true, true));
+}
+
+fn slat(qualification: u64) -> SlatFault {
+    let mut b = Bench::new();
+    b.cpu.next(move |cpu, run| {
+        cpu.store(f::GUEST_PHYSICAL_ADDRESS, 0xfee0_0300);
+        cpu.store(f::EXIT_QUALIFICATION, qualification);
+        run.reason = 48;
+        Switched::Exit
+    });
+    match b.v.enter(b.percpu, false) {
+        Exit::Slat(s) => s,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn ept_violations() {
+    let base = SlatFault { gpa: 0xfee0_0300, write: false, fetch: false, present: false, table_walk: false };
+    assert_eq!(slat(0x181), base);
+    assert_eq!(slat(0x182), SlatFault { write: true, ..base });
+    assert_eq!(slat(0x184), SlatFault { fetch: true, ..base });
+    assert_eq!(slat(0x1aa), SlatFault { write: true, present: true, ..base });
+    assert_eq!(slat(0x083), SlatFault { write: true, table_walk: true, ..base });
+    assert_eq!(slat(0x001), base, "without a linear address nothing is known of a walk");
+}
+
+#[test]
+fn control_registers() {
+    let mut b = Bench::new();
+    assert_eq!(b.run(28, 0x008), Exit::Cr8Write);
+    assert_eq!(b.run(28, 0x000), Exit::CrAccess);
+    assert_eq!(b.run(28, 0x004), Exit::CrAccess);
+    assert_eq!(b.run(28, 0x030), Exit::CrAccess, "LMSW");
+    assert_eq!(b.run(28, 0x018), Exit::CrAccess, "MOV from CR8 is never asked for");
+}
+
+fn exception(b: &mut Bench, info: u32, code: u32, qualification: u64) -> Exit {
+    b.cpu.next(move |cpu, run| {
+        cpu.store(f::EXIT_INTERRUPTION_ERROR_CODE, code);
+        cpu.store(f::EXIT_QUALIFICATION, qualification);
+        run.reason = 0;
+        run.interruption = info;
+        Switched::Exit
+    });
+    b.v.enter(b.percpu, false)
+}
+
+#[test]
+fn exceptions_and_nmis() {
+    let mut b = Bench::new();
+    assert_eq!(exception(&mut b, 0x8000_0202, 0, 0), Exit::Nmi);
+    assert_eq!(exception(&mut b, 0x8000_0312, 0, 0), Exit::Exception(Exception::plain(Vector::MC)));
+    let ac = Exception { vector: Vector::AC, error_code: Some(0), payload: 0 };
+    assert_eq!(exception(&mut b, 0x8000_0b11, 0, 0), Exit::Exception(ac));
+}
+
+/// The exit leaves DR6 alone; the hall reads it as if hardware had written it. B0 to B3 are of this #DB only.
+#[test]
+fn debug_exceptions_fill_dr6() {
+    let mut b = Bench::new();
+    b.v.set_dr6(0xffff_0ff0 | 1 << 15 | 1 << 1);
+    exception(&mut b, 0x8000_0301, 0, 1 << 14 | 1);
+    assert_eq!(b.v.dr6(), 0xffff_0ff0 | 1 << 15 | 1 << 14 | 1);
+}
+
+fn at(rip: u64, length: u32, rights: u32) -> Option<u64> {
+    let mut b = Bench::new();
+    b.cpu.next(move |cpu, run| {
+        cpu.store(f::GUEST_RIP, rip);
+        cpu.store(f::EXIT_INSTRUCTION_LENGTH, length);
+        cpu.store(f::GUEST_CS_ACCESS_RIGHTS, rights);
+        run.reason = 10;
+        Switched::Exit
+    });
+    b.v.enter(b.percpu, false);
+    b.v.next_rip()
+}
+
+#[test]
+fn next_rip() {
+    let (code, long) = (ar::P | ar::S | 11, ar::P | ar::S | 11 | ar::L);
+    assert_eq!(at(0x1000, 2, code), Some(0x1002));
+    assert_eq!(at(0xffff_fffe, 2, code), Some(0), "32-bit code wraps");
+    assert_eq!(at(0xffff_fffe, 2, long), Some(0x1_0000_0000));
+    assert_eq!(at(0xffff_ffff_8000_0000, 3, long), Some(0xffff_ffff_8000_0003));
+    assert_eq!(at(0x1000, 0, code), None, "a length hardware cannot mean");
+    assert_eq!(at(0x1000, 16, code), None);
+}
+
+/// EPT violations have no instruction length.
+#[test]
+fn next_rip_of_instructions_only() {
+    let mut b = Bench::new();
+    b.run(48, 0);
+    assert_eq!(b.v.next_rip(), None);
+}
+
+/// A triple fault may leave the vCPU in shutdown; whoever resets it must be able to run it.
+#[test]
+fn triple_fault_leaves_an_active_vcpu() {
+    let mut b = Bench::new();
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_ACTIVITY, 2);
+        run.reason = 2;
+        Switched::Exit
+    });
+    assert_eq!(b.v.enter(b.percpu, false), Exit::Shutdown);
+    assert_eq!(b.cpu.field(f::GUEST_ACTIVITY), 0);
+}

@@ -1,0 +1,304 @@
+//! A processor in VMX operation, as far as the backend can tell.
+
+use crate::machine::{Machine, Switched, TaskSegments};
+use crate::vcpu::Run;
+use crate::{Caps, HostState, Pages, PerCpu, Residence, Vmx};
+use core::ptr::NonNull;
+use exitless_x86::cpuid::CpuidResult;
+use exitless_x86::vmx::caps::msr;
+use exitless_x86::vmx::field::{Access, Field, Width};
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::vec::Vec;
+
+type Script = Box<dyn FnMut(&Cpu, &mut Run) -> Switched>;
+
+/// One VMCS.
+#[derive(Default)]
+pub(super) struct Vmcs {
+    fields: BTreeMap<u32, u64>,
+    launched: bool,
+}
+
+/// See the file's head. One of them stands for whichever physical CPU runs: VMCSs are found by address.
+#[derive(Default)]
+pub(super) struct Cpu {
+    pub(super) vmcs: RefCell<BTreeMap<u64, Vmcs>>,
+    pub(super) current: Cell<u64>,
+    pub(super) msrs: RefCell<BTreeMap<u32, u64>>,
+    pub(super) segments: Cell<TaskSegments>,
+    pub(super) restored: Cell<Option<TaskSegments>>,
+    pub(super) cr3: Cell<u64>,
+    pub(super) dr6: Cell<u64>,
+    pub(super) script: RefCell<VecDeque<Script>>,
+    pub(super) reads: RefCell<Vec<u32>>,
+    pub(super) writes: RefCell<Vec<u32>>,
+    pub(super) wrmsrs: RefCell<Vec<u32>>,
+    pub(super) invepts: RefCell<Vec<(u64, u64)>>,
+    pub(super) invvpids: Cell<u32>,
+    pub(super) barriers: Cell<u32>,
+    pub(super) flushed_l1d: Cell<bool>,
+}
+
+impl Cpu {
+    pub(super) fn field<W: Width, A: Access>(&self, f: Field<W, A>) -> W::Value {
+        let all = self.vmcs.borrow();
+        W::value(all[&self.current.get()].fields.get(&f.encoding()).copied().unwrap_or(0))
+    }
+    /// What hardware stores on an exit, read-only fields too.
+    pub(super) fn store<W: Width, A: Access>(&self, f: Field<W, A>, v: W::Value) {
+        self.vmcs.borrow_mut().get_mut(&self.current.get()).unwrap().fields.insert(f.encoding(), W::raw(v));
+    }
+    pub(super) fn msr(&self, n: u32) -> u64 {
+        self.msrs.borrow().get(&n).copied().unwrap_or(0)
+    }
+    pub(super) fn clear_logs(&self) {
+        self.reads.borrow_mut().clear();
+        self.writes.borrow_mut().clear();
+        self.wrmsrs.borrow_mut().clear();
+        self.invepts.borrow_mut().clear();
+    }
+    pub(super) fn wrote<W: Width, A: Access>(&self, f: Field<W, A>) -> bool {
+        self.writes.borrow().contains(&f.encoding())
+    }
+    pub(super) fn read_count<W: Width, A: Access>(&self, f: Field<W, A>) -> usize {
+        self.reads.borrow().iter().filter(|&&e| e == f.encoding()).count()
+    }
+    /// The next entry ends like this.
+    pub(super) fn next(&self, f: impl FnMut(&Cpu, &mut Run) -> Switched + 'static) {
+        self.script.borrow_mut().push_back(Box::new(f));
+    }
+    /// The next entry ends with this exit reason and qualification.
+    pub(super) fn exit(&self, reason: u32, qualification: u64) {
+        self.next(move |cpu, run| {
+            cpu.store(exitless_x86::vmx::field::EXIT_QUALIFICATION, qualification);
+            run.reason = reason;
+            run.interruption = 0;
+            Switched::Exit
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Fake(Option<&'static Cpu>);
+
+// SAFETY: `None` is all-zero for an optional reference.
+unsafe impl bytemuck::Zeroable for Fake {}
+
+impl Fake {
+    pub(super) fn new() -> (Self, &'static Cpu) {
+        let cpu: &'static Cpu = Box::leak(Box::default());
+        (Self(Some(cpu)), cpu)
+    }
+    fn cpu(&self) -> &'static Cpu {
+        self.0.unwrap()
+    }
+}
+
+impl Machine for Fake {
+    fn vmread(&self, encoding: u32) -> u64 {
+        let cpu = self.cpu();
+        cpu.reads.borrow_mut().push(encoding);
+        let all = cpu.vmcs.borrow();
+        all.get(&cpu.current.get()).and_then(|v| v.fields.get(&encoding)).copied().unwrap_or(0)
+    }
+    fn vmwrite(&self, encoding: u32, value: u64) -> bool {
+        let cpu = self.cpu();
+        cpu.writes.borrow_mut().push(encoding);
+        assert_ne!(encoding >> 10 & 3, 1, "a read-only field");
+        let mut all = cpu.vmcs.borrow_mut();
+        let Some(v) = all.get_mut(&cpu.current.get()) else { return false };
+        v.fields.insert(encoding, value);
+        true
+    }
+    fn vmclear(&self, pa: u64) -> bool {
+        let cpu = self.cpu();
+        cpu.vmcs.borrow_mut().entry(pa).or_default().launched = false;
+        if cpu.current.get() == pa {
+            cpu.current.set(0);
+        }
+        true
+    }
+    fn vmptrld(&self, pa: u64) -> bool {
+        let cpu = self.cpu();
+        let known = cpu.vmcs.borrow().contains_key(&pa);
+        cpu.current.set(pa);
+        known
+    }
+    fn invept(&self, kind: u64, eptp: u64) -> bool {
+        self.cpu().invepts.borrow_mut().push((kind, eptp));
+        true
+    }
+    fn invvpid(&self, _: u64, _: u16) -> bool {
+        self.cpu().invvpids.set(self.cpu().invvpids.get() + 1);
+        true
+    }
+    fn enter(&self, run: &mut Run, launched: bool, flush_l1d: bool) -> Switched {
+        let cpu = self.cpu();
+        cpu.flushed_l1d.set(flush_l1d);
+        {
+            let mut all = cpu.vmcs.borrow_mut();
+            let Some(v) = all.get_mut(&cpu.current.get()) else { return Switched::Failed };
+            assert_eq!(v.launched, launched, "VMLAUNCH wants a clear VMCS, VMRESUME a launched one");
+            v.launched = true;
+        }
+        let mut script = cpu.script.borrow_mut().pop_front().expect("an entry nobody expected");
+        let switched = script(cpu, run);
+        let late_failure = switched == Switched::Exit && run.reason >> 31 != 0;
+        if switched != Switched::Exit || late_failure {
+            cpu.vmcs.borrow_mut().get_mut(&cpu.current.get()).unwrap().launched = launched;
+        } else {
+            let info = exitless_x86::vmx::field::ENTRY_INTERRUPTION_INFO;
+            cpu.store(info, cpu.field(info) & !(1 << 31));
+        }
+        switched
+    }
+    fn exit_address(&self) -> u64 {
+        0xe817
+    }
+    fn rdmsr(&self, msr: u32) -> u64 {
+        self.cpu().msr(msr)
+    }
+    fn wrmsr(&self, msr: u32, value: u64) {
+        self.cpu().wrmsrs.borrow_mut().push(msr);
+        self.cpu().msrs.borrow_mut().insert(msr, value);
+    }
+    fn host_cr3_cr4(&self) -> (u64, u64) {
+        (self.cpu().cr3.get(), 0x2020)
+    }
+    fn dr6(&self) -> u64 {
+        self.cpu().dr6.get()
+    }
+    fn set_dr6(&self, value: u64) {
+        self.cpu().dr6.set(value);
+    }
+    fn task_segments(&self) -> TaskSegments {
+        self.cpu().segments.get()
+    }
+    fn restore_task_segments(&self, s: &TaskSegments) {
+        let cpu = self.cpu();
+        cpu.restored.set(Some(*s));
+        if s.gs != 0 {
+            // Loading GS replaces the inactive GS base.
+            cpu.msrs.borrow_mut().insert(0xc000_0102, 0x6666);
+        }
+    }
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+    fn branch_barrier(&self) {
+        self.cpu().barriers.set(self.cpu().barriers.get() + 1);
+    }
+}
+
+/// The capability MSRs of a Skylake server, with what a test changes.
+pub(super) fn skylake() -> BTreeMap<u32, u64> {
+    BTreeMap::from([
+        (0x3a, 5),
+        (msr::BASIC, 0x00da_0400_0000_0004),
+        (msr::PINBASED_CTLS, 0x0000_00ff_0000_0016),
+        (msr::TRUE_PINBASED_CTLS, 0x0000_00ff_0000_0016),
+        (msr::PROCBASED_CTLS, 0xfff9_fffe_0401_e172),
+        (msr::TRUE_PROCBASED_CTLS, 0xfff9_fffe_0400_6172),
+        (msr::EXIT_CTLS, 0x01ff_ffff_0003_6dff),
+        (msr::TRUE_EXIT_CTLS, 0x01ff_ffff_0003_6dfb),
+        (msr::ENTRY_CTLS, 0x0003_ffff_0000_11ff),
+        (msr::TRUE_ENTRY_CTLS, 0x0003_ffff_0000_11fb),
+        (msr::MISC, 0x7004_c1e7),
+        (msr::CR0_FIXED0, 0x8000_0021),
+        (msr::CR0_FIXED1, 0xffff_ffff),
+        (msr::CR4_FIXED0, 0x2000),
+        (msr::CR4_FIXED1, 0x0077_2fff),
+        (msr::PROCBASED_CTLS2, 0x035f_fcff_0000_0000),
+        (msr::EPT_VPID_CAP, 0x0000_0f01_0673_4141),
+    ])
+}
+
+pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missing> {
+    let cpuid = |leaf| match leaf {
+        0 => CpuidResult { eax: 0x16, ..CpuidResult::default() },
+        _ => CpuidResult { ecx: 1 << 5, ..CpuidResult::default() },
+    };
+    Caps::negotiate(cpuid, |n| *msrs.get(&n).expect("an MSR that does not exist"))
+}
+
+pub(super) fn host() -> HostState {
+    HostState {
+        cr0: 0x8005_0033,
+        cs: 0x10,
+        ss: 0x18,
+        tr: 0x40,
+        gs_base: 0x9000,
+        tss_base: 0x7000,
+        ..HostState::default()
+    }
+}
+
+/// A CPU with VMX on.
+pub(super) fn online(m: Fake, number: u32) -> &'static PerCpu {
+    let cpu: &'static PerCpu = Box::leak(Box::new(PerCpu::none()));
+    cpu.enable(&m, number, &host(), true);
+    cpu
+}
+
+/// One vCPU on a fake CPU 0.
+pub(super) struct Bench {
+    pub(super) v: Box<Vmx<Fake>>,
+    pub(super) at: &'static Residence,
+    pub(super) percpu: &'static PerCpu,
+    pub(super) cpu: &'static Cpu,
+    pub(super) m: Fake,
+}
+
+#[repr(align(4096))]
+struct Page(#[allow(dead_code)] [u8; 4096]);
+
+pub(super) fn residence(pa: u64) -> &'static Residence {
+    let at: &'static Residence = Box::leak(Box::new(bytemuck::Zeroable::zeroed()));
+    at.init(pa, pa);
+    at
+}
+
+impl Bench {
+    /// Not loaded yet.
+    pub(super) fn cold() -> Self {
+        Self::with(&negotiate(&skylake()).unwrap())
+    }
+    pub(super) fn with(caps: &Caps) -> Self {
+        let (m, cpu) = Fake::new();
+        let percpu = online(m, 0);
+        let at = residence(0x1000);
+        let mut v: Box<Vmx<Fake>> = Box::new(bytemuck::Zeroable::zeroed());
+        v.m = m;
+        let page = Box::leak(Box::new(Page([0; 4096])));
+        let pages = Pages {
+            residence: NonNull::from(at),
+            virtual_apic: NonNull::from(page).cast(),
+            virtual_apic_pa: 0x5000,
+            msr_bitmaps_pa: 0x6000,
+        };
+        v.init(pages, caps);
+        Self { v, at, percpu, cpu, m }
+    }
+    /// Loaded on CPU 0.
+    pub(super) fn new() -> Self {
+        let b = Self::cold();
+        b.load();
+        b
+    }
+    pub(super) fn load(&self) {
+        // SAFETY: the residence is leaked.
+        unsafe { self.at.load(&self.m, self.percpu) }.unwrap();
+    }
+    pub(super) fn put(&self) {
+        // SAFETY: loaded on this CPU.
+        unsafe { self.at.put(&self.m, self.percpu) };
+    }
+    /// One entry that ends with this exit.
+    pub(super) fn run(&mut self, reason: u32, qualification: u64) -> exitless_vcpu::backend::Exit {
+        use exitless_vcpu::backend::Backend;
+        self.cpu.exit(reason, qualification);
+        self.v.enter(self.percpu, false)
+    }
+}

@@ -1,0 +1,312 @@
+//! Registers: segments and their unusable bit, masks and shadows, the cache, the MSR bitmaps, CR8.
+
+use super::fake::Bench;
+use crate::msr_bitmap;
+use crate::state::{access_rights, attributes};
+use exitless_vcpu::backend::{Backend, SysReg};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, cr4, efer, rflags};
+use exitless_x86::vmx::access_rights as ar;
+use exitless_x86::vmx::control::{entry, primary};
+use exitless_x86::vmx::field as f;
+use std::vec;
+
+const ALL: [SegReg; 8] =
+    [SegReg::Es, SegReg::Cs, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs, SegReg::Ldtr, SegReg::Tr];
+
+/// Every packed attribute of a present, accessed segment comes back as it was.
+#[test]
+fn attributes_round_trip() {
+    for attrib in 0..0x1000u16 {
+        let s = Segment { attrib, ..Segment::default() };
+        let rights = access_rights(SegReg::Tr, &s);
+        assert_eq!(rights & 0xf00, 0, "reserved bits");
+        assert_eq!(rights & ar::UNUSABLE != 0, !s.present());
+        assert_eq!(attributes(rights), attrib);
+    }
+}
+
+/// VM entry refuses usable code and data segments without the accessed bit; user space may set such ones.
+#[test]
+fn accessed_bit() {
+    let s = Segment { attrib: Segment::P | Segment::S | 2, ..Segment::default() };
+    assert_eq!(access_rights(SegReg::Ds, &s) & 15, 3);
+    assert_eq!(access_rights(SegReg::Tr, &s) & 15, 2);
+    let gone = Segment { attrib: Segment::S | 2, ..Segment::default() };
+    assert_eq!(access_rights(SegReg::Ds, &gone) & 15, 2);
+}
+
+/// A null SS in 64-bit mode is unusable, and its DPL is still the CPL.
+#[test]
+fn unusable_ss_keeps_the_cpl() {
+    let mut b = Bench::new();
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_SS_ACCESS_RIGHTS, ar::UNUSABLE | 3 << ar::DPL_SHIFT | ar::P);
+        run.reason = 10;
+        crate::machine::Switched::Exit
+    });
+    b.v.enter(b.percpu, false);
+    assert_eq!(b.v.cpl(), 3);
+    assert!(!b.v.segment(SegReg::Ss).present());
+    assert_eq!(b.v.segment(SegReg::Ss).dpl(), 3);
+}
+
+/// Each register goes to its own fields and comes back from them.
+#[test]
+fn segments_through_the_vmcs() {
+    let mut b = Bench::new();
+    for (i, r) in ALL.into_iter().enumerate() {
+        let n = i as u64 + 1;
+        let attrib = Segment::P | 3 | if i < 6 { Segment::S } else { 0 };
+        b.v.set_segment(r, &Segment { base: n << 12, limit: n as u32, selector: n as u16 * 8, attrib });
+    }
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_CS_SELECTOR), 16);
+    assert_eq!(b.cpu.field(f::GUEST_LDTR_BASE), 7 << 12);
+    assert_eq!(b.cpu.field(f::GUEST_TR_LIMIT), 8);
+    assert_eq!(b.cpu.field(f::GUEST_FS_ACCESS_RIGHTS), 0x93);
+    for (i, r) in ALL.into_iter().enumerate() {
+        let s = b.v.segment(r);
+        assert_eq!((s.base, s.limit, s.selector), ((i as u64 + 1) << 12, i as u32 + 1, (i as u16 + 1) * 8));
+    }
+}
+
+#[test]
+fn tables() {
+    let mut b = Bench::new();
+    b.v.set_gdtr(&TableReg { base: 0x1234, limit: 0x7f, reserved: 0 });
+    b.v.set_idtr(&TableReg { base: 0x5678, limit: 0xfff, reserved: 0 });
+    b.run(10, 0);
+    assert_eq!((b.v.gdtr().base, b.v.gdtr().limit), (0x1234, 0x7f));
+    assert_eq!((b.v.idtr().base, b.v.idtr().limit), (0x5678, 0xfff));
+}
+
+/// The guest sees what it wrote; hardware runs with NE and without CD and NW.
+#[test]
+fn cr0() {
+    let mut b = Bench::new();
+    let value = cr0::PE | cr0::ET | cr0::CD | cr0::NW;
+    b.v.set_cr0(value);
+    b.run(10, 0);
+    assert_eq!(b.v.cr0(), value);
+    assert_eq!(b.cpu.field(f::GUEST_CR0), cr0::PE | cr0::ET | cr0::NE);
+    assert_eq!(b.cpu.field(f::CR0_SHADOW), value);
+    // CLTS and the like change hardware's bits without an exit.
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_CR0, cpu.field(f::GUEST_CR0) | cr0::TS | cr0::MP);
+        run.reason = 10;
+        crate::machine::Switched::Exit
+    });
+    b.v.enter(b.percpu, false);
+    assert_eq!(b.v.cr0(), value | cr0::TS | cr0::MP);
+    assert_eq!(b.cpu.field(f::CR0_MASK) & (cr0::TS | cr0::MP | cr0::NE | cr0::PG), cr0::NE | cr0::PG);
+}
+
+/// VMXE is on in hardware and nowhere to be seen.
+#[test]
+fn cr4() {
+    let mut b = Bench::new();
+    b.v.set_cr4(cr4::PAE);
+    b.run(10, 0);
+    assert_eq!(b.v.cr4(), cr4::PAE);
+    assert_eq!(b.cpu.field(f::GUEST_CR4), cr4::PAE | cr4::VMXE);
+    assert_ne!(b.cpu.field(f::CR4_MASK) & cr4::VMXE, 0, "a guest that sets VMXE exits");
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_CR4, cpu.field(f::GUEST_CR4) | cr4::PGE);
+        run.reason = 10;
+        crate::machine::Switched::Exit
+    });
+    b.v.enter(b.percpu, false);
+    assert_eq!(b.v.cr4(), cr4::PAE | cr4::PGE);
+}
+
+#[test]
+fn long_mode_is_an_entry_control() {
+    let mut b = Bench::new();
+    b.v.set_efer(efer::LME | efer::LMA);
+    b.run(10, 0);
+    assert_ne!(b.cpu.field(f::ENTRY_CONTROLS) & entry::IA32E_MODE_GUEST, 0);
+    assert_eq!(b.cpu.field(f::GUEST_EFER), efer::LME | efer::LMA);
+    b.v.set_efer(efer::LME);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::ENTRY_CONTROLS) & entry::IA32E_MODE_GUEST, 0);
+}
+
+#[test]
+fn pdptes_belong_to_pae_paging() {
+    let mut b = Bench::new();
+    b.v.set_cr0(cr0::PE | cr0::PG);
+    assert!(!b.v.uses_pdptes());
+    b.v.set_cr4(cr4::PAE);
+    assert!(b.v.uses_pdptes());
+    b.v.set_pdptes([1, 2, 3, 4]);
+    b.run(10, 0);
+    assert_eq!((b.cpu.field(f::GUEST_PDPTE0), b.cpu.field(f::GUEST_PDPTE3)), (1, 4));
+    b.v.set_efer(efer::LME | efer::LMA);
+    assert!(!b.v.uses_pdptes());
+}
+
+/// Read once, then from memory until the guest ran again.
+#[test]
+fn fields_are_read_once() {
+    let mut b = Bench::new();
+    b.run(10, 0);
+    b.cpu.clear_logs();
+    for _ in 0..3 {
+        let _ = (b.v.rflags(), b.v.segment(SegReg::Cs));
+    }
+    assert_eq!(b.cpu.read_count(f::GUEST_RFLAGS), 1);
+    assert_eq!(b.cpu.read_count(f::GUEST_CS_ACCESS_RIGHTS), 1);
+    b.run(10, 0);
+    let _ = b.v.rflags();
+    assert_eq!(b.cpu.read_count(f::GUEST_RFLAGS), 2);
+    assert_eq!(b.cpu.read_count(f::PRIMARY_CONTROLS), 0, "ours, never read");
+}
+
+/// Only what changed is written; a value set again is no change.
+#[test]
+fn changes_are_written_once() {
+    let mut b = Bench::new();
+    b.run(10, 0);
+    b.cpu.clear_logs();
+    b.v.set_rip(b.v.rip() + 2);
+    let flags = b.v.rflags();
+    b.v.set_rflags(flags | rflags::FIXED);
+    b.run(10, 0);
+    assert_eq!(
+        *b.cpu.writes.borrow(),
+        vec![f::GUEST_RFLAGS.encoding(), f::GUEST_RIP.encoding()][..]
+            .iter()
+            .rev()
+            .copied()
+            .collect::<vec::Vec<_>>()
+    );
+    b.cpu.clear_logs();
+    b.run(10, 0);
+    assert!(b.cpu.writes.borrow().is_empty(), "nothing changed: {:x?}", b.cpu.writes.borrow());
+}
+
+/// After `sync` the registers can be read, and written, with the VMCS loaded nowhere.
+#[test]
+fn synced_registers_need_no_vmcs() {
+    let mut b = Bench::new();
+    b.v.set_rip(0x1000);
+    b.run(10, 0);
+    b.v.sync();
+    b.at.clear_here(&b.m, b.percpu);
+    b.cpu.clear_logs();
+    assert_eq!(b.v.rip(), 0x1000);
+    b.v.set_rip(0x2000);
+    assert!(b.cpu.reads.borrow().is_empty() && b.cpu.writes.borrow().is_empty());
+    b.load();
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_RIP), 0x2000);
+}
+
+/// RSP stands among the general registers for the hall, and is a field for hardware.
+#[test]
+fn rsp() {
+    let mut b = Bench::new();
+    b.v.gprs_mut().set(Gpr::Rsp, 0x8000);
+    b.cpu.next(|cpu, run| {
+        assert_eq!(cpu.field(f::GUEST_RSP), 0x8000);
+        cpu.store(f::GUEST_RSP, 0x7ff8);
+        run.reason = 10;
+        crate::machine::Switched::Exit
+    });
+    b.v.enter(b.percpu, false);
+    assert_eq!(b.v.gprs().get(Gpr::Rsp), 0x7ff8);
+    b.cpu.clear_logs();
+    b.run(10, 0);
+    assert!(!b.cpu.wrote(f::GUEST_RSP));
+}
+
+#[test]
+fn windows_and_intercepts() {
+    let mut b = Bench::new();
+    b.run(10, 0);
+    assert_ne!(b.cpu.field(f::PRIMARY_CONTROLS) & primary::MOV_DR_EXITING, 0);
+    b.v.set_interrupt_window(true);
+    b.v.set_nmi_window(true);
+    b.v.set_cr8_intercept(true);
+    b.v.set_dr_intercept(false);
+    b.run(10, 0);
+    let on = primary::INTERRUPT_WINDOW_EXITING | primary::NMI_WINDOW_EXITING | primary::CR8_LOAD_EXITING;
+    assert_eq!(b.cpu.field(f::PRIMARY_CONTROLS) & (on | primary::MOV_DR_EXITING), on);
+    b.v.set_interrupt_window(false);
+    b.v.set_nmi_window(false);
+    b.v.set_cr8_intercept(false);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::PRIMARY_CONTROLS) & on, 0);
+}
+
+#[test]
+fn cr8_lives_in_the_virtual_apic_page() {
+    let mut b = Bench::new();
+    assert_eq!(b.v.cr8(), 0);
+    b.v.set_cr8(9);
+    assert_eq!(b.v.cr8(), 9);
+    b.v.set_cr8(0xff);
+    assert_eq!(b.v.cr8(), 15);
+}
+
+/// In an interrupt shadow VM entry demands that a pending single-step agrees with TF and BTF.
+#[test]
+fn shadow_and_single_step() {
+    let mut b = Bench::new();
+    b.v.set_rflags(rflags::IF | rflags::TF);
+    b.v.set_interrupt_shadow(true);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), 1, "STI");
+    assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 1 << 14);
+    b.v.set_sys_reg(SysReg::DebugCtl, 2);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 0, "BTF: branches are stepped, not instructions");
+    b.v.set_sys_reg(SysReg::DebugCtl, 0);
+    b.run(10, 0);
+    b.v.set_interrupt_shadow(false);
+    b.run(10, 0);
+    assert_eq!((b.cpu.field(f::GUEST_INTERRUPTIBILITY), b.cpu.field(f::GUEST_PENDING_DEBUG)), (0, 0));
+    b.v.set_rflags(0);
+    b.v.set_interrupt_shadow(true);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), 2, "with IF clear only MOV SS casts a shadow");
+}
+
+/// DR6 is in the CPU only while the guest has the debug registers, and the host finds none of its bits.
+#[test]
+fn dr6_travels_with_the_debug_registers() {
+    let mut b = Bench::new();
+    b.cpu.dr6.set(0xffff_0ff0);
+    b.v.set_dr6(0xffff_0ff1);
+    b.run(10, 0);
+    assert_eq!(b.cpu.dr6.get(), 0xffff_0ff0);
+    b.v.set_dr_intercept(false);
+    b.cpu.next(|cpu, run| {
+        assert_eq!(cpu.dr6.get(), 0xffff_0ff1);
+        cpu.dr6.set(0xffff_0ff4);
+        run.reason = 10;
+        crate::machine::Switched::Exit
+    });
+    b.v.enter(b.percpu, false);
+    assert_eq!(b.v.dr6(), 0xffff_0ff4);
+    assert_eq!(b.cpu.dr6.get(), 0xffff_0ff0);
+}
+
+/// The manual's corners of the four bitmaps.
+#[test]
+fn msr_bitmaps() {
+    assert_eq!(msr_bitmap::position(0), Some((0, 0)));
+    assert_eq!(msr_bitmap::position(0x1fff), Some((0x3ff, 7)));
+    assert_eq!(msr_bitmap::position(0xc000_0000), Some((0x400, 0)));
+    assert_eq!(msr_bitmap::position(0xc000_1fff), Some((0x7ff, 7)));
+    for outside in [0x2000, 0xbfff_ffff, 0xc000_2000, 0xc001_0015, u32::MAX] {
+        assert_eq!(msr_bitmap::position(outside), None);
+    }
+    let mut map = vec![0; msr_bitmap::SIZE];
+    msr_bitmap::fill(&mut map, [0x174, 0xc000_0102, 0x4b56_4d00].into_iter());
+    assert_eq!(map.iter().map(|b| b.count_zeros()).sum::<u32>(), 4);
+    assert_eq!(map[0x174 / 8] & 1 << (0x174 % 8), 0);
+    assert_eq!(map[0x800 + 0x174 / 8] & 1 << (0x174 % 8), 0);
+    assert_eq!(map[0x400 + 0x102 / 8] & 1 << 2, 0);
+    assert_eq!(map[0xc00 + 0x102 / 8] & 1 << 2, 0);
+}
