@@ -4,6 +4,7 @@
 //! answer otherwise, the test accepts both and its comment says why.
 
 mod env;
+mod host;
 mod irq;
 mod life;
 mod memory;
@@ -30,7 +31,16 @@ fn main() {
             _ => words.push(a),
         }
     }
-    let groups = [system::TESTS, vm::TESTS, memory::TESTS, irq::TESTS, state::TESTS, run::TESTS, life::TESTS];
+    let groups = [
+        system::TESTS,
+        vm::TESTS,
+        memory::TESTS,
+        irq::TESTS,
+        state::TESTS,
+        run::TESTS,
+        life::TESTS,
+        host::TESTS,
+    ];
     let tests = groups.iter().flat_map(|g| g.iter());
     match words.first().map(String::as_str) {
         Some("list") => tests.for_each(|(name, _)| println!("{name}")),

@@ -1,0 +1,228 @@
+//! What a guest and its VMM must leave alone on the host: registers, breakpoints, tables and accounts of the thread that
+//! runs the vCPU.
+
+use crate::env::*;
+use exitless_runner::kvm::{self, nr};
+use kvm_bindings::*;
+use std::arch::{asm, x86_64};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("host/tsc_aux", tsc_aux),
+    ("host/breakpoint", breakpoint),
+    ("host/ldt_changed_during_a_run", ldt),
+    ("host/guest_time", guest_time),
+];
+
+/// IA32_TSC_AUX.
+const TSC_AUX: u32 = 0xc000_0103;
+/// `jmp $`
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+fn stay_on_this_cpu() -> R {
+    // SAFETY: an all-zero set is valid; the calls fill and read it.
+    let failed = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu().max(0) as usize, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    if failed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
+/// What RDTSCP says beside the time: the kernel's number of this CPU, on which getcpu() rests.
+fn host_aux() -> u32 {
+    let mut aux = 0;
+    // SAFETY: the caller saw RDTSCP in CPUID.
+    unsafe { x86_64::__rdtscp(&mut aux) };
+    aux
+}
+
+/// KVM_SET_MSRS once wrote the CPU's register although no guest was loaded: every program on that CPU then had a wrong
+/// CPU number.
+fn tsc_aux(e: &Env) -> R {
+    if x86_64::__cpuid(0x8000_0001).edx & (1 << 27) == 0 {
+        return skip("no RDTSCP");
+    }
+    stay_on_this_cpu()?;
+    let g = e.guest(Chips::None, &[0xf4, 0xf4])?;
+    let before = host_aux();
+    if !kvm::set_msr(&g.vcpu.fd, TSC_AUX, 0x5_1234)? {
+        return skip("the guest has no TSC_AUX");
+    }
+    same!(host_aux(), before, "after KVM_SET_MSRS");
+    g.vcpu.run_to(KVM_EXIT_HLT)?;
+    same!(host_aux(), before, "after a run");
+    same!(kvm::get_msr(&g.vcpu.fd, TSC_AUX)?, Some(0x5_1234), "the guest's");
+    Ok(())
+}
+
+/// `struct perf_event_attr` up to `bp_len` (PERF_ATTR_SIZE_VER1).
+#[repr(C)]
+#[derive(Default)]
+struct PerfAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup: u32,
+    bp_type: u32,
+    bp_addr: u64,
+    bp_len: u64,
+}
+
+const PERF_TYPE_BREAKPOINT: u32 = 5;
+const EXCLUDE_KERNEL_AND_HYPERVISOR: u64 = 1 << 5 | 1 << 6;
+const HW_BREAKPOINT_W: u32 = 2;
+
+static WATCHED: AtomicU64 = AtomicU64::new(0);
+
+/// Counts writes to `WATCHED` by this thread.
+fn watch() -> Result<kvm::Fd, Stop> {
+    let attr = PerfAttr {
+        kind: PERF_TYPE_BREAKPOINT,
+        size: size_of::<PerfAttr>() as u32,
+        flags: EXCLUDE_KERNEL_AND_HYPERVISOR,
+        bp_type: HW_BREAKPOINT_W,
+        bp_addr: WATCHED.as_ptr() as u64,
+        bp_len: 8,
+        ..Default::default()
+    };
+    // SAFETY: perf_event_open reads the attributes and makes a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &attr, 0, -1, -1, 0) };
+    if fd < 0 {
+        return skip(&format!("no breakpoint events: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: a new descriptor.
+    Ok(unsafe { kvm::Fd::from_raw(fd as i32) })
+}
+
+fn hits(fd: &kvm::Fd) -> Result<u64, Stop> {
+    let mut n = 0u64;
+    // SAFETY: n is 8 writable bytes.
+    let got = unsafe { libc::read(fd.raw(), (&raw mut n).cast(), 8) };
+    if got == 8 { Ok(n) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
+/// Each #VMEXIT switches breakpoints off: the debugger of a vCPU's thread went blind after its first slice. And the guest's
+/// addresses must never be armed in the host.
+fn breakpoint(e: &Env) -> R {
+    stay_on_this_cpu()?;
+    let event = watch()?;
+    WATCHED.store(1, Ordering::Relaxed);
+    if hits(&event)? != 1 {
+        return skip("breakpoints do not fire here");
+    }
+    for guest_has_its_own in [false, true] {
+        let g = e.guest(Chips::None, &[0xf4, 0xf4])?;
+        if guest_has_its_own {
+            let mut d: kvm_debugregs = g.vcpu.fd.get(nr::GET_DEBUGREGS)?;
+            (d.db[0], d.dr7) = (ENTRY + 0x500, 0x402);
+            g.vcpu.fd.set(nr::SET_DEBUGREGS, &d)?;
+        }
+        let before = hits(&event)?;
+        g.vcpu.run_to(KVM_EXIT_HLT)?;
+        WATCHED.store(2, Ordering::Relaxed);
+        same!(hits(&event)?, before + 1, "hits after a run, guest's own: {guest_has_its_own}");
+    }
+    Ok(())
+}
+
+extern "C" fn nothing(_: i32) {}
+
+/// Signals that end KVM_RUN and nothing else.
+fn catch(signal: i32) {
+    // SAFETY: an all-zero action with a handler that does nothing; without SA_RESTART calls end with EINTR.
+    unsafe {
+        let mut a: libc::sigaction = std::mem::zeroed();
+        a.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(signal, &a, std::ptr::null_mut());
+    }
+}
+
+/// Installs a present data segment as entry `number` of this process's LDT.
+fn set_ldt(number: u32) -> bool {
+    // entry_number, base_addr, limit, flags: 32 bit, limit in pages, usable.
+    let entry = [number, 0u32, 0xf_ffff, 1 | 1 << 4 | 1 << 6];
+    const WRITE: i32 = 0x11;
+    // SAFETY: modify_ldt reads the structure.
+    unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, entry.as_ptr(), size_of_val(&entry)) == 0 }
+}
+
+/// Does this CPU find LDT entry `number`?
+fn has_ldt(number: u16) -> bool {
+    let found: u8;
+    // SAFETY: LAR reads a descriptor's rights or clears ZF; it changes nothing else.
+    unsafe {
+        asm!("lar {rights:e}, {selector:e}", "setz {found}",
+            selector = in(reg) u32::from(number << 3 | 7), rights = out(reg) _, found = out(reg_byte) found,
+            options(nomem, nostack));
+    }
+    found != 0
+}
+
+/// VMLOAD after an exit brings back the table register that was saved when the thread came to this CPU. Another thread
+/// that installs a bigger table meanwhile frees the old one: its memory must not be this thread's table any more.
+fn ldt(e: &Env) -> R {
+    if !set_ldt(0) || !has_ldt(0) {
+        return skip("no LDT here");
+    }
+    catch(libc::SIGUSR1);
+    let g = e.guest(Chips::None, &SPIN)?;
+    let runner = AtomicI32::new(0);
+    let seen = std::thread::scope(|s| {
+        let thread = s.spawn(|| {
+            // SAFETY: asks for a number.
+            runner.store(unsafe { libc::gettid() }, Ordering::Release);
+            let r = g.vcpu.run();
+            (r.is_err(), has_ldt(0), has_ldt(1000))
+        });
+        while runner.load(Ordering::Acquire) == 0 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let installed = set_ldt(1000);
+        std::thread::sleep(Duration::from_millis(300));
+        while !thread.is_finished() {
+            // SAFETY: a signal with a handler.
+            unsafe {
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), runner.load(Ordering::Relaxed), libc::SIGUSR1)
+            };
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        (installed, thread.join())
+    });
+    let (true, Ok((interrupted, first, second))) = seen else { return skip("the LDT did not grow") };
+    ensure!(interrupted, "the run ended by itself");
+    if (first, second) == (true, false) && !std::path::Path::new("/sys/module/exitless").exists() {
+        // Stock KVM on SVM saves the host's state when the thread is loaded and brings back the old table after each exit.
+        return skip("this KVM brings back a freed LDT");
+    }
+    same!((first, second), (true, true), "entries 0 and 1000 in the thread that ran the vCPU");
+    Ok(())
+}
+
+/// Guest time of this process in clock ticks: field 43 of /proc/self/stat.
+fn guest_ticks() -> Result<u64, Stop> {
+    let text = std::fs::read_to_string("/proc/self/stat")?;
+    let mut fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    Ok(fields.nth(40).and_then(|f| f.parse().ok()).unwrap_or(0))
+}
+
+/// Time in the guest is the guest's, not the system's: `top` and steal-time accounting live on it.
+fn guest_time(e: &Env) -> R {
+    catch(libc::SIGALRM);
+    let g = e.guest(Chips::None, &SPIN)?;
+    let (before, start) = (guest_ticks()?, Instant::now());
+    // SAFETY: one signal to this process in two seconds.
+    unsafe { libc::alarm(2) };
+    errno!(g.vcpu.run(), libc::EINTR, "the alarm");
+    let (ticks, passed) = (guest_ticks()? - before, start.elapsed());
+    // Ticks are hundredths; a loaded host may give the thread half of the time.
+    let most = passed.as_millis() as u64 / 10 + 2;
+    ensure!(ticks * 4 >= most.min(200) && ticks <= most, "{ticks} ticks of guest time in {passed:?}");
+    Ok(())
+}
