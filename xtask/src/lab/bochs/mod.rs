@@ -75,9 +75,10 @@ fn prepare(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Result<()> {
 }
 
 /// nokaslr: the kernel stands where it was linked. aperfmperf: the model has it in CPUID, reading its MSRs faults.
+/// idle=halt: each MONITOR of one CPU ends the MWAIT of every other in Bochs, so idle CPUs keep each other awake.
 fn command_line(machine: &Machine) -> String {
     let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable mitigations=off panic=-1 unknown_nmi_panic \
-                 cryptomgr.notests clearcpuid=aperfmperf nokaslr";
+                 cryptomgr.notests clearcpuid=aperfmperf nokaslr idle=halt";
     format!("{fixed} {}", machine.append)
 }
 
