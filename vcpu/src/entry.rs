@@ -23,10 +23,28 @@ fn candidate<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, ho
     if !host.irqchip() {
         return v.user_interrupt.map(Source::User);
     }
-    if host.pic_pending() && sh.apic.accepts_ext_int() {
-        return Some(Source::Pic);
+    if sh.apic.accepts_ext_int() {
+        // One of the two at most: the 8259 pair is here or in user space.
+        if let Some(vector) = v.user_interrupt {
+            return Some(Source::User(vector));
+        }
+        if host.pic_pending() {
+            return Some(Source::Pic);
+        }
     }
     v.lapic.pending(&sh.apic).map(Source::Apic)
+}
+
+/// An interrupt of user space's 8259 pair (or APIC) would be taken: none waits, and LINT0 lets it through.
+pub fn accepts_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    v.user_interrupt.is_none() && (!host.irqchip() || sh.apic.accepts_ext_int())
+}
+
+/// As [`accepts_user`], and now: at an instruction boundary with nothing half delivered. User space may even deliver it
+/// by writing the registers itself.
+pub fn ready_for_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    let idle = v.injecting.is_none() && v.reinject.is_none() && v.exception.is_none();
+    accepts_user(v, sh, host) && interrupts_open(v) && idle
 }
 
 fn interrupts_open<B: Backend>(v: &Vcpu<B>) -> bool {
@@ -92,7 +110,7 @@ fn inject_nmi<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 
 fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     let Some(source) = candidate(v, sh, host) else {
-        v.b.set_interrupt_window(v.want_window && v.user_interrupt.is_none());
+        v.b.set_interrupt_window(v.want_window && accepts_user(v, sh, host));
         return;
     };
     if v.injecting.is_some() || !interrupts_open(v) {
@@ -113,7 +131,7 @@ fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vcp
     put(v, Event::Interrupt(vector));
     sh.stats.irq_injections.bump();
     let more = candidate(v, sh, host).is_some();
-    v.b.set_interrupt_window(more || v.want_window);
+    v.b.set_interrupt_window(more || (v.want_window && accepts_user(v, sh, host)));
 }
 
 /// An interrupt that waits below the TPR: watch CR8 writes, which hardware otherwise does alone.
@@ -161,7 +179,6 @@ pub fn wakes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, ho
 }
 
 /// User space asked for an interrupt window and it is open.
-pub fn user_window<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<RunExit> {
-    let open = v.want_window && v.user_interrupt.is_none() && v.injecting.is_none() && interrupts_open(v);
-    (!host.irqchip() && open).then_some(RunExit::IrqWindowOpen)
+pub fn user_window<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<RunExit> {
+    (v.want_window && ready_for_user(v, sh, host)).then_some(RunExit::IrqWindowOpen)
 }

@@ -79,15 +79,17 @@ pub trait Host {
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool;
     /// Delivers an IPI sent by this vCPU.
     fn send_ipi(&self, msg: &InterruptMessage);
-    /// This vCPU ended an interrupt; `level`: it was level triggered.
-    fn ioapic_eoi(&self, vector: u8, level: bool);
-    /// A chip wants to hear of this vector's EOI (atomic).
+    /// This vCPU ended an interrupt; `level`: it was level triggered. `true`: the I/O APIC that must hear of it is in
+    /// user space.
+    fn ioapic_eoi(&self, vector: u8, level: bool) -> bool;
+    /// A chip, here or in user space, wants to hear of this vector's EOI (atomic).
     fn wants_eoi(&self, vector: u8) -> bool;
     /// The 8259 pair asserts its output (atomic).
     fn pic_pending(&self) -> bool;
     /// Acknowledges the 8259 pair: the vector (atomic).
     fn pic_ack(&self) -> u8;
-    /// Whether the VM has the interrupt controllers in the kernel.
+    /// Whether the VM has the local APICs in the kernel; the other controllers may be in user space all the same
+    /// (KVM_CAP_SPLIT_IRQCHIP).
     fn irqchip(&self) -> bool;
     /// The guest changed its APIC's id, mode or logical id: whoever caches destinations must look again.
     fn apic_moved(&self);

@@ -25,6 +25,7 @@ impl<B: Backend> Vcpu<B> {
         self.journal = Journal::default();
         self.pending_port = None;
         self.user_interrupt = None;
+        self.user_eoi = None;
         self.want_window = false;
         self.xcr0 = 1;
         self.tsc_offset = 0;

@@ -60,6 +60,11 @@ pub enum RunExit {
     IrqWindowOpen,
     /// The guest wrote CR8 while user space has the APIC.
     SetTpr,
+    /// The guest ended a level-triggered interrupt of the I/O APIC that user space has.
+    IoapicEoi {
+        /// Its vector.
+        vector: u8,
+    },
     /// A negative errno.
     Error(i32),
 }
@@ -90,6 +95,10 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     }
     v.event_dirty = true;
     loop {
+        if let Some(vector) = v.user_eoi.take() {
+            sh.stats.user.bump();
+            return RunExit::IoapicEoi { vector };
+        }
         if host.work_pending() && !host.do_work() {
             sh.stats.signal_exits.bump();
             return RunExit::Interrupted;
@@ -106,7 +115,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         if v.event_dirty {
             entry::prepare(v, sh, host);
         }
-        if let Some(exit) = entry::user_window(v, host) {
+        if let Some(exit) = entry::user_window(v, sh, host) {
             return exit;
         }
         let exit = slice(v, sh, host);

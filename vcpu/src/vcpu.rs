@@ -35,9 +35,11 @@ pub struct Vcpu<B> {
     pub reinject: Option<Event>,
     /// An exception to deliver.
     pub exception: Option<Exception>,
-    /// An interrupt that user space queued (no APIC in the kernel).
+    /// An interrupt that user space queued: it has the 8259 pair, or the APIC too.
     pub user_interrupt: Option<u8>,
-    /// User space wants to know when an interrupt could be delivered.
+    /// The vector of an EOI that user space's I/O APIC has yet to hear of.
+    pub user_eoi: Option<u8>,
+    /// User space wants to know when an interrupt could be delivered. Never set while the 8259 pair is in the kernel.
     pub want_window: bool,
     /// NMIs waiting, at most 2.
     pub nmi_pending: u8,

@@ -62,8 +62,9 @@ pub fn apic_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuSh
     }
     if let Some(eoi) = work.eoi
         && (eoi.broadcast || host.wants_eoi(eoi.vector))
+        && host.ioapic_eoi(eoi.vector, eoi.level)
     {
-        host.ioapic_eoi(eoi.vector, eoi.level);
+        v.user_eoi = Some(eoi.vector);
     }
     if work.timer_changed {
         timer::sync(v, sh, host);

@@ -63,6 +63,7 @@ impl Machine {
             reinject: None,
             exception: None,
             user_interrupt: None,
+            user_eoi: None,
             want_window: false,
             nmi_pending: 0,
             injecting: None,

@@ -115,9 +115,10 @@ impl Host for Os {
         self.w.may_sleep("send_ipi");
         self.w.ipis.borrow_mut().push(*msg);
     }
-    fn ioapic_eoi(&self, vector: u8, level: bool) {
+    fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
         self.w.may_sleep("ioapic_eoi");
         self.w.eois.borrow_mut().push((vector, level));
+        level && self.w.split.get()
     }
     fn wants_eoi(&self, vector: u8) -> bool {
         self.w.wanted_eoi.get() == Some(vector)

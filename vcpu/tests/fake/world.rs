@@ -90,6 +90,8 @@ pub(crate) struct World {
     pub(crate) irqchip: Cell<bool>,
     /// Guest memory is never there for those who must not sleep.
     pub(crate) swapped: Cell<bool>,
+    /// The local APIC is in the kernel, the 8259 pair and the I/O APIC are in user space.
+    pub(crate) split: Cell<bool>,
     pub(crate) script_over: Cell<bool>,
 
     // --- time ---
@@ -153,6 +155,7 @@ impl World {
             immediate: Cell::new(false),
             irqchip: Cell::new(true),
             swapped: Cell::new(false),
+            split: Cell::new(false),
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),

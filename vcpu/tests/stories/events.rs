@@ -1,6 +1,7 @@
 //! Interrupts, NMIs and exceptions on their way into the guest.
 
 use crate::fake::guest::*;
+use crate::fake::world::APIC;
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::backend::{Event, Exit, SlatFault};
 use exitless_vcpu::{Request, RunExit};
@@ -294,6 +295,37 @@ fn user_interrupt() {
     m.v.b.ops.extend([Op::Nop, Op::Sti, Op::Nop, Op::Nop]);
     assert_eq!(m.run(), RunExit::IrqWindowOpen);
     assert_eq!(m.v.b.ops.len(), 1, "told as soon as the shadow ended");
+}
+
+/// Only the APIC is in the kernel: a vector of user space's 8259 pair waits for LINT0, and so does the window for the next.
+#[test]
+fn split_ext_int() {
+    const LINT0: u64 = APIC + 0x350;
+    let mut m = Machine::new([store(LINT0, 1 << 16 | 7 << 8), Op::Nop]);
+    m.w.split.set(true);
+    m.go();
+    m.v.user_interrupt = Some(0x33);
+    m.w.pic_acked.set(Some(0x33));
+    m.v.want_window = true;
+    assert_eq!(m.then([Op::Nop, Op::Nop]), RunExit::Interrupted);
+    assert_eq!(m.events(), []);
+    assert_eq!(m.then([store(LINT0, 7 << 8), Op::Nop, Op::Nop]), RunExit::IrqWindowOpen);
+    assert_eq!((m.events(), m.v.user_interrupt), (vec![int(0x33)], None));
+}
+
+/// Only the APIC is in the kernel: user space hears of the end of its I/O APIC's level-triggered interrupt, once, and of
+/// no other.
+#[test]
+fn split_level_eoi() {
+    let mut m = Machine::new([irq(0x41), Op::Sti, Op::Nop, Op::Nop]);
+    m.v.b.rflags &= !rflags::IF;
+    m.w.split.set(true);
+    m.happen(Env::Irq(0x52));
+    m.sh.apic.post(0x52, true);
+    assert_eq!(m.go(), RunExit::IoapicEoi { vector: 0x52 });
+    assert_eq!(m.then([Op::Nop, Op::Nop]), RunExit::Interrupted);
+    assert_eq!(m.events(), [int(0x52), int(0x41)]);
+    assert_eq!(*m.w.eois.borrow(), [(0x52, true)]);
 }
 
 /// A request just before entry, after the event was chosen: the entry is called off, the event is not injected twice.

@@ -126,10 +126,15 @@ impl Host for RunHost<'_> {
     fn send_ipi(&self, msg: &InterruptMessage) {
         self.vm.deliver(msg, Some(self.me.index as usize));
     }
-    fn ioapic_eoi(&self, vector: u8, level: bool) {
-        if self.vm.wants_eoi(vector) {
-            self.vm.ioapic_eoi(vector, level);
+    fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
+        if !self.vm.wants_eoi(vector) {
+            return false;
         }
+        if !self.vm.irqchip.load(Ordering::Acquire) {
+            return level;
+        }
+        self.vm.ioapic_eoi(vector, level);
+        false
     }
     fn wants_eoi(&self, vector: u8) -> bool {
         self.vm.wants_eoi(vector)
@@ -141,7 +146,7 @@ impl Host for RunHost<'_> {
         self.vm.pic_ack()
     }
     fn irqchip(&self) -> bool {
-        self.vm.irqchip.load(Ordering::Acquire)
+        self.vm.lapics.load(Ordering::Acquire)
     }
     fn apic_moved(&self) {
         self.vm.check_ids();

@@ -193,7 +193,7 @@ impl Call<'_> {
     // --- local APIC ---
 
     fn has_apic(&self) -> Result<()> {
-        if self.v.vm().irqchip.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::EINVAL) }
+        if self.v.vm().lapics.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
     fn get_lapic(&mut self, arg: usize) -> Result<isize> {

@@ -202,6 +202,7 @@ fn fill_blanks(v: &mut MaybeUninit<Vcpu<Svm>>) {
         addr_of_mut!((*p).reinject).write(None);
         addr_of_mut!((*p).exception).write(None);
         addr_of_mut!((*p).user_interrupt).write(None);
+        addr_of_mut!((*p).user_eoi).write(None);
         addr_of_mut!((*p).injecting).write(None);
     }
 }

@@ -11,7 +11,7 @@ use exitless_kvm_abi as abi;
 use exitless_svm::Svm;
 use exitless_vcpu::backend::Backend;
 use exitless_vcpu::journal::Access;
-use exitless_vcpu::{RunExit, Vcpu};
+use exitless_vcpu::{RunExit, Vcpu, entry};
 use exitless_x86::regs::rflags;
 
 /// Runs until user space is needed. The caller holds the vCPU's lock.
@@ -19,9 +19,10 @@ pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
     let mask = v.has_sigmask.load(Ordering::Relaxed).then(|| v.sigmask.load(Ordering::Relaxed));
     let _signals = mask.map(SignalMask::activate);
     let page = v.run_page();
-    inner.want_window = page.request_interrupt_window();
     let vm = v.vm();
-    if !vm.irqchip.load(Ordering::Acquire) {
+    // Only user space's 8259 pair or APIC needs windows.
+    inner.want_window = page.request_interrupt_window() && !vm.irqchip.load(Ordering::Acquire);
+    if !vm.lapics.load(Ordering::Acquire) {
         inner.take_user_tpr(&v.shared, page.u64_at(offset_of!(abi::kvm_run, cr8)));
     }
     v.task.record_current();
@@ -43,16 +44,15 @@ pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
     // SAFETY: the pair of `load_guest` above.
     unsafe { v.fpu.put_guest() };
     host.unlock();
-    common(v, inner);
+    common(v, inner, &host);
     report(v, exit)
 }
 
 /// Fields user space reads after every run.
-fn common(v: &VcpuObj, inner: &Vcpu<Svm>) {
+fn common(v: &VcpuObj, inner: &Vcpu<Svm>, host: &RunHost<'_>) {
     let p = v.run_page();
     let open = inner.b.rflags() & rflags::IF != 0;
-    let in_kernel = v.vm().irqchip.load(Ordering::Acquire);
-    let ready = in_kernel || (open && !inner.b.interrupt_shadow() && inner.user_interrupt.is_none());
+    let ready = v.vm().irqchip.load(Ordering::Acquire) || entry::ready_for_user(inner, &v.shared, host);
     p.put_u8(offset_of!(abi::kvm_run, if_flag), u8::from(open));
     p.put_u8(offset_of!(abi::kvm_run, ready_for_interrupt_injection), u8::from(ready));
     p.put_u16(offset_of!(abi::kvm_run, flags), 0);
@@ -120,6 +120,10 @@ fn report(v: &VcpuObj, exit: RunExit) -> Result<isize> {
         }
         RunExit::IrqWindowOpen => p.set_exit_reason(abi::KVM_EXIT_IRQ_WINDOW_OPEN),
         RunExit::SetTpr => p.set_exit_reason(abi::KVM_EXIT_SET_TPR),
+        RunExit::IoapicEoi { vector } => {
+            p.set_exit_reason(abi::KVM_EXIT_IOAPIC_EOI);
+            p.put_u8(EXIT, vector);
+        }
     }
     Ok(0)
 }

@@ -204,7 +204,7 @@ impl Call<'_> {
     }
 
     pub(super) fn set_mp_state(&mut self, m: &kvm_mp_state) -> Result<isize> {
-        let in_kernel = self.v.vm().irqchip.load(Ordering::Acquire);
+        let in_kernel = self.v.vm().lapics.load(Ordering::Acquire);
         match m.mp_state {
             mp::RUNNABLE => {}
             mp::UNINITIALIZED | mp::INIT_RECEIVED | mp::HALTED if in_kernel => {}

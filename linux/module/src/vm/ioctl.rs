@@ -118,6 +118,7 @@ fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
     }
     match c.cap {
         KVM_CAP_MAX_VCPU_ID => set_max_id(vm, c.args[0]),
+        KVM_CAP_SPLIT_IRQCHIP => split_irqchip(vm, c.args[0]),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -159,7 +160,7 @@ fn get_dirty_log(vm: &Vm, log: &kvm_dirty_log) -> Result<isize> {
 
 fn create_irqchip(vm: &Vm) -> Result<isize> {
     let config = vm.lock.lock();
-    if vm.irqchip.load(Ordering::Acquire) {
+    if vm.lapics.load(Ordering::Acquire) {
         return Err(Errno::EEXIST);
     }
     if config.vcpus != 0 {
@@ -173,13 +174,34 @@ fn create_irqchip(vm: &Vm) -> Result<isize> {
     vm.chips.lock().irq.init();
     let old = vm.routes.replace(Some(table));
     vm.irqchip.store(true, Ordering::Release);
+    vm.lapics.store(true, Ordering::Release);
     vm.retire(old);
     vm.rescan_eoi();
     Ok(0)
 }
 
+/// `KVM_CAP_SPLIT_IRQCHIP`: only the local APICs in the kernel. No GSI leads anywhere until user space says so.
+fn split_irqchip(vm: &Vm, pins: u64) -> Result<isize> {
+    if pins > MAX_ROUTES as u64 {
+        return Err(Errno::EINVAL);
+    }
+    let config = vm.lock.lock();
+    if vm.lapics.load(Ordering::Acquire) || config.vcpus != 0 {
+        return Err(Errno::EEXIST);
+    }
+    vm.user_pins.store(pins as u32, Ordering::Release);
+    vm.lapics.store(true, Ordering::Release);
+    Ok(0)
+}
+
+/// The 8259 pair and the I/O APIC are here.
 fn chip_ready(vm: &Vm) -> Result<()> {
     if vm.irqchip.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::ENXIO) }
+}
+
+/// The local APICs are here: messages and routes have somewhere to go.
+fn apics_ready(vm: &Vm) -> Result<()> {
+    if vm.lapics.load(Ordering::Acquire) { Ok(()) } else { Err(Errno::ENXIO) }
 }
 
 fn get_irqchip(vm: &Vm, arg: usize) -> Result<isize> {
@@ -281,7 +303,7 @@ fn reinject(vm: &Vm, c: &kvm_reinject_control) -> Result<isize> {
 }
 
 fn irq_line(vm: &Vm, l: &kvm_irq_level) -> Result<LineStatus> {
-    chip_ready(vm)?;
+    apics_ready(vm)?;
     Ok(vm.set_gsi(l.irq, Source::USERSPACE, l.level != 0))
 }
 
@@ -292,7 +314,8 @@ fn irq_line_status(vm: &Vm, arg: usize) -> Result<isize> {
 }
 
 fn set_routes(vm: &Vm, arg: usize) -> Result<isize> {
-    chip_ready(vm).map_err(|_| Errno::EINVAL)?;
+    apics_ready(vm).map_err(|_| Errno::EINVAL)?;
+    let full = vm.irqchip.load(Ordering::Acquire);
     let head: kvm_irq_routing = user::get(arg)?;
     let n = head.nr as usize;
     if n > MAX_ROUTES || head.flags != 0 {
@@ -303,7 +326,7 @@ fn set_routes(vm: &Vm, arg: usize) -> Result<isize> {
     let mut table = KBox::<RouteTable>::zeroed().ok_or(Errno::ENOMEM)?;
     table.routes = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
     let RouteTable { routes: list, pins } = &mut *table;
-    routes::build(&entries, true, DestinationFormat::Xapic, list).map_err(|_| Errno::EINVAL)?;
+    routes::build(&entries, full, DestinationFormat::Xapic, list).map_err(|_| Errno::EINVAL)?;
     pins.init(list);
     let old = {
         let _guard = vm.wiring.lock();
@@ -315,7 +338,7 @@ fn set_routes(vm: &Vm, arg: usize) -> Result<isize> {
 }
 
 fn signal_msi(vm: &Vm, m: &kvm_msi) -> Result<isize> {
-    if !vm.irqchip.load(Ordering::Acquire) || m.flags != 0 {
+    if !vm.lapics.load(Ordering::Acquire) || m.flags != 0 {
         return Err(Errno::EINVAL);
     }
     let msi = Msi { address: m.address_lo, address_hi: m.address_hi, data: m.data };

@@ -5,13 +5,13 @@ use crate::vcpu::VcpuObj;
 use core::sync::atomic::Ordering;
 use exitless_host::mem::KSlice;
 use exitless_host::{cpu, time};
-use exitless_irqchip::chips::{Effect, IrqChips, send_msi};
+use exitless_irqchip::chips::{Effect, IrqChips, send_msi, set_msi_gsi};
 use exitless_irqchip::lines::{LineStatus, Source};
 use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
 use exitless_irqchip::pic::{Pic, PicId};
 use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
 use exitless_irqchip::pit::Pit;
-use exitless_irqchip::routes::{PinMap, Route};
+use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors};
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, route};
 use exitless_vcpu::Request;
 use exitless_x86::apic::InterruptMessage;
@@ -118,7 +118,8 @@ impl Vm {
     pub fn set_gsi(&self, gsi: u32, source: Source, level: bool) -> LineStatus {
         self.with_routes(|routes, _| {
             if !self.irqchip.load(Ordering::Acquire) {
-                return LineStatus::Ignored;
+                // Without local APICs in the kernel there are no routes.
+                return set_msi_gsi(routes, gsi, level, FORMAT, &mut |e| self.effect(e));
             }
             let mut chips = self.chips.lock();
             chips.irq.set_gsi(routes, gsi, source, level, FORMAT, &mut |e| self.effect(e))
@@ -210,6 +211,13 @@ impl Vm {
 
     /// Vectors whose EOI the I/O APIC (or the 8254 behind it) wants to hear of.
     pub fn rescan_eoi(&self) {
+        if !self.irqchip.load(Ordering::Acquire) {
+            let pins = self.user_pins.load(Ordering::Acquire);
+            // Under a lock, so that of two at once the one with the older routes does not have the last word.
+            let _chips = self.chips.lock();
+            let set = self.with_routes(|routes, _| ioapic_eoi_vectors(routes, pins));
+            return self.store_eoi(&set);
+        }
         let notified = self.notified_pins();
         let set = self.chips.lock().irq.ioapic.eoi_vectors(notified);
         self.store_eoi(&set);

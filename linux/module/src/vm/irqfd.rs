@@ -97,7 +97,9 @@ pub fn ioctl(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
         }
         return Ok(0);
     }
-    if !vm.irqchip.load(Ordering::Acquire) {
+    // The EOI that resampling waits for is an I/O APIC's or 8259's.
+    let needed = if a.flags & KVM_IRQFD_FLAG_RESAMPLE != 0 { &vm.irqchip } else { &vm.lapics };
+    if !needed.load(Ordering::Acquire) {
         return Err(Errno::EINVAL);
     }
     assign(vm, a)

@@ -71,8 +71,10 @@ pub struct Vm {
     vcpus: [AtomicPtr<VcpuObj>; MAX_VCPUS],
     /// How many of `vcpus` are set; grows only.
     nvcpus: AtomicU32,
-    /// Interrupt controllers live in the kernel.
+    /// The 8259 pair and the I/O APIC live in the kernel, and the local APICs too.
     pub irqchip: AtomicBool,
+    /// The local APICs live in the kernel, whoever has the other controllers (KVM_CAP_SPLIT_IRQCHIP: user space).
+    pub lapics: AtomicBool,
     /// The 8254 lives in the kernel.
     pub pit: AtomicBool,
     /// Output of the 8259 pair.
@@ -81,7 +83,9 @@ pub struct Vm {
     pub ids_moved: AtomicBool,
     /// The address space is gone.
     pub dead: AtomicBool,
-    pad: [u8; 3],
+    pad: [u8; 2],
+    /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
+    pub user_pins: AtomicU32,
     /// Rotates lowest-priority delivery.
     pub rotation: AtomicU32,
     /// Level-triggered pins with someone to notify (resample irqfds).
