@@ -17,8 +17,11 @@ pub struct AtomicMemory<'a, H>(pub &'a H);
 
 impl<H: Host> GuestMemory for PagedMemory<'_, H> {
     fn read_u64(&self, gpa: u64) -> Option<u64> {
-        let mut b = [0; 8];
-        self.0.read_guest(gpa, &mut b).then(|| u64::from_le_bytes(b))
+        // Page tables are nearly always resident: the cheap load first.
+        self.0.read_u64_atomic(gpa).or_else(|| {
+            let mut b = [0; 8];
+            self.0.read_guest(gpa, &mut b).then(|| u64::from_le_bytes(b))
+        })
     }
     fn read_u32(&self, gpa: u64) -> Option<u32> {
         let mut b = [0; 4];
@@ -316,23 +319,9 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         self.v.journal.ask(entry);
         Err(Stop::NeedUser)
     }
-    fn io_out_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop> {
-        let Some(block) = self.block(size, max, linear, Operation::Read)? else { return Ok(0) };
-        let entry = Entry { access: Where::Port { port }, write: true, len: size, count: max, data: [0; 8] };
-        if let Step::Done(_) = self.v.journal.step(&entry) {
-            return Ok(max);
-        }
-        let mut data = [0; 4];
-        let first = data.get_mut(..usize::from(size)).unwrap_or(&mut []);
-        if !self.host.read_guest(block.gpa, first) {
-            return Err(Stop::Unhandled);
-        }
-        if self.host.pio_write(port, first) || self.host.pio_event(port, first) {
-            return Ok(1);
-        }
-        self.memory_to_page(block)?;
-        self.v.journal.ask(entry);
-        Err(Stop::NeedUser)
+    /// Always one element: stock KVM hands REP OUTS to user space that way, and device models rely on it.
+    fn io_out_block(&mut self, _port: u16, _size: u8, _max: u32, _linear: u64) -> Result<u32, Stop> {
+        Ok(0)
     }
     fn commit(&mut self) {
         self.v.journal.clear();
@@ -370,18 +359,6 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
             if !self.host.write_guest(block.gpa + at as u64, part) {
                 return Err(Stop::Unhandled);
             }
-        }
-        Ok(())
-    }
-
-    fn memory_to_page(&self, block: Piece) -> Result<(), Stop> {
-        for at in (0..block.len).step_by(CHUNK) {
-            let mut chunk = [0; CHUNK];
-            let part = chunk.get_mut(..CHUNK.min(block.len - at)).unwrap_or(&mut []);
-            if !self.host.read_guest(block.gpa + at as u64, part) {
-                return Err(Stop::Unhandled);
-            }
-            self.host.io_page_write(at, part);
         }
         Ok(())
     }

@@ -9,10 +9,13 @@ use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
 use exitless_x86::exception::Vector;
-use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
+use exitless_x86::regs::{cr0, Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
+
+/// CR0 bits that the guest sees but hardware does not get.
+const CACHE_BITS: u64 = cr0::CD | cr0::NW;
 
 unsafe extern "C" {
     /// The world switch (linux/c/enter.c): 0, or 1 when VMRUN faulted because SVM was switched off.
@@ -250,10 +253,17 @@ impl Backend for Svm {
         self.save().cpl & 3
     }
     fn cr0(&self) -> u64 {
-        self.save().cr0
+        self.save().cr0 & !CACHE_BITS | self.hidden_cr0
     }
+    /// The guest's CD would switch the caches off for real (APM vol. 2, 15.25.4); it is kept aside, and CR0 is watched
+    /// while it differs.
     fn set_cr0(&mut self, v: u64) {
-        self.save_mut().cr0 = v;
+        self.hidden_cr0 = v & CACHE_BITS;
+        let watch = u16::from(self.hidden_cr0 != 0);
+        let c = self.control_mut();
+        c.intercept_cr_read = c.intercept_cr_read & !1 | watch;
+        c.intercept_cr_write = c.intercept_cr_write & !1 | watch;
+        self.save_mut().cr0 = v & !CACHE_BITS;
     }
     fn cr2(&self) -> u64 {
         self.save().cr2

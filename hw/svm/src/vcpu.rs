@@ -28,6 +28,8 @@ pub struct Svm {
     vmcb: Option<NonNull<Vmcb>>,
     pub(crate) vmcb_pa: u64,
     pub(crate) asid_generation: u64,
+    /// CR0.CD and NW as the guest set them.
+    pub(crate) hidden_cr0: u64,
     pub(crate) spec_ctrl: u64,
     pub(crate) tsc_aux: u64,
     pub(crate) exit_code: u64,

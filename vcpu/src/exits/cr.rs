@@ -17,7 +17,7 @@ use exitless_policy::control::{Mode as Switches, check_cr0, check_cr4};
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg, cr0};
 
-/// MOV to CR0, CR4 or CR8 and LMSW; other forms are not intercepted.
+/// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return unreadable(v, sh, host) };
     let mode = v.mode();
@@ -25,6 +25,10 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let cr8 = v.lapic.cr8();
     let done = match access.kind {
         K::WriteCr { cr: 0, from } => write_cr0(v, source(v, from, mode)),
+        K::ReadCr { cr: 0, to } => read_cr0(v, to, if mode == Mode::Bits64 { 8 } else { 4 }),
+        K::SmswReg { to, size } => read_cr0(v, to, size),
+        K::SmswMem => return smsw_mem(v, sh, host, &bytes, valid),
+        K::Clts => write_cr0(v, v.b.cr0() & !cr0::TS),
         K::LmswReg { from } => lmsw(v, v.b.gprs().get(from)),
         K::LmswMem => return lmsw_mem(v, sh, host, &bytes, valid),
         K::WriteCr { cr: 4, from } => write_cr4(v, source(v, from, mode)),
@@ -65,6 +69,42 @@ fn write_cr0<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
     v.b.set_cr0(w.cr0);
     v.b.set_efer(w.efer);
     true
+}
+
+/// `size` bytes of CR0; 4 bytes clear the upper half of the register, 2 keep the rest.
+fn read_cr0<B: Backend>(v: &mut Vcpu<B>, to: Gpr, size: u8) -> bool {
+    let (old, value) = (v.b.gprs().get(to), v.b.cr0());
+    let new = match size {
+        2 => old & !0xffff | value & 0xffff,
+        4 => value & 0xffff_ffff,
+        _ => value,
+    };
+    v.b.gprs_mut().set(to, new);
+    true
+}
+
+fn smsw_mem<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    bytes: &[u8; 15],
+    valid: usize,
+) -> Next {
+    let word = (v.b.cr0() as u16).to_le_bytes();
+    let mut e = Emulation { v, sh, host };
+    let Some(m) = memory_operand(&e, bytes, valid) else { return emulation_failure(e.v, host) };
+    let written = linearize(&e, m.segment, m.offset, 2, true).and_then(|at| e.write(at, &word));
+    v.journal.clear();
+    match written {
+        Ok(()) => {
+            let next = v.b.rip().wrapping_add(u64::from(m.length));
+            v.finish_skip(skip::wrap(next, v.mode()));
+            Next::Again
+        }
+        Err(Stop::Fault(x)) => fault(v, sh, x),
+        // As for LMSW.
+        Err(_) => emulation_failure(v, host),
+    }
 }
 
 /// LMSW sets PE, MP, EM and TS, and never clears PE (SDM vol. 2A).
