@@ -24,7 +24,7 @@ pub struct CpuSlot {
     hsave_pa: AtomicU64,
     /// SVM is on here, by us.
     enabled: AtomicBool,
-    pad: [u8; 7],
+    _pad: [u8; 7],
 }
 
 /// See the file's head.

@@ -12,7 +12,7 @@ use exitless_vcpu::stats::{self as st, Counter, Stats};
 /// Counters of the VM itself; none yet.
 #[derive(bytemuck::Zeroable)]
 pub struct VmStats {
-    pad: u64,
+    _pad: u64,
 }
 
 /// Kinds of text files.

@@ -55,7 +55,7 @@ pub struct VcpuObj {
     pub sigmask: AtomicU64,
     /// `sigmask` counts.
     pub has_sigmask: AtomicBool,
-    pad: [u8; 7],
+    _pad: [u8; 7],
 }
 
 /// The vCPU proper.

@@ -33,7 +33,7 @@ pub struct Event {
     len: u32,
     pio: bool,
     matches: bool,
-    pad: [u8; 2],
+    _pad: [u8; 2],
 }
 
 /// The published list.

@@ -19,7 +19,7 @@ pub struct Clock {
     last_host: u64,
     written: bool,
     stable: bool,
-    pad: [u8; 6],
+    _pad: [u8; 6],
 }
 
 /// pvclock's factors for a rate in kHz: ns = ((ticks << shift) * mul) >> 32, shift negative = right.

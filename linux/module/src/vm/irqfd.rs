@@ -18,7 +18,7 @@ pub struct Entry {
     irqfd: Option<Irqfd>,
     gsi: u32,
     resample: bool,
-    pad: [u8; 3],
+    _pad: [u8; 3],
 }
 
 /// What the wiring lock protects.

@@ -47,7 +47,7 @@ impl SlotTable {
 /// State of slot changes, under `slots_lock`.
 #[derive(bytemuck::Zeroable)]
 pub struct Update {
-    pad: u64,
+    _pad: u64,
 }
 
 impl Update {

@@ -83,7 +83,7 @@ pub struct Vm {
     pub ids_moved: AtomicBool,
     /// The address space is gone.
     pub dead: AtomicBool,
-    pad: [u8; 2],
+    _pad: [u8; 2],
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
     /// Rotates lowest-priority delivery.
@@ -103,7 +103,7 @@ pub struct Vm {
     /// Scratch for interrupting many CPUs at once.
     kick_mask: Mutex<CpuMask>,
     built: AtomicBool,
-    pad2: [u8; 7],
+    _pad2: [u8; 7],
     /// Counters in debugfs.
     pub debugfs: Mutex<Dir>,
     /// Counters of the VM.
