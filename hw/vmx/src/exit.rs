@@ -104,7 +104,8 @@ impl<M: Machine> Vmx<M> {
 
     /// RIP behind the instruction that caused the exit. Outside 64-bit code RIP wraps at 32 bits.
     pub(crate) fn behind_instruction(&self) -> Option<u64> {
-        if !self.left || !self.exit_reason().basic().by_instruction() {
+        // A failed entry has a reason of no instruction.
+        if !self.exit_reason().basic().by_instruction() {
             return None;
         }
         let length = self.m.get(f::EXIT_INSTRUCTION_LENGTH);

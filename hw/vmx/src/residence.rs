@@ -147,7 +147,6 @@ impl Residence {
         if cpu.is_current(self) {
             cpu.set_current(None);
         }
-        self.launched.store(false, Relaxed);
         // Last: from now on another CPU may load it.
         self.cpu.store(0, core::sync::atomic::Ordering::Release);
     }

@@ -125,8 +125,12 @@ fn failed_entries_keep_nothing() {
             assert!(matches!(b.v.enter(b.percpu, false), Exit::FailEntry(_)));
         }
         assert_eq!(b.v.take_interrupted(), None);
-        b.run(10, 0);
-        assert_eq!(b.cpu.field(f::ENTRY_INTERRUPTION_INFO) >> 31, 0);
+        b.cpu.next(|cpu, run| {
+            assert_eq!(cpu.field(f::ENTRY_INTERRUPTION_INFO) >> 31, 0);
+            run.reason = 10;
+            crate::machine::Switched::Exit
+        });
+        assert_eq!(b.v.enter(b.percpu, false), Exit::Cpuid);
     }
 }
 

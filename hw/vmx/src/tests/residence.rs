@@ -160,6 +160,7 @@ fn selectors_come_back() {
     let s = TaskSegments { ds: 0x2b, es: 0x2b, fs: 0x63, gs: 0x6b, ldt: 0x50, fs_base: 0xf000 };
     b.cpu.segments.set(s);
     b.cpu.msrs.borrow_mut().insert(KERNEL_GS, 0x1111);
+    b.v.set_sys_reg(SysReg::KernelGsBase, 0x1111);
     b.load();
     b.run(10, 0);
     assert_eq!(b.cpu.field(f::HOST_FS_BASE), 0xf000);
@@ -167,7 +168,7 @@ fn selectors_come_back() {
     b.put();
     assert_eq!(b.cpu.restored.get(), Some(s));
     assert_eq!(b.cpu.msr(KERNEL_GS), 0x1111, "in spite of loading GS");
-    assert_eq!(b.v.sys_reg(SysReg::KernelGsBase), 0);
+    assert_eq!(b.v.sys_reg(SysReg::KernelGsBase), 0x1111);
 }
 
 /// A thread that never entered has nothing to give back.
