@@ -28,7 +28,7 @@ pub fn formatted() -> Result<()> {
 
 /// Clippy over the default members and their tests; a warning is an error.
 pub fn clippy() -> Result<()> {
-    sh::quiet(&mut cargo(["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"]))
+    sh::quiet(&mut cargo(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
 /// Every test of the default members. Prints the output of a run with failures.

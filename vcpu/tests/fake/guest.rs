@@ -179,7 +179,7 @@ fn io(port: u16, size: u8, input: bool, string: bool) -> Exit {
 }
 
 fn port_touch(port: u16, write: bool, data: &[u8]) -> Touch {
-    let user = !in_kernel(port) && !(write && port == EVENT_PORT);
+    let user = !(in_kernel(port) || write && port == EVENT_PORT);
     Touch { user, write, at: u64::from(port), data: data.to_vec() }
 }
 

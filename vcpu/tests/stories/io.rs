@@ -82,7 +82,7 @@ fn string_ports() {
 /// 3 KiB go through the I/O page in one piece. OUTS goes element by element.
 #[test]
 fn string_ports_across_pages() {
-    let ram: Vec<u8> = (0..3072u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let ram: Vec<u8> = (0..3072u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let mut m = Machine::new([
         outs(0x80, 0x8400, 768, &ram),
         outs(0x80, 0x9ff6, 6, &ram),
@@ -246,7 +246,7 @@ fn unknown_instruction_on_mmio() {
     let RunExit::Internal { suberror: s, data, ndata } = m.go() else { panic!() };
     assert_eq!((s, ndata, m.v.b.rip), (suberror::EMULATION, 3, 0x1000));
     assert_eq!(data[0], 1, "instruction bytes are there");
-    assert_eq!(data[1] & 0xff_ffff_00, 0x15_010f_00, "after the size");
+    assert_eq!(data[1] & 0xffff_ff00, 0x1501_0f00, "after the size");
 }
 
 fn fault() -> Exit {

@@ -159,7 +159,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
     let mut v = KBox::<VcpuObj>::zeroed().ok_or(Errno::ENOMEM)?;
     let cookie: *mut c_void = v.as_ptr().cast();
     v.id = id;
-    v.index = vm.len() as u32;
+    v.index = vm.vcpu_count() as u32;
     v.identity = global::next_identity();
     v.vm.store(core::ptr::from_ref(vm) as u64, Ordering::Relaxed);
     v.shared.cpu.store(-1, Ordering::Relaxed);

@@ -63,7 +63,7 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
     if vm.each_vcpu().any(|v| v.id == id) {
         return Err(Errno::EEXIST);
     }
-    if vm.len() >= MAX_VCPUS {
+    if vm.vcpu_count() >= MAX_VCPUS {
         return Err(Errno::EINVAL);
     }
     let slot = FdSlot::reserve()?;

@@ -38,7 +38,7 @@ pub struct RouteTable {
 
 impl Targets for Vm {
     fn len(&self) -> usize {
-        Vm::len(self)
+        self.vcpu_count()
     }
     fn get(&self, index: usize) -> Option<&Shared> {
         self.vcpu(index).map(|v| &v.shared.apic)

@@ -151,7 +151,7 @@ impl Vm {
     }
 
     /// Number of vCPUs.
-    pub fn len(&self) -> usize {
+    pub fn vcpu_count(&self) -> usize {
         self.nvcpus.load(Ordering::Acquire) as usize
     }
 
@@ -164,13 +164,13 @@ impl Vm {
 
     /// All vCPUs.
     pub fn each_vcpu(&self) -> impl Iterator<Item = &VcpuObj> {
-        (0..self.len()).filter_map(|i| self.vcpu(i))
+        (0..self.vcpu_count()).filter_map(|i| self.vcpu(i))
     }
 
     /// Publishes a new vCPU, which the VM owns from now on. The caller holds `lock`. `false`: there is no room, the vCPU
     /// is still the caller's.
     pub fn add_vcpu(&self, v: *mut VcpuObj) -> bool {
-        let n = self.len();
+        let n = self.vcpu_count();
         let Some(slot) = self.vcpus.get(n) else { return false };
         slot.store(v, Ordering::Release);
         self.nvcpus.store(n as u32 + 1, Ordering::Release);
@@ -248,7 +248,7 @@ impl Drop for Vm {
         *self.debugfs.get_mut() = bytemuck::Zeroable::zeroed();
         self.pit_timer.cancel();
         drop(self.notifier.take());
-        for i in 0..self.len() {
+        for i in 0..self.vcpu_count() {
             if let Some(slot) = self.vcpus.get(i) {
                 let p = slot.swap(core::ptr::null_mut(), Ordering::AcqRel);
                 // SAFETY: the last reference to the VM is gone, so no fd and no thread uses the vCPU.
