@@ -286,10 +286,16 @@ impl<M: Machine> Backend for Vmx<M> {
         self.mask_nmis(on);
     }
     fn set_interrupt_window(&mut self, on: bool) {
-        self.primary(primary::INTERRUPT_WINDOW_EXITING, on);
+        self.interrupt_window = on;
+        self.primary(primary::INTERRUPT_WINDOW_EXITING, on || self.nmi_behind_sti);
     }
     fn set_nmi_window(&mut self, on: bool) {
-        self.primary(primary::NMI_WINDOW_EXITING, on);
+        // NMI-window exits may come in STI's shadow, where the hall injects nothing: it would ask again for ever. The
+        // interrupt window opens when that shadow ends, because IF is set in it.
+        let sti = self.cache.get(&self.m, c::INTERRUPTIBILITY) & (block::STI | block::NMI) == block::STI;
+        self.nmi_behind_sti = on && sti;
+        self.primary(primary::NMI_WINDOW_EXITING, on && !sti);
+        self.primary(primary::INTERRUPT_WINDOW_EXITING, self.interrupt_window || self.nmi_behind_sti);
     }
     fn set_cr8_intercept(&mut self, on: bool) {
         self.primary(primary::CR8_LOAD_EXITING, on);

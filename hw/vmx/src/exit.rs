@@ -26,7 +26,7 @@ impl<M: Machine> Vmx<M> {
             R::WRMSR => Exit::Wrmsr,
             R::EPT_VIOLATION => self.ept_violation(),
             R::EXCEPTION_OR_NMI => self.exception_or_nmi(),
-            R::INTERRUPT_WINDOW => Exit::InterruptWindow,
+            R::INTERRUPT_WINDOW => self.interrupt_window(),
             R::NMI_WINDOW => Exit::NmiWindow,
             R::CR_ACCESS => self.cr_access(),
             R::MOV_DR => Exit::DrAccess,
@@ -94,6 +94,11 @@ impl<M: Machine> Vmx<M> {
     fn cr_access(&self) -> Exit {
         let q = CrQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION));
         if q.access() == cr_access::MOV_TO && q.register() == 8 { Exit::Cr8Write } else { Exit::CrAccess }
+    }
+
+    fn interrupt_window(&mut self) -> Exit {
+        self.nmi_behind_sti = false;
+        Exit::InterruptWindow
     }
 
     fn triple_fault(&self) -> Exit {

@@ -88,7 +88,11 @@ pub struct Vmx<M = Hardware> {
     pub(crate) l1d_dirty: bool,
     /// The EPT pointer changed.
     pub(crate) eptp_changed: bool,
-    pub(crate) pad: [bool; 5],
+    /// The hall wants to hear of the interrupt window.
+    pub(crate) interrupt_window: bool,
+    /// An NMI waits for the end of STI's shadow, which is an interrupt window.
+    pub(crate) nmi_behind_sti: bool,
+    pub(crate) pad: [bool; 3],
     pub(crate) m: M,
 }
 

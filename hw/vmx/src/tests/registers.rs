@@ -239,6 +239,30 @@ fn windows_and_intercepts() {
     assert_eq!(b.cpu.field(f::PRIMARY_CONTROLS) & on, 0);
 }
 
+/// An NMI behind `sti`: the NMI window may open in the shadow, where the hall cannot inject and would ask again for ever.
+#[test]
+fn nmi_window_in_the_shadow_of_sti() {
+    let window = |b: &Bench| {
+        b.cpu.field(f::PRIMARY_CONTROLS) & (primary::INTERRUPT_WINDOW_EXITING | primary::NMI_WINDOW_EXITING)
+    };
+    let mut b = Bench::new();
+    b.v.set_rflags(rflags::IF);
+    b.v.set_interrupt_shadow(true);
+    b.v.set_nmi_window(true);
+    // What the hall does next, with no interrupt to wait for.
+    b.v.set_interrupt_window(false);
+    b.run(7, 0);
+    assert_eq!(window(&b), primary::INTERRUPT_WINDOW_EXITING);
+    b.v.set_interrupt_window(false);
+    b.v.set_interrupt_shadow(false);
+    b.v.set_nmi_window(true);
+    b.run(8, 0);
+    assert_eq!(window(&b), primary::NMI_WINDOW_EXITING);
+    b.v.set_nmi_window(false);
+    b.run(10, 0);
+    assert_eq!(window(&b), 0);
+}
+
 #[test]
 fn cr8_lives_in_the_virtual_apic_page() {
     let mut b = Bench::new();
