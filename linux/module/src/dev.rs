@@ -102,6 +102,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_ENABLE_CAP | KVM_CAP_ENABLE_CAP_VM | KVM_CAP_ENFORCE_PV_FEATURE_CPUID => 1,
         KVM_CAP_VCPU_ATTRIBUTES | KVM_CAP_GET_MSR_FEATURES => 1,
         KVM_CAP_COALESCED_PIO | KVM_CAP_CHECK_EXTENSION_VM | KVM_CAP_SPLIT_IRQCHIP => 1,
+        KVM_CAP_INTR_SHADOW | KVM_CAP_REINJECT_CONTROL | KVM_CAP_IOAPIC_POLARITY_IGNORED => 1,
         KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),
         // The page of the ring in a vCPU's mapping.
         KVM_CAP_COALESCED_MMIO => 2,
