@@ -13,11 +13,12 @@ use crate::vcpu::Vcpu;
 use crate::emul::Emulation;
 use exitless_insn::emulate::{linearize, memory_operand};
 use exitless_insn::{Cpu, CrAccessKind as K, Mode, Stop, decode_cr_access};
-use exitless_policy::control::{Mode as Switches, check_cr0, check_cr4};
+use exitless_policy::control::{Mode as Switches, check_cr0, check_cr3, check_cr4};
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg, cr0};
 
-/// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself.
+/// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself. The other control
+/// registers are not intercepted, but emulated CPUs (QEMU TCG) report their accesses too while CR0's are.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return unreadable(v, sh, host) };
     let mode = v.mode();
@@ -26,6 +27,12 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let done = match access.kind {
         K::WriteCr { cr: 0, from } => write_cr0(v, source(v, from, mode)),
         K::ReadCr { cr: 0, to } => read_cr0(v, to, if mode == Mode::Bits64 { 8 } else { 4 }),
+        K::ReadCr { cr: 2, to } => give(v, to, v.b.cr2(), mode),
+        K::ReadCr { cr: 3, to } => give(v, to, v.b.cr3(), mode),
+        K::ReadCr { cr: 4, to } => give(v, to, v.b.cr4(), mode),
+        K::ReadCr { cr: 8, to } => give(v, to, u64::from(cr8), mode),
+        K::WriteCr { cr: 2, from } => write_cr2(v, source(v, from, mode)),
+        K::WriteCr { cr: 3, from } => write_cr3(v, source(v, from, mode)),
         K::SmswReg { to, size } => read_cr0(v, to, size),
         K::SmswMem => return smsw_mem(v, sh, host, &bytes, valid),
         K::Clts => write_cr0(v, v.b.cr0() & !cr0::TS),
@@ -49,6 +56,24 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
 fn source<B: Backend>(v: &Vcpu<B>, r: Gpr, mode: Mode) -> u64 {
     let value = v.b.gprs().get(r);
     if mode == Mode::Bits64 { value } else { value & 0xffff_ffff }
+}
+
+fn give<B: Backend>(v: &mut Vcpu<B>, to: Gpr, value: u64, mode: Mode) -> bool {
+    v.b.gprs_mut().set(to, if mode == Mode::Bits64 { value } else { value & 0xffff_ffff });
+    true
+}
+
+fn write_cr2<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
+    v.b.set_cr2(new);
+    true
+}
+
+/// Translations go even where the guest would keep them (bit 63 with PCIDs).
+fn write_cr3<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
+    let Ok(w) = check_cr3(new, &switches(v), v.cpuid.caps()) else { return false };
+    v.b.set_cr3(w.cr3);
+    v.flush = true;
+    true
 }
 
 fn switches<B: Backend>(v: &Vcpu<B>) -> Switches {

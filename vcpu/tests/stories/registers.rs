@@ -96,6 +96,20 @@ fn cr4_writes() {
     assert_eq!(m.events(), [GP, GP, GP]);
 }
 
+/// An emulated CPU reports accesses of every control register while CR0's are intercepted: they do what they always do.
+#[test]
+fn other_control_registers() {
+    let at = |n: u64, bytes: &[u8]| with_rax(n, bytes, Exit::CrAccess);
+    let mut m = Machine::new([at(0x7000, &[0x0f, 0x22, 0xd8]), at(0x1234, &[0x0f, 0x22, 0xd0]), Op::Nop]);
+    let flushes = m.v.b.flushes;
+    m.go();
+    assert_eq!((m.v.b.cr3, m.v.b.cr2, m.v.b.flushes), (0x7000, 0x1234, flushes + 2), "power-up flushes too");
+    for (modrm, value) in [(0xd8, 0x7000), (0xd0, 0x1234), (0xe0, m.v.b.cr4)] {
+        m.then([at(!0, &[0x0f, 0x20, modrm]), Op::Nop]);
+        assert_eq!(m.v.b.gprs.get(Gpr::Rax), value, "{modrm:#x}");
+    }
+}
+
 /// Debug registers: the first access loads them for the slice; they stay while a breakpoint is armed, then go.
 #[test]
 fn debug_registers() {
