@@ -130,7 +130,7 @@ impl Machine {
     /// Runs with the terminal as its console, until it is turned off.
     pub fn interactive(&self) -> Result<()> {
         if self.kind == Kind::Vmx {
-            bail!("the VMX machine has no keyboard: give it a script, `cargo xtask lab run my.sh --machine vmx -v`");
+            bail!("the VMX machine has no keyboard: use `cargo xtask lab run my.sh --machine vmx -v`");
         }
         sh::run(self.qemu().args(["-serial", "null"]))
     }
