@@ -6,8 +6,8 @@
 //! (SIGUSR1) where each of its CPUs is and gets an NMI on each, then is ended. What Bochs has to say about VM entries that
 //! fail is in `bochs.log`.
 //!
-//! Runs repeat exactly: same build, same kernel, same initial RAM disk, same result, tick for tick (a fixed seed for RDRAND and a
-//! fixed date see to it).
+//! With one CPU runs repeat exactly: same build, same kernel, same initial RAM disk, same result, tick for tick (a fixed
+//! seed for RDRAND and a fixed date see to it).
 
 pub mod boot;
 pub mod build;
