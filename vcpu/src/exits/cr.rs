@@ -17,8 +17,7 @@ use exitless_policy::control::{Mode as Switches, check_cr0, check_cr3, check_cr4
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg, cr0};
 
-/// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself. QEMU's emulation
-/// takes the intercept of CR0 reads for reads of every control register. The other control
+/// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself. The other control
 /// registers are not intercepted, but emulated CPUs (QEMU TCG) report their accesses too while CR0's are.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return unreadable(v, sh, host) };
@@ -97,18 +96,9 @@ fn write_cr0<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
     true
 }
 
-/// `size` bytes of a control register; 4 bytes clear the upper half of the destination, 2 keep the rest. `false`: no such
-/// register.
-fn read_cr<B: Backend>(v: &mut Vcpu<B>, cr: u8, to: Gpr, size: u8) -> bool {
-    let old = v.b.gprs().get(to);
-    let value = match cr {
-        0 => v.b.cr0(),
-        2 => v.b.cr2(),
-        3 => v.b.cr3(),
-        4 => v.b.cr4(),
-        8 => u64::from(v.lapic.cr8()),
-        _ => return false,
-    };
+/// `size` bytes of CR0; 4 bytes clear the upper half of the register, 2 keep the rest.
+fn read_cr0<B: Backend>(v: &mut Vcpu<B>, to: Gpr, size: u8) -> bool {
+    let (old, value) = (v.b.gprs().get(to), v.b.cr0());
     let new = match size {
         2 => old & !0xffff | value & 0xffff,
         4 => value & 0xffff_ffff,
