@@ -179,6 +179,10 @@ pub fn wakes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, ho
 }
 
 /// User space asked for an interrupt window and it is open.
-pub fn user_window<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<RunExit> {
+pub fn user_window<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+) -> Option<RunExit> {
     (v.want_window && ready_for_user(v, sh, host)).then_some(RunExit::IrqWindowOpen)
 }

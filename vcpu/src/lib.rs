@@ -11,7 +11,10 @@
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 #[cfg(test)]
 extern crate std;
@@ -25,8 +28,8 @@ pub mod fastpath;
 pub mod host;
 pub mod journal;
 pub mod pv;
-pub mod reset;
 pub mod request;
+pub mod reset;
 pub mod run;
 pub mod shared;
 pub mod skip;

@@ -61,7 +61,9 @@ pub fn write_clock<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H)
     info.tsc_shift = m.shift;
     info.flags = flags;
     // Odd version first and alone, then everything, then the even version: readers retry on odd or changed.
-    if !host.write_guest(gpa, &info.version.to_le_bytes()) || !host.write_guest(gpa, bytemuck::bytes_of(&info)) {
+    if !host.write_guest(gpa, &info.version.to_le_bytes())
+        || !host.write_guest(gpa, bytemuck::bytes_of(&info))
+    {
         return;
     }
     host.write_guest(gpa, &version.to_le_bytes());

@@ -210,7 +210,13 @@ impl<B: Backend> Vcpu<B> {
         self.move_tsc(sh, host, offset);
     }
 
-    fn write_tsc_adjust<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64, origin: Origin) {
+    fn write_tsc_adjust<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        value: u64,
+        origin: Origin,
+    ) {
         let moved = value.wrapping_sub(self.msrs.tsc_adjust);
         self.msrs.tsc_adjust = value;
         if origin == Origin::Guest && moved != 0 {

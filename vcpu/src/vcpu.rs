@@ -124,8 +124,7 @@ impl<B: Backend> Vcpu<B> {
             || (first == Vector::PF && (x.vector.contributory() || x.vector == Vector::PF));
         if double {
             self.reinject = None;
-            self.exception =
-                Some(Exception { vector: Vector::DF, error_code: Some(0), payload: 0 });
+            self.exception = Some(Exception { vector: Vector::DF, error_code: Some(0), payload: 0 });
         } else {
             // One after the other: the second now; the first comes back when its instruction runs again.
             if matches!(self.reinject, Some(Event::Exception(_))) {

@@ -41,7 +41,9 @@ impl Missing {
     pub fn message(self) -> &'static str {
         match self {
             Self::Svm => "this CPU has no SVM (CPUID 8000_0001 ECX bit 2): an AMD-V CPU is needed",
-            Self::DisabledByFirmware => "SVM is disabled by firmware (VM_CR.SVMDIS): enable SVM in the BIOS setup",
+            Self::DisabledByFirmware => {
+                "SVM is disabled by firmware (VM_CR.SVMDIS): enable SVM in the BIOS setup"
+            }
             Self::NestedPaging => "this CPU has no nested paging (CPUID 8000_000A EDX bit 0): it is required",
             Self::Asids => "this CPU offers fewer than two ASIDs: it cannot run a guest",
         }
@@ -50,7 +52,10 @@ impl Missing {
 
 impl Caps {
     /// Wanted, needed, present: decides from CPUID and VM_CR. `vm_cr` is asked only when SVM exists.
-    pub fn negotiate(mut cpuid: impl FnMut(u32) -> CpuidResult, vm_cr: impl FnOnce() -> u64) -> Result<Self, Missing> {
+    pub fn negotiate(
+        mut cpuid: impl FnMut(u32) -> CpuidResult,
+        vm_cr: impl FnOnce() -> u64,
+    ) -> Result<Self, Missing> {
         if cpuid(0x8000_0000).eax < 0x8000_000a || cpuid(0x8000_0001).ecx & (1 << 2) == 0 {
             return Err(Missing::Svm);
         }

@@ -9,7 +9,7 @@ use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
 use exitless_x86::exception::Vector;
-use exitless_x86::regs::{cr0, Gpr, Gprs, SegReg, Segment, TableReg, rflags};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;

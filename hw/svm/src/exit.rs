@@ -35,7 +35,9 @@ impl Svm {
             C::RDPRU => Exit::Rdpru,
             C::TASK_SWITCH => Exit::TaskSwitch,
             C::SHUTDOWN => Exit::Shutdown,
-            C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::SKINIT | C::INVLPGA => Exit::VirtInstruction,
+            C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::SKINIT | C::INVLPGA => {
+                Exit::VirtInstruction
+            }
             // -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
             C::INVALID | C(0xffff_ffff) => Exit::FailEntry(u64::MAX),
             C(v) => Exit::Unknown(v),

@@ -2,11 +2,11 @@
 //!
 //! Built by `ex_rs_init` before anything else runs, read-only until `ex_rs_exit` after everything else ended.
 
+use crate::dev::Supported;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use exitless_host::mem::{KBox, KSlice, Pages};
 use exitless_host::{Errno, cpu, pr_err};
 use exitless_hw_ops as ops;
-use crate::dev::Supported;
 use exitless_svm::{Caps, PerCpu, msr_bitmap};
 
 const EFER: u32 = 0xc000_0080;
@@ -156,7 +156,8 @@ pub fn cpu_offline(cpu: u32) {
 
 /// The machine crashes: give the CPU back in any state.
 pub fn cpu_emergency() {
-    let ours = get().and_then(|g| g.cpus.get(cpu::id() as usize)).is_some_and(|s| s.enabled.load(Ordering::Relaxed));
+    let ours =
+        get().and_then(|g| g.cpus.get(cpu::id() as usize)).is_some_and(|s| s.enabled.load(Ordering::Relaxed));
     if ours {
         // SAFETY: SVM is on, so STGI is legal; interrupts must not stay blocked by GIF when SVM goes.
         unsafe {

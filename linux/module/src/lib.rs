@@ -4,7 +4,10 @@
 //! module.c ──> callbacks ──> dev (KVM_* on /dev/kvm)   vm (a VM's fd)   vcpu (a vCPU's fd) ──> exitless_vcpu::run
 //! ```
 #![no_std]
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 pub mod callbacks;
 pub mod dev;

@@ -116,7 +116,10 @@ fn counter(vm: &Vm, out: &mut Out<'_>, k: u32) -> fmt::Result {
 
 fn by_reason(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
     for row in 0..st::EXITS {
-        let sum = vm.each_vcpu().filter_map(|v| v.shared.stats.by_exit.get(row)).fold(0u64, |n, c| n.wrapping_add(c.get()));
+        let sum = vm
+            .each_vcpu()
+            .filter_map(|v| v.shared.stats.by_exit.get(row))
+            .fold(0u64, |n, c| n.wrapping_add(c.get()));
         if sum != 0 {
             let number = st::number(row);
             match exitless_x86::svm::ExitCode(number).name() {
@@ -163,5 +166,9 @@ fn vcpus(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
 
 fn memory(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
     let c = vm.mmu.lock().counts();
-    writeln!(out, "tables {}\npages_4k {}\npages_2m {}\npages_1g {}", c.tables, c.pages_4k, c.pages_2m, c.pages_1g)
+    writeln!(
+        out,
+        "tables {}\npages_4k {}\npages_2m {}\npages_1g {}",
+        c.tables, c.pages_4k, c.pages_2m, c.pages_1g
+    )
 }

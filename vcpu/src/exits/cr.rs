@@ -5,12 +5,12 @@
 
 use super::{emulation_failure, fault, unreadable};
 use crate::backend::Backend;
+use crate::emul::Emulation;
 use crate::host::Host;
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
-use crate::emul::Emulation;
 use exitless_insn::emulate::{linearize, memory_operand};
 use exitless_insn::{Cpu, CrAccessKind as K, Mode, Stop, decode_cr_access};
 use exitless_policy::control::{Mode as Switches, check_cr0, check_cr3, check_cr4};

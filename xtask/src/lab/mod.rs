@@ -88,8 +88,10 @@ impl Default for Options {
 /// `cargo xtask lab run`.
 pub fn run_matching(pattern: &str, options: &Options) -> Result<()> {
     deps::host_packages()?;
-    let list: Vec<_> =
-        scenario::matching(pattern)?.into_iter().filter(|s| s.fits(options.module, options.machine)).collect();
+    let list: Vec<_> = scenario::matching(pattern)?
+        .into_iter()
+        .filter(|s| s.fits(options.module, options.machine))
+        .collect();
     if list.is_empty() {
         bail!("no scenario matching {pattern} is meant for {} on {}", options.module, options.machine);
     }
@@ -115,7 +117,8 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         (Kind::Vmx, false) => ", vmx",
         (Kind::Vmx, true) => ", vmx, x2apic",
     };
-    let label = format!("{} on {} ({cpus} CPU, {} kernel{on})", scenario.name, options.module, options.kernel);
+    let label =
+        format!("{} on {} ({cpus} CPU, {} kernel{on})", scenario.name, options.module, options.kernel);
     println!("-> {label}");
     say::note(format!("host kernel {} ({})", kernel.release, kernel.version));
     let suffix =

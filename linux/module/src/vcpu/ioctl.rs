@@ -46,12 +46,41 @@ pub fn dispatch(v: &VcpuObj, cmd: u32, arg: usize) -> Result<isize> {
 fn known(cmd: u32) -> bool {
     matches!(
         cmd,
-        KVM_RUN | KVM_NMI | KVM_GET_REGS | KVM_SET_REGS | KVM_GET_SREGS | KVM_SET_SREGS | KVM_GET_FPU | KVM_SET_FPU
-            | KVM_GET_MSRS | KVM_SET_MSRS | KVM_GET_CPUID2 | KVM_SET_CPUID2 | KVM_GET_LAPIC | KVM_SET_LAPIC
-            | KVM_GET_MP_STATE | KVM_SET_MP_STATE | KVM_GET_VCPU_EVENTS | KVM_SET_VCPU_EVENTS | KVM_GET_DEBUGREGS
-            | KVM_SET_DEBUGREGS | KVM_GET_XSAVE | KVM_SET_XSAVE | KVM_GET_XCRS | KVM_SET_XCRS | KVM_GET_TSC_KHZ
-            | KVM_SET_TSC_KHZ | KVM_INTERRUPT | KVM_SET_SIGNAL_MASK | KVM_SET_VAPIC_ADDR | KVM_X86_SETUP_MCE
-            | KVM_KVMCLOCK_CTRL | KVM_TRANSLATE | KVM_ENABLE_CAP | KVM_HAS_DEVICE_ATTR | KVM_GET_DEVICE_ATTR
+        KVM_RUN
+            | KVM_NMI
+            | KVM_GET_REGS
+            | KVM_SET_REGS
+            | KVM_GET_SREGS
+            | KVM_SET_SREGS
+            | KVM_GET_FPU
+            | KVM_SET_FPU
+            | KVM_GET_MSRS
+            | KVM_SET_MSRS
+            | KVM_GET_CPUID2
+            | KVM_SET_CPUID2
+            | KVM_GET_LAPIC
+            | KVM_SET_LAPIC
+            | KVM_GET_MP_STATE
+            | KVM_SET_MP_STATE
+            | KVM_GET_VCPU_EVENTS
+            | KVM_SET_VCPU_EVENTS
+            | KVM_GET_DEBUGREGS
+            | KVM_SET_DEBUGREGS
+            | KVM_GET_XSAVE
+            | KVM_SET_XSAVE
+            | KVM_GET_XCRS
+            | KVM_SET_XCRS
+            | KVM_GET_TSC_KHZ
+            | KVM_SET_TSC_KHZ
+            | KVM_INTERRUPT
+            | KVM_SET_SIGNAL_MASK
+            | KVM_SET_VAPIC_ADDR
+            | KVM_X86_SETUP_MCE
+            | KVM_KVMCLOCK_CTRL
+            | KVM_TRANSLATE
+            | KVM_ENABLE_CAP
+            | KVM_HAS_DEVICE_ATTR
+            | KVM_GET_DEVICE_ATTR
             | KVM_SET_DEVICE_ATTR
     )
 }
@@ -384,4 +413,3 @@ fn set_tsc_khz(arg: usize) -> Result<isize> {
 
 /// What `KVM_GET_MSRS` and `KVM_SET_MSRS` take at once.
 pub const MAX_IO_MSRS: usize = 256;
-

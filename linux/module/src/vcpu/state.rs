@@ -19,13 +19,26 @@ use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg};
 
 /// The order of `struct kvm_regs` before RIP.
 const REGS: [Gpr; 16] = [
-    Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx, Gpr::Rsi, Gpr::Rdi, Gpr::Rsp, Gpr::Rbp,
-    Gpr::R8, Gpr::R9, Gpr::R10, Gpr::R11, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15,
+    Gpr::Rax,
+    Gpr::Rbx,
+    Gpr::Rcx,
+    Gpr::Rdx,
+    Gpr::Rsi,
+    Gpr::Rdi,
+    Gpr::Rsp,
+    Gpr::Rbp,
+    Gpr::R8,
+    Gpr::R9,
+    Gpr::R10,
+    Gpr::R11,
+    Gpr::R12,
+    Gpr::R13,
+    Gpr::R14,
+    Gpr::R15,
 ];
 
-const SEGMENTS: [SegReg; 8] = [
-    SegReg::Cs, SegReg::Ds, SegReg::Es, SegReg::Fs, SegReg::Gs, SegReg::Ss, SegReg::Tr, SegReg::Ldtr,
-];
+const SEGMENTS: [SegReg; 8] =
+    [SegReg::Cs, SegReg::Ds, SegReg::Es, SegReg::Fs, SegReg::Gs, SegReg::Ss, SegReg::Tr, SegReg::Ldtr];
 
 fn to_kvm(s: &Segment) -> kvm_segment {
     let bit = |n: u16| (s.attrib >> n & 1) as u8;
@@ -115,9 +128,8 @@ impl Call<'_> {
 
     pub(super) fn fill_sregs(&self, s: &mut kvm_sregs) {
         let b = &self.inner.b;
-        let places = [
-            &mut s.cs, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss, &mut s.tr, &mut s.ldt,
-        ];
+        let places =
+            [&mut s.cs, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss, &mut s.tr, &mut s.ldt];
         for (place, r) in places.into_iter().zip(SEGMENTS) {
             *place = to_kvm(&b.segment(r));
         }
@@ -193,7 +205,8 @@ impl Call<'_> {
     /// User space that predates KVM_SET_MP_STATE starts the boot CPU by putting it at the reset vector.
     fn wake_old_boot_vcpu(&mut self, s: &kvm_sregs) {
         let reset = s.cs.selector == 0xf000 && s.cs.base == 0xffff_0000 && s.cr0 & 1 == 0;
-        if self.inner.bsp && reset && self.inner.b.rip() == 0xfff0 && self.inner.mp_state == mp::UNINITIALIZED {
+        if self.inner.bsp && reset && self.inner.b.rip() == 0xfff0 && self.inner.mp_state == mp::UNINITIALIZED
+        {
             self.inner.set_mp(&self.v.shared, mp::RUNNABLE);
         }
     }
@@ -254,7 +267,9 @@ impl Call<'_> {
             | KVM_VCPUEVENT_VALID_SIPI_VECTOR
             | KVM_VCPUEVENT_VALID_SHADOW
             | KVM_VCPUEVENT_VALID_SMM;
-        if e.flags & !KNOWN != 0 || (e.exception.injected != 0 && (e.exception.nr > 31 || e.exception.nr == 2)) {
+        if e.flags & !KNOWN != 0
+            || (e.exception.injected != 0 && (e.exception.nr > 31 || e.exception.nr == 2))
+        {
             return Err(Errno::EINVAL);
         }
         if e.flags & KVM_VCPUEVENT_VALID_SMM != 0 && e.smi.smm != 0 {

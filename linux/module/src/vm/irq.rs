@@ -9,9 +9,9 @@ use exitless_irqchip::chips::{Effect, IrqChips, send_msi, set_msi_gsi};
 use exitless_irqchip::lines::{LineStatus, Source};
 use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
 use exitless_irqchip::pic::{Pic, PicId};
-use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
 use exitless_irqchip::pit::Pit;
 use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors};
+use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, route};
 use exitless_vcpu::Request;
 use exitless_x86::apic::InterruptMessage;
@@ -70,7 +70,9 @@ impl VcpuObj {
         match accepted {
             Accepted::None | Accepted::Coalesced => return,
             Accepted::Startup => self.shared.request(Request::APIC_STATE),
-            Accepted::Event | Accepted::Nmi | Accepted::Smi | Accepted::ExtInt => self.shared.request(Request::EVENT),
+            Accepted::Event | Accepted::Nmi | Accepted::Smi | Accepted::ExtInt => {
+                self.shared.request(Request::EVENT)
+            }
         }
         self.kick();
     }

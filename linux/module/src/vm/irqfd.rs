@@ -122,7 +122,8 @@ fn assign(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
         // A place first: an irqfd must not be dropped under the lock, and from its creation on the close of its eventfd
         // looks for it in the list.
         let place = w.irqfds.iter_mut().find(|s| s.is_none()).ok_or(Errno::ENOSPC)?;
-        entry.irqfd = Some(Irqfd::create(vm_ptr, cookie, a.fd as i32, resample.then_some(a.resamplefd as i32))?);
+        entry.irqfd =
+            Some(Irqfd::create(vm_ptr, cookie, a.fd as i32, resample.then_some(a.resamplefd as i32))?);
         *place = Some(entry);
     }
     watch(vm);

@@ -20,8 +20,8 @@ use exitless_host::{Errno, Result, mmu, task, uaccess};
 use exitless_kvm_abi::kvm_userspace_memory_region;
 use exitless_memslots::{self as ms, Change, DirtyBitmap, GfnRange, Limits, MAX_SLOTS, Slot, Table};
 use exitless_slat::{
-    Backing, Entries, Frames, FreeList, Level, MemType, Mapped, MapError, Mapping, Npt, Perm, Slat, TABLES_PER_MAP,
-    TableAddr, TablePage, max_level,
+    Backing, Entries, Frames, FreeList, Level, MapError, Mapped, Mapping, MemType, Npt, Perm, Slat,
+    TABLES_PER_MAP, TableAddr, TablePage, max_level,
 };
 use exitless_vcpu::Request;
 use exitless_vcpu::host::FaultOutcome;
@@ -118,10 +118,12 @@ impl Mmu {
     pub(super) fn init(&mut self) -> Result<()> {
         let root = new_page()?;
         let levels = if la57() { 5 } else { 4 };
-        self.slat.init(Npt { sme_mask: exitless_host::mem::encryption_bit() }, levels, TablePage::new(root)).map_err(|p| {
-            free_page(&p);
-            Errno::EINVAL
-        })
+        self.slat
+            .init(Npt { sme_mask: exitless_host::mem::encryption_bit() }, levels, TablePage::new(root))
+            .map_err(|p| {
+                free_page(&p);
+                Errno::EINVAL
+            })
     }
 
     /// Physical address of the root.
@@ -220,14 +222,16 @@ impl Vm {
     /// `KVM_SET_USER_MEMORY_REGION`.
     pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<isize> {
         let _guard = self.slots_lock.lock();
-        if region.memory_size != 0 && !uaccess::access_ok(region.userspace_addr as usize, region.memory_size as usize)
+        if region.memory_size != 0
+            && !uaccess::access_ok(region.userspace_addr as usize, region.memory_size as usize)
         {
             return Err(Errno::EINVAL);
         }
         let limits = Limits { max_slots: MAX_SLOTS, phys_bits: phys_bits() };
         // SAFETY: `slots_lock` is held.
         let current = unsafe { self.table() };
-        let mut change = ms::plan(current.slots(), region, &limits).map_err(|r| Errno::from_ret(-r.errno()))?;
+        let mut change =
+            ms::plan(current.slots(), region, &limits).map_err(|r| Errno::from_ret(-r.errno()))?;
         let mut fresh = 0;
         if let Some(npages) = change.needs_bitmap()
             && let Some(slot) = change.new_slot_mut()
@@ -361,7 +365,9 @@ impl Vm {
         let table = unsafe { self.table() };
         // After the table: see `apply`.
         let retiring = [self.mmu.lock().retiring];
-        for (_, gfns) in table.find_hva_range(start, end).chain(Table::new(&retiring).find_hva_range(start, end)) {
+        for (_, gfns) in
+            table.find_hva_range(start, end).chain(Table::new(&retiring).find_hva_range(start, end))
+        {
             self.zap(gfns, false);
         }
     }
@@ -512,7 +518,13 @@ impl Vm {
     // --- guest memory by guest-physical address; the caller holds SRCU ---
 
     /// Calls `f` for each stretch that lies in one slot.
-    fn stretches(&self, gpa: u64, len: usize, write: bool, mut f: impl FnMut(u64, usize, usize) -> bool) -> bool {
+    fn stretches(
+        &self,
+        gpa: u64,
+        len: usize,
+        write: bool,
+        mut f: impl FnMut(u64, usize, usize) -> bool,
+    ) -> bool {
         let mut done = 0;
         while done < len {
             let at = gpa.wrapping_add(done as u64);
