@@ -114,9 +114,13 @@ impl PerCpu {
         if !self.on.swap(false, Relaxed) {
             return false;
         }
-        // SAFETY: contract; each turn takes the first off the list.
+        // SAFETY: contract.
         while let Some(first) = unsafe { self.list.load(Relaxed).as_ref() } {
             first.clear_here(m, self);
+            if ptr::eq(self.list.load(Relaxed), first) {
+                // Each turn takes the first off the list; a CPU on its way down must not hang if that is ever untrue.
+                break;
+            }
         }
         true
     }
