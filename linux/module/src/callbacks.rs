@@ -32,13 +32,21 @@ unsafe fn vcpu<'a>(p: *mut c_void) -> &'a VcpuObj {
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_init() -> c_int {
-    exitless_insn::init();
-    status(global::init())
+    let ready = global::init();
+    if ready.is_ok() {
+        exitless_insn::init();
+    }
+    status(ready)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_exit() {
     global::exit();
+    #[cfg(target_os = "none")]
+    // SAFETY: no fd is open and no vCPU exists, so the decoder, the allocator's one user, decodes no more.
+    unsafe {
+        exitless_host::alloc::free_all();
+    }
     let (blocks, pages) = exitless_host::mem::live();
     if (blocks, pages) != (0, 0) {
         // The words make every log check stop: memory is lost until the machine restarts.
