@@ -83,6 +83,9 @@ pub struct Emulation<'a, B, H> {
     pub sh: &'a VcpuShared,
     /// The host.
     pub host: &'a H,
+    /// Guest-physical address of the instruction's only memory operand, where the exit told it: hardware has walked the guest's
+    /// tables for it and checked every right a moment ago.
+    pub operand: Option<u64>,
 }
 
 /// A stretch of one page: guest-physical address and length.
@@ -110,6 +113,11 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     fn gpa(&self, linear: u64, access: Access) -> Result<u64, Stop> {
+        if let Some(gpa) = self.operand
+            && (gpa ^ linear) & 4095 == 0
+        {
+            return Ok(gpa);
+        }
         let mode = self.v.paging(self.v.b.cpl());
         match translate(&PagedMemory(self.host), &mode, linear, access) {
             Ok(gpa) => Ok(gpa),
@@ -165,7 +173,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
             return Ok(());
         }
         copy(&mut entry.data, part);
-        if self.kernel_write(gpa, part) {
+        if self.kernel_write(gpa, part) || self.v.journal.post(entry) {
             return self.note(entry);
         }
         self.v.journal.ask(entry);

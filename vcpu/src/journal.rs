@@ -4,6 +4,9 @@
 //! is emulated *again from its start*: reads that were answered come from the journal, writes that were done are
 //! swallowed. Registers change only when the instruction completes, so the replay sees what the first pass saw.
 //!
+//! A memory write to user space needs no answer: it is *posted*, the instruction goes on and completes, and user space is told
+//! afterwards, one KVM_RUN for each posted write.
+//!
 //! ```text
 //!   empty --- access needs user space ---> awaiting --- answer ---> replaying --- commit ---> empty
 //!                                             ^                         |
@@ -53,6 +56,20 @@ const CAPACITY: usize = 12;
 
 const BLANK: Entry = Entry { access: Access::Mmio { gpa: 0 }, write: false, len: 0, count: 0, data: [0; 8] };
 
+/// Posted writes that can wait; a string instruction stops when they do.
+const POSTED: usize = 8;
+
+/// The instruction's bytes, how many of them count, and the guest-physical address of the exit where that saves a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// From RIP on.
+    pub bytes: [u8; 15],
+    /// Fetched, at most 15.
+    pub valid: usize,
+    /// Where the one memory operand lies, as the exit told.
+    pub gpa: Option<u64>,
+}
+
 /// See the file's head.
 #[derive(Clone, Copy, Debug)]
 pub struct Journal {
@@ -61,8 +78,16 @@ pub struct Journal {
     done: usize,
     /// Entries the replay has passed.
     cursor: usize,
-    /// The access user space works on.
+    /// The access user space works on, or will when it has seen the posted writes.
     awaiting: Option<Entry>,
+    /// User space was told of `awaiting`.
+    told: bool,
+    /// What the replay executes.
+    source: Option<Source>,
+    posted: [Entry; POSTED],
+    /// The posted writes not yet told are those from `told_posts` to `posts`.
+    posts: usize,
+    told_posts: usize,
 }
 
 /// What to do with an access.
@@ -75,11 +100,62 @@ pub enum Step {
 }
 
 impl Journal {
-    /// Back to empty.
+    /// The instruction is over. Posted writes stay: they have happened.
     pub fn clear(&mut self) {
         self.done = 0;
         self.cursor = 0;
         self.awaiting = None;
+        self.source = None;
+    }
+
+    /// User space replaced the registers: nothing of the old instruction counts.
+    pub fn forget(&mut self) {
+        self.clear();
+        (self.posts, self.told_posts) = (0, 0);
+    }
+
+    /// Posts a memory write. `false`: no room, ask instead.
+    pub fn post(&mut self, entry: Entry) -> bool {
+        match self.posted.get_mut(self.posts) {
+            Some(p) => {
+                *p = entry;
+                self.posts += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The next posted write for user space, oldest first.
+    pub fn next_posted(&mut self) -> Option<Entry> {
+        if self.told_posts == self.posts {
+            (self.posts, self.told_posts) = (0, 0);
+            return None;
+        }
+        let next = self.posted.get(self.told_posts).copied();
+        self.told_posts += 1;
+        next
+    }
+
+    /// Keeps the instruction for its replay.
+    pub fn keep(&mut self, source: Source) {
+        self.source = Some(source);
+    }
+
+    /// The instruction that is being replayed.
+    pub fn source(&self) -> Option<Source> {
+        self.source
+    }
+
+    /// User space is told of the access it is asked for.
+    pub fn tell(&mut self) -> Option<Entry> {
+        self.told = true;
+        self.awaiting
+    }
+
+    /// User space knows what it is asked for.
+    pub fn told(&self) -> bool {
+        self.told
     }
 
     /// Starts a pass over the instruction.
@@ -118,6 +194,7 @@ impl Journal {
 
     /// Asks user space.
     pub fn ask(&mut self, entry: Entry) {
+        self.told = false;
         self.awaiting = Some(entry);
     }
 
@@ -142,7 +219,17 @@ impl Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { entries: [BLANK; CAPACITY], done: 0, cursor: 0, awaiting: None }
+        Self {
+            entries: [BLANK; CAPACITY],
+            done: 0,
+            cursor: 0,
+            awaiting: None,
+            told: false,
+            source: None,
+            posted: [BLANK; POSTED],
+            posts: 0,
+            told_posts: 0,
+        }
     }
 }
 
@@ -220,6 +307,24 @@ mod tests {
         assert!(!j.answer([1; 8]));
         j.rewind();
         assert_eq!(j.step(&read(0)), Step::Fresh);
+    }
+
+    /// Posted writes come out in order, survive the end of their instruction, and are refused when nobody takes them.
+    #[test]
+    fn posted_writes_queue() {
+        let mut j = Journal::default();
+        for i in 0..POSTED as u64 {
+            assert!(j.post(Entry { write: true, ..read(i) }));
+        }
+        assert!(!j.post(read(99)));
+        j.clear();
+        for i in 0..POSTED as u64 {
+            assert_eq!(j.next_posted().map(|e| e.access), Some(Access::Mmio { gpa: i }));
+        }
+        assert_eq!(j.next_posted(), None);
+        assert!(j.post(read(7)));
+        j.forget();
+        assert_eq!(j.next_posted(), None);
     }
 
     /// The journal never grows past its array.

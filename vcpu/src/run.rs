@@ -190,7 +190,13 @@ fn complete<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
         complete_port(v, host, p);
         return Next::Again;
     }
+    if let Some(exit) = exits::emulate::posted(v, sh) {
+        return Next::Leave(exit);
+    }
     if let Some(asked) = v.journal.awaiting() {
+        if !v.journal.told() {
+            return exits::emulate::ask_user(v, sh, host);
+        }
         let mut data = [0; 8];
         if !asked.write {
             match asked.access {

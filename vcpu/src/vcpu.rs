@@ -176,7 +176,7 @@ impl<B: Backend> Vcpu<B> {
 
     /// Forgets what an unfinished instruction did: user space replaced the registers.
     pub fn forget_instruction(&mut self) {
-        self.journal.clear();
+        self.journal.forget();
         self.pending_port = None;
     }
 

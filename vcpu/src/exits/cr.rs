@@ -116,7 +116,7 @@ fn smsw_mem<B: Backend, H: Host<Cpu = B::Cpu>>(
     valid: usize,
 ) -> Next {
     let word = (v.b.cr0() as u16).to_le_bytes();
-    let mut e = Emulation { v, sh, host };
+    let mut e = Emulation { v, sh, host, operand: None };
     let Some(m) = memory_operand(&e, bytes, valid) else { return emulation_failure(e.v, host) };
     let written = linearize(&e, m.segment, m.offset, 2, true).and_then(|at| e.write(at, &word));
     v.journal.clear();
@@ -145,7 +145,7 @@ fn lmsw_mem<B: Backend, H: Host<Cpu = B::Cpu>>(
     bytes: &[u8; 15],
     valid: usize,
 ) -> Next {
-    let mut e = Emulation { v, sh, host };
+    let mut e = Emulation { v, sh, host, operand: None };
     let Some(m) = memory_operand(&e, bytes, valid) else { return emulation_failure(e.v, host) };
     let mut word = [0; 2];
     let read = linearize(&e, m.segment, m.offset, 2, false).and_then(|at| e.read(at, &mut word));

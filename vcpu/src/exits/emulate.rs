@@ -4,27 +4,57 @@ use super::{emulation_failure, fault};
 use crate::backend::Backend;
 use crate::emul::Emulation;
 use crate::host::Host;
-use crate::journal::Access;
+use crate::journal::{Access, Source};
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip::{self, NoBytes};
 use crate::vcpu::Vcpu;
-use exitless_insn::{Outcome, Stop, emulate};
+use exitless_insn::{Mode, Outcome, Stop, emulate};
 
 /// Emulates the instruction at RIP, going on where the journal says.
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
-    let (bytes, valid) = match skip::fetch(v, host, false) {
-        Ok(b) => b,
-        Err(NoBytes::Fault(x)) => {
-            v.journal.clear();
-            return fault(v, sh, x);
-        }
-        Err(NoBytes::Missing) => return emulation_failure(v, host),
+    at(v, sh, host, None)
+}
+
+/// The same after a fault of a data access at guest-physical address `gpa`.
+pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    gpa: Option<u64>,
+) -> Next {
+    let source = match v.journal.source() {
+        Some(source) => source,
+        None => match skip::fetch(v, host, false) {
+            Ok((bytes, valid)) => {
+                let gpa = gpa.filter(|_| one_operand(&bytes, v.mode()));
+                Source { bytes, valid, gpa }
+            }
+            Err(NoBytes::Fault(x)) => {
+                v.journal.clear();
+                return fault(v, sh, x);
+            }
+            Err(NoBytes::Missing) => return emulation_failure(v, host),
+        },
     };
+    let next = pass(v, sh, host, &source);
+    match (next, v.journal.awaiting()) {
+        (Next::Again, None) => posted(v, sh).map_or(Next::Again, Next::Leave),
+        (next, _) => next,
+    }
+}
+
+/// One pass over the instruction.
+fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    source: &Source,
+) -> Next {
     sh.stats.insn_emulation.bump();
     v.journal.rewind();
     let before = v.b.rflags();
-    let outcome = emulate(&mut Emulation { v, sh, host }, &bytes, valid);
+    let outcome = emulate(&mut Emulation { v, sh, host, operand: source.gpa }, &source.bytes, source.valid);
     match outcome {
         Outcome::Done | Outcome::Again => {
             v.journal.clear();
@@ -32,7 +62,10 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
             v.trap_step(before);
             Next::Again
         }
-        Outcome::Stop(Stop::NeedUser) => ask_user(v, sh, host),
+        Outcome::Stop(Stop::NeedUser) => {
+            v.journal.keep(*source);
+            ask_user(v, sh, host)
+        }
         Outcome::Stop(Stop::Fault(x)) => {
             v.journal.clear();
             fault(v, sh, x)
@@ -44,8 +77,31 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
     }
 }
 
-fn ask_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
-    let Some(asked) = v.journal.awaiting() else { return emulation_failure(v, host) };
+/// MOV, MOVZX and MOVSX between a register and memory: the only memory operand is the one that faulted.
+fn one_operand(bytes: &[u8; 15], mode: Mode) -> bool {
+    const PREFIXES: [u8; 8] = [0x66, 0x67, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65];
+    let rex = |b: u8| mode == Mode::Bits64 && b & 0xf0 == 0x40;
+    let mut rest = bytes.iter().copied().skip_while(|b| PREFIXES.contains(b) || rex(*b));
+    match rest.next() {
+        Some(0x88..=0x8b | 0xa0..=0xa3 | 0xc6 | 0xc7) => true,
+        Some(0x0f) => matches!(rest.next(), Some(0xb6 | 0xb7 | 0xbe | 0xbf)),
+        _ => false,
+    }
+}
+
+/// A posted write that user space has not seen.
+pub fn posted<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) -> Option<RunExit> {
+    let entry = v.journal.next_posted()?;
+    sh.stats.mmio_exits.bump();
+    Some(RunExit::Mmio(entry))
+}
+
+/// Posted writes first, then what the instruction waits for.
+pub fn ask_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    if let Some(exit) = posted(v, sh) {
+        return Next::Leave(exit);
+    }
+    let Some(asked) = v.journal.tell() else { return emulation_failure(v, host) };
     match asked.access {
         Access::Mmio { .. } => {
             sh.stats.mmio_exits.bump();

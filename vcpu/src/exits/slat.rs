@@ -46,5 +46,5 @@ fn device<B: Backend, H: Host<Cpu = B::Cpu>>(
         let data = [0, v.b.exit_number(), 0, fault.gpa];
         return Next::Leave(RunExit::Internal { suberror: suberror::DELIVERY_EV, data, ndata: 4 });
     }
-    emulate::run(v, sh, host)
+    emulate::at(v, sh, host, (!fault.table_walk && !fault.fetch).then_some(fault.gpa))
 }
