@@ -267,7 +267,7 @@ fn smp_remap() {
         check_eq(mem::r64(GPA + 0x4000_0000), 0, "new memory");
     });
 }
-test!(smp_slots, "mem/slots_change_under_a_writing_vcpu", cpus(2));
+test!(smp_slots, "mem/slots_change_under_a_writing_vcpu", cpus(2) | timeout(120));
 fn smp_slots() {
     with_writer(|| {
         for i in 1..4 {
