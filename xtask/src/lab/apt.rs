@@ -41,6 +41,14 @@ fn force_update() -> Result<()> {
     })
 }
 
+/// `apt-get install` without questions, to be completed by a suite and packages.
+fn apt_install() -> Result<Command> {
+    let mut command = sh::as_root("env")?;
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install"]);
+    command.args(["-y", "-q", "--no-install-recommends"]);
+    Ok(command)
+}
+
 /// Installs what is missing of `packages`, from `suite` if one is named.
 pub fn install(packages: &[&str], suite: Option<&str>) -> Result<()> {
     let missing: Vec<_> = packages.iter().copied().filter(|package| !installed(package)).collect();
@@ -48,15 +56,7 @@ pub fn install(packages: &[&str], suite: Option<&str>) -> Result<()> {
         return Ok(());
     }
     let attempt = || -> Result<()> {
-        let mut command = sh::as_root("env")?;
-        command.args([
-            "DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-            "install",
-            "-y",
-            "-q",
-            "--no-install-recommends",
-        ]);
+        let mut command = apt_install()?;
         if let Some(suite) = suite {
             command.args(["-t", suite]);
         }
@@ -198,15 +198,7 @@ pub fn qemu() -> Result<()> {
         );
     }
     enable_backports()?;
-    let mut command = sh::as_root("env")?;
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "install",
-        "-y",
-        "-q",
-        "--no-install-recommends",
-    ]);
+    let mut command = apt_install()?;
     command.args(["-t", BACKPORTS, "qemu-system-x86"]);
     say::step("install QEMU 10 from backports", || {
         sh::quiet(&mut command)
