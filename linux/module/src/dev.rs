@@ -2,7 +2,6 @@
 
 use crate::global;
 use crate::user;
-use crate::vcpu::ioctl::MAX_IO_MSRS;
 use crate::vm::{MAX_VCPUS, Vm};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox};
@@ -172,19 +171,12 @@ fn feature_list(arg: usize) -> Result<isize> {
 
 /// `KVM_GET_MSRS` without a vCPU: feature MSRs only; returns how many it read.
 fn feature_msrs(arg: usize) -> Result<isize> {
-    let head: kvm_msrs = user::get(arg)?;
-    if head.nmsrs as usize >= MAX_IO_MSRS {
-        return Err(Errno::E2BIG);
-    }
-    let base = user::at(arg, size_of::<kvm_msrs>())?;
-    for i in 0..head.nmsrs as usize {
-        let at = user::at(base, i * size_of::<kvm_msr_entry>())?;
-        let mut e: kvm_msr_entry = user::get(at)?;
-        let Some(value) = feature(e.index) else { return Ok(i as isize) };
+    user::each_msr(arg, |e, at| {
+        let Some(value) = feature(e.index) else { return Ok(false) };
         e.data = value;
-        uaccess::write(at, &e)?;
-    }
-    Ok(head.nmsrs as isize)
+        uaccess::write(at, e)?;
+        Ok(true)
+    })
 }
 
 /// A feature MSR's value: that of a new vCPU.

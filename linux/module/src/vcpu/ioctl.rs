@@ -128,29 +128,9 @@ impl Call<'_> {
 
     // --- MSRs ---
 
-    fn each_msr(
-        &mut self,
-        arg: usize,
-        mut f: impl FnMut(&mut Self, &mut kvm_msr_entry, usize) -> Result<bool>,
-    ) -> Result<isize> {
-        let head: kvm_msrs = user::get(arg)?;
-        if head.nmsrs as usize >= MAX_IO_MSRS {
-            return Err(Errno::E2BIG);
-        }
-        let base = user::at(arg, size_of::<kvm_msrs>())?;
-        for i in 0..head.nmsrs as usize {
-            let at = user::at(base, i * size_of::<kvm_msr_entry>())?;
-            let mut e: kvm_msr_entry = user::get(at)?;
-            if !f(self, &mut e, at)? {
-                return Ok(i as isize);
-            }
-        }
-        Ok(head.nmsrs as isize)
-    }
-
     fn get_msrs(&mut self, arg: usize) -> Result<isize> {
-        self.each_msr(arg, |c, e, at| {
-            match c.inner.read_msr(&c.v.shared, &c.host, e.index, Origin::Host) {
+        user::each_msr(arg, |e, at| {
+            match self.inner.read_msr(&self.v.shared, &self.host, e.index, Origin::Host) {
                 Ok(v) => e.data = v,
                 Err(_) => return Ok(false),
             }
@@ -161,8 +141,8 @@ impl Call<'_> {
 
     fn set_msrs(&mut self, arg: usize) -> Result<isize> {
         let caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
-        self.each_msr(arg, |c, e, _| {
-            Ok(c.inner.write_msr(&c.v.shared, &c.host, e.index, e.data, Origin::Host, caps).is_ok())
+        user::each_msr(arg, |e, _| {
+            Ok(self.inner.write_msr(&self.v.shared, &self.host, e.index, e.data, Origin::Host, caps).is_ok())
         })
     }
 
@@ -410,6 +390,3 @@ fn set_tsc_khz(arg: usize) -> Result<isize> {
     let near = arg == 0 || arg.abs_diff(host) <= host / 4000;
     if near { Ok(0) } else { Err(Errno::EINVAL) }
 }
-
-/// What `KVM_GET_MSRS` and `KVM_SET_MSRS` take at once.
-pub const MAX_IO_MSRS: usize = 256;
