@@ -31,6 +31,7 @@ pub mod pv;
 pub mod request;
 pub mod reset;
 pub mod run;
+pub mod section;
 pub mod shared;
 pub mod skip;
 pub mod state;

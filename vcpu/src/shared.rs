@@ -76,6 +76,8 @@ pub struct VcpuShared {
     pub cpu: AtomicI32,
     /// RFLAGS.IF at the last exit or halt, for the sleeper's question "may an interrupt wake me".
     pub interruptible: AtomicBool,
+    /// From where to where the thread may use published tables.
+    pub section: crate::section::Section,
     /// The APIC's mailbox.
     pub apic: ApicShared,
     /// Counters; written by the owner alone.

@@ -153,6 +153,7 @@ bool ex_in_compat_syscall(void);
 void ex_sigset_activate(u64 set);
 void ex_sigset_deactivate(void);
 void ex_cpu_relax(void);
+void ex_nap_us(u32 us);
 
 /* slab.c */
 void *ex_kvzalloc(size_t size, size_t align);

@@ -170,6 +170,7 @@ unsafe extern "C" {
     pub(crate) fn ex_sigset_activate(set: u64);
     pub(crate) fn ex_sigset_deactivate();
     pub(crate) fn ex_cpu_relax();
+    pub(crate) fn ex_nap_us(us: u32);
 
     // slab.c
     pub(crate) fn ex_kvzalloc(size: usize, align: usize) -> *mut c_void;

@@ -7,7 +7,7 @@ use exitless_host::mem::KBox;
 ///
 /// # Invariants
 /// A non-null pointer came from `KBox::into_raw`. It is freed only after every reader that could have loaded it has
-/// left its SRCU read section (or when nobody can read any more).
+/// left its read section (or when nobody can read any more).
 #[derive(bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct Published<T>(AtomicPtr<T>);
@@ -16,7 +16,7 @@ impl<T: bytemuck::Zeroable> Published<T> {
     /// The table of this moment.
     ///
     /// # Safety
-    /// The caller is inside an SRCU read section of the VM (or holds the VM's update lock) for as long as it uses the
+    /// The caller is inside a read section of the VM (or holds the VM's update lock) for as long as it uses the
     /// result.
     pub unsafe fn get(&self) -> Option<&T> {
         // SAFETY: type invariant; the caller's read section keeps the table from being freed.

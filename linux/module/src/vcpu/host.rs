@@ -24,8 +24,8 @@ pub struct RunHost<'a> {
     me: &'a VcpuObj,
     /// The vCPU is loaded: this is KVM_RUN, not another ioctl.
     loaded: bool,
-    /// The SRCU read section's index while inside.
-    srcu: Cell<Option<i32>>,
+    /// Inside the vCPU's read section.
+    inside: Cell<bool>,
     /// The slot that page-table walks used last; valid while the read section is held.
     slot: Cell<Slot>,
 }
@@ -33,7 +33,7 @@ pub struct RunHost<'a> {
 impl<'a> RunHost<'a> {
     /// For an ioctl on `me` of `vm`.
     pub fn new(vm: &'a Vm, me: &'a VcpuObj) -> Self {
-        Self { vm, me, loaded: false, srcu: Cell::new(None), slot: Cell::new(Slot::default()) }
+        Self { vm, me, loaded: false, inside: Cell::new(false), slot: Cell::new(Slot::default()) }
     }
 
     /// For KVM_RUN: the vCPU is loaded whenever the hall uses this.
@@ -45,16 +45,16 @@ impl<'a> RunHost<'a> {
 
     /// Enters the read section of slots, routes and ioeventfds.
     pub fn lock(&self) {
-        if self.srcu.get().is_none() {
+        if !self.inside.replace(true) {
             self.slot.set(Slot::default());
-            self.srcu.set(Some(self.vm.srcu.read_lock()));
+            self.me.shared.section.enter(&self.vm.changes);
         }
     }
 
     /// Leaves it.
     pub fn unlock(&self) {
-        if let Some(i) = self.srcu.take() {
-            self.vm.srcu.read_unlock(i);
+        if self.inside.replace(false) {
+            self.me.shared.section.leave();
         }
     }
 }

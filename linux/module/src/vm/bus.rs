@@ -107,13 +107,13 @@ impl Event {
 
 impl Vm {
     /// A write that ends in the kernel: an eventfd's, or one that may wait in the ring. `false`: neither, or the ring is
-    /// full. The caller holds SRCU.
+    /// full. The caller is in a read section.
     pub fn quiet_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
         self.event_write(pio, addr, data) || self.coalesce(pio, addr, data)
     }
 
     fn event_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
-        // SAFETY: SRCU is held by the run loop.
+        // SAFETY: the run loop is in its read section.
         let Some(table) = (unsafe { self.events.get() }) else { return false };
         let hit = table.items.iter().flatten().find(|e| e.hit(pio, addr, data));
         if let Some(fd) = hit.and_then(|e| e.fd.as_ref()) {
@@ -200,7 +200,7 @@ impl Vm {
     // --- coalesced zones ---
 
     fn coalesce(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
-        // SAFETY: SRCU is held by the run loop.
+        // SAFETY: the run loop is in its read section.
         let Some(table) = (unsafe { self.zones.get() }) else { return false };
         if !table.items.iter().any(|z| z.holds(pio, addr, data.len() as u64)) {
             return false;

@@ -207,15 +207,15 @@ impl Vm {
     /// The slots of this moment.
     ///
     /// # Safety
-    /// The caller holds the VM's SRCU or `slots_lock`.
+    /// The caller is in a read section of the VM or holds `slots_lock`.
     pub unsafe fn table(&self) -> Table<'_> {
         // SAFETY: contract of this function.
         unsafe { self.slots.get() }.map_or(Table::new(&[]), SlotTable::table)
     }
 
-    /// The slot of a guest frame. The caller holds SRCU for as long as it uses the copy.
+    /// The slot of a guest frame. The caller is in a read section for as long as it uses the copy.
     pub fn slot_of(&self, gfn: u64) -> Option<Slot> {
-        // SAFETY: the caller holds SRCU.
+        // SAFETY: the caller is in a read section.
         unsafe { self.table() }.find(gfn).copied()
     }
 
@@ -422,9 +422,9 @@ impl Vm {
         }
     }
 
-    /// Resolves a second-level fault. The caller holds SRCU.
+    /// Resolves a second-level fault. The caller is in a read section.
     pub fn fault(&self, gpa: u64, write: bool) -> FaultOutcome {
-        // SAFETY: the run loop holds SRCU.
+        // SAFETY: the run loop is in its read section.
         let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else { return FaultOutcome::Mmio };
         if write && !slot.writable() {
             return FaultOutcome::ReadOnly;
@@ -515,7 +515,7 @@ impl Vm {
         }
     }
 
-    // --- guest memory by guest-physical address; the caller holds SRCU ---
+    // --- guest memory by guest-physical address; the caller is in a read section ---
 
     /// Calls `f` for each stretch that lies in one slot.
     fn stretches(
@@ -528,7 +528,7 @@ impl Vm {
         let mut done = 0;
         while done < len {
             let at = gpa.wrapping_add(done as u64);
-            // SAFETY: the callers hold SRCU (run loop and ioctls).
+            // SAFETY: the callers (run loop and ioctls) are in a read section.
             let table = unsafe { self.table() };
             let Some(slot) = table.find(at >> 12) else { return false };
             if write && !slot.writable() {
@@ -586,7 +586,7 @@ impl Vm {
 
     /// Backed by a slot (and writable)?
     pub fn is_ram(&self, gpa: u64, write: bool) -> bool {
-        // SAFETY: the callers hold SRCU.
+        // SAFETY: the callers are in a read section.
         unsafe { self.table() }.find(gpa >> 12).is_some_and(|s| !write || s.writable())
     }
 

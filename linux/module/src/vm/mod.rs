@@ -1,7 +1,8 @@
 //! One virtual machine: its memory, its chips, its vCPUs. Shared by their fds; freed when the last one closes.
 //!
 //! Locks, outermost first: `lock` (configuration, vCPU creation) > `slots_lock` > `chips` (spinlock) > `mmu` (spinlock).
-//! Readers of slots, routes and ioeventfds hold the VM's SRCU.
+//! Readers of slots, routes and ioeventfds are in a read section: a vCPU's thread in its own ([`exitless_vcpu::section`]),
+//! everybody else in the VM's SRCU.
 
 pub mod bus;
 pub mod clock;
@@ -22,11 +23,15 @@ use exitless_host::mmu::MmuNotifier;
 use exitless_host::srcu::Srcu;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result, cpu};
+use exitless_host::{Errno, Result, cpu, task};
 use exitless_vcpu::Request;
+use exitless_vcpu::section::Changes;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
 pub const MAX_VCPUS: usize = 255;
+
+/// Pause between looks at vCPUs that have not left their read sections, us.
+const SYNC_NAP_US: u32 = 20;
 
 /// Settings made by ioctls before and while vCPUs exist.
 #[derive(bytemuck::Zeroable)]
@@ -43,8 +48,10 @@ pub struct Config {
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Vm {
-    /// Protects readers of the published tables.
+    /// Protects readers of the published tables that are no vCPU's thread.
     pub srcu: Srcu,
+    /// Numbers the changes of the published tables, for the vCPUs' read sections.
+    pub changes: Changes,
     /// Configuration.
     pub lock: Mutex<Config>,
     /// Serialises slot changes.
@@ -190,11 +197,20 @@ impl Vm {
         }
     }
 
-    /// Waits until all readers of published tables have seen the new ones: vCPUs hold the read section while in the
-    /// guest, so they are asked to let go first.
+    /// Waits until no reader can use what a published table has replaced. vCPUs stay in their read sections while in the
+    /// guest, so those that entered theirs before now are asked to leave. Sleeps.
     pub fn synchronize(&self) {
-        self.request_all(Request::QUIESCE);
+        let change = self.changes.next();
+        let inside = || self.each_vcpu().filter(|v| !v.shared.section.has_left(change));
+        for v in inside() {
+            v.shared.request(Request::QUIESCE);
+            v.kick();
+        }
         self.srcu.synchronize_expedited();
+        // An answer takes microseconds, unless the thread waits for a page or for its turn on the CPU.
+        while inside().next().is_some() {
+            task::nap_us(SYNC_NAP_US);
+        }
     }
 
     /// The VM's fd closed: nothing new can be wired, irqfds end.
