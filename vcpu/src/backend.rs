@@ -195,6 +195,15 @@ pub trait Backend {
     /// DR0 to DR3 and DR6/DR7 accesses exit (they are not loaded) or not.
     fn set_dr_intercept(&mut self, on: bool);
 
+    /// The guest is in PAE paging and VM entry takes its four PDPTEs from the backend. `false`: hardware reads memory.
+    fn uses_pdptes(&self) -> bool {
+        false
+    }
+    /// The PDPTEs, where [`Backend::uses_pdptes`] holds, after CR0, CR3, CR4 or EFER changed.
+    fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+        let _ = pdptes;
+    }
+
     /// Value added to the host's TSC, in ticks, modulo 2^64.
     fn set_tsc_offset(&mut self, offset: u64);
     /// Root of the second-level tables.

@@ -27,6 +27,7 @@ pub mod exits;
 pub mod fastpath;
 pub mod host;
 pub mod journal;
+pub mod pdptes;
 pub mod pv;
 pub mod request;
 pub mod reset;

@@ -1,7 +1,7 @@
 //! Sizes of leaves, and which size a piece of guest memory may get.
 
 /// The size of a leaf.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Zeroable)]
 #[repr(u8)]
 pub enum Level {
     /// 4 KiB, a page-table entry.

@@ -66,6 +66,15 @@ impl Caps {
     pub fn ept_accessed_dirty(&self) -> bool {
         self.ept_vpid & ept_vpid::ACCESSED_DIRTY != 0
     }
+    /// The second-level entries: memory is write-back whatever the guest's PAT says.
+    pub fn ept_format(&self) -> exitless_slat::Ept {
+        exitless_slat::Ept::new(self.ept_accessed_dirty(), true)
+    }
+    /// A VMCS made for `self` works on a CPU that has `other`: all but the lock of IA32_FEATURE_CONTROL is the same.
+    pub fn same_machine(&self, other: &Self) -> bool {
+        let locked = |c: &Self| Self { flags: c.flags & !UNLOCKED, ..*c };
+        locked(self) == locked(other)
+    }
     /// EPT leaves of 2 MiB.
     pub fn ept_2m(&self) -> bool {
         self.ept_vpid & ept_vpid::PAGE_2M != 0

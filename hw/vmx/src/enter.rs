@@ -304,6 +304,12 @@ impl<M: Machine> Backend for Vmx<M> {
         self.dr_intercept = on;
         self.primary(primary::MOV_DR_EXITING, on);
     }
+    fn uses_pdptes(&self) -> bool {
+        self.in_pae_paging()
+    }
+    fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+        self.put_pdptes(pdptes);
+    }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.cache.set(c::TSC_OFFSET, offset);
     }

@@ -116,14 +116,14 @@ impl<M: Machine> Vmx<M> {
     }
 
     /// The guest is in PAE paging: VM entry takes the PDPTEs from the VMCS, not from memory (SDM vol. 3C, 27.3.2.4).
-    pub fn uses_pdptes(&self) -> bool {
+    pub(crate) fn in_pae_paging(&self) -> bool {
         let efer = self.cache.get(&self.m, c::EFER);
         self.read_cr0() & cr0::PG != 0 && self.read_cr4() & cr4::PAE != 0 && efer & efer::LMA == 0
     }
 
-    /// The four PDPTEs, after the hall changed CR0, CR3 or CR4 of a guest for which [`Vmx::uses_pdptes`] holds. What the
+    /// The four PDPTEs, after the hall changed CR0, CR3 or CR4 of a guest in PAE paging. What the
     /// guest does by itself hardware follows.
-    pub fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+    pub(crate) fn put_pdptes(&mut self, pdptes: [u64; 4]) {
         for (slot, v) in [c::PDPTE0, c::PDPTE1, c::PDPTE2, c::PDPTE3].into_iter().zip(pdptes) {
             self.cache.set(slot, v);
         }

@@ -6,7 +6,6 @@ use crate::residence::Residence;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use exitless_slat::Ept;
 use exitless_x86::regs::Gprs;
 use exitless_x86::vmx::control::{pin, primary, secondary};
 use exitless_x86::vmx::exit::ExitReason;
@@ -176,7 +175,7 @@ impl<M: Machine> Vmx<M> {
 
     /// The EPT pointer for a root: four levels, as `exitless_slat` builds them.
     pub(crate) fn set_ept_root(&mut self, hpa: u64) {
-        let eptp = Ept::new(self.caps.ept_accessed_dirty(), true).eptp(hpa, 4);
+        let eptp = self.caps.ept_format().eptp(hpa, 4);
         self.cache.set(cache::EPTP, eptp);
         self.eptp_changed = true;
     }

@@ -215,6 +215,9 @@ unsafe extern "C" {
 
     // ../enter.c
     pub(crate) fn ex_svm_enter(vmcb_pa: u64, regs: *mut u64, host_save_pa: u64, guest_spec_ctrl: u64) -> u32;
+    pub(crate) fn ex_vmx_on(region_pa: u64) -> c_int;
+    pub(crate) fn ex_vmx_off();
+    pub(crate) fn ex_vmx_host_state(words: *mut u64);
     pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
     pub(crate) fn ex_machine_check();
     pub(crate) fn ex_guest_timing_enter();

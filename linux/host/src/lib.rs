@@ -38,6 +38,7 @@ pub mod task;
 pub mod time;
 pub mod timer;
 pub mod uaccess;
+pub mod vmx;
 
 #[cfg(test)]
 mod fake;

@@ -70,7 +70,22 @@ extern "C" fn ex_rs_cpu_emergency() {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ex_rs_on_cpu(_arg: *mut c_void, _op: u32) {}
+extern "C" fn ex_rs_on_cpu(arg: *mut c_void, op: u32) {
+    if op == on_cpu::VMCS_LEAVES
+        && let Some(slot) = global::get().and_then(|g| g.cpus.get(exitless_host::cpu::id() as usize))
+    {
+        // SAFETY: whoever asks waits for us and keeps the residence alive.
+        unsafe { crate::vendor::vmx::leave_here(slot, arg) };
+    }
+}
+
+/// What one CPU may ask of another.
+pub mod on_cpu {
+    /// Nothing: to have taken the interrupt is all.
+    pub const NOTHING: u32 = 0;
+    /// The VMCS whose residence is the argument leaves the CPU.
+    pub const VMCS_LEAVES: u32 = 1;
+}
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_dev_ioctl(cmd: u32, arg: usize) -> isize {

@@ -1,45 +1,45 @@
-//! What the module owns once: capabilities, permission maps, per-CPU parts.
+//! What the module owns once: the vendor's part, per-CPU parts, what guests may have.
 //!
 //! Built by `ex_rs_init` before anything else runs, read-only until `ex_rs_exit` after everything else ended.
 
 use crate::dev::Supported;
+use crate::vendor;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use exitless_host::mem::{KBox, KSlice, Pages};
-use exitless_host::{Errno, cpu, pr_err};
+use exitless_host::mem::{KBox, KSlice};
+use exitless_host::{Errno, cpu};
 use exitless_hw_ops as ops;
-use exitless_svm::{Caps, PerCpu, msr_bitmap};
-
-const EFER: u32 = 0xc000_0080;
-const EFER_SVME: u64 = 1 << 12;
-const VM_CR: u32 = 0xc001_0114;
-const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 /// One CPU's part.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct CpuSlot {
-    /// What entries need.
-    pub svm: PerCpu,
-    /// Physical address of the page VMRUN saves the host to.
-    hsave_pa: AtomicU64,
-    /// SVM is on here, by us.
+    /// With SVM.
+    pub svm: vendor::svm::Cpu,
+    /// With VMX.
+    pub vmx: vendor::vmx::Cpu,
+    /// Virtualisation is on here, by us.
     enabled: AtomicBool,
     _pad: [u8; 7],
+}
+
+impl CpuSlot {
+    /// Virtualisation is on here, by us.
+    pub fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
 }
 
 /// See the file's head.
 #[derive(bytemuck::Zeroable)]
 pub struct Global {
-    /// What the CPUs can do.
-    pub caps: Caps,
+    /// Which of the two below counts.
+    pub kind: vendor::Kind,
+    /// What vCPUs share with SVM.
+    pub svm: vendor::svm::Shared,
+    /// What vCPUs share with VMX.
+    pub vmx: vendor::vmx::Shared,
     /// Per CPU, indexed by CPU number.
     pub cpus: KSlice<CpuSlot>,
-    /// The MSR permission map all vCPUs share.
-    pub msrpm: Option<Pages>,
-    /// The I/O permission map: every port exits.
-    pub iopm: Option<Pages>,
-    /// Per-CPU pages: for each CPU the one VMRUN saves to and the one VMSAVE saves to.
-    pages: KSlice<[Option<Pages>; 2]>,
     /// The supported list.
     supported: Option<KBox<Supported>>,
     /// The CPU has RDTSCP and so TSC_AUX.
@@ -72,37 +72,12 @@ pub fn get() -> Option<&'static Global> {
     unsafe { GLOBAL.load(Ordering::Acquire).as_ref() }
 }
 
-fn negotiate() -> Result<Caps, Errno> {
-    // SAFETY: asked only when CPUID shows SVM, which brings VM_CR.
-    let vm_cr = || unsafe { ops::rdmsr(VM_CR) };
-    Caps::negotiate(|leaf| ops::cpuid(leaf, 0), vm_cr).map_err(|why| {
-        pr_err!("{}", why.message());
-        Errno::EOPNOTSUPP
-    })
-}
-
 /// Builds everything that may fail, before any CPU is touched.
 pub fn init() -> Result<(), Errno> {
-    let caps = negotiate()?;
     let mut g = KBox::<Global>::zeroed().ok_or(Errno::ENOMEM)?;
-    let n = cpu::count();
-    g.caps = caps;
-    g.pages = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
-    g.cpus = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
-    let Global { pages, cpus, .. } = &mut *g;
-    for (own, slot) in pages.iter_mut().zip(cpus.iter()) {
-        let hsave = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-        let save = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-        slot.hsave_pa.store(hsave.hardware_address(), Ordering::Relaxed);
-        slot.svm.host_save_pa.store(save.hardware_address(), Ordering::Relaxed);
-        *own = [Some(hsave), Some(save)];
-    }
-    let mut msrpm = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
-    msr_bitmap::fill(msrpm.bytes_mut(), exitless_policy::msr::passthrough());
-    g.msrpm = Some(msrpm);
-    let mut iopm = Pages::zeroed(2).ok_or(Errno::ENOMEM)?;
-    iopm.bytes_mut().fill(0xff);
-    g.iopm = Some(iopm);
+    vendor::probe(&mut g)?;
+    g.cpus = KSlice::zeroed(cpu::count()).ok_or(Errno::ENOMEM)?;
+    vendor::prepare(&mut g)?;
     let rdtscp = ops::cpuid(0x8000_0001, 0).edx & (1 << 27) != 0;
     let rdpid = ops::cpuid(0, 0).eax >= 7 && ops::cpuid(7, 0).ecx & (1 << 22) != 0;
     g.has_tsc_aux = rdtscp || rdpid;
@@ -117,7 +92,7 @@ pub fn init() -> Result<(), Errno> {
 pub fn exit() {
     let p = GLOBAL.swap(core::ptr::null_mut(), Ordering::AcqRel);
     if !p.is_null() {
-        // SAFETY: it came from `KBox::into_raw` in `init`, and SVM is off on every CPU by now.
+        // SAFETY: it came from `KBox::into_raw` in `init`, and virtualisation is off on every CPU by now.
         drop(unsafe { KBox::from_raw(p) });
     }
 }
@@ -126,43 +101,24 @@ pub fn exit() {
 pub fn cpu_online(cpu: u32) -> Result<(), Errno> {
     let g = get().ok_or(Errno::ENXIO)?;
     let slot = g.cpus.get(cpu as usize).ok_or(Errno::ENXIO)?;
-    // SAFETY: every x86-64 CPU has EFER.
-    let efer = unsafe { ops::rdmsr(EFER) };
-    if efer & EFER_SVME != 0 && !slot.enabled.load(Ordering::Relaxed) {
-        // Another hypervisor drives SVM here.
-        return Err(Errno::EBUSY);
-    }
-    // SAFETY: `negotiate` saw SVM; the kernel caches no copy of EFER.SVME; the page is this CPU's own.
-    unsafe {
-        ops::wrmsr(EFER, efer | EFER_SVME);
-        ops::wrmsr(VM_HSAVE_PA, slot.hsave_pa.load(Ordering::Relaxed));
-    }
-    slot.svm.enable(cpu, g.caps.asids);
+    vendor::cpu_on(g, slot, cpu)?;
     slot.enabled.store(true, Ordering::Relaxed);
     Ok(())
 }
 
-/// This CPU stops running guests. Interrupts are off. Harmless when SVM was not on.
+/// This CPU stops running guests. Interrupts are off. Harmless when virtualisation was not on.
 pub fn cpu_offline(cpu: u32) {
-    let Some(slot) = get().and_then(|g| g.cpus.get(cpu as usize)) else { return };
+    let Some(g) = get() else { return };
+    let Some(slot) = g.cpus.get(cpu as usize) else { return };
     if slot.enabled.swap(false, Ordering::Relaxed) {
-        // SAFETY: SVM is on here by us; no guest runs any more, so the host save page is not needed.
-        unsafe {
-            ops::wrmsr(VM_HSAVE_PA, 0);
-            ops::wrmsr(EFER, ops::rdmsr(EFER) & !EFER_SVME);
-        }
+        vendor::cpu_off(g, slot);
     }
 }
 
 /// The machine crashes: give the CPU back in any state.
 pub fn cpu_emergency() {
-    let ours =
-        get().and_then(|g| g.cpus.get(cpu::id() as usize)).is_some_and(|s| s.enabled.load(Ordering::Relaxed));
-    if ours {
-        // SAFETY: SVM is on, so STGI is legal; interrupts must not stay blocked by GIF when SVM goes.
-        unsafe {
-            ops::stgi();
-            ops::wrmsr(EFER, ops::rdmsr(EFER) & !EFER_SVME);
-        }
+    let Some(g) = get() else { return };
+    if let Some(slot) = g.cpus.get(cpu::id() as usize).filter(|s| s.enabled()) {
+        vendor::cpu_emergency(g, slot);
     }
 }

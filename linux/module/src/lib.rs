@@ -17,4 +17,5 @@ pub mod runpage;
 pub mod stats;
 pub mod user;
 pub mod vcpu;
+pub mod vendor;
 pub mod vm;

@@ -4,6 +4,7 @@
 //! each. The other files carry KVM's own names, so that tools that look for those find them.
 
 use crate::vm::Vm;
+use crate::{global, vendor};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 use exitless_host::mem::KArc;
@@ -122,7 +123,7 @@ fn by_reason(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
             .fold(0u64, |n, c| n.wrapping_add(c.get()));
         if sum != 0 {
             let number = st::number(row);
-            match exitless_x86::svm::ExitCode(number).name() {
+            match global::get().and_then(|g| vendor::exit_name(g.kind, number)) {
                 Some(name) => writeln!(out, "{name} {sum}")?,
                 None => writeln!(out, "exit_{number:#x} {sum}")?,
             }

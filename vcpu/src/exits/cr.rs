@@ -24,6 +24,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let mode = v.mode();
     let Some(access) = decode_cr_access(&bytes, valid, mode) else { return emulation_failure(v, host) };
     let cr8 = v.lapic.cr8();
+    let before = switches(v);
     let done = match access.kind {
         K::WriteCr { cr: 0, from } => write_cr0(v, source(v, from, mode)),
         K::ReadCr { cr: 0, to } => read_cr0(v, to, if mode == Mode::Bits64 { 8 } else { 4 }),
@@ -42,7 +43,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         K::WriteCr { cr: 8, from } => write_cr8(v, sh, source(v, from, mode)),
         _ => return emulation_failure(v, host),
     };
-    if !done {
+    if !done || !follow_pdptes(v, host, &before) {
         return fault(v, sh, Exception::gp(0));
     }
     v.finish_skip(skip::wrap(v.b.rip().wrapping_add(u64::from(access.length)), mode));
@@ -74,6 +75,19 @@ fn write_cr3<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
     v.b.set_cr3(w.cr3);
     v.flush = true;
     true
+}
+
+/// The guest came to PAE paging, or to other tables there. `false`: a reserved bit is set in a present PDPTE (SDM vol. 3A,
+/// 4.4.1), and nothing has changed.
+fn follow_pdptes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, before: &Switches) -> bool {
+    if !v.b.uses_pdptes() || switches(v) == *before || v.load_pdptes(host) {
+        return true;
+    }
+    v.b.set_cr0(before.cr0);
+    v.b.set_cr3(before.cr3);
+    v.b.set_cr4(before.cr4);
+    v.b.set_efer(before.efer);
+    false
 }
 
 fn switches<B: Backend>(v: &Vcpu<B>) -> Switches {

@@ -2,14 +2,15 @@
 
 use super::VcpuObj;
 use crate::global;
+use crate::vendor::Vendor;
 use crate::vm::Vm;
 use core::cell::Cell;
+use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
-use exitless_svm::PerCpu;
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
 use exitless_x86::apic::InterruptMessage;
 
@@ -19,7 +20,7 @@ const XSS: u32 = 0xda0;
 const DR7_OFF: u64 = 1 << 10;
 
 /// One run (or one ioctl) of one vCPU.
-pub struct RunHost<'a> {
+pub struct RunHost<'a, B> {
     vm: &'a Vm,
     me: &'a VcpuObj,
     /// The vCPU is loaded: this is KVM_RUN, not another ioctl.
@@ -28,12 +29,13 @@ pub struct RunHost<'a> {
     inside: Cell<bool>,
     /// The slot that page-table walks used last; valid while the read section is held.
     slot: Cell<Slot>,
+    backend: PhantomData<fn(B)>,
 }
 
-impl<'a> RunHost<'a> {
+impl<'a, B> RunHost<'a, B> {
     /// For an ioctl on `me` of `vm`.
     pub fn new(vm: &'a Vm, me: &'a VcpuObj) -> Self {
-        Self { vm, me, loaded: false, inside: Cell::new(false), slot: Cell::new(Slot::default()) }
+        Self { vm, me, loaded: false, inside: Cell::new(false), slot: Cell::new(Slot::default()), backend: PhantomData }
     }
 
     /// For KVM_RUN: the vCPU is loaded whenever the hall uses this.
@@ -59,20 +61,18 @@ impl<'a> RunHost<'a> {
     }
 }
 
-impl Drop for RunHost<'_> {
+impl<B> Drop for RunHost<'_, B> {
     fn drop(&mut self) {
         self.unlock();
     }
 }
 
-impl Host for RunHost<'_> {
-    type Cpu = PerCpu;
+impl<B: Vendor> Host for RunHost<'_, B> {
+    type Cpu = B::Cpu;
 
-    fn cpu(&self) -> &PerCpu {
-        // SVM off everywhere: an entry there fails cleanly.
-        static NONE: PerCpu = PerCpu::none();
+    fn cpu(&self) -> &B::Cpu {
         let id = cpu::id() as usize;
-        global::get().and_then(|g| g.cpus.get(id)).map_or(&NONE, |s| &s.svm)
+        global::get().and_then(|g| g.cpus.get(id)).map_or(B::nowhere(), B::cpu)
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
@@ -262,8 +262,7 @@ impl Host for RunHost<'_> {
         self.me.tsc_aux.store(value, Ordering::Relaxed);
         if global::get().is_some_and(|g| g.has_tsc_aux) && self.loaded {
             cpu::preempt_disable();
-            // SAFETY: the vCPU is loaded, preemption is off.
-            unsafe { exitless_svm::enter::reload_tsc_aux(value) };
+            B::reload_tsc_aux(value);
             cpu::preempt_enable();
         }
     }

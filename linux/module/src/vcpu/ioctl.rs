@@ -1,7 +1,8 @@
 //! ioctls on a vCPU's fd: one line each, under the vCPU's lock.
 
 use super::host::RunHost;
-use super::{VcpuObj, sync};
+use super::{Loaded, VcpuObj, sync};
+use crate::vendor::{Vendor, with_backend};
 use crate::{global, user};
 use core::sync::atomic::Ordering;
 use exitless_host::fpu::UABI_SIZE;
@@ -11,14 +12,13 @@ use exitless_kvm_abi::*;
 use exitless_policy::Origin;
 use exitless_policy::control::check_xcr0;
 use exitless_policy::cpuid::MAX_ENTRIES;
-use exitless_svm::Svm;
 use exitless_vcpu::{Request, Vcpu, timer};
 
 /// One ioctl: the object, the vCPU proper, and the host for what needs one.
-pub(super) struct Call<'a> {
+pub(super) struct Call<'a, B: Vendor> {
     pub v: &'a VcpuObj,
-    pub inner: &'a mut Vcpu<Svm>,
-    pub host: RunHost<'a>,
+    pub inner: &'a mut Vcpu<B>,
+    pub host: RunHost<'a, B>,
 }
 
 /// The dispatcher.
@@ -32,11 +32,23 @@ pub fn dispatch(v: &VcpuObj, cmd: u32, arg: usize) -> Result<isize> {
         return Ok(0);
     }
     let _guard = v.lock.lock_killable()?;
-    // SAFETY: the lock is held until the end of this function, and this is the only use under it.
-    let inner = unsafe { v.own() };
+    let kind = global::get().ok_or(Errno::ENXIO)?.kind;
+    with_backend!(kind, B => {
+        // SAFETY: the lock is held until the end of this function, and this is the only use under it.
+        let inner = unsafe { v.own::<B>() };
+        chosen(v, inner, cmd, arg)
+    })
+}
+
+fn chosen<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>, cmd: u32, arg: usize) -> Result<isize> {
     if cmd == KVM_RUN {
-        return if arg == 0 { sync::run(v, inner) } else { Err(Errno::EINVAL) };
+        if arg != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let _loaded = Loaded::new(v);
+        return sync::run(v, inner);
     }
+    let _loaded = B::LOADED_FOR_IOCTLS.then(|| Loaded::new(v));
     let host = RunHost::new(v.vm(), v);
     host.lock();
     let mut call = Call { v, inner, host };
@@ -85,7 +97,7 @@ fn known(cmd: u32) -> bool {
     )
 }
 
-impl Call<'_> {
+impl<B: Vendor> Call<'_, B> {
     fn dispatch(&mut self, cmd: u32, arg: usize) -> Result<isize> {
         match cmd {
             KVM_GET_REGS => user::put(arg, &self.get_regs()),

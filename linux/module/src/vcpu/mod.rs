@@ -8,21 +8,23 @@ pub mod sync;
 
 use crate::global::{self, Global};
 use crate::runpage::RunPage;
+use crate::vendor::{self, Vendor, with_backend};
 use crate::vm::Vm;
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
+use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
-use exitless_host::mem::{KArc, KBox, Pages, encryption_bit};
+use exitless_host::mem::{KArc, KBox, Pages};
 use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result, cpu, enter};
+use exitless_host::{Errno, Result, cpu};
 use exitless_svm::Svm;
 use exitless_vcpu::journal::Journal;
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
+use exitless_vmx::Vmx;
 
 /// See the file's head.
 #[derive(bytemuck::Zeroable)]
@@ -41,7 +43,10 @@ pub struct VcpuObj {
     inner: Inner,
     run: Option<Pages>,
     io: Option<Pages>,
-    vmcb: Option<Pages>,
+    /// With SVM.
+    pub svm: vendor::svm::Parts,
+    /// With VMX.
+    pub vmx: vendor::vmx::Parts,
     vm: AtomicU64,
     /// KVM's vCPU id (the APIC id).
     pub id: u32,
@@ -58,8 +63,25 @@ pub struct VcpuObj {
     _pad: [u8; 7],
 }
 
-/// The vCPU proper.
-struct Inner(UnsafeCell<MaybeUninit<Vcpu<Svm>>>);
+/// The vCPU proper, of the vendor that was chosen at load.
+#[repr(C)]
+pub union Inner {
+    svm: ManuallyDrop<UnsafeCell<MaybeUninit<Vcpu<Svm>>>>,
+    vmx: ManuallyDrop<UnsafeCell<MaybeUninit<Vcpu<Vmx>>>>,
+}
+
+impl Inner {
+    /// As SVM's.
+    pub fn svm(&self) -> *mut Vcpu<Svm> {
+        // SAFETY: a cell of any bytes is a value of this field.
+        unsafe { &self.svm }.get().cast()
+    }
+    /// As VMX's.
+    pub fn vmx(&self) -> *mut Vcpu<Vmx> {
+        // SAFETY: as above.
+        unsafe { &self.vmx }.get().cast()
+    }
+}
 
 // SAFETY: `MaybeUninit` accepts any bytes; `create` writes it before anyone looks.
 unsafe impl bytemuck::Zeroable for Inner {}
@@ -79,11 +101,16 @@ impl VcpuObj {
     /// The vCPU proper.
     ///
     /// # Safety
-    /// The caller holds `lock` and no other reference from here is alive.
+    /// The caller holds `lock`, no other reference from here is alive, and `B` is the backend chosen at load.
     #[allow(clippy::mut_from_ref)]
-    pub unsafe fn own(&self) -> &mut Vcpu<Svm> {
+    pub unsafe fn own<B: Vendor>(&self) -> &mut Vcpu<B> {
         // SAFETY: written in `create`; exclusive by contract.
-        unsafe { (*self.inner.0.get()).assume_init_mut() }
+        unsafe { &mut *B::place(&self.inner) }
+    }
+
+    /// A number no other vCPU of this load has, for the branch predictor barrier.
+    pub fn identity(&self) -> u64 {
+        self.identity
     }
 
     /// `struct kvm_run`.
@@ -135,21 +162,39 @@ impl VcpuObj {
     fn load_on(&self, g: &Global, cpu: u32) {
         let Some(slot) = g.cpus.get(cpu as usize) else { return };
         self.shared.cpu.store(cpu as i32, Ordering::Relaxed);
-        let aux = g.has_tsc_aux.then(|| self.tsc_aux.load(Ordering::Relaxed));
-        // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's.
-        unsafe { exitless_svm::enter::load(&slot.svm, self.identity, aux) };
-        // Fails when a shutdown has turned SVM off; then the next entry fails too and says so.
-        // SAFETY: as above, and the page is this CPU's own.
-        let _ = unsafe { enter::save_host(slot.svm.host_save_pa.load(Ordering::Relaxed)) };
+        vendor::load(g, self, slot);
     }
 
     fn put_on(&self, g: &Global) {
         let at = self.shared.cpu.load(Ordering::Relaxed);
         if let Some(slot) = g.cpus.get(at as usize) {
-            // SAFETY: still on the CPU of the last load, preemption is off.
-            unsafe { exitless_svm::enter::put(&slot.svm, g.has_tsc_aux) };
+            vendor::put(g, self, slot);
         }
-        cpu::reload_ldt();
+    }
+}
+
+/// While this lives, the vCPU is on the CPU of the calling thread, wherever the scheduler takes that.
+pub struct Loaded<'a>(&'a VcpuObj);
+
+impl<'a> Loaded<'a> {
+    /// Process context, by the holder of the vCPU's lock.
+    pub fn new(v: &'a VcpuObj) -> Self {
+        cpu::preempt_disable();
+        // SAFETY: preemption is off; `put` follows on the same thread when this drops.
+        let at = unsafe { v.task.load() };
+        v.sched_in(at);
+        cpu::preempt_enable();
+        Self(v)
+    }
+}
+
+impl Drop for Loaded<'_> {
+    fn drop(&mut self) {
+        cpu::preempt_disable();
+        self.0.sched_out(false);
+        // SAFETY: the pair of `load` in `new`.
+        unsafe { self.0.task.put() };
+        cpu::preempt_enable();
     }
 }
 
@@ -169,31 +214,22 @@ pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
     v.lock.init(LockClass::Vcpu)?;
     v.run = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
     v.io = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
-    let vmcb = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-    let pages = exitless_svm::Pages {
-        vmcb: NonNull::new(vmcb.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
-        vmcb_pa: vmcb.hardware_address(),
-        msrpm_pa: g.msrpm.as_ref().map_or(0, Pages::hardware_address),
-        iopm_pa: g.iopm.as_ref().map_or(0, Pages::hardware_address),
-    };
-    v.vmcb = Some(vmcb);
-    fill_blanks(v.inner.0.get_mut());
-    let root = vm.mmu.lock().root() | encryption_bit();
-    // SAFETY: nobody else knows the object yet.
-    let inner = unsafe { v.own() };
-    inner.b.init(pages, &g.caps);
-    inner.cpuid.commit(0, &g.supported().caps);
-    exitless_vcpu::backend::Backend::set_slat_root(&mut inner.b, root);
-    let host = host::RunHost::new(vm, &v);
-    inner.init(&v.shared, &host, id, bsp);
-    inner.set_tsc_offset(vm.match_tsc(0));
-    drop(host);
+    let root = vm.mmu.lock().root();
+    with_backend!(g.kind, B => {
+        fill_blanks(B::place(&v.inner));
+        B::create(g, &mut v, root)?;
+        // SAFETY: nobody else knows the object yet.
+        let inner = unsafe { v.own::<B>() };
+        inner.cpuid.commit(0, &g.supported().caps);
+        let host = host::RunHost::<B>::new(vm, &v);
+        inner.init(&v.shared, &host, id, bsp);
+        inner.set_tsc_offset(vm.match_tsc(0));
+    });
     Ok(KBox::into_raw(v))
 }
 
 /// Gives every field of the zeroed vCPU whose all-zero bytes might not be a value of its type a value.
-fn fill_blanks(v: &mut MaybeUninit<Vcpu<Svm>>) {
-    let p = v.as_mut_ptr();
+fn fill_blanks<B: Vendor>(p: *mut Vcpu<B>) {
     // SAFETY: `p` points to zeroed memory of the right size and alignment. The fields written here are all those whose
     // types are not `Zeroable`; the others (backend, APIC, CPUID, MSRs, PV, integers, bools) are valid as zeroes.
     unsafe {
@@ -215,6 +251,7 @@ pub unsafe fn free(v: *mut VcpuObj) {
     // SAFETY: see the contract; dropping the fields cancels the timer and frees the pages.
     if let Some(b) = unsafe { KBox::from_raw(v) } {
         b.timer.cancel();
+        vendor::forget(&b);
         drop(b);
     }
 }

@@ -3,19 +3,18 @@
 use super::VcpuObj;
 use super::host::RunHost;
 use crate::runpage::EXIT;
+use crate::vendor::Vendor;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use exitless_host::task::SignalMask;
-use exitless_host::{Errno, Result, cpu};
+use exitless_host::{Errno, Result};
 use exitless_kvm_abi as abi;
-use exitless_svm::Svm;
-use exitless_vcpu::backend::Backend;
 use exitless_vcpu::journal::Access;
 use exitless_vcpu::{RunExit, Vcpu, entry};
 use exitless_x86::regs::rflags;
 
-/// Runs until user space is needed. The caller holds the vCPU's lock.
-pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
+/// Runs until user space is needed. The caller holds the vCPU's lock and has it loaded.
+pub fn run<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>) -> Result<isize> {
     let mask = v.has_sigmask.load(Ordering::Relaxed).then(|| v.sigmask.load(Ordering::Relaxed));
     let _signals = mask.map(SignalMask::activate);
     let page = v.run_page();
@@ -30,17 +29,7 @@ pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
     host.lock();
     // SAFETY: process context; `put_guest` follows on the same thread.
     unsafe { v.fpu.load_guest() };
-    cpu::preempt_disable();
-    // SAFETY: preemption is off; `put` follows on the same thread.
-    let at = unsafe { v.task.load() };
-    v.sched_in(at);
-    cpu::preempt_enable();
     let exit = exitless_vcpu::run(inner, &v.shared, &host);
-    cpu::preempt_disable();
-    v.sched_out(false);
-    // SAFETY: the pair of `load` above.
-    unsafe { v.task.put() };
-    cpu::preempt_enable();
     // SAFETY: the pair of `load_guest` above.
     unsafe { v.fpu.put_guest() };
     host.unlock();
@@ -49,7 +38,7 @@ pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
 }
 
 /// Fields user space reads after every run.
-fn common(v: &VcpuObj, inner: &Vcpu<Svm>, host: &RunHost<'_>) {
+fn common<B: Vendor>(v: &VcpuObj, inner: &Vcpu<B>, host: &RunHost<'_, B>) {
     let p = v.run_page();
     let open = inner.b.rflags() & rflags::IF != 0;
     let ready = v.vm().irqchip.load(Ordering::Acquire) || entry::ready_for_user(inner, &v.shared, host);

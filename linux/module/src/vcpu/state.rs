@@ -2,6 +2,7 @@
 
 use super::VcpuObj;
 use super::ioctl::Call;
+use crate::vendor::Vendor;
 use crate::{global, user};
 use core::sync::atomic::Ordering;
 use exitless_host::fpu::UABI_SIZE;
@@ -11,7 +12,7 @@ use exitless_kvm_abi::*;
 use exitless_policy::Origin;
 use exitless_policy::control::{Mode, check_dr6, check_dr7, check_state};
 use exitless_vcpu::Request;
-use exitless_vcpu::backend::{Backend, Event};
+use exitless_vcpu::backend::Event;
 use exitless_vcpu::shared::mp;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::msr::Msr;
@@ -81,7 +82,7 @@ fn from_kvm_table(k: &kvm_dtable) -> TableReg {
     TableReg { base: k.base, limit: u32::from(k.limit), reserved: 0 }
 }
 
-impl Call<'_> {
+impl<B: Vendor> Call<'_, B> {
     pub(super) fn get_regs(&self) -> kvm_regs {
         let mut words = [0u64; 18];
         let g: &Gprs = self.inner.b.gprs();
@@ -185,6 +186,8 @@ impl Call<'_> {
         b.set_cr3(s.cr3);
         b.set_cr4(s.cr4);
         let _ = self.inner.lapic.set_cr8(&self.v.shared.apic, (s.cr8 & 15) as u8);
+        // Entries that cannot be loaded make the next entry fail and say so.
+        self.inner.load_pdptes(&self.host);
         self.inner.flush = true;
         self.moved_from(from);
         self.queue_user(&s.interrupt_bitmap);

@@ -6,19 +6,19 @@
 use super::VcpuObj;
 use super::host::RunHost;
 use super::ioctl::Call;
+use crate::vendor::Vendor;
 use core::mem::offset_of;
 use exitless_host::mem::KBox;
 use exitless_host::{Errno, Result};
 use exitless_kvm_abi::*;
-use exitless_svm::Svm;
 use exitless_vcpu::Vcpu;
 
 const VALID: usize = offset_of!(kvm_run, kvm_valid_regs);
 const DIRTY: usize = offset_of!(kvm_run, kvm_dirty_regs);
 const REGS: usize = offset_of!(kvm_run, s);
 
-/// `KVM_RUN` with the registers around it. The caller holds the vCPU's lock.
-pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
+/// `KVM_RUN` with the registers around it. The caller holds the vCPU's lock and has it loaded.
+pub fn run<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>) -> Result<isize> {
     let page = v.run_page();
     let (valid, dirty) = (page.u64_at(VALID), page.u64_at(DIRTY));
     if (valid | dirty) & !KVM_SYNC_X86_VALID_FIELDS != 0 {
@@ -35,7 +35,7 @@ pub fn run(v: &VcpuObj, inner: &mut Vcpu<Svm>) -> Result<isize> {
     result
 }
 
-fn take(v: &VcpuObj, inner: &mut Vcpu<Svm>, sets: u64) -> Result<()> {
+fn take<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>, sets: u64) -> Result<()> {
     let mut s = KBox::<kvm_sync_regs>::zeroed().ok_or(Errno::ENOMEM)?;
     v.run_page().bytes(REGS, bytemuck::bytes_of_mut(&mut *s));
     let host = RunHost::new(v.vm(), v);
@@ -53,7 +53,7 @@ fn take(v: &VcpuObj, inner: &mut Vcpu<Svm>, sets: u64) -> Result<()> {
     Ok(())
 }
 
-fn give(v: &VcpuObj, inner: &mut Vcpu<Svm>, sets: u64) -> Result<()> {
+fn give<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>, sets: u64) -> Result<()> {
     let mut s = KBox::<kvm_sync_regs>::zeroed().ok_or(Errno::ENOMEM)?;
     let page = v.run_page();
     let host = RunHost::new(v.vm(), v);

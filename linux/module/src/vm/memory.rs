@@ -13,6 +13,7 @@
 //!   `retiring`, where notifications still find it.
 
 use super::Vm;
+use crate::{global, vendor};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use exitless_host::mem::{KBox, KSlice, Pages};
@@ -20,7 +21,7 @@ use exitless_host::{Errno, Result, mmu, task, uaccess};
 use exitless_kvm_abi::kvm_userspace_memory_region;
 use exitless_memslots::{self as ms, Change, DirtyBitmap, GfnRange, Limits, MAX_SLOTS, Slot, Table};
 use exitless_slat::{
-    Backing, Entries, Frames, FreeList, Level, MapError, Mapped, Mapping, MemType, Npt, Perm, Slat,
+    Backing, Entries, Frames, FreeList, Level, MapError, Mapped, Mapping, MemType, Perm, Slat,
     TABLES_PER_MAP, TableAddr, TablePage, max_level,
 };
 use exitless_vcpu::Request;
@@ -59,7 +60,7 @@ impl Update {
 /// Under the mmu lock.
 #[derive(bytemuck::Zeroable)]
 pub struct Mmu {
-    slat: Slat<Npt>,
+    slat: Slat<vendor::Entries>,
     frames: Cache,
     /// Notifications under way.
     active: u32,
@@ -69,6 +70,8 @@ pub struct Mmu {
     seq: u64,
     /// The slot that left the table and may still be mapped; no pages: none.
     retiring: Slot,
+    /// The largest leaf that the CPU takes.
+    largest: Level,
 }
 
 /// Zeroed table pages taken out of the allocator beforehand.
@@ -116,10 +119,12 @@ fn free_page(page: &TablePage) {
 
 impl Mmu {
     pub(super) fn init(&mut self) -> Result<()> {
+        let g = global::get().ok_or(Errno::ENXIO)?;
         let root = new_page()?;
-        let levels = if la57() { 5 } else { 4 };
+        let (levels, largest) = vendor::Entries::shape(g);
+        self.largest = largest;
         self.slat
-            .init(Npt { sme_mask: exitless_host::mem::encryption_bit() }, levels, TablePage::new(root))
+            .init(vendor::Entries::of(g), levels, TablePage::new(root))
             .map_err(|p| {
                 free_page(&p);
                 Errno::EINVAL
@@ -180,11 +185,6 @@ fn free_bitmap(handle: u64) {
 #[derive(bytemuck::Zeroable)]
 struct Bitmap {
     words: KSlice<AtomicU64>,
-}
-
-/// The host runs with five levels of page tables; nested paging follows it (APM vol. 2, 15.25.3).
-fn la57() -> bool {
-    exitless_hw_ops::cr4() & exitless_x86::regs::cr4::LA57 != 0
 }
 
 /// Width of host-physical addresses, bits.
@@ -448,19 +448,19 @@ impl Vm {
     fn try_map(&self, slot: &Slot, gpa: u64, write: bool) -> Result<bool> {
         let Some(hva) = slot.hva_of(gpa >> 12) else { return Err(Errno::EFAULT) };
         self.top_up()?;
-        let seq = {
+        let (seq, largest) = {
             let m = self.mmu.lock();
             if m.active != 0 {
                 return Ok(false);
             }
-            m.seq
+            (m.seq, m.largest)
         };
         let page = mmu::page_of(hva, write, false)?;
         let logs = slot.logs_dirty();
         let writable = page.writable() && slot.writable() && (write || !logs);
         let host = if logs { Level::Page4K } else { self.host_level(hva) };
         let backing = Backing { base_gfn: slot.base_gfn, npages: slot.npages, hva: slot.hva };
-        let level = max_level(gpa >> 12, &backing, host, Level::Page1G);
+        let level = max_level(gpa >> 12, &backing, host, largest);
         let want = Mapping {
             gpa,
             hpa: page.pfn() << 12,

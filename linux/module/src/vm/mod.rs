@@ -11,6 +11,7 @@ pub mod irq;
 pub mod irqfd;
 pub mod memory;
 
+use crate::callbacks::on_cpu;
 use crate::publish::Published;
 use crate::stats::VmStats;
 use crate::vcpu::VcpuObj;
@@ -230,7 +231,7 @@ impl Vm {
             // Another thread is at it with the one mask there is: one CPU after the other.
             for c in running() {
                 // A CPU that went offline runs no guest.
-                let _ = cpu::on_one(c, core::ptr::null_mut(), 0);
+                let _ = cpu::on_one(c, core::ptr::null_mut(), on_cpu::NOTHING);
             }
             return;
         };

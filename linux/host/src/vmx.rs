@@ -1,0 +1,28 @@
+//! VMX operation on this CPU, on and off, and what a VM exit must find here; the code is in `linux/c/vmx.c`.
+
+use crate::Result;
+use crate::errno::check;
+use crate::ffi;
+
+/// Words of `struct ex_vmx_host_state`.
+pub const STATE_WORDS: usize = 13;
+
+/// VMXON with the region at this physical address. Interrupts off. `EBUSY`: somebody else is in VMX operation here; `EIO`:
+/// the processor refuses.
+pub fn on(region_pa: u64) -> Result<()> {
+    // SAFETY: the helper refuses where VMX is on; a fault of VMXON is caught.
+    check(unsafe { ffi::ex_vmx_on(region_pa) }).map(drop)
+}
+
+/// VMXOFF, after every VMCS here was cleared. Interrupts off. Harmless when a shutdown was faster.
+pub fn off() {
+    // SAFETY: a fault of VMXOFF is caught.
+    unsafe { ffi::ex_vmx_off() }
+}
+
+/// The host's state on this CPU, as `exitless_vmx::HostState` lays it out; constant while the CPU is online. Preemption
+/// off.
+pub fn state(words: &mut [u64; STATE_WORDS]) {
+    // SAFETY: the structure has that many words (asserted in C).
+    unsafe { ffi::ex_vmx_host_state(words.as_mut_ptr()) }
+}

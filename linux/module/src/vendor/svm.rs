@@ -1,0 +1,165 @@
+//! AMD SVM: permission maps, per-CPU pages, VMCBs, and the change of hands on a CPU.
+
+use super::Vendor;
+use crate::global::{CpuSlot, Global};
+use crate::vcpu::{Inner, VcpuObj};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use exitless_host::mem::{KSlice, Pages, encryption_bit};
+use exitless_host::{Errno, cpu, enter, pr_err};
+use exitless_hw_ops as ops;
+use exitless_slat::Level;
+use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
+use exitless_vcpu::Vcpu;
+use exitless_vcpu::backend::Backend;
+
+const EFER: u32 = 0xc000_0080;
+const EFER_SVME: u64 = 1 << 12;
+const VM_CR: u32 = 0xc001_0114;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+/// What all vCPUs share.
+#[derive(bytemuck::Zeroable)]
+pub struct Shared {
+    /// What the CPUs can do.
+    pub caps: Caps,
+    /// The MSR permission map.
+    msrpm: Option<Pages>,
+    /// The I/O permission map: every port exits.
+    iopm: Option<Pages>,
+    /// Per-CPU pages: for each CPU the one VMRUN saves to and the one VMSAVE saves to.
+    pages: KSlice<[Option<Pages>; 2]>,
+}
+
+/// One CPU's part.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Cpu {
+    /// What entries need.
+    per_cpu: PerCpu,
+    /// Physical address of the page VMRUN saves the host to.
+    hsave_pa: AtomicU64,
+}
+
+/// One vCPU's part.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Parts {
+    vmcb: Option<Pages>,
+}
+
+impl Vendor for Svm {
+    const LOADED_FOR_IOCTLS: bool = false;
+
+    fn place(inner: &Inner) -> *mut Vcpu<Self> {
+        inner.svm()
+    }
+    fn cpu(slot: &CpuSlot) -> &PerCpu {
+        &slot.svm.per_cpu
+    }
+    fn nowhere() -> &'static PerCpu {
+        static NONE: PerCpu = PerCpu::none();
+        &NONE
+    }
+    fn create(g: &Global, v: &mut VcpuObj, root: u64) -> Result<(), Errno> {
+        let vmcb = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+        let pages = exitless_svm::Pages {
+            vmcb: NonNull::new(vmcb.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
+            vmcb_pa: vmcb.hardware_address(),
+            msrpm_pa: g.svm.msrpm.as_ref().map_or(0, Pages::hardware_address),
+            iopm_pa: g.svm.iopm.as_ref().map_or(0, Pages::hardware_address),
+        };
+        v.svm.vmcb = Some(vmcb);
+        // SAFETY: the caller's object alone refers to it.
+        let inner = unsafe { v.own::<Svm>() };
+        inner.b.init(pages, &g.svm.caps);
+        inner.b.set_slat_root(root | encryption_bit());
+        Ok(())
+    }
+    fn reload_tsc_aux(value: u64) {
+        // SAFETY: the vCPU is loaded, preemption is off.
+        unsafe { exitless_svm::enter::reload_tsc_aux(value) };
+    }
+}
+
+pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
+    // SAFETY: asked only when CPUID shows SVM, which brings VM_CR.
+    let vm_cr = || unsafe { ops::rdmsr(VM_CR) };
+    g.svm.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), vm_cr).map_err(|why| {
+        pr_err!("{}", why.message());
+        Errno::EOPNOTSUPP
+    })?;
+    Ok(())
+}
+
+pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
+    let Global { svm, cpus, .. } = g;
+    svm.pages = KSlice::zeroed(cpus.len()).ok_or(Errno::ENOMEM)?;
+    for (own, slot) in svm.pages.iter_mut().zip(cpus.iter()) {
+        let hsave = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+        let save = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+        slot.svm.hsave_pa.store(hsave.hardware_address(), Ordering::Relaxed);
+        slot.svm.per_cpu.host_save_pa.store(save.hardware_address(), Ordering::Relaxed);
+        *own = [Some(hsave), Some(save)];
+    }
+    let mut msrpm = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
+    msr_bitmap::fill(msrpm.bytes_mut(), exitless_policy::msr::passthrough());
+    svm.msrpm = Some(msrpm);
+    let mut iopm = Pages::zeroed(2).ok_or(Errno::ENOMEM)?;
+    iopm.bytes_mut().fill(0xff);
+    svm.iopm = Some(iopm);
+    Ok(())
+}
+
+pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
+    // SAFETY: every x86-64 CPU has EFER.
+    let efer = unsafe { ops::rdmsr(EFER) };
+    if efer & EFER_SVME != 0 && !slot.enabled() {
+        // Another hypervisor drives SVM here.
+        return Err(Errno::EBUSY);
+    }
+    // SAFETY: `probe` saw SVM; the kernel caches no copy of EFER.SVME; the page is this CPU's own.
+    unsafe {
+        ops::wrmsr(EFER, efer | EFER_SVME);
+        ops::wrmsr(VM_HSAVE_PA, slot.svm.hsave_pa.load(Ordering::Relaxed));
+    }
+    slot.svm.per_cpu.enable(cpu, g.svm.caps.asids);
+    Ok(())
+}
+
+pub(super) fn cpu_off() {
+    // SAFETY: SVM is on here by us; no guest runs any more, so the host save page is not needed.
+    unsafe {
+        ops::wrmsr(VM_HSAVE_PA, 0);
+        ops::wrmsr(EFER, ops::rdmsr(EFER) & !EFER_SVME);
+    }
+}
+
+pub(super) fn cpu_emergency() {
+    // SAFETY: SVM is on, so STGI is legal; interrupts must not stay blocked by GIF when SVM goes.
+    unsafe {
+        ops::stgi();
+        ops::wrmsr(EFER, ops::rdmsr(EFER) & !EFER_SVME);
+    }
+}
+
+pub(super) fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
+    let aux = g.has_tsc_aux.then(|| v.tsc_aux.load(Ordering::Relaxed));
+    // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's.
+    unsafe { exitless_svm::enter::load(&slot.svm.per_cpu, v.identity(), aux) };
+    // Fails when a shutdown has turned SVM off; then the next entry fails too and says so.
+    // SAFETY: as above, and the page is this CPU's own.
+    let _ = unsafe { enter::save_host(slot.svm.per_cpu.host_save_pa.load(Ordering::Relaxed)) };
+}
+
+pub(super) fn put(g: &Global, slot: &CpuSlot) {
+    // SAFETY: still on the CPU of the last load, preemption is off.
+    unsafe { exitless_svm::enter::put(&slot.svm.per_cpu, g.has_tsc_aux) };
+    cpu::reload_ldt();
+}
+
+/// Nested paging follows the host's number of levels (APM vol. 2, 15.25.3).
+pub(super) fn table_shape() -> (u32, Level) {
+    let five = ops::cr4() & exitless_x86::regs::cr4::LA57 != 0;
+    (if five { 5 } else { 4 }, Level::Page1G)
+}

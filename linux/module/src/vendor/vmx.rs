@@ -1,0 +1,208 @@
+//! Intel VMX: MSR bitmaps, VMXON regions, VMCSs that move between CPUs, and the change of hands on a CPU.
+
+use super::Vendor;
+use crate::global::{CpuSlot, Global};
+use crate::vcpu::{Inner, VcpuObj};
+use core::ffi::c_void;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use exitless_host::mem::{KSlice, Pages};
+use exitless_host::{Errno, cpu, pr_err, vmx as host};
+use exitless_hw_ops as ops;
+use exitless_slat::Level;
+use exitless_vcpu::Vcpu;
+use exitless_vcpu::backend::Backend;
+use exitless_vmx::{Caps, Hardware, LoadError, PerCpu, Residence, Vmx, msr_bitmap};
+use exitless_x86::msr::Msr;
+use exitless_x86::vmx::feature_control as fc;
+
+/// What all vCPUs share.
+#[derive(bytemuck::Zeroable)]
+pub struct Shared {
+    /// What the CPUs can do.
+    pub caps: Caps,
+    /// The MSR bitmaps.
+    msr_bitmaps: Option<Pages>,
+    /// Per CPU: the VMXON region.
+    pages: KSlice<Option<Pages>>,
+}
+
+/// One CPU's part.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Cpu {
+    /// What entries need.
+    per_cpu: PerCpu,
+    /// Physical address of the VMXON region.
+    region_pa: AtomicU64,
+}
+
+/// One vCPU's part.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Parts {
+    /// Where its VMCS is.
+    residence: Residence,
+    vmcs: Option<Pages>,
+    virtual_apic: Option<Pages>,
+}
+
+impl Vendor for Vmx {
+    const LOADED_FOR_IOCTLS: bool = true;
+
+    fn place(inner: &Inner) -> *mut Vcpu<Self> {
+        inner.vmx()
+    }
+    fn cpu(slot: &CpuSlot) -> &PerCpu {
+        &slot.vmx.per_cpu
+    }
+    fn nowhere() -> &'static PerCpu {
+        static NONE: PerCpu = PerCpu::none();
+        &NONE
+    }
+    fn create(g: &Global, v: &mut VcpuObj, root: u64) -> Result<(), Errno> {
+        let identity = v.identity();
+        let vmcs = region(&g.vmx.caps)?;
+        let apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+        v.vmx.residence.init(vmcs.phys(), identity);
+        let pages = exitless_vmx::Pages {
+            residence: NonNull::from(&v.vmx.residence),
+            virtual_apic: NonNull::new(apic.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
+            virtual_apic_pa: apic.phys(),
+            msr_bitmaps_pa: g.vmx.msr_bitmaps.as_ref().map_or(0, Pages::phys),
+        };
+        v.vmx.vmcs = Some(vmcs);
+        v.vmx.virtual_apic = Some(apic);
+        // SAFETY: the caller's object alone refers to it.
+        let inner = unsafe { v.own::<Vmx>() };
+        inner.b.init(pages, &g.vmx.caps);
+        inner.b.set_slat_root(root);
+        Ok(())
+    }
+    fn reload_tsc_aux(_value: u64) {
+        // Travels with the other MSRs of the residence.
+    }
+}
+
+/// A capability MSR, or IA32_FEATURE_CONTROL; `Caps::negotiate` asks for those only that exist.
+fn capability(msr: u32) -> u64 {
+    // SAFETY: see above.
+    unsafe { ops::rdmsr(msr) }
+}
+
+pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
+    g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability).map_err(|why| {
+        match why.control() {
+            Some(name) => pr_err!("{}: {name}", why.message()),
+            None => pr_err!("{}", why.message()),
+        }
+        Errno::EOPNOTSUPP
+    })?;
+    Ok(())
+}
+
+/// A region that VMXON or VMPTRLD takes: zeroes behind the revision (SDM vol. 3C, 25.2).
+fn region(caps: &Caps) -> Result<Pages, Errno> {
+    let mut page = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    for (to, from) in page.bytes_mut().iter_mut().zip(caps.revision.to_ne_bytes()) {
+        *to = from;
+    }
+    Ok(page)
+}
+
+pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
+    let Global { vmx, cpus, .. } = g;
+    vmx.pages = KSlice::zeroed(cpus.len()).ok_or(Errno::ENOMEM)?;
+    for (own, slot) in vmx.pages.iter_mut().zip(cpus.iter()) {
+        let page = region(&vmx.caps)?;
+        slot.vmx.region_pa.store(page.phys(), Ordering::Relaxed);
+        *own = Some(page);
+    }
+    let mut bitmaps = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    msr_bitmap::fill(bitmaps.bytes_mut(), exitless_policy::msr::passthrough());
+    vmx.msr_bitmaps = Some(bitmaps);
+    Ok(())
+}
+
+pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
+    let here = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability).map_err(|_| Errno::EOPNOTSUPP)?;
+    if !here.same_machine(&g.vmx.caps) {
+        pr_err!("cpu {cpu} has other VMX capabilities than the CPU that loaded the module");
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if here.feature_control_unlocked() {
+        // SAFETY: the register exists (VMX does) and is not locked; the value allows VMXON and locks it.
+        unsafe { ops::wrmsr(Msr::FEATURE_CONTROL.0, fc::LOCK | fc::VMX_OUTSIDE_SMX) };
+    }
+    host::on(slot.vmx.region_pa.load(Ordering::Relaxed))?;
+    let mut state = exitless_vmx::HostState::default();
+    host::state(bytemuck::cast_mut(&mut state));
+    slot.vmx.per_cpu.enable(&Hardware, cpu, &state, g.has_tsc_aux && g.vmx.caps.rdtscp());
+    Ok(())
+}
+
+pub(super) fn cpu_off(slot: &CpuSlot) {
+    // SAFETY: a vCPU clears its VMCS everywhere before it is freed (`forget`).
+    unsafe { slot.vmx.per_cpu.disable(&Hardware) };
+    host::off();
+}
+
+/// `ex_rs_on_cpu`: the residence `arg` is to leave this CPU. Interrupts are off.
+///
+/// # Safety
+/// `arg` is a live [`Residence`].
+pub(crate) unsafe fn leave_here(slot: &CpuSlot, arg: *mut c_void) {
+    // SAFETY: contract.
+    unsafe { &*arg.cast::<Residence>() }.clear_here(&Hardware, &slot.vmx.per_cpu);
+}
+
+/// Makes the VMCS inactive on `other`. Preemption is off, interrupts are on.
+fn leave(residence: &Residence, other: u32) {
+    let arg = core::ptr::from_ref(residence).cast_mut().cast();
+    // A CPU that is offline has cleared it on its way down.
+    let _ = cpu::on_one(other, arg, crate::callbacks::on_cpu::VMCS_LEAVES);
+}
+
+pub(super) fn load(v: &VcpuObj, slot: &CpuSlot) {
+    let r = &v.vmx.residence;
+    // One CPU at most has it; once it has left there no other takes it, for this thread alone loads it.
+    for _ in 0..2 {
+        let loaded = {
+            let _irqs = cpu::NoIrq::new();
+            // SAFETY: interrupts are off, `slot` is this CPU's, and `forget` runs before the residence is freed.
+            unsafe { r.load(&Hardware, &slot.vmx.per_cpu) }
+        };
+        match loaded {
+            Err(LoadError::Elsewhere(other)) => leave(r, other),
+            // Off (a shutdown was faster) or refused: the next entry finds nothing loaded and says so.
+            _ => return,
+        }
+    }
+}
+
+pub(super) fn put(v: &VcpuObj, slot: &CpuSlot) {
+    // SAFETY: still on the CPU of the last load, preemption is off.
+    unsafe { v.vmx.residence.put(&Hardware, &slot.vmx.per_cpu) };
+}
+
+/// Before a vCPU is freed: no CPU may keep parts of its VMCS. Process context.
+pub(crate) fn forget(v: &VcpuObj) {
+    while let Some(at) = v.vmx.residence.active_on() {
+        leave(&v.vmx.residence, at);
+        if v.vmx.residence.active_on() == Some(at) && !cpu::is_online(at) {
+            // It went down without VMXOFF (a crash is under way): nobody will write that page back.
+            break;
+        }
+    }
+}
+
+/// Four levels; leaves as the CPU has them.
+pub(super) fn table_shape(g: &Global) -> (u32, Level) {
+    let caps = &g.vmx.caps;
+    let largest = match (caps.ept_2m(), caps.ept_1g()) {
+        (true, true) => Level::Page1G,
+        (true, false) => Level::Page2M,
+        _ => Level::Page4K,
+    };
+    (4, largest)
+}
