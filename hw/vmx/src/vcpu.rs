@@ -98,8 +98,9 @@ pub struct Vmx<M = Hardware> {
 // SAFETY: the residence and the page are owned by the vCPU; the pointers move with it.
 unsafe impl<M> Send for Vmx<M> {}
 
-/// #DB and #AC can loop for ever inside the CPU (CVE-2015-8104, CVE-2015-5307); #MC belongs to the host.
-const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+/// #DB and #AC can loop for ever inside the CPU (CVE-2015-8104, CVE-2015-5307); #UD may be AMD's hypercall instruction;
+/// #MC belongs to the host.
+const EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 /// PAUSEs less than this many ticks apart are one loop.
 const PLE_GAP: u32 = 128;
 /// A loop that lasts this many ticks exits.

@@ -37,10 +37,17 @@ kills() {
         # The first rounds fill caches that stay.
         [ $round = 10 ] && { settled || return 1; before=$(available); cat /proc/meminfo >/tmp/meminfo; }
     done
-    settled || return 1
-    lost=$((before - $(available)))
-    echo "memory lost over 80 kills: $lost kB"
-    [ $lost -lt 16384 ] || { cat /tmp/meminfo /proc/meminfo; return 1; }
+    # A leak stays; what a dying process or a kernel thread still holds comes back, within seconds on an idle host.
+    for look in 1 2 3 4 5 6; do
+        settled || return 1
+        lost=$((before - $(available)))
+        echo "memory lost over 80 kills: $lost kB (look $look)"
+        [ $lost -lt 16384 ] && return 0
+    done
+    echo "kB before and after, where they differ by more than 1 MB:"
+    awk 'NR == FNR { was[$1] = $2; next } ($2 - was[$1])^2 > 1e6 { print "=== NOTE " $1, was[$1], $2 }' \
+        /tmp/meminfo /proc/meminfo
+    return 1
 } 2>/dev/null
 check kills kills
 check next guest 2 boot 60

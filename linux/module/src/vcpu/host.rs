@@ -35,7 +35,14 @@ pub struct RunHost<'a, B> {
 impl<'a, B> RunHost<'a, B> {
     /// For an ioctl on `me` of `vm`.
     pub fn new(vm: &'a Vm, me: &'a VcpuObj) -> Self {
-        Self { vm, me, loaded: false, inside: Cell::new(false), slot: Cell::new(Slot::default()), backend: PhantomData }
+        Self {
+            vm,
+            me,
+            loaded: false,
+            inside: Cell::new(false),
+            slot: Cell::new(Slot::default()),
+            backend: PhantomData,
+        }
     }
 
     /// For KVM_RUN: the vCPU is loaded whenever the hall uses this.

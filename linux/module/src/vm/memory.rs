@@ -123,12 +123,10 @@ impl Mmu {
         let root = new_page()?;
         let (levels, largest) = vendor::Entries::shape(g);
         self.largest = largest;
-        self.slat
-            .init(vendor::Entries::of(g), levels, TablePage::new(root))
-            .map_err(|p| {
-                free_page(&p);
-                Errno::EINVAL
-            })
+        self.slat.init(vendor::Entries::of(g), levels, TablePage::new(root)).map_err(|p| {
+            free_page(&p);
+            Errno::EINVAL
+        })
     }
 
     /// Physical address of the root.
