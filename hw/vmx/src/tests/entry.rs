@@ -20,7 +20,7 @@ fn a_fresh_vmcs_is_complete() {
     assert_ne!(c.field(f::SECONDARY_CONTROLS) & secondary::UNRESTRICTED_GUEST, 0);
     assert_ne!(c.field(f::EXIT_CONTROLS) & exit::HOST_ADDRESS_SPACE_SIZE, 0);
     assert_ne!(c.field(f::ENTRY_CONTROLS) & entry::LOAD_EFER, 0);
-    assert_eq!(c.field(f::EXCEPTION_BITMAP), 1 << 1 | 1 << 17 | 1 << 18);
+    assert_eq!(c.field(f::EXCEPTION_BITMAP), 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18);
     assert_eq!(c.field(f::VMCS_LINK_POINTER), u64::MAX);
     assert_eq!((c.field(f::VIRTUAL_APIC_ADDRESS), c.field(f::MSR_BITMAPS)), (0x5000, 0x6000));
     assert_eq!(c.field(f::EPT_POINTER), 0x12_305e, "write-back, four levels, accessed and dirty bits");
