@@ -22,6 +22,7 @@
 #include <asm/cpufeatures.h>
 #include <asm/msr-index.h>
 #include <asm/nospec-branch.h>
+#include <asm/segment.h>
 #include "ex_config.h"
 
 #define REG_RAX  0
@@ -206,3 +207,29 @@ SYM_INNER_LABEL(ex_vmx_exit_here, SYM_L_GLOBAL)
 	_ASM_EXTABLE(2b, .Loff)
 	_ASM_EXTABLE(3b, .Loff)
 SYM_FUNC_END(ex_vmx_run_asm)
+
+/*
+ * void ex_vmx_call_gate(unsigned long handler)
+ *                           rdi
+ *
+ * Contract
+ *   in:   interrupts off; handler: the address in a 64-bit interrupt gate without stack switch (IST 0).
+ *   out:  the handler has run and returned by IRET; interrupts are off.
+ *
+ * The CALL pushes the return address where an interrupt would have pushed RIP; what an interrupt pushes above it is here.
+ */
+SYM_FUNC_START(ex_vmx_call_gate)
+	push	%rbp
+	mov	%rsp, %rbp
+	/* As the CPU aligns the frame. */
+	and	$-16, %rsp
+	push	$__KERNEL_DS
+	push	%rbp
+	pushf
+	push	$__KERNEL_CS
+	CALL_NOSPEC rdi
+	/* IRET has loaded rsp with the rbp of above; the unwinder and objtool hear it from us. */
+	mov	%rbp, %rsp
+	pop	%rbp
+	RET
+SYM_FUNC_END(ex_vmx_call_gate)

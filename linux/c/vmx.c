@@ -8,24 +8,29 @@
 #include <linux/build_bug.h>
 #include <linux/hardirq.h>
 #include <linux/kvm_host.h>
+#include <linux/moduleparam.h>
 #include <linux/stddef.h>
+#include <asm/apic.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/desc.h>
 #include <asm/extable.h>
+#include <asm/irq_vectors.h>
 #include <asm/nospec-branch.h>
 #include <asm/perf_event.h>
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
-#include "ex_config.h"
+#include "helpers/helpers.h"
 
 /* VMCS fields and bits (SDM vol. 3D, appendix B; vol. 3C, 25.9.2). */
 #define EX_VMCS_EXIT_REASON		0x4402
 #define EX_VMCS_EXIT_INTERRUPTION_INFO	0x4404
 #define EX_REASON_EXCEPTION_OR_NMI	0
+#define EX_REASON_EXTERNAL_INTERRUPT	1
 #define EX_REASON_ENTRY_MACHINE_CHECK	(1u << 31 | 41)
 #define EX_INTERRUPTION_TYPE		(7u << 8)
 #define EX_INTERRUPTION_NMI		(2u << 8)
 #define EX_VECTOR			0xffu
+#define EX_INTERRUPTION_VALID		(1u << 31)
 
 /* hw/vmx/src/vcpu.rs, struct Run, is the same; enter-vmx.S knows the offsets. */
 struct ex_vmx_run {
@@ -54,11 +59,9 @@ struct ex_vmx_host_state {
 	u64 sysenter_eip;
 };
 
+void ex_vmx_call_gate(unsigned long handler);
 u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
 u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d);
-int ex_vmx_on(u64 region_pa);
-void ex_vmx_off(void);
-void ex_vmx_host_state(struct ex_vmx_host_state *h);
 void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
 
 /* enter-vmx.S and hw/vmx/src/ops.rs count on these. */
@@ -69,6 +72,8 @@ static_assert(sizeof(struct ex_vmx_host_state) == 13 * 8);
 static_assert(sizeof(struct exception_table_entry) == 12);
 static_assert(offsetof(struct exception_table_entry, fixup) == 4);
 static_assert(EX_TYPE_DEFAULT == 1);
+/* hw/vmx/src/vapic.rs */
+static_assert(POSTED_INTR_VECTOR == 0xf2);
 
 /* 0 when VMX was turned off under us. */
 static __always_inline u32 ex_vmread32(unsigned long field)
@@ -96,10 +101,22 @@ static __always_inline void ex_vmx_flush_l1d(bool dirty)
 }
 
 /*
- * Interrupts off, the vCPU's VMCS current on this CPU. 0: a VM exit; 1: VMfail; 2: VMX is off.
- * NMIs and machine checks that ended the guest's time have been handled when it returns.
+ * The exit has acknowledged this interrupt: its handler has to be called, as the CPU would have. The interrupts stay off,
+ * and RCU knows that this CPU is in the kernel.
  */
-noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d)
+static void ex_vmx_interrupt(u8 vector)
+{
+	struct desc_ptr idt;
+
+	store_idt(&idt);
+	ex_vmx_call_gate(gate_offset((gate_desc *)idt.address + vector));
+}
+
+/*
+ * Interrupts off, the vCPU's VMCS current on this CPU. 0: a VM exit; 1: VMfail; 2: VMX is off.
+ * NMIs, machine checks and acknowledged interrupts that ended the guest's time have been handled when it returns.
+ */
+static noinstr u32 ex_vmx_switch(struct ex_vmx_run *run, bool launched, bool flush_l1d)
 {
 	u64 host_spec_ctrl = 0;
 	bool machine_check = false;
@@ -124,6 +141,9 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d)
 				asm volatile("int $2" : : : "memory", "cc");
 			else if ((run->interruption & EX_VECTOR) == X86_TRAP_MC)
 				machine_check = true;
+		} else if (run->exit_reason == EX_REASON_EXTERNAL_INTERRUPT) {
+			/* Valid if the exit acknowledged it. */
+			run->interruption = ex_vmread32(EX_VMCS_EXIT_INTERRUPTION_INFO);
 		}
 		machine_check |= run->exit_reason == EX_REASON_ENTRY_MACHINE_CHECK;
 	}
@@ -136,6 +156,36 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d)
 		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
 #endif
 	return failed;
+}
+
+u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d)
+{
+	u32 failed = ex_vmx_switch(run, launched, flush_l1d);
+
+	if (!failed && run->exit_reason == EX_REASON_EXTERNAL_INTERRUPT && run->interruption & EX_INTERRUPTION_VALID)
+		ex_vmx_interrupt(run->interruption & EX_VECTOR);
+	return failed;
+}
+
+/* modprobe exitless apicv=0: interrupts as on CPUs that cannot virtualise the APIC. Read once, at load. */
+static bool ex_apicv = true;
+module_param_named(apicv, ex_apicv, bool, 0444);
+MODULE_PARM_DESC(apicv, "Let Intel CPUs deliver virtual interrupts by themselves where they can (default: on)");
+
+bool ex_vmx_wants_apicv(void)
+{
+#ifdef X86_FEATURE_FRED
+	/* No IDT gates to call for interrupts that an exit has acknowledged. */
+	if (cpu_feature_enabled(X86_FEATURE_FRED))
+		return false;
+#endif
+	return ex_apicv;
+}
+
+/* The host's APICs are in x2APIC mode: ids in posted-interrupt descriptors are 32 bits wide. */
+bool ex_vmx_host_x2apic(void)
+{
+	return x2apic_enabled();
 }
 
 static void ex_vmx_mode_end(void)
@@ -170,8 +220,9 @@ void ex_vmx_off(void)
 }
 
 /* This CPU's part of the host state; constant while the CPU is online. Preemption off. */
-void ex_vmx_host_state(struct ex_vmx_host_state *h)
+void ex_vmx_host_state(u64 *words)
 {
+	struct ex_vmx_host_state *h = (void *)words;
 	struct cpu_entry_area *area = get_cpu_entry_area(smp_processor_id());
 	struct desc_ptr idt;
 

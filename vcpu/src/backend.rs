@@ -3,6 +3,8 @@
 //! `hw/svm` and `hw/vmx` are twins that implement [`Backend`]; the run loop is monomorphised over it, so no exit
 //! pays for an indirect branch. A backend never decides anything and never calls the operating system.
 
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gprs, SegReg, Segment, TableReg};
 
@@ -73,6 +75,47 @@ pub struct SlatFault {
     pub table_walk: bool,
 }
 
+/// What entries do with the local APIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+#[repr(u8)]
+pub enum ApicKind {
+    /// Nothing: software delivers.
+    #[default]
+    Software = 0,
+    /// The CPU delivers interrupts; the registers are a page in memory.
+    XApic = 1,
+    /// The CPU delivers interrupts; the registers are MSRs.
+    X2Apic = 2,
+}
+
+/// The page of registers that hardware works on while it virtualises the APIC: each 32-bit register at its xAPIC offset.
+/// Atomics because hardware writes it, though only while this vCPU is in the guest.
+#[derive(bytemuck::Zeroable)]
+#[repr(C, align(4096))]
+pub struct ApicPage([AtomicU32; 1024]);
+
+impl ApicPage {
+    /// The register at `offset` in bytes; 0 beyond the page.
+    pub fn read(&self, offset: u32) -> u32 {
+        self.0.get(offset as usize / 4).map_or(0, |r| r.load(Relaxed))
+    }
+    /// Writes it.
+    pub fn write(&self, offset: u32, value: u32) {
+        if let Some(r) = self.0.get(offset as usize / 4) {
+            r.store(value, Relaxed);
+        }
+    }
+}
+
+/// The vectors that virtual-interrupt delivery compares (SDM vol. 3C, 25.4.2); 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterruptStatus {
+    /// RVI: the highest in the page's IRR.
+    pub requesting: u8,
+    /// SVI: the highest in its ISR.
+    pub servicing: u8,
+}
+
 /// Why the guest was left, in the words both vendors share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The instructions name themselves.
@@ -96,6 +139,12 @@ pub enum Exit {
     /// MOV to CR8 alone is intercepted while an interrupt waits below the TPR.
     Cr8Write,
     DrAccess,
+    /// The guest ended this vector, in hardware, and its EOI was asked for.
+    EoiInduced(u8),
+    /// The guest wrote the register at this offset of the APIC's page, in hardware; the rest is ours.
+    ApicWrite(u32),
+    /// An access to this offset of the APIC's page that hardware does not do.
+    ApicAccess(u32),
     /// An intercepted exception, not yet delivered.
     Exception(Exception),
     Hypercall,
@@ -202,6 +251,31 @@ pub trait Backend {
     /// The PDPTEs, where [`Backend::uses_pdptes`] holds, after CR0, CR3, CR4 or EFER changed.
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {
         let _ = pdptes;
+    }
+
+    /// The CPU can deliver virtual interrupts, and does once [`Backend::set_apic`] says so.
+    fn virtualizes_apic(&self) -> bool {
+        false
+    }
+    /// What the next entries do with the APIC.
+    fn set_apic(&mut self, kind: ApicKind) {
+        let _ = kind;
+    }
+    /// The page that hardware works on.
+    fn apic_page(&self) -> Option<&ApicPage> {
+        None
+    }
+    /// Which interrupts hardware is about to deliver, and serves.
+    fn interrupt_status(&self) -> InterruptStatus {
+        InterruptStatus::default()
+    }
+    /// Changes that for the next entry.
+    fn set_interrupt_status(&mut self, status: InterruptStatus) {
+        let _ = status;
+    }
+    /// Vectors, 64 to a word, whose EOI exits.
+    fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
+        let _ = vectors;
     }
 
     /// Value added to the host's TSC, in ticks, modulo 2^64.

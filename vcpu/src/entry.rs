@@ -60,7 +60,14 @@ pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     }
     inject_nmi(v, sh);
     inject_interrupt(v, sh, host);
-    if host.irqchip() {
+    if v.vapic.on() {
+        v.b.set_cr8_intercept(false);
+        v.b.set_eoi_exits(host.eoi_vectors());
+        // What this thread itself requested, its timer's vector among others, nobody announced.
+        if sh.apic.has_irr() {
+            let _ = sh.apic.posted().announce();
+        }
+    } else if host.irqchip() {
         update_tpr_threshold(v, sh);
         crate::pv::offer_eoi(v, sh, host);
     } else {
@@ -109,7 +116,9 @@ fn inject_nmi<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 }
 
 fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    let Some(source) = candidate(v, sh, host) else {
+    // The CPU delivers the APIC's by itself.
+    let ours = |s: &Source| !(v.vapic.on() && matches!(s, Source::Apic(_)));
+    let Some(source) = candidate(v, sh, host).filter(ours) else {
         v.b.set_interrupt_window(v.want_window && accepts_user(v, sh, host));
         return;
     };
@@ -146,7 +155,7 @@ fn update_tpr_threshold<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 /// Directly before VM entry.
 pub fn before<B: Backend>(v: &mut Vcpu<B>) {
     let tpr = v.lapic.tpr() >> 4;
-    if v.b.cr8() != tpr {
+    if !v.vapic.on() && v.b.cr8() != tpr {
         v.b.set_cr8(tpr);
     }
 }
@@ -157,7 +166,7 @@ pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     v.injecting = None;
     v.started = true;
     let cr8 = v.b.cr8();
-    if cr8 != v.lapic.tpr() >> 4 {
+    if !v.vapic.on() && cr8 != v.lapic.tpr() >> 4 {
         let _ = v.lapic.set_cr8(&sh.apic, cr8);
         v.event_dirty = true;
     }

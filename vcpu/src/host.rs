@@ -84,6 +84,8 @@ pub trait Host {
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool;
     /// A chip, here or in user space, wants to hear of this vector's EOI (atomic).
     fn wants_eoi(&self, vector: u8) -> bool;
+    /// All such vectors, 64 to a word (atomic).
+    fn eoi_vectors(&self) -> [u64; 4];
     /// The 8259 pair asserts its output (atomic).
     fn pic_pending(&self) -> bool;
     /// Acknowledges the 8259 pair: the vector (atomic).

@@ -38,6 +38,7 @@ pub mod skip;
 pub mod state;
 pub mod stats;
 pub mod timer;
+pub mod vapic;
 pub mod vcpu;
 
 pub use run::{RunExit, run};

@@ -147,6 +147,7 @@ pub fn collect_eoi<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vcpu
     }
     if byte[0] & 1 == 0 {
         v.pv.eoi_offered = false;
+        crate::vapic::take_back(v, sh);
         // Only edge-triggered interrupts are offered: no I/O APIC waits for this EOI.
         let _ = v.lapic.eoi(&sh.apic);
         v.event_dirty = true;

@@ -8,6 +8,10 @@ use crate::vcpu::Vcpu;
 
 /// Takes and does all requests.
 pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    // A sender that took us for one whose CPU delivers, just when that ended.
+    if !v.vapic.on() && sh.apic.posted().outstanding() && sh.apic.posted().settle() {
+        v.event_dirty = true;
+    }
     let bits = sh.take();
     if bits == 0 {
         return Next::Again;
@@ -58,6 +62,7 @@ fn take_nmis<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 
 /// INIT and SIPI (SDM vol. 3A, 9.4.4): INIT resets; SIPI counts only while waiting for it.
 pub fn apic_state<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    crate::vapic::take_back(v, sh);
     let startup = sh.apic.take_startup();
     if startup.init {
         v.reset(sh, host, true);

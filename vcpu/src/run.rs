@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::journal::{Access, Entry};
 use crate::request;
 use crate::shared::{VcpuShared, mp};
+use crate::vapic;
 use crate::vcpu::{PendingPort, Vcpu};
 
 /// Why `KVM_RUN` returns; the names are `KVM_EXIT_*`.
@@ -83,6 +84,7 @@ pub enum Next {
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
     let exit = until_exit(v, sh, host);
     crate::pv::withdraw_eoi(v, host);
+    vapic::take_back(v, sh);
     exit
 }
 
@@ -94,6 +96,8 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return RunExit::Interrupted;
     }
     v.event_dirty = true;
+    // ioctls may have written any register.
+    v.vapic.written();
     loop {
         if let Some(vector) = v.user_eoi.take() {
             sh.stats.user.bump();
@@ -112,6 +116,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
             }
             continue;
         }
+        vapic::choose(v, sh, host);
         if v.event_dirty {
             entry::prepare(v, sh, host);
         }
@@ -139,8 +144,10 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         return None;
     }
     host.load_state(v.xcr0, v.debug_registers());
+    vapic::hand_over(v, sh);
     let exit = loop {
         entry::before(v);
+        vapic::sync(v, sh);
         let exit = v.b.enter(host.cpu(), v.flush);
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
@@ -167,6 +174,9 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
 
 /// The vCPU is halted or waits for INIT or SIPI: sleeps until that may have changed.
 fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    vapic::take_back(v, sh);
+    // Before the look at what is requested: who announces afterwards finds us awake, or wakes us.
+    sh.apic.posted().settle();
     if v.mp_state == mp::HALTED && entry::wakes(v, sh, host) {
         v.set_mp(sh, mp::RUNNABLE);
         // HLT ended the interrupt shadow: what it held back may go in now.

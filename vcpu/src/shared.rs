@@ -78,6 +78,8 @@ pub struct VcpuShared {
     pub interruptible: AtomicBool,
     /// From where to where the thread may use published tables.
     pub section: crate::section::Section,
+    /// While in the guest, the CPU delivers what is posted to `apic`: a notification is enough. Written by the owner.
+    pub delivers: AtomicBool,
     /// The APIC's mailbox.
     pub apic: ApicShared,
     /// Counters; written by the owner alone.
@@ -93,6 +95,11 @@ impl VcpuShared {
     /// Whether any request waits.
     pub fn pending(&self) -> bool {
         self.requests.load(Ordering::SeqCst) != 0
+    }
+
+    /// The sleeper's question: is there something to look at?
+    pub fn must_wake(&self) -> bool {
+        self.pending() || (self.delivers.load(Ordering::Relaxed) && self.apic.posted().outstanding())
     }
 
     /// Takes all requests.

@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::pv;
 use crate::shared::{Request, VcpuShared};
 use crate::timer;
+use crate::vapic;
 use crate::vcpu::Vcpu;
 use exitless_lapic::BaseCaps;
 use exitless_policy::control::efer_write;
@@ -13,7 +14,11 @@ use exitless_policy::mce::Mce;
 use exitless_policy::msr::{MsrKind as K, check_read, check_write, find};
 use exitless_policy::mtrr::Mtrrs;
 use exitless_policy::{GuestCaps, Invalid, Origin};
+use exitless_x86::apic::reg;
 use exitless_x86::msr::{Msr, hwcr};
+
+/// The interrupt command register.
+const X2APIC_ICR: u32 = Msr::X2APIC.0 + (reg::ICR >> 4);
 
 /// See the file's head.
 #[derive(bytemuck::Zeroable)]
@@ -83,6 +88,7 @@ impl<B: Backend> Vcpu<B> {
             K::TscDeadline => Ok(self.lapic.tsc_deadline()),
             K::ApicBase => Ok(self.lapic.apic_base()),
             K::X2Apic(_) => {
+                vapic::take_back(self, sh);
                 let now = timer::now(self, host.now());
                 self.lapic.msr_read(&sh.apic, msr, &now).map_err(|_| Invalid)
             }
@@ -238,6 +244,7 @@ impl<B: Backend> Vcpu<B> {
         origin: Origin,
         host_caps: &GuestCaps,
     ) -> Result<(), Invalid> {
+        vapic::take_back(self, sh);
         let from_host = origin == Origin::Host;
         let caps = if from_host { host_caps } else { self.cpuid.caps() };
         let base = BaseCaps { x2apic: caps.x2apic, maxphyaddr: caps.maxphyaddr() };
@@ -253,6 +260,10 @@ impl<B: Backend> Vcpu<B> {
         msr: u32,
         value: u64,
     ) -> Result<(), Invalid> {
+        // Sending needs nothing that hardware changes.
+        if msr != X2APIC_ICR {
+            vapic::take_back(self, sh);
+        }
         let now = timer::now(self, host.now());
         let work = self.lapic.msr_write(&sh.apic, msr, value, &now).map_err(|_| Invalid)?;
         apic_work(self, sh, host, work);

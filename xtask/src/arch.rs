@@ -14,7 +14,8 @@ use crate::{
 /// room is in its own list.
 const ROOMS: &[(&str, &[&str])] = &[
     ("defs", &["defs"]),
-    ("logic", &["defs"]),
+    // The APIC's pending interrupts are a posted-interrupt descriptor.
+    ("logic", &["defs", "logic/posted"]),
     ("vcpu", &["defs", "logic"]),
     ("hw", &["defs", "vcpu", "hw/ops", "hw/slat"]),
     ("linux", &["defs", "logic", "vcpu", "hw", "linux"]),

@@ -2,6 +2,7 @@
 //!
 //! A needed control that the CPU does not let us set, or does not let us clear, refuses the module with its name.
 
+use crate::vapic::SECONDARY as SECONDARY_APIC;
 use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::caps::{Allowed, Basic, Misc, ept_vpid, msr};
@@ -42,11 +43,16 @@ pub struct Caps {
 const PREEMPTION_TIMER: u32 = 1 << 0;
 const ANY_ERROR_CODE: u32 = 1 << 1;
 const UNLOCKED: u32 = 1 << 2;
+const APICV: u32 = 1 << 3;
 
 impl Caps {
     /// The CPU has a preemption timer (not used yet).
     pub fn preemption_timer(&self) -> bool {
         self.flags & PREEMPTION_TIMER != 0
+    }
+    /// The APIC can be virtualised: registers, delivery, posting, in both modes; exits then acknowledge interrupts.
+    pub fn apicv(&self) -> bool {
+        self.flags & APICV != 0
     }
     /// Hardware exceptions take an error code or not, whatever their vector.
     pub fn any_error_code(&self) -> bool {
@@ -238,12 +244,14 @@ fn ept(caps: u64) -> Result<(), Missing> {
 
 impl Caps {
     /// Decides from CPUID and the capability MSRs; an MSR is read only when the CPU says that it exists.
+    /// `apicv`: virtualise the APIC if the CPU can.
     ///
     /// # Errors
     /// What is missing, in the order of the manual's appendix.
     pub fn negotiate(
         mut cpuid: impl FnMut(u32) -> CpuidResult,
         mut rdmsr: impl FnMut(u32) -> u64,
+        apicv: bool,
     ) -> Result<Self, Missing> {
         if cpuid(0).eax < 1 || cpuid(1).ecx & leaf1_ecx::VMX == 0 {
             return Err(Missing::Vmx);
@@ -262,6 +270,7 @@ impl Caps {
         let pins = allowed(msr::PINBASED_CTLS, msr::TRUE_PINBASED_CTLS);
         let mut caps = Self { revision: basic.revision(), ..Self::default() };
         caps.pin = choose(pins, PIN_NEEDED, 0, &[])?;
+        caps.pin &= !(pin::PREEMPTION_TIMER | pin::POSTED_INTERRUPTS);
         let primaries = allowed(msr::PROCBASED_CTLS, msr::TRUE_PROCBASED_CTLS);
         caps.primary = choose(primaries, PRIMARY_NEEDED, PRIMARY_WANTED, PRIMARY_OFF)? & !PRIMARY_DYNAMIC;
         let exits = allowed(msr::EXIT_CTLS, msr::TRUE_EXIT_CTLS);
@@ -269,10 +278,17 @@ impl Caps {
         // PAT by hardware on both ways or on none.
         let pat = exits.may() & exit::LOAD_PAT != 0 && entries.may() & entry::LOAD_PAT != 0;
         let (pat_exit, pat_entry) = if pat { (exit::LOAD_PAT, entry::LOAD_PAT) } else { (0, 0) };
-        caps.exit = choose(exits, EXIT_NEEDED, pat_exit, &[])?;
+        let secondaries = Allowed(rdmsr(msr::PROCBASED_CTLS2));
+        // All of it or nothing: parts of it exist on old CPUs only, and each part would be a mode to test.
+        let apicv = apicv
+            && pins.may() & pin::POSTED_INTERRUPTS != 0
+            && exits.may() & exit::ACKNOWLEDGE_INTERRUPT != 0
+            && secondaries.may() & SECONDARY_APIC == SECONDARY_APIC
+            && caps.msr_bitmaps();
+        let acknowledge = if apicv { exit::ACKNOWLEDGE_INTERRUPT } else { 0 };
+        caps.exit = choose(exits, EXIT_NEEDED, pat_exit | acknowledge, &[])?;
         caps.entry = choose(entries, ENTRY_NEEDED, pat_entry, ENTRY_OFF)? & !ENTRY_DYNAMIC;
-        caps.secondary =
-            choose(Allowed(rdmsr(msr::PROCBASED_CTLS2)), SECONDARY_NEEDED, SECONDARY_WANTED, &[])?;
+        caps.secondary = choose(secondaries, SECONDARY_NEEDED, SECONDARY_WANTED, &[])?;
         caps.ept_vpid = rdmsr(msr::EPT_VPID_CAP);
         ept(caps.ept_vpid)?;
         if caps.ept_vpid & ept_vpid::INVVPID == 0 || caps.ept_vpid & ept_vpid::INVVPID_ALL == 0 {
@@ -285,6 +301,7 @@ impl Caps {
         let flag = |on: bool, bit| if on { bit } else { 0 };
         caps.flags = flag(pins.may() & pin::PREEMPTION_TIMER != 0, PREEMPTION_TIMER)
             | flag(basic.any_error_code(), ANY_ERROR_CODE)
+            | flag(apicv, APICV)
             | flag(!locked, UNLOCKED);
         Ok(caps)
     }

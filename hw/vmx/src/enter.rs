@@ -8,7 +8,7 @@ use crate::percpu::PerCpu;
 use crate::residence::Residence;
 use crate::vcpu::Vmx;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
+use exitless_vcpu::backend::{ApicKind, ApicPage, Backend, Event, Exit, InterruptStatus, SysReg};
 use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use exitless_x86::vmx::control::primary;
@@ -40,6 +40,7 @@ impl<M: Machine> Vmx<M> {
             // Translations that this CPU keeps from the last time the VM ran here may be of any age.
             self.flush_translations();
         }
+        self.write_apic();
         self.cache.set(c::RSP, self.run.gprs.get(Gpr::Rsp));
         if self.debug_touched {
             self.settle_debug();
@@ -309,6 +310,24 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {
         self.put_pdptes(pdptes);
+    }
+    fn virtualizes_apic(&self) -> bool {
+        self.caps.apicv()
+    }
+    fn set_apic(&mut self, kind: ApicKind) {
+        self.apic_kind(kind);
+    }
+    fn apic_page(&self) -> Option<&ApicPage> {
+        self.page()
+    }
+    fn interrupt_status(&self) -> InterruptStatus {
+        self.read_status()
+    }
+    fn set_interrupt_status(&mut self, status: InterruptStatus) {
+        self.write_status(status);
+    }
+    fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
+        self.write_eoi_exits(vectors);
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.cache.set(c::TSC_OFFSET, offset);

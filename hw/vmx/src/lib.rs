@@ -12,8 +12,8 @@
 //! ```
 //! *Live*: the guest's syscall MSRs and no host selectors are in the CPU; `put` undoes that before anyone else may look.
 //!
-//! External interrupts stay pending across an exit and are taken when the host enables interrupts (no
-//! acknowledge-on-exit), so there are no posted interrupts yet.
+//! With APIC virtualisation ([`vapic`]) an exit acknowledges the external interrupt that caused it, and the world switch calls
+//! the kernel's handler; without, the interrupt stays pending and is taken when the host enables interrupts.
 //!
 //! [`Backend`]: exitless_vcpu::backend::Backend
 #![no_std]
@@ -37,6 +37,7 @@ pub mod ops;
 pub mod percpu;
 pub mod residence;
 pub mod state;
+pub mod vapic;
 pub mod vcpu;
 
 pub use caps::{Caps, Missing};

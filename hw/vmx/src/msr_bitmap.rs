@@ -22,6 +22,36 @@ pub fn position(msr: u32) -> Option<(usize, u8)> {
     Some((base + bit as usize / 8, (bit % 8) as u8))
 }
 
+/// x2APIC registers that hardware reads from the virtual-APIC page and that exist (SDM vol. 3C, 30.5): not the current count,
+/// which runs.
+fn readable() -> impl Iterator<Item = u32> {
+    use exitless_x86::apic::reg as r;
+    let single =
+        [r::ID, r::VERSION, r::TPR, r::PPR, r::LDR, r::SVR, r::ESR, r::LVT_TIMER, r::LVT_THERMAL, r::LVT_PC];
+    let more = [r::LVT_LINT0, r::LVT_LINT1, r::LVT_ERROR, r::TMICT, r::TDCR];
+    let banks = (0..24).map(|n| r::ISR + n * 16);
+    single.into_iter().chain(more).chain(banks).map(|offset| X2APIC + (offset >> 4))
+}
+
+/// And those whose writes hardware does by itself.
+const WRITABLE: [u32; 3] = {
+    use exitless_x86::apic::reg as r;
+    [X2APIC + (r::TPR >> 4), X2APIC + (r::EOI >> 4), X2APIC + (r::SELF_IPI >> 4)]
+};
+
+const X2APIC: u32 = exitless_x86::msr::Msr::X2APIC.0;
+
+/// Opens the x2APIC's MSRs as far as hardware virtualises them.
+pub fn open_x2apic(map: &mut [u8]) {
+    let reads = readable().filter_map(position);
+    let writes = WRITABLE.into_iter().filter_map(position).map(|(byte, bit)| (byte + WRITE, bit));
+    for (at, bit) in reads.chain(writes) {
+        if let Some(b) = map.get_mut(at) {
+            *b &= !(1 << bit);
+        }
+    }
+}
+
 /// Sets all bitmaps to "exit", then opens what the policy table passes through.
 pub fn fill(map: &mut [u8], passthrough: impl Iterator<Item = u32>) {
     map.fill(0xff);

@@ -5,9 +5,10 @@ use crate::machine::{Hardware, Machine};
 use crate::residence::Residence;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use exitless_vcpu::backend::ApicPage;
+use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
-use exitless_x86::vmx::control::{pin, primary, secondary};
+use exitless_x86::vmx::control::{primary, secondary};
 use exitless_x86::vmx::exit::ExitReason;
 use exitless_x86::vmx::field as f;
 use exitless_x86::vmx::{NO_LINK, activity};
@@ -50,6 +51,22 @@ pub struct Pages {
     pub virtual_apic_pa: u64,
     /// Physical address of the MSR bitmaps (one page; may be shared by all vCPUs).
     pub msr_bitmaps_pa: u64,
+    /// The same with the x2APIC's MSRs open as far as hardware virtualises them.
+    pub x2apic_msr_bitmaps_pa: u64,
+    /// Physical address of the posted-interrupt descriptor, aligned to 64 bytes.
+    pub descriptor_pa: u64,
+    /// Physical address of the page whose accesses, through EPT, are those to the APIC's; shared by the VM's vCPUs.
+    pub apic_access_pa: u64,
+}
+
+/// The addresses among them.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+pub(crate) struct Addresses {
+    pub(crate) virtual_apic_pa: u64,
+    pub(crate) msr_bitmaps_pa: u64,
+    pub(crate) x2apic_msr_bitmaps_pa: u64,
+    pub(crate) descriptor_pa: u64,
+    pub(crate) apic_access_pa: u64,
 }
 
 /// # Invariants
@@ -62,8 +79,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) caps: crate::Caps,
     residence: Option<NonNull<Residence>>,
     virtual_apic: Option<NonNull<u8>>,
-    virtual_apic_pa: u64,
-    msr_bitmaps_pa: u64,
+    pub(crate) pages: Addresses,
+    pub(crate) apic: crate::vapic::Apic,
     pub(crate) dr6: u64,
     /// What the VMCS says of the host.
     pub(crate) host_cr3: u64,
@@ -111,8 +128,13 @@ impl<M: Machine> Vmx<M> {
     pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
         self.residence = Some(pages.residence);
         self.virtual_apic = Some(pages.virtual_apic);
-        self.virtual_apic_pa = pages.virtual_apic_pa;
-        self.msr_bitmaps_pa = pages.msr_bitmaps_pa;
+        self.pages = Addresses {
+            virtual_apic_pa: pages.virtual_apic_pa,
+            msr_bitmaps_pa: pages.msr_bitmaps_pa,
+            x2apic_msr_bitmaps_pa: pages.x2apic_msr_bitmaps_pa,
+            descriptor_pa: pages.descriptor_pa,
+            apic_access_pa: pages.apic_access_pa,
+        };
         self.caps = *caps;
         self.cache.init();
         self.cache.set(cache::PRIMARY, caps.primary | primary::MOV_DR_EXITING);
@@ -139,8 +161,6 @@ impl<M: Machine> Vmx<M> {
     /// Controls and constants that never change, once, when the VMCS is current for the first time.
     pub(crate) fn prepare(&mut self) {
         let (m, caps) = (&self.m, &self.caps);
-        m.put(f::PIN_CONTROLS, caps.pin & !(pin::PREEMPTION_TIMER | pin::POSTED_INTERRUPTS));
-        m.put(f::SECONDARY_CONTROLS, caps.secondary);
         m.put(f::EXIT_CONTROLS, caps.exit);
         m.put(f::EXCEPTION_BITMAP, EXCEPTIONS);
         // Page faults do not exit: bit 14 above is clear, and mask and match agree always (SDM vol. 3C, 25.6.3).
@@ -154,11 +174,8 @@ impl<M: Machine> Vmx<M> {
         m.put(f::GUEST_ACTIVITY, activity::ACTIVE);
         m.put(f::CR0_MASK, !crate::state::CR0_GUEST_OWNED);
         m.put(f::CR4_MASK, !crate::state::CR4_GUEST_OWNED);
-        m.put(f::VIRTUAL_APIC_ADDRESS, self.virtual_apic_pa);
+        m.put(f::VIRTUAL_APIC_ADDRESS, self.pages.virtual_apic_pa);
         m.put(f::TPR_THRESHOLD, 0);
-        if caps.msr_bitmaps() {
-            m.put(f::MSR_BITMAPS, self.msr_bitmaps_pa);
-        }
         if caps.pause_loop() {
             m.put(f::PLE_GAP, PLE_GAP);
             m.put(f::PLE_WINDOW, PLE_WINDOW);
@@ -166,6 +183,7 @@ impl<M: Machine> Vmx<M> {
         if caps.secondary & secondary::ENABLE_ENCLS_EXITING != 0 {
             m.put(f::ENCLS_EXITING_BITMAP, u64::MAX);
         }
+        self.prepare_apic();
         self.prepared = true;
     }
 
@@ -181,21 +199,21 @@ impl<M: Machine> Vmx<M> {
         self.eptp_changed = true;
     }
 
-    /// The task priority register of the virtual-APIC page (SDM vol. 3C, 30.1.1), which MOV CR8 reads and writes.
-    fn tpr(&self) -> Option<&AtomicU32> {
-        const TPR: usize = exitless_x86::apic::reg::TPR as usize;
-        // SAFETY: type invariant: the page is ours and lives as long as `self`; offset 0x80 of a page is aligned. Hardware
-        // writes it while the guest runs only.
-        self.virtual_apic.map(|p| unsafe { p.add(TPR).cast::<AtomicU32>().as_ref() })
+    /// The virtual-APIC page.
+    pub(crate) fn page(&self) -> Option<&ApicPage> {
+        // SAFETY: type invariant: the page is ours and lives as long as `self`; the type is atomics of a page's size and
+        // alignment.
+        self.virtual_apic.map(|p| unsafe { p.cast::<ApicPage>().as_ref() })
     }
 
+    /// MOV CR8 reads and writes the page's task priority (SDM vol. 3C, 30.1.1).
     pub(crate) fn read_cr8(&self) -> u8 {
-        self.tpr().map_or(0, |t| (t.load(Relaxed) >> 4 & 15) as u8)
+        self.page().map_or(0, |p| (p.read(TPR) >> 4 & 15) as u8)
     }
 
     pub(crate) fn write_cr8(&mut self, v: u8) {
-        if let Some(t) = self.tpr() {
-            t.store(u32::from(v & 15) << 4, Relaxed);
+        if let Some(p) = self.page() {
+            p.write(TPR, u32::from(v & 15) << 4);
         }
     }
 

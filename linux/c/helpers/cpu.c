@@ -6,8 +6,10 @@
 #include <linux/preempt.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <asm/apic.h>
 #include <asm/apicdef.h>
 #include <asm/debugreg.h>
+#include <asm/irq_vectors.h>
 #include <asm/nospec-branch.h>
 #include <asm/processor.h>
 #include "helpers.h"
@@ -97,6 +99,18 @@ void ex_cpu_kick(u32 cpu)
 {
 	if (ex_cpu_is_online(cpu))
 		smp_send_reschedule(cpu);
+}
+
+/* Tells that CPU to look at the posted-interrupt descriptor of the guest it runs. No exit; nothing outside of guests. */
+void ex_cpu_post(u32 cpu)
+{
+	if (!ex_cpu_is_online(cpu))
+		return;
+#ifdef EX_HAVE_APIC_STATIC_CALLS
+	__apic_send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
+#else
+	apic->send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
+#endif
 }
 
 struct ex_call {

@@ -42,6 +42,7 @@ unsigned long ex_irq_save(void);
 void ex_irq_restore(unsigned long flags);
 bool ex_irqs_disabled(void);
 void ex_cpu_kick(u32 cpu);
+void ex_cpu_post(u32 cpu);
 void ex_on_each_cpu(void *arg, u32 op);
 int ex_on_one_cpu(u32 cpu, void *arg, u32 op);
 void *ex_cpumask_new(void);
@@ -203,5 +204,12 @@ void ex_machine_check(void);
 void ex_guest_timing_enter(void);
 void ex_guest_timing_exit(void);
 void ex_irq_window(void);
+
+/* ../vmx.c */
+bool ex_vmx_wants_apicv(void);
+bool ex_vmx_host_x2apic(void);
+int ex_vmx_on(u64 region_pa);
+void ex_vmx_off(void);
+void ex_vmx_host_state(u64 *words);
 
 #endif

@@ -143,6 +143,14 @@ pub fn kick(cpu: u32) {
     unsafe { ffi::ex_cpu_kick(cpu) }
 }
 
+/// Notifies the guest that runs there of posted interrupts, without an exit. Any context. Nothing happens if the CPU is
+/// offline or runs no guest with posted interrupts.
+#[inline]
+pub fn post(cpu: u32) {
+    // SAFETY: the helper checks the number.
+    unsafe { ffi::ex_cpu_post(cpu) }
+}
+
 /// Runs `ex_rs_on_cpu(arg, op)` on every online CPU, interrupts off there, and waits. Interrupts on here.
 pub fn on_each(arg: *mut c_void, op: u32) {
     // SAFETY: the arguments are only handed on.

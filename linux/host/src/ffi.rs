@@ -42,6 +42,7 @@ unsafe extern "C" {
     pub(crate) fn ex_irq_restore(flags: usize);
     pub(crate) fn ex_irqs_disabled() -> bool;
     pub(crate) fn ex_cpu_kick(cpu: u32);
+    pub(crate) fn ex_cpu_post(cpu: u32);
     pub(crate) fn ex_on_each_cpu(arg: *mut c_void, op: u32);
     pub(crate) fn ex_on_one_cpu(cpu: u32, arg: *mut c_void, op: u32) -> c_int;
     pub(crate) fn ex_cpumask_new() -> *mut c_void;
@@ -215,12 +216,16 @@ unsafe extern "C" {
 
     // ../enter.c
     pub(crate) fn ex_svm_enter(vmcb_pa: u64, regs: *mut u64, host_save_pa: u64, guest_spec_ctrl: u64) -> u32;
-    pub(crate) fn ex_vmx_on(region_pa: u64) -> c_int;
-    pub(crate) fn ex_vmx_off();
-    pub(crate) fn ex_vmx_host_state(words: *mut u64);
     pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
     pub(crate) fn ex_machine_check();
     pub(crate) fn ex_guest_timing_enter();
     pub(crate) fn ex_guest_timing_exit();
     pub(crate) fn ex_irq_window();
+
+    // ../vmx.c
+    pub(crate) fn ex_vmx_wants_apicv() -> bool;
+    pub(crate) fn ex_vmx_host_x2apic() -> bool;
+    pub(crate) fn ex_vmx_on(region_pa: u64) -> c_int;
+    pub(crate) fn ex_vmx_off();
+    pub(crate) fn ex_vmx_host_state(words: *mut u64);
 }

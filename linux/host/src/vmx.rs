@@ -14,6 +14,18 @@ pub fn on(region_pa: u64) -> Result<()> {
     check(unsafe { ffi::ex_vmx_on(region_pa) }).map(drop)
 }
 
+/// The person who loaded the module, and the kernel, let the CPU virtualise the APIC.
+pub fn wants_apicv() -> bool {
+    // SAFETY: reads a parameter and a feature bit.
+    unsafe { ffi::ex_vmx_wants_apicv() }
+}
+
+/// The host's APICs are in x2APIC mode.
+pub fn host_x2apic() -> bool {
+    // SAFETY: reads a register.
+    unsafe { ffi::ex_vmx_host_x2apic() }
+}
+
 /// VMXOFF, after every VMCS here was cleared. Interrupts off. Harmless when a shutdown was faster.
 pub fn off() {
     // SAFETY: a fault of VMXOFF is caught.

@@ -192,7 +192,7 @@ extern "C" fn ex_rs_sched_out(p: *mut c_void, preempted: bool) {
 extern "C" fn ex_rs_vcpu_wake_check(p: *mut c_void) -> bool {
     // SAFETY: called by the vCPU's own thread while it blocks.
     let v = unsafe { vcpu(p) };
-    v.shared.pending()
+    v.shared.must_wake()
 }
 
 #[unsafe(no_mangle)]

@@ -13,6 +13,12 @@ pub(crate) fn highest(words: impl DoubleEndedIterator<Item = u32> + ExactSizeIte
     Some((index as u8 & 7) << 5 | (31 - word.leading_zeros()) as u8)
 }
 
+/// The same of four words of 64 bits.
+pub(crate) fn highest_of_64(words: impl DoubleEndedIterator<Item = u64> + ExactSizeIterator) -> Option<u8> {
+    let (index, word) = words.enumerate().rev().find(|&(_, word)| word != 0)?;
+    Some((index as u8 & 3) << 6 | (63 - word.leading_zeros()) as u8)
+}
+
 /// A set of vectors that only its owner touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Zeroable)]
 pub(crate) struct Bitmap(pub(crate) [u32; 8]);

@@ -22,6 +22,7 @@
 mod access;
 mod base;
 mod bitmap;
+mod hardware;
 mod lapic;
 mod route;
 mod shared;

@@ -22,6 +22,7 @@
 use crate::bitmap::{self, place};
 use bytemuck::Zeroable;
 use core::sync::atomic::{AtomicU32, Ordering};
+use exitless_posted::Descriptor;
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, lvt};
 
 /// What one message did to one APIC.
@@ -124,8 +125,8 @@ struct Directory {
 #[derive(Debug, Zeroable)]
 #[repr(C, align(64))]
 pub struct Shared {
-    // One cache line: what a sender of interrupts writes.
-    irr: [AtomicU32; 8],
+    // One cache line: what a sender of interrupts writes. Where the CPU has posted interrupts, it takes them from here.
+    posted: Descriptor,
     tmr: [AtomicU32; 8],
     directory: Directory,
     // The rest: written by the owner at each interrupt (PPR), or rare.
@@ -141,30 +142,34 @@ impl Shared {
     /// Does not look at enables or at the vector's legality: senders use [`Shared::accept`].
     pub fn post(&self, vector: u8, level: bool) -> bool {
         let (index, bit) = place(vector);
-        let (Some(tmr), Some(irr)) = (self.tmr.get(index), self.irr.get(index)) else { return false };
+        let Some(tmr) = self.tmr.get(index) else { return false };
         // The TMR rarely changes: reading first keeps the line shared between senders of the same kind.
         match (level, tmr.load(Ordering::Relaxed) & bit != 0) {
             (true, false) => _ = tmr.fetch_or(bit, Ordering::Relaxed),
             (false, true) => _ = tmr.fetch_and(!bit, Ordering::Relaxed),
             _ => (),
         }
-        irr.fetch_or(bit, Ordering::AcqRel) & bit == 0
+        self.posted.request(vector)
     }
 
     /// Owner: clears the IRR bit; true if it was set.
     pub(crate) fn take(&self, vector: u8) -> bool {
-        let (index, bit) = place(vector);
-        self.irr.get(index).is_some_and(|irr| irr.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
+        self.posted.withdraw(vector)
     }
 
     /// Any vector is pending. Exact for the owner; a hint for others.
     pub fn has_irr(&self) -> bool {
-        self.irr.iter().any(|word| word.load(Ordering::Acquire) != 0)
+        (0..4).any(|index| self.posted.requested(index) != 0)
+    }
+
+    /// The IRR as the posted-interrupt descriptor that it is.
+    pub fn posted(&self) -> &Descriptor {
+        &self.posted
     }
 
     /// Highest pending vector, whatever the PPR.
     pub fn top_irr(&self) -> Option<u8> {
-        bitmap::highest(self.irr.iter().map(|word| word.load(Ordering::Acquire)))
+        bitmap::highest_of_64((0..4).map(|index| self.posted.requested(index)))
     }
 
     /// The vector was last accepted as level triggered.
@@ -175,19 +180,20 @@ impl Shared {
 
     /// Word `index` (0..8) of the IRR; 0 beyond.
     pub(crate) fn irr_word(&self, index: usize) -> u32 {
-        self.irr.get(index).map_or(0, |word| word.load(Ordering::Acquire))
+        (self.posted.requested(index / 2) >> (32 * (index % 2))) as u32
     }
 
     /// Word `index` (0..8) of the TMR; 0 beyond.
-    pub(crate) fn tmr_word(&self, index: usize) -> u32 {
+    pub fn tmr_word(&self, index: usize) -> u32 {
         self.tmr.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Owner, restoring: replaces word `index` of TMR and IRR.
     pub(crate) fn set_words(&self, index: usize, tmr: u32, irr: u32) {
-        if let (Some(tmr_word), Some(irr_word)) = (self.tmr.get(index), self.irr.get(index)) {
+        if let Some(tmr_word) = self.tmr.get(index) {
             tmr_word.store(tmr, Ordering::Relaxed);
-            irr_word.swap(irr, Ordering::AcqRel);
+            let shift = 32 * (index % 2);
+            self.posted.replace(index / 2, 0xffff_ffff << shift, u64::from(irr) << shift);
         }
     }
 

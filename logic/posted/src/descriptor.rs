@@ -1,6 +1,7 @@
 //! The descriptor and its operations; the rules are in the crate's head.
 
 use crate::memory::{Barrier, Memory, Native, Word};
+use core::fmt;
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use exitless_x86::vmx::posted::{ALIGN, CONTROL_OFFSET, Control, WORD_BITS};
@@ -36,6 +37,13 @@ pub enum Block {
     Sleep,
     /// Something is pending: do not sleep; [`Descriptor::load`] next.
     Pending,
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let control = Control::from_bits(self.control.load(Relaxed));
+        f.debug_struct("Descriptor").field("pir", &self.pir).field("control", &control).finish()
+    }
 }
 
 /// 64 bytes that the CPU and interrupt remapping hardware read and write too. All-zero is valid: nothing requested, NV 0,
@@ -75,11 +83,17 @@ impl<M: Memory> Descriptor<M> {
 
     /// Posts `vector`.
     pub fn post(&self, vector: u8) -> Posted {
-        let (word, bit) = (u32::from(vector) / WORD_BITS, 1 << (u32::from(vector) % WORD_BITS));
-        let Some(pir) = self.pir.get(word as usize) else { return Posted::Coalesced };
-        if pir.fetch_or(bit, AcqRel) & bit != 0 {
-            return Posted::Coalesced;
-        }
+        if self.request(vector) { self.announce() } else { Posted::Coalesced }
+    }
+
+    /// The first half of [`Descriptor::post`]: the request bit. `true`: it was not set, [`Descriptor::announce`] must follow.
+    pub fn request(&self, vector: u8) -> bool {
+        let (word, bit) = place_of(vector);
+        self.pir.get(word).is_some_and(|pir| pir.fetch_or(bit, AcqRel) & bit == 0)
+    }
+
+    /// The second half: ON, and what that asks for.
+    pub fn announce(&self) -> Posted {
         let before = Control::from_bits(self.control.fetch_or(ON, AcqRel));
         if before.outstanding() {
             Posted::Outstanding
@@ -93,6 +107,16 @@ impl<M: Memory> Descriptor<M> {
     /// Something waits to be taken. Never ON alone: see the crate's head.
     pub fn has_pending(&self) -> bool {
         outstanding(self.control.load(Acquire)) || self.any_requested()
+    }
+
+    /// Something was announced since the last take.
+    pub fn outstanding(&self) -> bool {
+        outstanding(self.control.load(Acquire))
+    }
+
+    /// Requests of vectors `64 * index` to `64 * index + 63`; 0 beyond 3.
+    pub fn requested(&self, index: usize) -> u64 {
+        self.pir.get(index).map_or(0, |word| word.load(Acquire))
     }
 
     /// The wake-up handler's question: was this vCPU, on the list of the CPU that was notified, meant?
@@ -135,17 +159,57 @@ impl<M: Memory> Descriptor<M> {
     /// Takes the requests, bit n of word n / 64 for vector n; merges them into `into`. `false`: nothing was outstanding.
     /// For a loaded vCPU: out or blocked, requests may wait without ON.
     pub fn take(&self, into: &mut [u64; 4]) -> bool {
-        if !outstanding(self.control.load(Relaxed)) {
+        if !self.settle() {
             return false;
         }
-        self.control.fetch_and(!ON, AcqRel);
-        M::barrier(Barrier::Take);
         for (word, into) in self.pir.iter().zip(into) {
             if word.load(Relaxed) != 0 {
                 *into |= word.swap(0, AcqRel);
             }
         }
         true
+    }
+
+    /// Takes all requests, ON or not: the vCPU's thread hands them to hardware, or looks at them itself. Merges them into
+    /// `into`.
+    pub fn drain(&self, into: &mut [u64; 4]) {
+        self.settle();
+        for (word, into) in self.pir.iter().zip(into) {
+            if word.load(Relaxed) != 0 {
+                *into |= word.swap(0, AcqRel);
+            }
+        }
+    }
+
+    /// Forgets that something was announced, before the owner looks at the requests. `true`: it was.
+    pub fn settle(&self) -> bool {
+        let was = outstanding(self.control.load(Relaxed));
+        if was {
+            self.control.fetch_and(!ON, AcqRel);
+            M::barrier(Barrier::Take);
+        }
+        was
+    }
+
+    /// Takes one request. `true`: it was there.
+    pub fn withdraw(&self, vector: u8) -> bool {
+        let (word, bit) = place_of(vector);
+        self.pir.get(word).is_some_and(|pir| pir.fetch_and(!bit, AcqRel) & bit != 0)
+    }
+
+    /// Puts requests back, without announcing them: the owner knows.
+    pub fn put_back(&self, index: usize, bits: u64) {
+        if let Some(word) = self.pir.get(index) {
+            word.fetch_or(bits, AcqRel);
+        }
+    }
+
+    /// Replaces requests: of word `index` those in `mask` become `bits`.
+    pub fn replace(&self, index: usize, mask: u64, bits: u64) {
+        if let Some(word) = self.pir.get(index) {
+            word.fetch_and(!mask, AcqRel);
+            word.fetch_or(bits & mask, AcqRel);
+        }
     }
 
     // --- under the lock of the wake-up list ---
@@ -175,6 +239,11 @@ impl<M: Memory> Descriptor<M> {
             }
         }
     }
+}
+
+/// Index of a vector's word, and its bit there.
+fn place_of(vector: u8) -> (usize, u64) {
+    ((u32::from(vector) / WORD_BITS) as usize, 1 << (u32::from(vector) % WORD_BITS))
 }
 
 fn place(c: Control, at: Place) -> Control {

@@ -2,8 +2,10 @@
 
 use crate::backend::Backend;
 use crate::host::Host;
+use crate::run::Next;
 use crate::shared::{Request, VcpuShared};
 use crate::timer;
+use crate::vapic;
 use crate::vcpu::Vcpu;
 use exitless_lapic::Work;
 
@@ -25,6 +27,7 @@ pub fn apic_read<B: Backend, H: Host<Cpu = B::Cpu>>(
     if !host.irqchip() {
         return false;
     }
+    vapic::take_back(v, sh);
     let now = timer::now(v, host.now());
     // Accesses that do not lie in a register's first 4 bytes are undefined (SDM vol. 3A, 11.4.1): zero.
     let value = v.lapic.mmio_read(&sh.apic, at & !0xf, &now);
@@ -49,14 +52,27 @@ pub fn apic_write<B: Backend, H: Host<Cpu = B::Cpu>>(
     }
     // Registers are written with aligned 32-bit stores; others have no effect, as on stock KVM.
     let (4.., &[a, b, c, d, ..], 0) = (data.len(), data, at & 0xf) else { return true };
+    vapic::take_back(v, sh);
     let now = timer::now(v, host.now());
     let work = v.lapic.mmio_write(&sh.apic, at, u32::from_le_bytes([a, b, c, d]), &now);
     apic_work(v, sh, host, work);
     true
 }
 
+/// An access to the page that hardware stops at: as if nothing were mapped there.
+pub fn refused<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    offset: u32,
+) -> Next {
+    let Some(base) = v.lapic.mmio_base() else { return super::emulate::at(v, sh, host, None) };
+    super::slat::device(v, sh, host, base | u64::from(offset), true)
+}
+
 /// Does what a register access left to do.
 pub fn apic_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, work: Work) {
+    v.vapic.written();
     if let Some(msg) = work.ipi {
         host.send_ipi(&msg);
     }

@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip::{self, NoBytes};
+use crate::vapic;
 use crate::vcpu::Vcpu;
 use exitless_x86::exception::Exception;
 
@@ -48,6 +49,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::CrAccess => cr::handle(v, sh, host),
         Exit::Cr8Write => cr::handle(v, sh, host),
         Exit::DrAccess => cr::debug(v),
+        Exit::EoiInduced(vector) => vapic::ended(v, sh, host, vector),
+        Exit::ApicWrite(offset) => vapic::wrote(v, sh, host, offset),
+        Exit::ApicAccess(offset) => mmio::refused(v, sh, host, offset),
         Exit::Exception(x) => exception::handle(v, sh, host, x),
         Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Invd | Exit::Wbinvd | Exit::Pause => skip_over(v, sh, host),

@@ -24,7 +24,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         FaultOutcome::Mmio if fault.table_walk && delivers_fault(v) => {
             super::fault(v, sh, Exception::pf(0, v.b.cr2()))
         }
-        FaultOutcome::Mmio | FaultOutcome::ReadOnly => device(v, sh, host, fault),
+        FaultOutcome::Mmio | FaultOutcome::ReadOnly => {
+            device(v, sh, host, fault.gpa, !fault.table_walk && !fault.fetch)
+        }
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
     }
 }
@@ -35,16 +37,18 @@ fn delivers_fault<B: Backend>(v: &Vcpu<B>) -> bool {
     matches!(v.reinject, Some(Event::Exception(Exception { vector: Vector::PF | Vector::DF, .. })))
 }
 
-fn device<B: Backend, H: Host<Cpu = B::Cpu>>(
+/// An access to a device at `gpa`; `data`: it is an operand of the instruction that lies there.
+pub(super) fn device<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
-    fault: SlatFault,
+    gpa: u64,
+    data: bool,
 ) -> Next {
     // An interrupted INT n or hardware event whose frames or tables lie in a device: nothing can emulate that.
     if matches!(v.reinject, Some(Event::Interrupt(_) | Event::Nmi | Event::Exception(_))) {
-        let data = [0, v.b.exit_number(), 0, fault.gpa];
+        let data = [0, v.b.exit_number(), 0, gpa];
         return Next::Leave(RunExit::Internal { suberror: suberror::DELIVERY_EV, data, ndata: 4 });
     }
-    emulate::at(v, sh, host, (!fault.table_walk && !fault.fetch).then_some(fault.gpa))
+    emulate::at(v, sh, host, data.then_some(gpa))
 }

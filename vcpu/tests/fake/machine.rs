@@ -56,6 +56,7 @@ impl Machine {
         let w = World::new(sh.clone());
         w.irqchip.set(irqchip);
         let v = Vcpu {
+            vapic: exitless_vcpu::vapic::Vapic::default(),
             b: Cpu::new(w.clone()),
             lapic: Zeroable::zeroed(),
             journal: Journal::default(),

@@ -123,6 +123,13 @@ impl Host for Os {
     fn wants_eoi(&self, vector: u8) -> bool {
         self.w.wanted_eoi.get() == Some(vector)
     }
+    fn eoi_vectors(&self) -> [u64; 4] {
+        let mut set = [0; 4];
+        if let Some(vector) = self.w.wanted_eoi.get() {
+            set[usize::from(vector >> 6)] = 1 << (vector & 63);
+        }
+        set
+    }
     fn pic_pending(&self) -> bool {
         self.w.pic.get().is_some()
     }

@@ -220,7 +220,7 @@ pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missin
         0 => CpuidResult { eax: 0x16, ..CpuidResult::default() },
         _ => CpuidResult { ecx: 1 << 5, ..CpuidResult::default() },
     };
-    Caps::negotiate(cpuid, |n| *msrs.get(&n).expect("an MSR that does not exist"))
+    Caps::negotiate(cpuid, |n| *msrs.get(&n).expect("an MSR that does not exist"), true)
 }
 
 pub(super) fn host() -> HostState {
@@ -277,6 +277,9 @@ impl Bench {
             virtual_apic: NonNull::from(page).cast(),
             virtual_apic_pa: 0x5000,
             msr_bitmaps_pa: 0x6000,
+            x2apic_msr_bitmaps_pa: 0x6800,
+            descriptor_pa: 0x7040,
+            apic_access_pa: 0x8000,
         };
         v.init(pages, caps);
         Self { v, at, percpu, cpu, m }

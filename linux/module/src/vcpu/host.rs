@@ -146,6 +146,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn wants_eoi(&self, vector: u8) -> bool {
         self.vm.wants_eoi(vector)
     }
+    fn eoi_vectors(&self) -> [u64; 4] {
+        self.vm.eoi_set()
+    }
     fn pic_pending(&self) -> bool {
         self.vm.pic_output.load(Ordering::SeqCst)
     }

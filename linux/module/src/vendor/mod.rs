@@ -8,6 +8,7 @@ pub mod vmx;
 
 use crate::global::{CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
+use exitless_host::mem::Pages;
 use exitless_host::{Errno, pr_err};
 use exitless_hw_ops as ops;
 use exitless_slat::{Ept, Format, Grant, Level, MemType, Npt, Perm};
@@ -121,6 +122,14 @@ pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     match g.kind {
         Kind::Svm => svm::put(g, slot),
         Kind::Vmx => vmx::put(v, slot),
+    }
+}
+
+/// The page behind the APIC's registers, for a VM whose vCPUs have their APICs virtualised.
+pub fn apic_access_page(g: &Global) -> Result<Option<Pages>, Errno> {
+    match g.kind {
+        Kind::Svm => Ok(None),
+        Kind::Vmx => vmx::apic_access_page(g),
     }
 }
 

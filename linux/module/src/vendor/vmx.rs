@@ -6,15 +6,18 @@ use crate::vcpu::{Inner, VcpuObj};
 use core::ffi::c_void;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
-use exitless_host::mem::{KSlice, Pages};
+use exitless_host::mem::{KSlice, Pages, phys_of};
 use exitless_host::{Errno, cpu, pr_err, vmx as host};
 use exitless_hw_ops as ops;
+use exitless_posted::Place;
 use exitless_slat::Level;
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
+use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, PerCpu, Residence, Vmx, msr_bitmap};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::feature_control as fc;
+use exitless_x86::vmx::posted::destination;
 
 /// What all vCPUs share.
 #[derive(bytemuck::Zeroable)]
@@ -23,6 +26,8 @@ pub struct Shared {
     pub caps: Caps,
     /// The MSR bitmaps.
     msr_bitmaps: Option<Pages>,
+    /// The same for vCPUs whose x2APIC the CPU virtualises.
+    x2apic_msr_bitmaps: Option<Pages>,
     /// Per CPU: the VMXON region.
     pages: KSlice<Option<Pages>>,
 }
@@ -35,6 +40,8 @@ pub struct Cpu {
     per_cpu: PerCpu,
     /// Physical address of the VMXON region.
     region_pa: AtomicU64,
+    /// The CPU as posted-interrupt descriptors name it.
+    destination: AtomicU64,
 }
 
 /// One vCPU's part.
@@ -70,6 +77,9 @@ impl Vendor for Vmx {
             virtual_apic: NonNull::new(apic.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
             virtual_apic_pa: apic.phys(),
             msr_bitmaps_pa: g.vmx.msr_bitmaps.as_ref().map_or(0, Pages::phys),
+            x2apic_msr_bitmaps_pa: g.vmx.x2apic_msr_bitmaps.as_ref().map_or(0, Pages::phys),
+            descriptor_pa: phys_of(v.shared.apic.posted()),
+            apic_access_pa: v.vm().apic_access_pa(),
         };
         v.vmx.vmcs = Some(vmcs);
         v.vmx.virtual_apic = Some(apic);
@@ -91,13 +101,14 @@ fn capability(msr: u32) -> u64 {
 }
 
 pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
-    g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability).map_err(|why| {
-        match why.control() {
-            Some(name) => pr_err!("{}: {name}", why.message()),
-            None => pr_err!("{}", why.message()),
-        }
-        Errno::EOPNOTSUPP
-    })?;
+    g.vmx.caps =
+        Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, host::wants_apicv()).map_err(|why| {
+            match why.control() {
+                Some(name) => pr_err!("{}: {name}", why.message()),
+                None => pr_err!("{}", why.message()),
+            }
+            Errno::EOPNOTSUPP
+        })?;
     Ok(())
 }
 
@@ -120,12 +131,17 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
     }
     let mut bitmaps = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
     msr_bitmap::fill(bitmaps.bytes_mut(), exitless_policy::msr::passthrough());
+    let mut open = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    open.bytes_mut().copy_from_slice(bitmaps.bytes());
+    msr_bitmap::open_x2apic(open.bytes_mut());
     vmx.msr_bitmaps = Some(bitmaps);
+    vmx.x2apic_msr_bitmaps = Some(open);
     Ok(())
 }
 
 pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
-    let here = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability).map_err(|_| Errno::EOPNOTSUPP)?;
+    let here = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, host::wants_apicv())
+        .map_err(|_| Errno::EOPNOTSUPP)?;
     if !here.same_machine(&g.vmx.caps) {
         pr_err!("cpu {cpu} has other VMX capabilities than the CPU that loaded the module");
         return Err(Errno::EOPNOTSUPP);
@@ -134,6 +150,8 @@ pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> 
         // SAFETY: the register exists (VMX does) and is not locked; the value allows VMXON and locks it.
         unsafe { ops::wrmsr(Msr::FEATURE_CONTROL.0, fc::LOCK | fc::VMX_OUTSIDE_SMX) };
     }
+    let id = cpu::apic_id(cpu).ok_or(Errno::EIO)?;
+    slot.vmx.destination.store(u64::from(destination(id, host::host_x2apic())), Ordering::Relaxed);
     host::on(slot.vmx.region_pa.load(Ordering::Relaxed))?;
     let mut state = exitless_vmx::HostState::default();
     host::state(bytemuck::cast_mut(&mut state));
@@ -165,6 +183,10 @@ fn leave(residence: &Residence, other: u32) {
 
 pub(super) fn load(v: &VcpuObj, slot: &CpuSlot) {
     let r = &v.vmx.residence;
+    let here =
+        Place { vector: NOTIFICATION, destination: slot.vmx.destination.load(Ordering::Relaxed) as u32 };
+    // What is pending is looked at before each entry.
+    let _ = v.shared.apic.posted().load(here);
     // One CPU at most has it; once it has left there no other takes it, for this thread alone loads it.
     for _ in 0..2 {
         let loaded = {
@@ -181,6 +203,7 @@ pub(super) fn load(v: &VcpuObj, slot: &CpuSlot) {
 }
 
 pub(super) fn put(v: &VcpuObj, slot: &CpuSlot) {
+    v.shared.apic.posted().put();
     // SAFETY: still on the CPU of the last load, preemption is off.
     unsafe { v.vmx.residence.put(&Hardware, &slot.vmx.per_cpu) };
 }
@@ -194,6 +217,14 @@ pub(crate) fn forget(v: &VcpuObj) {
             break;
         }
     }
+}
+
+/// The page behind the APIC's registers, for a VM whose vCPUs have their APICs virtualised.
+pub(crate) fn apic_access_page(g: &Global) -> Result<Option<Pages>, Errno> {
+    if !g.vmx.caps.apicv() {
+        return Ok(None);
+    }
+    Pages::zeroed(0).map(Some).ok_or(Errno::ENOMEM)
 }
 
 /// Four levels; leaves as the CPU has them.

@@ -65,11 +65,28 @@ impl VcpuObj {
         }
     }
 
+    /// Notifies the CPU where the vCPU is in the guest. On this CPU it is not: it will look before it enters.
+    fn post(&self) {
+        let at = self.shared.cpu.load(Ordering::Relaxed);
+        if at >= 0 && at as u32 != cpu::id() {
+            cpu::post(at as u32);
+        }
+    }
+
     /// Tells the owner what a message did.
     pub fn notify(&self, accepted: Accepted) {
         match accepted {
             Accepted::None | Accepted::Coalesced => return,
             Accepted::Startup => self.shared.request(Request::APIC_STATE),
+            // The CPU delivers it: an announcement, and a notification where the vCPU may be in the guest.
+            Accepted::Event if self.shared.delivers.load(Ordering::Acquire) => {
+                let _ = self.shared.apic.posted().announce();
+                // After the announcement, which is a full barrier: see `exitless_vcpu::vapic`.
+                if self.shared.needs_ipi() {
+                    return self.post();
+                }
+                self.shared.request(Request::EVENT)
+            }
             Accepted::Event | Accepted::Nmi | Accepted::Smi | Accepted::ExtInt => {
                 self.shared.request(Request::EVENT)
             }
@@ -239,9 +256,22 @@ impl Vm {
     }
 
     fn store_eoi(&self, set: &VectorSet) {
+        let mut changed = false;
         for (a, v) in self.eoi_vectors.iter().zip(set.0) {
-            a.store(v, Ordering::Release);
+            changed |= a.swap(v, Ordering::AcqRel) != v;
         }
+        if changed {
+            // Where the CPU ends interrupts, it must know which of them exit.
+            for v in self.each_vcpu().filter(|v| v.shared.delivers.load(Ordering::Acquire)) {
+                v.shared.request(Request::EVENT);
+                v.kick();
+            }
+        }
+    }
+
+    /// All such vectors, 64 to a word.
+    pub fn eoi_set(&self) -> [u64; 4] {
+        core::array::from_fn(|i| self.eoi_vectors.get(i).map_or(0, |w| w.load(Ordering::Acquire)))
     }
 
     /// Does the I/O APIC want this vector's EOI?

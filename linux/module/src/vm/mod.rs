@@ -106,6 +106,8 @@ pub struct Vm {
     notifier: Option<MmuNotifier>,
     /// The address space the VM belongs to.
     mm: Option<Mm>,
+    /// The page behind the APIC's registers where the CPU virtualises them.
+    apic_access: Option<Pages>,
     /// The page of the coalesced writes' ring.
     pub ring: Option<Pages>,
     /// Scratch for interrupting many CPUs at once.
@@ -141,6 +143,8 @@ impl Vm {
         vm.kick_mask.init(LockClass::Other)?;
         vm.kick_mask.get_mut().init()?;
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
+        let g = crate::global::get().ok_or(Errno::ENXIO)?;
+        vm.apic_access = crate::vendor::apic_access_page(g)?;
         vm.mm = Some(Mm::current().ok_or(Errno::EINVAL)?);
         vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
         // Everything that `drop` uses exists; what fails from here on is taken down there.
@@ -242,6 +246,11 @@ impl Vm {
         if !mask.is_empty() {
             mask.kick_and_wait();
         }
+    }
+
+    /// Physical address of the page behind the APIC's registers; 0: there is none.
+    pub fn apic_access_pa(&self) -> u64 {
+        self.apic_access.as_ref().map_or(0, Pages::phys)
     }
 
     /// The address space, for looking at how the host maps it.

@@ -1,0 +1,105 @@
+//! The local APIC in hardware: which controls an entry has, the virtual-APIC page, and which EOIs exit (SDM vol. 3C,
+//! chapter 30). What goes into the page, and when, is the hall's decision.
+
+use crate::machine::Machine;
+use crate::vcpu::Vmx;
+use exitless_vcpu::backend::{ApicKind, InterruptStatus};
+use exitless_x86::vmx::control::{pin, secondary};
+use exitless_x86::vmx::field as f;
+
+/// The host vector that tells a CPU to look at the posted-interrupt descriptor of the guest it runs. Linux has it for this:
+/// `POSTED_INTR_VECTOR` (asserted in linux/c/vmx.c).
+pub const NOTIFICATION: u8 = 0xf2;
+
+/// What the VMCS is to say, and how much of that it does not say yet.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+pub(crate) struct Apic {
+    kind: ApicKind,
+    controls_due: bool,
+    status_due: bool,
+    eoi_due: bool,
+    status: u16,
+    eoi: [u64; 4],
+}
+
+/// Controls that come and go with the APIC's mode.
+pub(crate) const SECONDARY: u32 = secondary::VIRTUALIZE_APIC_ACCESSES
+    | secondary::VIRTUALIZE_X2APIC
+    | secondary::APIC_REGISTER_VIRTUALIZATION
+    | secondary::VIRTUAL_INTERRUPT_DELIVERY;
+
+/// Secondary controls for a kind. The page and the MSRs exclude each other (SDM vol. 3C, 27.2.1.1).
+fn controls(kind: ApicKind) -> u32 {
+    const BOTH: u32 = secondary::APIC_REGISTER_VIRTUALIZATION | secondary::VIRTUAL_INTERRUPT_DELIVERY;
+    match kind {
+        ApicKind::Software => 0,
+        ApicKind::XApic => BOTH | secondary::VIRTUALIZE_APIC_ACCESSES,
+        ApicKind::X2Apic => BOTH | secondary::VIRTUALIZE_X2APIC,
+    }
+}
+
+impl<M: Machine> Vmx<M> {
+    pub(crate) fn apic_kind(&mut self, kind: ApicKind) {
+        self.apic.kind = kind;
+        self.apic.controls_due = true;
+    }
+
+    /// The fields that do not change, with the rest of the VMCS.
+    pub(crate) fn prepare_apic(&mut self) {
+        if self.caps.apicv() {
+            self.m.put(f::POSTED_INTERRUPT_VECTOR, u16::from(NOTIFICATION));
+            self.m.put(f::POSTED_INTERRUPT_DESCRIPTOR, self.pages.descriptor_pa);
+            self.m.put(f::APIC_ACCESS_ADDRESS, self.pages.apic_access_pa);
+            (self.apic.status_due, self.apic.eoi_due) = (true, true);
+        }
+        self.apic.controls_due = true;
+    }
+
+    /// Before an entry.
+    pub(crate) fn write_apic(&mut self) {
+        if core::mem::take(&mut self.apic.controls_due) {
+            self.write_apic_controls();
+        }
+        if core::mem::take(&mut self.apic.status_due) {
+            self.m.put(f::GUEST_INTERRUPT_STATUS, self.apic.status);
+        }
+        if core::mem::take(&mut self.apic.eoi_due) {
+            let fields =
+                [f::EOI_EXIT_BITMAP_0, f::EOI_EXIT_BITMAP_1, f::EOI_EXIT_BITMAP_2, f::EOI_EXIT_BITMAP_3];
+            for (field, word) in fields.into_iter().zip(self.apic.eoi) {
+                self.m.put(field, word);
+            }
+        }
+    }
+
+    fn write_apic_controls(&self) {
+        let kind = self.apic.kind;
+        let posted = if kind == ApicKind::Software { 0 } else { pin::POSTED_INTERRUPTS };
+        self.m.put(f::PIN_CONTROLS, self.caps.pin | posted);
+        self.m.put(f::SECONDARY_CONTROLS, self.caps.secondary | controls(kind));
+        if self.caps.msr_bitmaps() {
+            let x2apic = kind == ApicKind::X2Apic;
+            let pages = &self.pages;
+            self.m
+                .put(f::MSR_BITMAPS, if x2apic { pages.x2apic_msr_bitmaps_pa } else { pages.msr_bitmaps_pa });
+        }
+    }
+
+    pub(crate) fn read_status(&self) -> InterruptStatus {
+        let word =
+            if self.apic.status_due { self.apic.status } else { self.m.get(f::GUEST_INTERRUPT_STATUS) };
+        InterruptStatus { requesting: word as u8, servicing: (word >> 8) as u8 }
+    }
+
+    pub(crate) fn write_status(&mut self, s: InterruptStatus) {
+        self.apic.status = u16::from(s.requesting) | u16::from(s.servicing) << 8;
+        self.apic.status_due = true;
+    }
+
+    pub(crate) fn write_eoi_exits(&mut self, vectors: [u64; 4]) {
+        if self.apic.eoi != vectors {
+            self.apic.eoi = vectors;
+            self.apic.eoi_due = true;
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The local APIC while the CPU virtualises it: interrupts are delivered, and ended, without an exit.
+//!
+//! Vocabulary: the *page* is the virtual-APIC page that hardware works on (SDM vol. 3C, 30.1); *requested* interrupts wait
+//! in the posted-interrupt descriptor, which is the mailbox of `exitless_lapic::Shared`; *home* is where TPR, IRR and ISR are:
+//!
+//! ```text
+//!             hand_over (a slice begins)
+//!   software ───────────────────────────▶ page      sync, before each entry: requested ─▶ IRR of the page
+//!      ▲  IRR: the descriptor               │       notification, in the guest: the same, by hardware
+//!      └──── take_back (software looks) ────┘
+//! ```
+//! The home stays the page over exits that have nothing to do with the APIC. All else of the hall sees software's registers,
+//! after `take_back`.
+//!
+//! A sender whose target may be in the guest announces and notifies, without a request: whoever enters the guest looks at
+//! the descriptor after saying so ([`sync`] comes after `begin_guest`), and who goes to sleep looks once more
+//! ([`VcpuShared::must_wake`]).
+
+use crate::backend::{ApicKind, Backend, InterruptStatus};
+use crate::host::Host;
+use crate::run::Next;
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering::Release;
+use exitless_lapic::Mode;
+use exitless_x86::apic::reg;
+use exitless_x86::msr::Msr;
+
+/// What the hall remembers of it.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+pub struct Vapic {
+    /// What entries do with the APIC.
+    pub kind: ApicKind,
+    /// The page is home.
+    in_page: bool,
+    /// Registers that only software writes have changed since the page got them.
+    stale: bool,
+}
+
+impl Vapic {
+    /// The CPU delivers interrupts by itself.
+    pub fn on(&self) -> bool {
+        self.kind != ApicKind::Software
+    }
+    /// Software wrote a register.
+    pub fn written(&mut self) {
+        self.stale = true;
+    }
+}
+
+/// Offset of word `index` of a 256-bit register.
+fn bank(first: u32, index: usize) -> u32 {
+    first + index as u32 * 16
+}
+
+/// The word of 32 vectors from words of 64.
+fn half(words: &[u64; 4], index: usize) -> u32 {
+    words.get(index / 2).map_or(0, |w| (w >> (32 * (index % 2))) as u32)
+}
+
+fn highest(words: &[u64; 4]) -> u8 {
+    let top = words.iter().enumerate().rev().find(|(_, w)| **w != 0);
+    top.map_or(0, |(i, w)| (i as u8) << 6 | (63 - w.leading_zeros()) as u8)
+}
+
+/// Decides, before a slice, what its entries do with the APIC.
+pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if !v.b.virtualizes_apic() {
+        return;
+    }
+    let kind = match v.lapic.mode() {
+        _ if !host.irqchip() => ApicKind::Software,
+        Mode::Disabled => ApicKind::Software,
+        Mode::XApic => ApicKind::XApic,
+        Mode::X2Apic => ApicKind::X2Apic,
+    };
+    if kind == v.vapic.kind {
+        return;
+    }
+    take_back(v, sh);
+    crate::pv::withdraw_eoi(v, host);
+    v.vapic.kind = kind;
+    v.vapic.stale = true;
+    v.b.set_apic(kind);
+    // Senders that still see the old value do what is right for both: see `request::process`.
+    sh.delivers.store(kind != ApicKind::Software, Release);
+    v.event_dirty = true;
+}
+
+/// In a slice, before its first entry.
+pub fn hand_over<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    if v.vapic.in_page || !v.vapic.on() {
+        return;
+    }
+    let Some(page) = v.b.apic_page() else { return };
+    if v.vapic.stale {
+        v.lapic.show(|offset, value| page.write(offset, value));
+        v.vapic.stale = false;
+    }
+    page.write(reg::TPR, u32::from(v.lapic.tpr()));
+    page.write(reg::PPR, u32::from(v.lapic.ppr()));
+    let mut requests = [0; 4];
+    sh.apic.posted().drain(&mut requests);
+    for (i, in_service) in v.lapic.in_service().into_iter().enumerate() {
+        page.write(bank(reg::ISR, i), in_service);
+        page.write(bank(reg::TMR, i), sh.apic.tmr_word(i));
+        page.write(bank(reg::IRR, i), half(&requests, i));
+    }
+    let status =
+        InterruptStatus { requesting: highest(&requests), servicing: v.lapic.top_isr().unwrap_or(0) };
+    v.b.set_interrupt_status(status);
+    v.vapic.in_page = true;
+}
+
+/// Before each entry, after `begin_guest`: what was posted and announced becomes requesting.
+pub fn sync<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    let mut requests = [0; 4];
+    if !v.vapic.in_page || !sh.apic.posted().take(&mut requests) {
+        return;
+    }
+    let Some(page) = v.b.apic_page() else { return };
+    for i in 0..8 {
+        let new = half(&requests, i);
+        if new != 0 {
+            let at = bank(reg::IRR, i);
+            page.write(at, page.read(at) | new);
+            page.write(bank(reg::TMR, i), sh.apic.tmr_word(i));
+        }
+    }
+    let now = v.b.interrupt_status();
+    let top = highest(&requests);
+    if top > now.requesting {
+        v.b.set_interrupt_status(InterruptStatus { requesting: top, ..now });
+    }
+}
+
+/// Makes software the home again.
+pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    if !v.vapic.in_page {
+        return;
+    }
+    v.vapic.in_page = false;
+    let Some(page) = v.b.apic_page() else { return };
+    let mut in_service = [0; 8];
+    let mut requests = [0u64; 4];
+    for (i, word) in in_service.iter_mut().enumerate() {
+        *word = page.read(bank(reg::ISR, i));
+        let at = bank(reg::IRR, i);
+        let requested = page.read(at);
+        if requested != 0 {
+            page.write(at, 0);
+            if let Some(to) = requests.get_mut(i / 2) {
+                *to |= u64::from(requested) << (32 * (i % 2));
+            }
+        }
+    }
+    let tpr = page.read(reg::TPR) as u8;
+    v.lapic.adopt(&sh.apic, tpr, in_service);
+    for (i, bits) in requests.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
+        sh.apic.posted().put_back(i, bits);
+    }
+}
+
+/// The guest ended `vector`, which somebody wants to hear of; hardware has taken it out of the ISR.
+pub fn ended<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    vector: u8,
+) -> Next {
+    if host.wants_eoi(vector) && host.ioapic_eoi(vector, sh.apic.is_level(vector)) {
+        v.user_eoi = Some(vector);
+    }
+    Next::Again
+}
+
+/// The guest wrote the register at `offset` of the page, and hardware left what follows to us. The instruction is done.
+pub fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    offset: u32,
+) -> Next {
+    take_back(v, sh);
+    let Some(page) = v.b.apic_page() else { return Next::Again };
+    let (value, high) = (page.read(offset), page.read(reg::ICR2));
+    let now = crate::timer::now(v, host.now());
+    let work = match (v.lapic.mode(), offset) {
+        (Mode::X2Apic, _) => v
+            .lapic
+            .msr_write(&sh.apic, Msr::X2APIC.0 + (offset >> 4), u64::from(value), &now)
+            .unwrap_or_default(),
+        (_, reg::ICR) => {
+            // Hardware takes writes of the upper half without telling.
+            let _ = v.lapic.mmio_write(&sh.apic, reg::ICR2, high, &now);
+            v.lapic.mmio_write(&sh.apic, offset, value, &now)
+        }
+        _ => v.lapic.mmio_write(&sh.apic, offset, value, &now),
+    };
+    crate::exits::mmio::apic_work(v, sh, host, work);
+    Next::Again
+}
