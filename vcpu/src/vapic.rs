@@ -71,6 +71,8 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let kind = match v.lapic.mode() {
         _ if !host.irqchip() => ApicKind::Software,
         Mode::Disabled => ApicKind::Software,
+        // Hardware knows nothing of the enable bit in SVR.
+        _ if !v.lapic.sw_enabled() => ApicKind::Software,
         Mode::XApic => ApicKind::XApic,
         Mode::X2Apic => ApicKind::X2Apic,
     };

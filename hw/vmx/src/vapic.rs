@@ -32,7 +32,8 @@ pub(crate) const SECONDARY: u32 = secondary::VIRTUALIZE_APIC_ACCESSES
 fn controls(kind: ApicKind) -> u32 {
     const BOTH: u32 = secondary::APIC_REGISTER_VIRTUALIZATION | secondary::VIRTUAL_INTERRUPT_DELIVERY;
     match kind {
-        ApicKind::Software => 0,
+        // The page may be mapped for other vCPUs: an access to it must exit.
+        ApicKind::Software => secondary::VIRTUALIZE_APIC_ACCESSES,
         ApicKind::XApic => BOTH | secondary::VIRTUALIZE_APIC_ACCESSES,
         ApicKind::X2Apic => BOTH | secondary::VIRTUALIZE_X2APIC,
     }
@@ -76,7 +77,8 @@ impl<M: Machine> Vmx<M> {
         let kind = self.apic.kind;
         let posted = if kind == ApicKind::Software { 0 } else { pin::POSTED_INTERRUPTS };
         self.m.put(f::PIN_CONTROLS, self.caps.pin | posted);
-        self.m.put(f::SECONDARY_CONTROLS, self.caps.secondary | controls(kind));
+        let apic = if self.caps.apicv() { controls(kind) } else { 0 };
+        self.m.put(f::SECONDARY_CONTROLS, self.caps.secondary | apic);
         if self.caps.msr_bitmaps() {
             let x2apic = kind == ApicKind::X2Apic;
             let pages = &self.pages;

@@ -75,7 +75,8 @@ impl Lapic {
         }
         self.base = value;
         if from == to {
-            return Ok(Work::default());
+            self.publish(s);
+            return Ok(Work { routing_changed: true, ..Work::default() });
         }
         self.change_mode(s, from, to, host);
         self.publish(s);

@@ -145,6 +145,7 @@ impl Lapic {
             hw_enabled: mode != Mode::Disabled,
             sw_enabled: self.svr & svr::ENABLE != 0,
             x2apic: mode == Mode::X2Apic,
+            default_page: self.mmio_base() == Some(apic_base::DEFAULT_ADDRESS),
         });
     }
 

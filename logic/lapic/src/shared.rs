@@ -23,6 +23,8 @@ use crate::bitmap::{self, place};
 use bytemuck::Zeroable;
 use core::sync::atomic::{AtomicU32, Ordering};
 use exitless_posted::Descriptor;
+#[cfg(doc)]
+use exitless_x86::apic::apic_base;
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, lvt};
 
 /// What one message did to one APIC.
@@ -76,6 +78,7 @@ mod address {
     pub(super) const HW_ENABLED: u32 = 1 << 17;
     pub(super) const SW_ENABLED: u32 = 1 << 18;
     pub(super) const X2APIC: u32 = 1 << 19;
+    pub(super) const DEFAULT_PAGE: u32 = 1 << 20;
 }
 
 /// Bits of `Shared::events`.
@@ -108,6 +111,7 @@ pub(crate) struct Published {
     pub(crate) hw_enabled: bool,
     pub(crate) sw_enabled: bool,
     pub(crate) x2apic: bool,
+    pub(crate) default_page: bool,
 }
 
 /// What senders read. Written by the owner when the guest reprograms its APIC, rarely; so it has a cache line of its own.
@@ -211,7 +215,8 @@ impl Shared {
             | bit(p.flat, address::FLAT)
             | bit(p.hw_enabled, address::HW_ENABLED)
             | bit(p.sw_enabled, address::SW_ENABLED)
-            | bit(p.x2apic, address::X2APIC);
+            | bit(p.x2apic, address::X2APIC)
+            | bit(p.default_page, address::DEFAULT_PAGE);
         self.directory.address.store(word, Ordering::Release);
     }
 
@@ -241,6 +246,11 @@ impl Shared {
     pub fn sw_enabled(&self) -> bool {
         const BOTH: u32 = address::HW_ENABLED | address::SW_ENABLED;
         self.directory.address.load(Ordering::Acquire) & BOTH == BOTH
+    }
+
+    /// The registers are a page at [`apic_base::DEFAULT_ADDRESS`].
+    pub fn at_default_page(&self) -> bool {
+        self.directory.address.load(Ordering::Acquire) & address::DEFAULT_PAGE != 0
     }
 
     /// The id that physical destinations name now: 8 bits, or 32 in x2APIC mode.

@@ -16,6 +16,7 @@ use super::Vm;
 use crate::{global, vendor};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
+use exitless_host::lock::SpinGuard;
 use exitless_host::mem::{KBox, KSlice, Pages};
 use exitless_host::{Errno, Result, mmu, task, uaccess};
 use exitless_kvm_abi::kvm_userspace_memory_region;
@@ -26,6 +27,10 @@ use exitless_slat::{
 };
 use exitless_vcpu::Request;
 use exitless_vcpu::host::FaultOutcome;
+use exitless_x86::apic::apic_base;
+
+/// Where the APICs' registers are after reset.
+const APIC_GFN: u64 = apic_base::DEFAULT_ADDRESS >> 12;
 
 /// Entries per lock hold when tables are swept.
 const BUDGET: u32 = 2048;
@@ -72,6 +77,8 @@ pub struct Mmu {
     retiring: Slot,
     /// The largest leaf that the CPU takes.
     largest: Level,
+    /// Faults at the APIC's page map the page behind its registers.
+    apic_page: bool,
 }
 
 /// Zeroed table pages taken out of the allocator beforehand.
@@ -238,6 +245,11 @@ impl Vm {
             slot.dirty = fresh;
         }
         let r = self.apply(current.slots(), &change);
+        let first = region.guest_phys_addr >> 12;
+        if r.is_ok() && (first..first.saturating_add(region.memory_size >> 12)).contains(&APIC_GFN) {
+            // Memory where the APIC's page may be mapped: the next fault finds the slot.
+            self.zap(GfnRange { start: APIC_GFN, end: APIC_GFN + 1 }, true);
+        }
         if r.is_err() {
             free_bitmap(fresh);
         }
@@ -423,7 +435,9 @@ impl Vm {
     /// Resolves a second-level fault. The caller is in a read section.
     pub fn fault(&self, gpa: u64, write: bool) -> FaultOutcome {
         // SAFETY: the run loop is in its read section.
-        let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else { return FaultOutcome::Mmio };
+        let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else {
+            return self.map_apic_page(gpa >> 12);
+        };
         if write && !slot.writable() {
             return FaultOutcome::ReadOnly;
         }
@@ -437,6 +451,43 @@ impl Vm {
                     }
                     task::cond_resched();
                 }
+                Err(e) => return FaultOutcome::Error(e.to_int()),
+            }
+        }
+    }
+
+    /// All APICs have their registers at the default page, and the CPU virtualises accesses to them there; or not any more.
+    pub fn set_apic_page(&self, wanted: bool) {
+        let wanted = wanted && self.apic_access_pa() != 0;
+        let had = core::mem::replace(&mut self.mmu.lock().apic_page, wanted);
+        if had && !wanted {
+            self.zap(GfnRange { start: APIC_GFN, end: APIC_GFN + 1 }, true);
+        }
+    }
+
+    /// No memory at `gfn`; perhaps the APIC's page, whose accesses the CPU virtualises if something is mapped there.
+    fn map_apic_page(&self, gfn: u64) -> FaultOutcome {
+        if gfn != APIC_GFN {
+            return FaultOutcome::Mmio;
+        }
+        let want = Mapping {
+            gpa: gfn << 12,
+            hpa: self.apic_access_pa(),
+            level: Level::Page4K,
+            perm: Perm { write: true, exec: false },
+            memtype: MemType::Wb,
+        };
+        loop {
+            if let Err(e) = self.top_up() {
+                return FaultOutcome::Error(e.to_int());
+            }
+            let m = self.mmu.lock();
+            if !m.apic_page {
+                return FaultOutcome::Mmio;
+            }
+            match self.map_locked(m, &want) {
+                Ok(true) => return FaultOutcome::Fixed,
+                Ok(false) => {}
                 Err(e) => return FaultOutcome::Error(e.to_int()),
             }
         }
@@ -487,11 +538,13 @@ impl Vm {
     }
 
     fn install(&self, want: &Mapping, seq: u64) -> Result<bool> {
+        let m = self.mmu.lock();
+        if m.active != 0 || m.seq != seq { Ok(false) } else { self.map_locked(m, want) }
+    }
+
+    /// Maps and lets go of the lock. `false`: others have used up the table pages.
+    fn map_locked(&self, mut m: SpinGuard<'_, Mmu>, want: &Mapping) -> Result<bool> {
         let mut free = FreeList::new();
-        let mut m = self.mmu.lock();
-        if m.active != 0 || m.seq != seq {
-            return Ok(false);
-        }
         let Mmu { slat, frames, .. } = &mut *m;
         let mut r = slat.map(frames, want, &mut free, &mut |_| {});
         if r == Err(MapError::Occupied) {

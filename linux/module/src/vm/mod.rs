@@ -258,10 +258,13 @@ impl Vm {
         self.mm.as_ref()
     }
 
-    /// Some APIC changed its id: do ids still equal indices?
+    /// Some APIC changed its id, its mode or its page, or a vCPU was added: do ids still equal indices, and are all pages at
+    /// the same place?
     pub fn check_ids(&self) {
         let moved = self.each_vcpu().any(|v| v.id != v.index || v.shared.apic.physical_id() != v.index);
         self.ids_moved.store(moved, Ordering::Release);
+        let in_kernel = self.lapics.load(Ordering::Acquire);
+        self.set_apic_page(in_kernel && self.each_vcpu().all(|v| v.shared.apic.at_default_page()));
     }
 }
 
