@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * The way into the guest and back. Everything between guest_state_enter_irqoff() and guest_state_exit_irqoff()
+ * The way into the guest and back. Everything between ex_guest_enter() and ex_guest_exit()
  * runs while RCU believes this CPU is in user mode: no tracing, no instrumented function, so it is noinstr.
  */
-#include <linux/kvm_host.h>
 #include <asm/mce.h>
 #include <asm/nospec-branch.h>
 #include <asm/ptrace.h>
 #include <asm/segment.h>
+#include "guest.h"
 #include "helpers/helpers.h"
 
 /* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
@@ -22,9 +22,9 @@ noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spe
 #ifdef EX_HAVE_SPEC_CTRL_CURRENT
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
-	guest_state_enter_irqoff();
+	ex_guest_enter();
 	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, guest_spec_ctrl, host_spec_ctrl);
-	guest_state_exit_irqoff();
+	ex_guest_exit();
 #ifdef EX_HAVE_IBPB_EXIT_TO_USER
 	/* The guest may have trained branches that this task's user part would follow. */
 	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
@@ -51,6 +51,7 @@ void ex_machine_check(void)
 void ex_guest_timing_enter(void)
 {
 	guest_timing_enter_irqoff();
+	ex_guest_slice();
 }
 
 void ex_guest_timing_exit(void)

@@ -2,7 +2,7 @@
 /*
  * The way into a VMX guest and back; VMX on and off; the host's state for the VMCS. Twin of enter.c; the switch itself is enter-vmx.S.
  *
- * Everything between guest_state_enter_irqoff() and guest_state_exit_irqoff() runs while RCU believes this CPU is in
+ * Everything between ex_guest_enter() and ex_guest_exit() runs while RCU believes this CPU is in
  * user mode: no tracing, no instrumented function, so it is noinstr.
  */
 #include <linux/build_bug.h>
@@ -19,18 +19,22 @@
 #include <asm/perf_event.h>
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
+#include "guest.h"
 #include "helpers/helpers.h"
 
 /* VMCS fields and bits (SDM vol. 3D, appendix B; vol. 3C, 25.9.2). */
 #define EX_VMCS_EXIT_REASON		0x4402
 #define EX_VMCS_EXIT_INTERRUPTION_INFO	0x4404
 #define EX_REASON_EXCEPTION_OR_NMI	0
-#define EX_REASON_EXTERNAL_INTERRUPT	1
 #define EX_REASON_ENTRY_MACHINE_CHECK	(1u << 31 | 41)
 #define EX_INTERRUPTION_TYPE		(7u << 8)
 #define EX_INTERRUPTION_NMI		(2u << 8)
 #define EX_VECTOR			0xffu
-#define EX_INTERRUPTION_VALID		(1u << 31)
+
+/* How to enter; hw/vmx/src/machine.rs, How, is the same. */
+#define EX_HOW_LAUNCHED		1u
+#define EX_HOW_GUARD_L1D	2u
+#define EX_HOW_L1D_DIRTY	4u
 
 /* hw/vmx/src/vcpu.rs, struct Run, is the same; enter-vmx.S knows the offsets. */
 struct ex_vmx_run {
@@ -61,7 +65,8 @@ struct ex_vmx_host_state {
 
 void ex_vmx_call_gate(unsigned long handler);
 u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
-u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d);
+u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
+void ex_vmx_interrupt(u8 vector);
 void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
 
 /* enter-vmx.S and hw/vmx/src/ops.rs count on these. */
@@ -90,8 +95,6 @@ static __always_inline u32 ex_vmread32(unsigned long field)
 static __always_inline void ex_vmx_flush_l1d(bool dirty)
 {
 #if IS_ENABLED(CONFIG_KVM_INTEL)
-	if (!boot_cpu_has_bug(X86_BUG_L1TF) || l1tf_mitigation == L1TF_MITIGATION_OFF)
-		return;
 	/* Interrupt handlers since the last entry count too. */
 	dirty |= kvm_get_cpu_l1tf_flush_l1d();
 	kvm_clear_cpu_l1tf_flush_l1d();
@@ -104,7 +107,7 @@ static __always_inline void ex_vmx_flush_l1d(bool dirty)
  * The exit has acknowledged this interrupt: its handler has to be called, as the CPU would have. The interrupts stay off,
  * and RCU knows that this CPU is in the kernel.
  */
-static void ex_vmx_interrupt(u8 vector)
+void ex_vmx_interrupt(u8 vector)
 {
 	struct desc_ptr idt;
 
@@ -114,9 +117,10 @@ static void ex_vmx_interrupt(u8 vector)
 
 /*
  * Interrupts off, the vCPU's VMCS current on this CPU. 0: a VM exit; 1: VMfail; 2: VMX is off.
- * NMIs, machine checks and acknowledged interrupts that ended the guest's time have been handled when it returns.
+ * NMIs and machine checks that ended the guest's time have been handled when it returns; an acknowledged interrupt is the
+ * caller's to hand to ex_vmx_interrupt().
  */
-static noinstr u32 ex_vmx_switch(struct ex_vmx_run *run, bool launched, bool flush_l1d)
+noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 {
 	u64 host_spec_ctrl = 0;
 	bool machine_check = false;
@@ -125,11 +129,12 @@ static noinstr u32 ex_vmx_switch(struct ex_vmx_run *run, bool launched, bool flu
 #ifdef EX_HAVE_SPEC_CTRL_CURRENT
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
-	ex_vmx_flush_l1d(flush_l1d);
-	guest_state_enter_irqoff();
+	if (how & EX_HOW_GUARD_L1D)
+		ex_vmx_flush_l1d(how & EX_HOW_L1D_DIRTY);
+	ex_guest_enter();
 	if (run->cr2 != native_read_cr2())
 		native_write_cr2(run->cr2);
-	failed = ex_vmx_run_asm(run, launched, host_spec_ctrl);
+	failed = ex_vmx_run_asm(run, how & EX_HOW_LAUNCHED, host_spec_ctrl);
 	run->cr2 = native_read_cr2();
 	run->interruption = 0;
 	if (!failed) {
@@ -141,29 +146,17 @@ static noinstr u32 ex_vmx_switch(struct ex_vmx_run *run, bool launched, bool flu
 				asm volatile("int $2" : : : "memory", "cc");
 			else if ((run->interruption & EX_VECTOR) == X86_TRAP_MC)
 				machine_check = true;
-		} else if (run->exit_reason == EX_REASON_EXTERNAL_INTERRUPT) {
-			/* Valid if the exit acknowledged it. */
-			run->interruption = ex_vmread32(EX_VMCS_EXIT_INTERRUPTION_INFO);
 		}
 		machine_check |= run->exit_reason == EX_REASON_ENTRY_MACHINE_CHECK;
 	}
 	if (machine_check)
 		asm volatile("int $18" : : : "memory", "cc");
-	guest_state_exit_irqoff();
+	ex_guest_exit();
 #ifdef EX_HAVE_IBPB_EXIT_TO_USER
 	/* The guest may have trained branches that this task's user part would follow. */
 	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
 		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
 #endif
-	return failed;
-}
-
-u32 ex_vmx_enter(struct ex_vmx_run *run, bool launched, bool flush_l1d)
-{
-	u32 failed = ex_vmx_switch(run, launched, flush_l1d);
-
-	if (!failed && run->exit_reason == EX_REASON_EXTERNAL_INTERRUPT && run->interruption & EX_INTERRUPTION_VALID)
-		ex_vmx_interrupt(run->interruption & EX_VECTOR);
 	return failed;
 }
 
@@ -180,6 +173,16 @@ bool ex_vmx_wants_apicv(void)
 		return false;
 #endif
 	return ex_apicv;
+}
+
+/* Entries must flush the L1 data cache when it is dirty: decided by the kernel at boot. */
+bool ex_vmx_flushes_l1d(void)
+{
+#if IS_ENABLED(CONFIG_KVM_INTEL)
+	return boot_cpu_has_bug(X86_BUG_L1TF) && l1tf_mitigation != L1TF_MITIGATION_OFF;
+#else
+	return false;
+#endif
 }
 
 /* The host's APICs are in x2APIC mode: ids in posted-interrupt descriptors are 32 bits wide. */

@@ -178,6 +178,10 @@ pub trait Backend {
     /// What the backend keeps per physical CPU (host save area, ASID counter).
     type Cpu;
 
+    /// A slice of entries begins: interrupts and preemption are off until the last of them, and `cpu` is the CPU we run on.
+    fn begin(&mut self, cpu: &Self::Cpu) {
+        let _ = cpu;
+    }
     /// Enters the guest once. Interrupts are off, the vCPU's FPU state is live, `cpu` is the CPU we run on.
     /// `true` in `flush` drops the vCPU's guest-physical translations first.
     fn enter(&mut self, cpu: &Self::Cpu, flush: bool) -> Exit;
@@ -191,6 +195,11 @@ pub trait Backend {
     fn withdraw(&mut self);
     /// RIP behind the exiting instruction where hardware told it.
     fn next_rip(&self) -> Option<u64>;
+    /// Moves RIP behind the exiting instruction, if hardware tells where that is and nothing else follows: no interrupt
+    /// shadow to end, no single step, no RF, no wrap. `false`: nothing was done.
+    fn skip_instruction(&mut self) -> bool {
+        false
+    }
     /// The bytes hardware fetched at the exiting instruction (decode assists); empty without.
     fn fetched(&self) -> &[u8];
 
@@ -202,6 +211,10 @@ pub trait Backend {
     fn set_rflags(&mut self, v: u64);
     fn segment(&self, r: SegReg) -> Segment;
     fn set_segment(&mut self, r: SegReg, s: &Segment);
+    /// Attributes of CS, for the mode of the code that runs.
+    fn code_attributes(&self) -> u16 {
+        self.segment(SegReg::Cs).attrib
+    }
     fn gdtr(&self) -> TableReg;
     fn set_gdtr(&mut self, t: &TableReg);
     fn idtr(&self) -> TableReg;

@@ -1,14 +1,32 @@
-//! The guest's CPUID: the entries user space set, their index and what they amount to.
+//! The guest's CPUID: the entries user space set, their index, what they amount to, and the last answers.
 
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::GuestCaps;
 use exitless_policy::cpuid::{CpuidIndex, Dynamic, GuestCpuid, MAX_ENTRIES};
 use exitless_x86::cpuid::CpuidResult;
 
+/// Answers kept.
+const MEMOS: usize = 16;
+
+/// An answer that follows no register. A guest asks for few leaves, but often: it serialises with CPUID.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+struct Memo {
+    leaf: u32,
+    sub: u32,
+    answer: CpuidResult,
+    valid: bool,
+}
+
+/// Leaves that are asked for together have places of their own: basic, hypervisor and extended ones.
+fn place(leaf: u32) -> usize {
+    (leaf ^ leaf >> 28) as usize % MEMOS
+}
+
 /// See the file's head. All-zero: nothing set yet.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct CpuidState {
+    memos: [Memo; MEMOS],
     entries: [kvm_cpuid_entry2; MAX_ENTRIES],
     index: CpuidIndex,
     caps: GuestCaps,
@@ -23,6 +41,7 @@ impl CpuidState {
 
     /// The first `len` entries count from now on; `host` bounds what reaches registers.
     pub fn commit(&mut self, len: usize, host: &GuestCaps) {
+        self.memos = [Memo::default(); MEMOS];
         self.len = len.min(MAX_ENTRIES);
         let used = self.entries.get(..self.len).unwrap_or(&[]);
         self.index.build(used);
@@ -39,9 +58,21 @@ impl CpuidState {
         &self.caps
     }
 
+    /// What CPUID answers, if it has answered that before and no register matters.
+    pub fn remembered(&self, leaf: u32, sub: u32) -> Option<CpuidResult> {
+        let m = self.memos.get(place(leaf))?;
+        (m.leaf == leaf && m.sub == sub && m.valid).then_some(m.answer)
+    }
+
     /// What CPUID answers.
-    pub fn execute(&self, leaf: u32, sub: u32, cr4: u64, xcr0: u64, apic_enabled: bool) -> CpuidResult {
-        let now = Dynamic { cr4, xcr0, apic_enabled };
-        GuestCpuid::new(self.entries(), &self.index).answer(leaf, sub, &now)
+    pub fn execute(&mut self, leaf: u32, sub: u32, now: &Dynamic) -> CpuidResult {
+        let guest = GuestCpuid::new(self.entries.get(..self.len).unwrap_or(&[]), &self.index);
+        let answer = guest.answer(leaf, sub, now);
+        if !guest.follows_registers(leaf, sub)
+            && let Some(m) = self.memos.get_mut(place(leaf))
+        {
+            *m = Memo { leaf, sub, answer, valid: true };
+        }
+        answer
     }
 }

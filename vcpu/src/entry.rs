@@ -8,7 +8,6 @@ use crate::host::Host;
 use crate::run::RunExit;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
-use core::sync::atomic::Ordering::Relaxed;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{cr0, rflags};
 
@@ -176,7 +175,6 @@ pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     }
     // What stood behind the event of this entry: its turn comes at this exit.
     v.event_dirty |= v.exception.is_some() || v.nmi_pending != 0;
-    sh.interruptible.store(v.b.rflags() & rflags::IF != 0, Relaxed);
 }
 
 /// May a halted vCPU go on?

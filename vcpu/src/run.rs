@@ -145,10 +145,13 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     }
     host.load_state(v.xcr0, v.debug_registers());
     vapic::hand_over(v, sh);
+    // Preemption is off: the slice stays on this CPU.
+    let cpu = host.cpu();
+    v.b.begin(cpu);
     let exit = loop {
         entry::before(v);
         vapic::sync(v, sh);
-        let exit = v.b.enter(host.cpu(), v.flush);
+        let exit = v.b.enter(cpu, v.flush);
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
         match fastpath::try_handle(v, sh, host, exit) {

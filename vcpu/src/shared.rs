@@ -74,8 +74,6 @@ pub struct VcpuShared {
     pub mp_state: AtomicU32,
     /// The CPU the thread was last loaded on, -1 before the first.
     pub cpu: AtomicI32,
-    /// RFLAGS.IF at the last exit or halt, for the sleeper's question "may an interrupt wake me".
-    pub interruptible: AtomicBool,
     /// From where to where the thread may use published tables.
     pub section: crate::section::Section,
     /// While in the guest, the CPU delivers what is posted to `apic`: a notification is enough. Written by the owner.

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Release;
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{SegReg, rflags};
+use exitless_x86::regs::{Segment, rflags};
 
 /// A port read that user space is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,8 @@ impl<B: Backend> Vcpu<B> {
 
     /// RIP's mode.
     pub fn mode(&self) -> Mode {
-        Mode::of(&self.b.segment(SegReg::Cs), self.b.efer())
+        let cs = Segment { attrib: self.b.code_attributes(), ..Segment::default() };
+        Mode::of(&cs, self.b.efer())
     }
 
     /// The registers a page walk needs, for accesses at privilege level `cpl`.

@@ -1,7 +1,7 @@
 //! CPUID leaves and feature bits (SDM vol. 2A, CPUID; APM vol. 3, appendix E).
 
 /// What CPUID leaves in the four registers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
 #[allow(missing_docs)]
 pub struct CpuidResult {
     pub eax: u32,

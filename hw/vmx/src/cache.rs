@@ -34,6 +34,8 @@ impl<W: Width> Slot<W> {
 }
 
 const SLOTS: usize = 64;
+/// Slots in use; the rest of the 64 bits stay clear.
+const USED: u64 = (1 << (Index::End as u32)) - 1;
 
 macro_rules! slots {
     ($($name:ident: $width:ident = $field:ident $kept:ident;)*) => {
@@ -43,9 +45,13 @@ macro_rules! slots {
         enum Index { $($name,)* End }
         // Segments but the first are reached through `Slot::nth`.
         $(#[allow(dead_code)] pub(crate) const $name: Slot<$width> = Slot::new(Index::$name, field::$field);)*
-        static ENCODINGS: [u16; SLOTS] = [$(field::$field.encoding() as u16,)*];
+        static ENCODINGS: [u16; SLOTS] = {
+            let mut all = [0; SLOTS];
+            $(all[Index::$name as usize] = field::$field.encoding() as u16;)*
+            all
+        };
         const KEPT: u64 = 0 $(| kept::$kept << Index::$name as u64)*;
-        const _: () = assert!(Index::End as usize == SLOTS);
+        const _: () = assert!((Index::End as usize) < SLOTS);
     };
 }
 
@@ -60,7 +66,6 @@ mod kept {
 slots! {
     RIP: Natural = GUEST_RIP GUEST;
     RFLAGS: Natural = GUEST_RFLAGS GUEST;
-    RSP: Natural = GUEST_RSP GUEST;
     CR0: Natural = GUEST_CR0 GUEST;
     CR0_READ_SHADOW: Natural = CR0_SHADOW OURS;
     CR3: Natural = GUEST_CR3 GUEST;
@@ -146,8 +151,8 @@ impl Cache {
         for v in &self.values {
             v.set(0);
         }
-        self.valid.set(u64::MAX);
-        self.dirty.set(u64::MAX);
+        self.valid.set(USED);
+        self.dirty.set(USED);
     }
 
     fn fill<M: Machine>(&self, m: &M, index: u8) {
@@ -173,6 +178,16 @@ impl Cache {
         self.dirty.set(self.dirty.get() | bit);
     }
 
+    /// Something waits to be written.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty.get() != 0
+    }
+
+    /// The VMCS was written past the cache, which had nothing to write.
+    pub(crate) fn forget<W: Width>(&self, slot: Slot<W>) {
+        self.valid.set(self.valid.get() & !(1 << slot.index));
+    }
+
     /// Writes what the VMCS does not have yet.
     pub(crate) fn write_back<M: Machine>(&self, m: &M) {
         let mut dirty = self.dirty.get();
@@ -192,7 +207,7 @@ impl Cache {
 
     /// Reads everything, so that the registers can be looked at while the VMCS is not loaded.
     pub(crate) fn fill_all<M: Machine>(&self, m: &M) {
-        let mut missing = !self.valid.get();
+        let mut missing = !self.valid.get() & USED;
         while missing != 0 {
             self.fill(m, missing.trailing_zeros() as u8);
             missing &= missing - 1;

@@ -44,6 +44,7 @@ const PREEMPTION_TIMER: u32 = 1 << 0;
 const ANY_ERROR_CODE: u32 = 1 << 1;
 const UNLOCKED: u32 = 1 << 2;
 const APICV: u32 = 1 << 3;
+const GUARD_L1D: u32 = 1 << 4;
 
 impl Caps {
     /// The CPU has a preemption timer (not used yet).
@@ -53,6 +54,10 @@ impl Caps {
     /// The APIC can be virtualised: registers, delivery, posting, in both modes; exits then acknowledge interrupts.
     pub fn apicv(&self) -> bool {
         self.flags & APICV != 0
+    }
+    /// Entries must not show the guest what is in the L1 data cache.
+    pub fn guard_l1d(&self) -> bool {
+        self.flags & GUARD_L1D != 0
     }
     /// Hardware exceptions take an error code or not, whatever their vector.
     pub fn any_error_code(&self) -> bool {
@@ -109,6 +114,15 @@ impl Caps {
     pub fn pause_loop(&self) -> bool {
         self.secondary & secondary::PAUSE_LOOP_EXITING != 0
     }
+}
+
+/// What the host wants of the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Virtualise the APIC if the CPU can.
+    pub apicv: bool,
+    /// Keep the L1 data cache from guests (L1TF).
+    pub guard_l1d: bool,
 }
 
 /// Why VMX cannot be used here.
@@ -244,14 +258,13 @@ fn ept(caps: u64) -> Result<(), Missing> {
 
 impl Caps {
     /// Decides from CPUID and the capability MSRs; an MSR is read only when the CPU says that it exists.
-    /// `apicv`: virtualise the APIC if the CPU can.
     ///
     /// # Errors
     /// What is missing, in the order of the manual's appendix.
     pub fn negotiate(
         mut cpuid: impl FnMut(u32) -> CpuidResult,
         mut rdmsr: impl FnMut(u32) -> u64,
-        apicv: bool,
+        wish: Wish,
     ) -> Result<Self, Missing> {
         if cpuid(0).eax < 1 || cpuid(1).ecx & leaf1_ecx::VMX == 0 {
             return Err(Missing::Vmx);
@@ -280,7 +293,7 @@ impl Caps {
         let (pat_exit, pat_entry) = if pat { (exit::LOAD_PAT, entry::LOAD_PAT) } else { (0, 0) };
         let secondaries = Allowed(rdmsr(msr::PROCBASED_CTLS2));
         // All of it or nothing: parts of it exist on old CPUs only, and each part would be a mode to test.
-        let apicv = apicv
+        let apicv = wish.apicv
             && pins.may() & pin::POSTED_INTERRUPTS != 0
             && exits.may() & exit::ACKNOWLEDGE_INTERRUPT != 0
             && secondaries.may() & SECONDARY_APIC == SECONDARY_APIC
@@ -302,6 +315,7 @@ impl Caps {
         caps.flags = flag(pins.may() & pin::PREEMPTION_TIMER != 0, PREEMPTION_TIMER)
             | flag(basic.any_error_code(), ANY_ERROR_CODE)
             | flag(apicv, APICV)
+            | flag(wish.guard_l1d, GUARD_L1D)
             | flag(!locked, UNLOCKED);
         Ok(caps)
     }

@@ -3,7 +3,7 @@
 use crate::cache as c;
 use crate::exit::leaves_l1d_clean;
 use crate::host::write_cpu_state;
-use crate::machine::{Machine, Switched};
+use crate::machine::{Machine, Switched, how};
 use crate::percpu::PerCpu;
 use crate::residence::Residence;
 use crate::vcpu::Vmx;
@@ -20,8 +20,8 @@ const DR6_NEUTRAL: u64 = 0xffff_0ff0;
 const NO_REASON: u32 = 0xffff;
 
 impl<M: Machine> Vmx<M> {
-    /// Everything before the switch. `false`: the VMCS is not current here.
-    fn before(&mut self, at: &Residence, cpu: &PerCpu, flush: bool) -> bool {
+    /// What holds for all entries of a slice. `false`: the VMCS is not current here.
+    fn settle(&mut self, at: &Residence, cpu: &PerCpu) -> bool {
         if !cpu.is_current(at) {
             return false;
         }
@@ -31,22 +31,33 @@ impl<M: Machine> Vmx<M> {
         let moved = at.take_moved();
         if moved {
             write_cpu_state(&self.m, &cpu.host(), self.caps.pat());
+            self.m.put(f::GUEST_RSP, self.vmcs_rsp);
         }
         self.follow_host();
         if self.caps.vpid() && (moved || self.vpid_generation != cpu.generation.load(Relaxed)) {
             self.choose_vpid(cpu);
         }
-        if moved || flush || self.eptp_changed {
-            // Translations that this CPU keeps from the last time the VM ran here may be of any age.
+        // Translations that this CPU keeps from the last time the VM ran here may be of any age.
+        self.flush_due |= moved;
+        self.launched = at.launched();
+        true
+    }
+
+    /// What may differ from entry to entry.
+    fn write_back(&mut self, flush: bool) {
+        if flush || self.flush_due {
             self.flush_translations();
         }
         self.write_apic();
-        self.cache.set(c::RSP, self.run.gprs.get(Gpr::Rsp));
+        let rsp = self.run.gprs.get(Gpr::Rsp);
+        if rsp != self.vmcs_rsp {
+            self.vmcs_rsp = rsp;
+            self.m.put(f::GUEST_RSP, rsp);
+        }
         if self.debug_touched {
             self.settle_debug();
         }
         self.cache.write_back(&self.m);
-        true
     }
 
     fn choose_vpid(&mut self, cpu: &PerCpu) {
@@ -63,7 +74,7 @@ impl<M: Machine> Vmx<M> {
         let eptp = self.cache.get(&self.m, c::EPTP);
         let kind = if self.caps.invept_single() { invept::SINGLE_CONTEXT } else { invept::ALL_CONTEXT };
         self.m.invept(kind, eptp);
-        self.eptp_changed = false;
+        self.flush_due = false;
     }
 
     /// In an interrupt shadow the pending single-step trap must agree with TF and BTF, or VM entry fails (SDM vol. 3C,
@@ -81,13 +92,16 @@ impl<M: Machine> Vmx<M> {
     }
 
     /// The switch, and what belongs directly around it.
-    fn switch(&mut self, launched: bool) -> Switched {
+    fn switch(&mut self) -> Switched {
         let dr = !self.dr_intercept;
         if dr {
             self.m.set_dr6(self.dr6);
         }
-        let flush_l1d = core::mem::take(&mut self.l1d_dirty);
-        let switched = self.m.enter(&mut self.run, launched, flush_l1d);
+        let mut bits = if self.launched { how::LAUNCHED } else { 0 };
+        if self.caps.guard_l1d() {
+            bits |= how::GUARD_L1D | if core::mem::take(&mut self.l1d_dirty) { how::L1D_DIRTY } else { 0 };
+        }
+        let switched = self.m.enter(&mut self.run, bits);
         if dr {
             self.dr6 = self.m.dr6();
             self.m.set_dr6(DR6_NEUTRAL);
@@ -95,7 +109,7 @@ impl<M: Machine> Vmx<M> {
         switched
     }
 
-    fn after(&mut self, at: &Residence) -> Exit {
+    fn after(&mut self) -> Exit {
         self.restore_debugctl();
         self.reason = self.run.reason;
         if self.exit_reason().entry_failed() {
@@ -105,12 +119,23 @@ impl<M: Machine> Vmx<M> {
         }
         self.left = true;
         self.taken = false;
-        self.l1d_dirty = !leaves_l1d_clean(self.exit_reason().basic());
+        if self.caps.guard_l1d() {
+            self.l1d_dirty = !leaves_l1d_clean(self.exit_reason().basic());
+        }
         self.cache.left_guest();
-        at.set_launched();
-        let rsp = self.cache.get(&self.m, c::RSP);
-        self.run.gprs.set(Gpr::Rsp, rsp);
+        if !self.launched {
+            self.launched();
+        }
+        self.vmcs_rsp = self.m.get(f::GUEST_RSP);
+        self.run.gprs.set(Gpr::Rsp, self.vmcs_rsp);
         self.decode_exit()
+    }
+
+    fn launched(&mut self) {
+        self.launched = true;
+        if let Some(at) = self.residence() {
+            at.set_launched();
+        }
     }
 
     fn failed(&mut self) -> Exit {
@@ -128,17 +153,21 @@ impl<M: Machine> Vmx<M> {
 impl<M: Machine> Backend for Vmx<M> {
     type Cpu = PerCpu;
 
-    fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
+    fn begin(&mut self, cpu: &PerCpu) {
+        let Some(at) = self.residence_ptr() else { return };
+        // SAFETY: type invariant: the residence lives as long as `self`, and is all atomics.
+        self.settled = self.settle(unsafe { at.as_ref() }, cpu);
+    }
+
+    fn enter(&mut self, _cpu: &PerCpu, flush: bool) -> Exit {
         self.left = false;
         self.reason = NO_REASON;
-        let Some(at) = self.residence_ptr() else { return Exit::Disabled };
-        // SAFETY: type invariant: the residence lives as long as `self`, and is all atomics.
-        let at = unsafe { at.as_ref() };
-        if !self.before(at, cpu, flush) {
+        if !self.settled {
             return Exit::Disabled;
         }
-        match self.switch(at.launched()) {
-            Switched::Exit => self.after(at),
+        self.write_back(flush);
+        match self.switch() {
+            Switched::Exit => self.after(),
             Switched::Failed => self.failed(),
             Switched::Off => Exit::Disabled,
         }
@@ -158,6 +187,9 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn next_rip(&self) -> Option<u64> {
         self.behind_instruction()
+    }
+    fn skip_instruction(&mut self) -> bool {
+        self.step_over()
     }
     fn fetched(&self) -> &[u8] {
         // VMX stores no instruction bytes.
@@ -188,6 +220,9 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_segment(&mut self, r: SegReg, s: &Segment) {
         self.put_segment(r, s);
+    }
+    fn code_attributes(&self) -> u16 {
+        crate::state::attributes(self.cache.get(&self.m, c::CS_ACCESS))
     }
     fn gdtr(&self) -> TableReg {
         self.table(c::GDTR_BASE, c::GDTR_LIMIT)

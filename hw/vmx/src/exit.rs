@@ -5,6 +5,7 @@ use crate::machine::Machine;
 use crate::vcpu::Vmx;
 use exitless_vcpu::backend::{Exit, IoAccess, SlatFault};
 use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::rflags;
 use exitless_x86::vmx::control::interruption as i;
 use exitless_x86::vmx::exit::{
     BasicReason as R, CrQualification, DB_QUALIFICATION, EptViolation, IoQualification, cr_access,
@@ -19,7 +20,7 @@ impl<M: Machine> Vmx<M> {
         }
         match reason.basic() {
             R::CPUID => Exit::Cpuid,
-            R::EXTERNAL_INTERRUPT => Exit::ExternalInterrupt,
+            R::EXTERNAL_INTERRUPT => self.external_interrupt(),
             R::HLT => Exit::Hlt,
             R::IO => Exit::Io(io(IoQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION)))),
             R::RDMSR => Exit::Rdmsr,
@@ -48,6 +49,17 @@ impl<M: Machine> Vmx<M> {
             R(n) if (R::VMCLEAR.0..=R::VMXON.0).contains(&n) => Exit::VirtInstruction,
             R(n) => Exit::Unknown(u64::from(n)),
         }
+    }
+
+    /// Without acknowledge-on-exit it stays pending until the host enables interrupts.
+    fn external_interrupt(&self) -> Exit {
+        if self.caps.apicv() {
+            let info = self.m.get(f::EXIT_INTERRUPTION_INFO);
+            if info & i::VALID != 0 {
+                self.m.interrupt((info & i::VECTOR) as u8);
+            }
+        }
+        Exit::ExternalInterrupt
     }
 
     /// NMIs go to the host before we get here: the world switch runs the handler. #MC likewise.
@@ -108,6 +120,25 @@ impl<M: Machine> Vmx<M> {
         // Whoever resets the vCPU finds it active.
         self.m.put(f::GUEST_ACTIVITY, activity::ACTIVE);
         Exit::Shutdown
+    }
+
+    /// See `Backend::skip_instruction`; past the cache, which has none of these fields so soon after an exit.
+    pub(crate) fn step_over(&mut self) -> bool {
+        const SHADOW: u32 = interruptibility::STI | interruptibility::MOV_SS;
+        if self.cache.is_dirty() {
+            return false;
+        }
+        let (m, rip) = (&self.m, self.m.get(f::GUEST_RIP));
+        let next = rip.wrapping_add(u64::from(m.get(f::EXIT_INSTRUCTION_LENGTH)));
+        if (rip ^ next) >> 32 != 0
+            || m.get(f::GUEST_INTERRUPTIBILITY) & SHADOW != 0
+            || m.get(f::GUEST_RFLAGS) & (rflags::TF | rflags::RF) != 0
+        {
+            return false;
+        }
+        m.put(f::GUEST_RIP, next);
+        self.cache.forget(c::RIP);
+        true
     }
 
     /// RIP behind the instruction that caused the exit. Outside 64-bit code RIP wraps at 32 bits.

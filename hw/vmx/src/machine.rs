@@ -4,6 +4,16 @@ use crate::ops;
 use crate::vcpu::Run;
 use exitless_x86::vmx::field::{Access, Field, Rw, Width};
 
+/// How to enter; linux/c/vmx.c knows the bits.
+pub mod how {
+    /// VMRESUME.
+    pub const LAUNCHED: u32 = 1;
+    /// The CPU may show the guest what is in its L1 data cache (L1TF), and the host wants that prevented.
+    pub const GUARD_L1D: u32 = 2;
+    /// Something that a guest could look for may be there.
+    pub const L1D_DIRTY: u32 = 4;
+}
+
 /// How an entry ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switched {
@@ -42,8 +52,10 @@ pub trait Machine {
     fn invept(&self, kind: u64, eptp: u64) -> bool;
     /// INVVPID.
     fn invvpid(&self, kind: u64, vpid: u16) -> bool;
-    /// The world switch, with interrupts off.
-    fn enter(&self, run: &mut Run, launched: bool, flush_l1d: bool) -> Switched;
+    /// The world switch, with interrupts off; `how` are bits of [`how`].
+    fn enter(&self, run: &mut Run, how: u32) -> Switched;
+    /// Calls the host's handler of an interrupt that the exit has acknowledged. Interrupts are off.
+    fn interrupt(&self, vector: u8);
     /// Where a VM exit lands.
     fn exit_address(&self) -> u64;
     /// RDMSR.
@@ -81,7 +93,9 @@ pub struct Hardware;
 
 unsafe extern "C" {
     /// The world switch (linux/c/vmx.c): 0 exit, 1 VMfail, 2 #UD.
-    fn ex_vmx_enter(run: *mut Run, launched: bool, flush_l1d: bool) -> u32;
+    fn ex_vmx_enter(run: *mut Run, how: u32) -> u32;
+    /// linux/c/vmx.c: through the IDT's gate.
+    fn ex_vmx_interrupt(vector: u8);
     /// The label in linux/c/enter-vmx.S at which VM exits arrive.
     static ex_vmx_exit_here: u8;
     /// linux/c/vmx.c: loads selectors with the kernel's own, fault-proof macros.
@@ -108,14 +122,18 @@ impl Machine for Hardware {
     fn invvpid(&self, kind: u64, vpid: u16) -> bool {
         ops::invvpid(kind, vpid)
     }
-    fn enter(&self, run: &mut Run, launched: bool, flush_l1d: bool) -> Switched {
+    fn enter(&self, run: &mut Run, how: u32) -> Switched {
         // SAFETY: `run` has the layout that the world switch knows; interrupts are off and our VMCS is current (trait
         // contract of the caller, `Backend::enter`); otherwise VMLAUNCH fails and says so.
-        match unsafe { ex_vmx_enter(run, launched, flush_l1d) } {
+        match unsafe { ex_vmx_enter(run, how) } {
             0 => Switched::Exit,
             1 => Switched::Failed,
             _ => Switched::Off,
         }
+    }
+    fn interrupt(&self, vector: u8) {
+        // SAFETY: interrupts are off, and the CPU is in the host: as if the interrupt came now.
+        unsafe { ex_vmx_interrupt(vector) };
     }
     fn exit_address(&self) -> u64 {
         (&raw const ex_vmx_exit_here).addr() as u64

@@ -180,7 +180,11 @@ impl Residence {
         self.launched.store(true, Relaxed);
     }
     pub(crate) fn take_moved(&self) -> bool {
-        self.moved.swap(false, Relaxed)
+        let moved = self.moved.load(Relaxed);
+        if moved {
+            self.moved.store(false, Relaxed);
+        }
+        moved
     }
     pub(crate) fn live(&self) -> bool {
         self.live.load(Relaxed)

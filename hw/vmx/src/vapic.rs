@@ -15,11 +15,17 @@ pub const NOTIFICATION: u8 = 0xf2;
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
 pub(crate) struct Apic {
     kind: ApicKind,
-    controls_due: bool,
-    status_due: bool,
-    eoi_due: bool,
+    /// [`due`].
+    due: u8,
     status: u16,
     eoi: [u64; 4],
+}
+
+/// What `Vmx::write_apic` has to write.
+mod due {
+    pub(super) const CONTROLS: u8 = 1;
+    pub(super) const STATUS: u8 = 2;
+    pub(super) const EOI: u8 = 4;
 }
 
 /// Controls that come and go with the APIC's mode.
@@ -42,7 +48,7 @@ fn controls(kind: ApicKind) -> u32 {
 impl<M: Machine> Vmx<M> {
     pub(crate) fn apic_kind(&mut self, kind: ApicKind) {
         self.apic.kind = kind;
-        self.apic.controls_due = true;
+        self.apic.due |= due::CONTROLS;
     }
 
     /// The fields that do not change, with the rest of the VMCS.
@@ -51,20 +57,27 @@ impl<M: Machine> Vmx<M> {
             self.m.put(f::POSTED_INTERRUPT_VECTOR, u16::from(NOTIFICATION));
             self.m.put(f::POSTED_INTERRUPT_DESCRIPTOR, self.pages.descriptor_pa);
             self.m.put(f::APIC_ACCESS_ADDRESS, self.pages.apic_access_pa);
-            (self.apic.status_due, self.apic.eoi_due) = (true, true);
+            self.apic.due |= due::STATUS | due::EOI;
         }
-        self.apic.controls_due = true;
+        self.apic.due |= due::CONTROLS;
     }
 
     /// Before an entry.
     pub(crate) fn write_apic(&mut self) {
-        if core::mem::take(&mut self.apic.controls_due) {
+        if self.apic.due != 0 {
+            let due = core::mem::take(&mut self.apic.due);
+            self.write_due(due);
+        }
+    }
+
+    fn write_due(&mut self, due: u8) {
+        if due & due::CONTROLS != 0 {
             self.write_apic_controls();
         }
-        if core::mem::take(&mut self.apic.status_due) {
+        if due & due::STATUS != 0 {
             self.m.put(f::GUEST_INTERRUPT_STATUS, self.apic.status);
         }
-        if core::mem::take(&mut self.apic.eoi_due) {
+        if due & due::EOI != 0 {
             let fields =
                 [f::EOI_EXIT_BITMAP_0, f::EOI_EXIT_BITMAP_1, f::EOI_EXIT_BITMAP_2, f::EOI_EXIT_BITMAP_3];
             for (field, word) in fields.into_iter().zip(self.apic.eoi) {
@@ -88,20 +101,25 @@ impl<M: Machine> Vmx<M> {
     }
 
     pub(crate) fn read_status(&self) -> InterruptStatus {
-        let word =
-            if self.apic.status_due { self.apic.status } else { self.m.get(f::GUEST_INTERRUPT_STATUS) };
+        let word = if self.apic.due & due::STATUS != 0 {
+            self.apic.status
+        } else {
+            self.m.get(f::GUEST_INTERRUPT_STATUS)
+        };
         InterruptStatus { requesting: word as u8, servicing: (word >> 8) as u8 }
     }
 
     pub(crate) fn write_status(&mut self, s: InterruptStatus) {
         self.apic.status = u16::from(s.requesting) | u16::from(s.servicing) << 8;
-        self.apic.status_due = true;
+        self.apic.due |= due::STATUS;
     }
 
-    pub(crate) fn write_eoi_exits(&mut self, vectors: [u64; 4]) {
+    pub(crate) fn write_eoi_exits(&mut self, mut vectors: [u64; 4]) {
+        // An EOI with nothing in service is one of vector 0; vectors below 16 are exceptions.
+        vectors[0] &= !0xffff;
         if self.apic.eoi != vectors {
             self.apic.eoi = vectors;
-            self.apic.eoi_due = true;
+            self.apic.due |= due::EOI;
         }
     }
 }

@@ -82,6 +82,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) pages: Addresses,
     pub(crate) apic: crate::vapic::Apic,
     pub(crate) dr6: u64,
+    /// What the VMCS says of RSP.
+    pub(crate) vmcs_rsp: u64,
     /// What the VMCS says of the host.
     pub(crate) host_cr3: u64,
     pub(crate) host_cr4: u64,
@@ -102,13 +104,17 @@ pub struct Vmx<M = Hardware> {
     pub(crate) debug_touched: bool,
     /// Something that a guest could look for may be in the L1 data cache.
     pub(crate) l1d_dirty: bool,
-    /// The EPT pointer changed.
-    pub(crate) eptp_changed: bool,
+    /// Translations must be dropped: the EPT pointer changed, or the CPU.
+    pub(crate) flush_due: bool,
+    /// The VMCS is current on this CPU, and the host's part of it is right, until the slice ends.
+    pub(crate) settled: bool,
+    /// Entries are VMRESUMEs.
+    pub(crate) launched: bool,
     /// The hall wants to hear of the interrupt window.
     pub(crate) interrupt_window: bool,
     /// An NMI waits for the end of STI's shadow, which is an interrupt window.
     pub(crate) nmi_behind_sti: bool,
-    pub(crate) pad: [bool; 3],
+    pub(crate) pad: [bool; 1],
     pub(crate) m: M,
 }
 
@@ -196,7 +202,7 @@ impl<M: Machine> Vmx<M> {
     pub(crate) fn set_ept_root(&mut self, hpa: u64) {
         let eptp = self.caps.ept_format().eptp(hpa, 4);
         self.cache.set(cache::EPTP, eptp);
-        self.eptp_changed = true;
+        self.flush_due = true;
     }
 
     /// The virtual-APIC page.

@@ -121,6 +121,7 @@ fn b_mmio_read_user() {
 
 test!(b_lapic_read, "bench/lapic_mmio_read", BENCH);
 fn b_lapic_read() {
+    apic::enable();
     measure("lapic_mmio_read", N, || {
         crate::mem::r32(apic::BASE + apic::ID as u64);
     });
@@ -128,13 +129,15 @@ fn b_lapic_read() {
 
 test!(b_lapic_eoi, "bench/lapic_mmio_eoi", BENCH);
 fn b_lapic_eoi() {
+    apic::enable();
     measure("lapic_mmio_eoi", N, || crate::mem::w32(apic::BASE + apic::EOI as u64, 0));
 }
 
-test!(b_x2apic_eoi, "bench/x2apic_eoi", BENCH);
+test!(b_x2apic_eoi, "bench/eoi", BENCH);
 fn b_x2apic_eoi() {
     apic::to_x2apic();
-    measure("x2apic_eoi", N, || wrmsr(0x80b, 0));
+    apic::enable();
+    measure("eoi", N, || wrmsr(0x80b, 0));
 }
 
 test!(b_ioeventfd, "bench/ioeventfd_pio", BENCH);
@@ -186,13 +189,13 @@ fn b_tscdeadline_arm() {
     measure("tscdeadline_far", N, || wrmsr(apic::MSR_TSC_DEADLINE, far));
 }
 
-test!(b_self_ipi, "bench/self_ipi_x2apic", BENCH);
+test!(b_self_ipi, "bench/self_ipi", BENCH);
 fn b_self_ipi() {
     apic::to_x2apic();
     apic::enable();
     isr(0x41);
     sti();
-    measure("self_ipi_x2apic", N, || {
+    measure("self_ipi", N, || {
         let before = count();
         wrmsr(0x83f, 0x41);
         while count() == before {}

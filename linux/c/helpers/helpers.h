@@ -148,6 +148,7 @@ bool ex_need_resched(void);
 void ex_cond_resched(void);
 bool ex_single_task_running(void);
 bool ex_guest_work_pending(void);
+const unsigned long *ex_guest_work_word(unsigned long *mask);
 int ex_guest_work_handle(void);
 int ex_current_pid(void);
 bool ex_in_compat_syscall(void);
@@ -207,6 +208,7 @@ void ex_irq_window(void);
 
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);
+bool ex_vmx_flushes_l1d(void);
 bool ex_vmx_host_x2apic(void);
 int ex_vmx_on(u64 region_pa);
 void ex_vmx_off(void);

@@ -211,6 +211,13 @@ bool ex_guest_work_pending(void)
 	return __xfer_to_guest_mode_work_pending();
 }
 
+/* The word that ex_guest_work_pending() looks at, for a look without a call; it lives as long as the task. */
+const unsigned long *ex_guest_work_word(unsigned long *mask)
+{
+	*mask = XFER_TO_GUEST_MODE_WORK;
+	return &current_thread_info()->flags;
+}
+
 /* Interrupts on. Reschedules, runs task work. 0, or -EINTR: leave to user space for a signal. */
 int ex_guest_work_handle(void)
 {

@@ -165,6 +165,7 @@ unsafe extern "C" {
     pub(crate) fn ex_cond_resched();
     pub(crate) fn ex_single_task_running() -> bool;
     pub(crate) fn ex_guest_work_pending() -> bool;
+    pub(crate) fn ex_guest_work_word(mask: *mut u64) -> *const u64;
     pub(crate) fn ex_guest_work_handle() -> c_int;
     pub(crate) fn ex_current_pid() -> c_int;
     pub(crate) fn ex_in_compat_syscall() -> bool;
@@ -224,6 +225,7 @@ unsafe extern "C" {
 
     // ../vmx.c
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
+    pub(crate) fn ex_vmx_flushes_l1d() -> bool;
     pub(crate) fn ex_vmx_host_x2apic() -> bool;
     pub(crate) fn ex_vmx_on(region_pa: u64) -> c_int;
     pub(crate) fn ex_vmx_off();

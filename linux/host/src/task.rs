@@ -8,6 +8,7 @@ use bytemuck::ZeroableInOption;
 use core::ffi::c_void;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The scheduler's side of one vCPU.
 ///
@@ -128,6 +129,31 @@ pub fn guest_work_pending() -> bool {
 pub fn handle_guest_work() -> Result<()> {
     // SAFETY: process context with interrupts on.
     check(unsafe { ffi::ex_guest_work_handle() }).map(drop)
+}
+
+/// Where the kernel notes that the current task has work before it returns to a guest: what [`guest_work_pending`] asks,
+/// without a call. For the thread that made it.
+#[derive(Clone, Copy)]
+pub struct WorkWord {
+    word: NonNull<AtomicU64>,
+    mask: u64,
+}
+
+impl WorkWord {
+    /// Of the current task.
+    pub fn current() -> Self {
+        let mut mask = 0;
+        // SAFETY: writes the mask; returns the address of a word of the current task.
+        let word = unsafe { ffi::ex_guest_work_word(&mut mask) };
+        Self { word: NonNull::new(word.cast_mut().cast()).unwrap_or(NonNull::dangling()), mask }
+    }
+
+    /// Such work waits.
+    #[inline]
+    pub fn pending(&self) -> bool {
+        // SAFETY: the task lives while it runs this; it is `!Send` by its pointer.
+        unsafe { self.word.as_ref() }.load(Relaxed) & self.mask != 0
+    }
 }
 
 /// The current thread's number in the initial pid namespace.

@@ -20,6 +20,12 @@ pub fn wants_apicv() -> bool {
     unsafe { ffi::ex_vmx_wants_apicv() }
 }
 
+/// Entries must flush the L1 data cache when it is dirty.
+pub fn flushes_l1d() -> bool {
+    // SAFETY: reads what the kernel decided at boot.
+    unsafe { ffi::ex_vmx_flushes_l1d() }
+}
+
 /// The host's APICs are in x2APIC mode.
 pub fn host_x2apic() -> bool {
     // SAFETY: reads a register.

@@ -7,6 +7,7 @@ use crate::run::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
+use exitless_policy::cpuid::Dynamic;
 use exitless_x86::apic::apic_base;
 use exitless_x86::regs::Gpr;
 
@@ -14,8 +15,13 @@ use exitless_x86::regs::Gpr;
 pub fn execute<B: Backend>(v: &mut Vcpu<B>) {
     let leaf = v.b.gprs().get(Gpr::Rax) as u32;
     let sub = v.b.gprs().get(Gpr::Rcx) as u32;
-    let enabled = v.lapic.apic_base() & apic_base::ENABLE != 0;
-    let r = v.cpuid.execute(leaf, sub, v.b.cr4(), v.xcr0, enabled);
+    let r = match v.cpuid.remembered(leaf, sub) {
+        Some(r) => r,
+        None => {
+            let apic_enabled = v.lapic.apic_base() & apic_base::ENABLE != 0;
+            v.cpuid.execute(leaf, sub, &Dynamic { cr4: v.b.cr4(), xcr0: v.xcr0, apic_enabled })
+        }
+    };
     let g = v.b.gprs_mut();
     g.set(Gpr::Rax, u64::from(r.eax));
     g.set(Gpr::Rbx, u64::from(r.ebx));

@@ -23,7 +23,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     match x.vector {
         Vector::UD => match foreign_hypercall(v, host) {
-            Some(next) => hypercall::call_at(v, sh, next),
+            Some(next) => hypercall::answer(v, sh, next),
             None => fault(v, sh, x),
         },
         // Hardware has set DR6 before the intercept; do not set its bits twice.

@@ -19,14 +19,21 @@ const EPERM: u64 = -1i64 as u64;
 /// VMMCALL or VMCALL: RAX is the number, RAX the answer.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
-    call_at(v, sh, next)
+    answer(v, sh, next)
 }
 
 /// A hypercall whose instruction ends at `next`.
-pub(super) fn call_at<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, next: u64) -> Next {
+pub(super) fn answer<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, next: u64) -> Next {
     if v.b.cr0() & cr0::PE == 0 {
         return fault(v, sh, Exception::ud());
     }
+    execute(v, sh);
+    v.finish_skip(next);
+    Next::Again
+}
+
+/// Answers in the registers, in protected mode; RIP is the caller's.
+pub fn execute<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     sh.stats.hypercalls.bump();
     let number = v.b.gprs().get(Gpr::Rax);
     let mut answer = call(v, number);
@@ -34,8 +41,6 @@ pub(super) fn call_at<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, next: u64) -
         answer &= 0xffff_ffff;
     }
     v.b.gprs_mut().set(Gpr::Rax, answer);
-    v.finish_skip(next);
-    Next::Again
 }
 
 fn call<B: Backend>(v: &Vcpu<B>, number: u64) -> u64 {

@@ -2,6 +2,7 @@
 //! no indirect call. One line per arm; what is not here is slow.
 
 mod cpuid;
+mod hypercall;
 mod interrupt;
 mod port;
 
@@ -33,6 +34,7 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     }
     match exit {
         Exit::Cpuid => cpuid::handle(v, host),
+        Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Io(io) => port::handle(v, sh, host, io),
         Exit::ExternalInterrupt => interrupt::handle(sh),
         Exit::InterruptWindow => interrupt::window(v, sh),

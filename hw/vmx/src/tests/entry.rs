@@ -52,7 +52,7 @@ fn a_fast_exit_is_cheap() {
         Switched::Exit
     });
     b.cpu.clear_logs();
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     // What the hall does between the exit and the next entry.
     let _ = (b.v.cr8(), b.v.take_interrupted(), b.v.rflags(), b.v.interrupt_shadow());
     let next = b.v.next_rip().unwrap();
@@ -88,7 +88,7 @@ fn host_debugctl_comes_back() {
         run.reason = 10;
         Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.cpu.msr(0x1d9), 0x4000);
 }
 
@@ -102,7 +102,7 @@ fn flushes() {
     b.run(10, 0);
     assert!(b.cpu.invepts.borrow().is_empty());
     b.cpu.exit(10, 0);
-    b.v.enter(b.percpu, true);
+    b.enter(true);
     assert_eq!(*b.cpu.invepts.borrow(), [(1, 0x12_305e)]);
     b.cpu.clear_logs();
     b.v.set_slat_root(0x45_6000);
@@ -140,11 +140,11 @@ fn l1d_flush_hint() {
 #[test]
 fn not_loaded() {
     let mut b = Bench::cold();
-    assert_eq!(b.v.enter(b.percpu, false), Exit::Disabled);
+    assert_eq!(b.enter(false), Exit::Disabled);
     b.load();
     assert_eq!(b.run(10, 0), Exit::Cpuid);
     b.at.clear_here(&b.m, b.percpu);
-    assert_eq!(b.v.enter(b.percpu, false), Exit::Disabled);
+    assert_eq!(b.enter(false), Exit::Disabled);
 }
 
 /// VMLAUNCH once, then VMRESUME (the fake insists); a late failure does not launch.

@@ -87,7 +87,7 @@ fn injection_reaches_the_vmcs_once() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     b.run(10, 0);
     assert_eq!(b.cpu.field(f::ENTRY_INTERRUPTION_INFO) >> 31, 0);
     // The same event again is a change, although memory once held the same word.
@@ -97,7 +97,7 @@ fn injection_reaches_the_vmcs_once() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn failed_entries_keep_nothing() {
             assert!(matches!(b.run(1 << 31 | 33, 0), Exit::FailEntry(_)));
         } else {
             b.cpu.next(|_, _| crate::machine::Switched::Failed);
-            assert!(matches!(b.v.enter(b.percpu, false), Exit::FailEntry(_)));
+            assert!(matches!(b.enter(false), Exit::FailEntry(_)));
         }
         assert_eq!(b.v.take_interrupted(), None);
         b.cpu.next(|cpu, run| {
@@ -130,7 +130,7 @@ fn failed_entries_keep_nothing() {
             run.reason = 10;
             crate::machine::Switched::Exit
         });
-        assert_eq!(b.v.enter(b.percpu, false), Exit::Cpuid);
+        assert_eq!(b.enter(false), Exit::Cpuid);
     }
 }
 
@@ -142,7 +142,7 @@ fn interrupted(b: &mut Bench, reason: u32, vectoring: u32, code: u32) -> Option<
         run.reason = reason;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     b.v.take_interrupted()
 }
 
@@ -196,7 +196,7 @@ fn faulting_iret_masks_again() {
         run.reason = 48;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert!(!b.v.nmi_masked());
     // The same for intercepted exceptions, where the flag stands in the interruption information; never for #DF.
     for (vector, masks) in [(17, true), (8, false)] {
@@ -206,7 +206,7 @@ fn faulting_iret_masks_again() {
             run.interruption = 0x8000_1300 | vector;
             crate::machine::Switched::Exit
         });
-        b.v.enter(b.percpu, false);
+        b.enter(false);
         assert_eq!(b.v.nmi_masked(), masks);
     }
 }

@@ -74,7 +74,7 @@ fn entry_failures_tell_why() {
         cpu.store(f::VM_INSTRUCTION_ERROR, 7);
         Switched::Failed
     });
-    assert_eq!(b.v.enter(b.percpu, false), Exit::FailEntry(7));
+    assert_eq!(b.enter(false), Exit::FailEntry(7));
     assert_eq!(b.v.next_rip(), None);
 }
 
@@ -83,7 +83,7 @@ fn entry_failures_tell_why() {
 fn vmx_off_is_no_fault() {
     let mut b = Bench::new();
     b.cpu.next(|_, _| Switched::Off);
-    assert_eq!(b.v.enter(b.percpu, false), Exit::Disabled);
+    assert_eq!(b.enter(false), Exit::Disabled);
     assert_eq!(b.v.take_interrupted(), None);
 }
 
@@ -104,7 +104,7 @@ fn slat(qualification: u64) -> SlatFault {
         run.reason = 48;
         Switched::Exit
     });
-    match b.v.enter(b.percpu, false) {
+    match b.enter(false) {
         Exit::Slat(s) => s,
         other => panic!("{other:?}"),
     }
@@ -139,7 +139,7 @@ fn exception(b: &mut Bench, info: u32, code: u32, qualification: u64) -> Exit {
         run.interruption = info;
         Switched::Exit
     });
-    b.v.enter(b.percpu, false)
+    b.enter(false)
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn at(rip: u64, length: u32, rights: u32) -> Option<u64> {
         run.reason = 10;
         Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     b.v.next_rip()
 }
 
@@ -201,6 +201,6 @@ fn triple_fault_leaves_an_active_vcpu() {
         run.reason = 2;
         Switched::Exit
     });
-    assert_eq!(b.v.enter(b.percpu, false), Exit::Shutdown);
+    assert_eq!(b.enter(false), Exit::Shutdown);
     assert_eq!(b.cpu.field(f::GUEST_ACTIVITY), 0);
 }

@@ -1,6 +1,7 @@
 //! A processor in VMX operation, as far as the backend can tell.
 
-use crate::machine::{Machine, Switched, TaskSegments};
+use crate::caps::Wish;
+use crate::machine::{Machine, Switched, TaskSegments, how};
 use crate::vcpu::Run;
 use crate::{Caps, HostState, Pages, PerCpu, Residence, Vmx};
 use core::ptr::NonNull;
@@ -38,6 +39,8 @@ pub(super) struct Cpu {
     pub(super) invepts: RefCell<Vec<(u64, u64)>>,
     pub(super) invvpids: Cell<u32>,
     pub(super) barriers: Cell<u32>,
+    /// Acknowledged interrupts that were handed to the host.
+    pub(super) interrupts: RefCell<Vec<u8>>,
     pub(super) flushed_l1d: Cell<bool>,
 }
 
@@ -134,9 +137,10 @@ impl Machine for Fake {
         self.cpu().invvpids.set(self.cpu().invvpids.get() + 1);
         true
     }
-    fn enter(&self, run: &mut Run, launched: bool, flush_l1d: bool) -> Switched {
+    fn enter(&self, run: &mut Run, bits: u32) -> Switched {
         let cpu = self.cpu();
-        cpu.flushed_l1d.set(flush_l1d);
+        let launched = bits & how::LAUNCHED != 0;
+        cpu.flushed_l1d.set(bits & how::GUARD_L1D != 0 && bits & how::L1D_DIRTY != 0);
         {
             let mut all = cpu.vmcs.borrow_mut();
             let Some(v) = all.get_mut(&cpu.current.get()) else { return Switched::Failed };
@@ -153,6 +157,9 @@ impl Machine for Fake {
             cpu.store(info, cpu.field(info) & !(1 << 31));
         }
         switched
+    }
+    fn interrupt(&self, vector: u8) {
+        self.cpu().interrupts.borrow_mut().push(vector);
     }
     fn exit_address(&self) -> u64 {
         0xe817
@@ -220,7 +227,11 @@ pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missin
         0 => CpuidResult { eax: 0x16, ..CpuidResult::default() },
         _ => CpuidResult { ecx: 1 << 5, ..CpuidResult::default() },
     };
-    Caps::negotiate(cpuid, |n| *msrs.get(&n).expect("an MSR that does not exist"), true)
+    Caps::negotiate(
+        cpuid,
+        |n| *msrs.get(&n).expect("an MSR that does not exist"),
+        Wish { apicv: true, guard_l1d: true },
+    )
 }
 
 pub(super) fn host() -> HostState {
@@ -298,10 +309,15 @@ impl Bench {
         // SAFETY: loaded on this CPU.
         unsafe { self.at.put(&self.m, self.percpu) };
     }
+    /// One slice of one entry.
+    pub(super) fn enter(&mut self, flush: bool) -> exitless_vcpu::backend::Exit {
+        use exitless_vcpu::backend::Backend;
+        self.v.begin(self.percpu);
+        self.v.enter(self.percpu, flush)
+    }
     /// One entry that ends with this exit.
     pub(super) fn run(&mut self, reason: u32, qualification: u64) -> exitless_vcpu::backend::Exit {
-        use exitless_vcpu::backend::Backend;
         self.cpu.exit(reason, qualification);
-        self.v.enter(self.percpu, false)
+        self.enter(false)
     }
 }

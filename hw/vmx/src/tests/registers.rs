@@ -44,7 +44,7 @@ fn unusable_ss_keeps_the_cpl() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.v.cpl(), 3);
     assert!(!b.v.segment(SegReg::Ss).present());
     assert_eq!(b.v.segment(SegReg::Ss).dpl(), 3);
@@ -96,7 +96,7 @@ fn cr0() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.v.cr0(), value | cr0::TS | cr0::MP);
     assert_eq!(b.cpu.field(f::CR0_MASK) & (cr0::TS | cr0::MP | cr0::NE | cr0::PG), cr0::NE | cr0::PG);
 }
@@ -115,7 +115,7 @@ fn cr4() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.v.cr4(), cr4::PAE | cr4::PGE);
 }
 
@@ -213,7 +213,7 @@ fn rsp() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.v.gprs().get(Gpr::Rsp), 0x7ff8);
     b.cpu.clear_logs();
     b.run(10, 0);
@@ -311,7 +311,7 @@ fn dr6_travels_with_the_debug_registers() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.v.dr6(), 0xffff_0ff4);
     assert_eq!(b.cpu.dr6.get(), 0xffff_0ff0);
 }

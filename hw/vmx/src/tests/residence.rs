@@ -87,6 +87,7 @@ fn moving() {
     load(b.at, &b.m, other).unwrap();
     b.cpu.clear_logs();
     b.cpu.exit(10, 0);
+    b.v.begin(other);
     b.v.enter(other, false);
     assert!(b.cpu.wrote(f::HOST_GS_BASE) && b.cpu.wrote(f::HOST_TR_BASE) && b.cpu.wrote(f::VPID));
     assert_eq!(b.cpu.invepts.borrow().len(), 1);
@@ -137,7 +138,7 @@ fn msrs_change_hands() {
         run.reason = 10;
         crate::machine::Switched::Exit
     });
-    b.v.enter(b.percpu, false);
+    b.enter(false);
     assert_eq!(b.v.sys_reg(SysReg::Lstar), 0x101);
     b.v.set_sys_reg(SysReg::Sfmask, 0x300);
     assert_eq!(b.cpu.msr(0xc000_0084), 0x300, "written through while live");

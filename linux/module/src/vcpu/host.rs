@@ -8,6 +8,7 @@ use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
+use exitless_host::task::WorkWord;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
@@ -29,6 +30,8 @@ pub struct RunHost<'a, B> {
     inside: Cell<bool>,
     /// The slot that page-table walks used last; valid while the read section is held.
     slot: Cell<Slot>,
+    /// What `work_pending` looks at.
+    work: WorkWord,
     backend: PhantomData<fn(B)>,
 }
 
@@ -41,6 +44,7 @@ impl<'a, B> RunHost<'a, B> {
             loaded: false,
             inside: Cell::new(false),
             slot: Cell::new(Slot::default()),
+            work: WorkWord::current(),
             backend: PhantomData,
         }
     }
@@ -200,7 +204,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         cpu::preempt_enable();
     }
     fn work_pending(&self) -> bool {
-        task::guest_work_pending()
+        self.work.pending()
     }
     fn do_work(&self) -> bool {
         self.unlock();

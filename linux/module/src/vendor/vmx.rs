@@ -13,6 +13,7 @@ use exitless_posted::Place;
 use exitless_slat::Level;
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
+use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, PerCpu, Residence, Vmx, msr_bitmap};
 use exitless_x86::msr::Msr;
@@ -94,6 +95,11 @@ impl Vendor for Vmx {
     }
 }
 
+/// What this host wants of its CPUs.
+fn wish() -> Wish {
+    Wish { apicv: host::wants_apicv(), guard_l1d: host::flushes_l1d() }
+}
+
 /// A capability MSR, or IA32_FEATURE_CONTROL; `Caps::negotiate` asks for those only that exist.
 fn capability(msr: u32) -> u64 {
     // SAFETY: see above.
@@ -101,14 +107,13 @@ fn capability(msr: u32) -> u64 {
 }
 
 pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
-    g.vmx.caps =
-        Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, host::wants_apicv()).map_err(|why| {
-            match why.control() {
-                Some(name) => pr_err!("{}: {name}", why.message()),
-                None => pr_err!("{}", why.message()),
-            }
-            Errno::EOPNOTSUPP
-        })?;
+    g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(|why| {
+        match why.control() {
+            Some(name) => pr_err!("{}: {name}", why.message()),
+            None => pr_err!("{}", why.message()),
+        }
+        Errno::EOPNOTSUPP
+    })?;
     Ok(())
 }
 
@@ -140,8 +145,8 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
 }
 
 pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
-    let here = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, host::wants_apicv())
-        .map_err(|_| Errno::EOPNOTSUPP)?;
+    let here =
+        Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(|_| Errno::EOPNOTSUPP)?;
     if !here.same_machine(&g.vmx.caps) {
         pr_err!("cpu {cpu} has other VMX capabilities than the CPU that loaded the module");
         return Err(Errno::EOPNOTSUPP);

@@ -97,6 +97,12 @@ impl<'a> GuestCpuid<'a> {
         }
     }
 
+    /// Whether the answer may change while the entries stay: it follows registers, or is made up for what is not there.
+    pub fn follows_registers(&self, l: u32, sub: u32) -> bool {
+        matches!(l, leaf::FEATURES | leaf::STRUCTURED_FEATURES | leaf::XSAVE | leaf::EXTENDED_FEATURES)
+            || self.find(l, sub).is_none()
+    }
+
     fn missing(&self, l: u32, sub: u32, now: &Dynamic) -> CpuidResult {
         let highest = self.find(leaf::VENDOR, 0).map_or(0, |r| r.eax);
         if self.beyond_range(l) && !self.amd_rules() && highest != l {
