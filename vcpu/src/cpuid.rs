@@ -59,6 +59,7 @@ impl CpuidState {
     }
 
     /// What CPUID answers, if it has answered that before and no register matters.
+    #[inline]
     pub fn remembered(&self, leaf: u32, sub: u32) -> Option<CpuidResult> {
         let m = self.memos.get(place(leaf))?;
         (m.leaf == leaf && m.sub == sub && m.valid).then_some(m.answer)

@@ -45,6 +45,8 @@ macro_rules! slots {
         enum Index { $($name,)* End }
         // Segments but the first are reached through `Slot::nth`.
         $(#[allow(dead_code)] pub(crate) const $name: Slot<$width> = Slot::new(Index::$name, field::$field);)*
+        // Evaluated by the compiler: an index out of range does not build.
+        #[allow(clippy::indexing_slicing)]
         static ENCODINGS: [u16; SLOTS] = {
             let mut all = [0; SLOTS];
             $(all[Index::$name as usize] = field::$field.encoding() as u16;)*

@@ -3,7 +3,7 @@
 use crate::cache as c;
 use crate::exit::leaves_l1d_clean;
 use crate::host::write_cpu_state;
-use crate::machine::{Machine, Switched, how};
+use crate::machine::{Machine, how, switched};
 use crate::percpu::PerCpu;
 use crate::residence::Residence;
 use crate::vcpu::Vmx;
@@ -18,6 +18,23 @@ use exitless_x86::vmx::{PENDING_DEBUG_BS, field as f, interruptibility as block,
 const DR6_NEUTRAL: u64 = 0xffff_0ff0;
 /// No VM exit has this number; counters put failed entries here.
 const NO_REASON: u32 = 0xffff;
+
+/// What [`Vmx::plan`] decides, besides the bits of [`how`].
+mod plan {
+    use crate::machine::how;
+    /// The guest's debug registers are in the CPU: DR6 changes hands.
+    pub(super) const DEBUG_REGISTERS: u32 = 1 << 8;
+    /// The host's IA32_DEBUGCTL must be written again after exits.
+    pub(super) const HOST_DEBUGCTL: u32 = 1 << 9;
+    /// The VMCS is not current on this CPU.
+    pub(super) const UNSETTLED: u32 = 1 << 10;
+    /// Not launched yet.
+    pub(super) const FRESH: u32 = 1 << 11;
+    /// There is something to do before the switch.
+    pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | how::GUARD_L1D;
+    /// There is something to do after it.
+    pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | how::GUARD_L1D;
+}
 
 impl<M: Machine> Vmx<M> {
     /// What holds for all entries of a slice. `false`: the VMCS is not current here.
@@ -39,7 +56,6 @@ impl<M: Machine> Vmx<M> {
         }
         // Translations that this CPU keeps from the last time the VM ran here may be of any age.
         self.flush_due |= moved;
-        self.launched = at.launched();
         true
     }
 
@@ -91,27 +107,61 @@ impl<M: Machine> Vmx<M> {
         self.cache.set(c::PENDING_DEBUG, if step { pending | PENDING_DEBUG_BS } else { pending });
     }
 
-    /// The switch, and what belongs directly around it.
-    fn switch(&mut self) -> Switched {
-        let dr = !self.dr_intercept;
-        if dr {
+    /// Decides once for the entries of a slice.
+    fn plan(&mut self, settled: bool, at: &Residence) {
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        self.plan = bit(!settled, plan::UNSETTLED)
+            | bit(at.launched(), how::LAUNCHED)
+            | bit(!at.launched(), plan::FRESH)
+            | bit(self.caps.guard_l1d(), how::GUARD_L1D)
+            | bit(!self.dr_intercept, plan::DEBUG_REGISTERS)
+            | bit(self.host_debugctl != 0, plan::HOST_DEBUGCTL);
+    }
+
+    /// What few entries need directly before the switch. The bits for it; `None`: it cannot be.
+    #[cold]
+    fn rare_before(&mut self) -> Option<u32> {
+        let mut bits = self.plan;
+        if bits & plan::UNSETTLED != 0 {
+            return None;
+        }
+        if bits & plan::DEBUG_REGISTERS != 0 {
             self.m.set_dr6(self.dr6);
         }
-        let mut bits = if self.launched { how::LAUNCHED } else { 0 };
-        if self.caps.guard_l1d() {
-            bits |= how::GUARD_L1D | if core::mem::take(&mut self.l1d_dirty) { how::L1D_DIRTY } else { 0 };
+        if bits & how::GUARD_L1D != 0 && core::mem::take(&mut self.l1d_dirty) {
+            bits |= how::L1D_DIRTY;
         }
-        let switched = self.m.enter(&mut self.run, bits);
-        if dr {
+        Some(bits)
+    }
+
+    /// And directly after it.
+    #[cold]
+    fn rare_after(&mut self, switched: u32) {
+        if self.plan & plan::DEBUG_REGISTERS != 0 {
             self.dr6 = self.m.dr6();
             self.m.set_dr6(DR6_NEUTRAL);
         }
-        switched
+        if switched != switched::EXIT {
+            return;
+        }
+        if self.plan & plan::HOST_DEBUGCTL != 0 {
+            self.restore_debugctl();
+        }
+        if self.exit_reason().entry_failed() {
+            return;
+        }
+        if self.plan & how::GUARD_L1D != 0 {
+            self.l1d_dirty = !leaves_l1d_clean(self.exit_reason().basic());
+        }
+        if self.plan & plan::FRESH != 0 {
+            self.plan = self.plan & !plan::FRESH | how::LAUNCHED;
+            if let Some(at) = self.residence() {
+                at.set_launched();
+            }
+        }
     }
 
     fn after(&mut self) -> Exit {
-        self.restore_debugctl();
-        self.reason = self.run.reason;
         if self.exit_reason().entry_failed() {
             // Guest fields, launch state and the event's valid bit are as they were (SDM vol. 3C, 27.8).
             self.cache.set(c::EVENT, 0);
@@ -119,23 +169,10 @@ impl<M: Machine> Vmx<M> {
         }
         self.left = true;
         self.taken = false;
-        if self.caps.guard_l1d() {
-            self.l1d_dirty = !leaves_l1d_clean(self.exit_reason().basic());
-        }
         self.cache.left_guest();
-        if !self.launched {
-            self.launched();
-        }
         self.vmcs_rsp = self.m.get(f::GUEST_RSP);
         self.run.gprs.set(Gpr::Rsp, self.vmcs_rsp);
         self.decode_exit()
-    }
-
-    fn launched(&mut self) {
-        self.launched = true;
-        if let Some(at) = self.residence() {
-            at.set_launched();
-        }
     }
 
     fn failed(&mut self) -> Exit {
@@ -156,20 +193,30 @@ impl<M: Machine> Backend for Vmx<M> {
     fn begin(&mut self, cpu: &PerCpu) {
         let Some(at) = self.residence_ptr() else { return };
         // SAFETY: type invariant: the residence lives as long as `self`, and is all atomics.
-        self.settled = self.settle(unsafe { at.as_ref() }, cpu);
+        let at = unsafe { at.as_ref() };
+        let settled = self.settle(at, cpu);
+        self.plan(settled, at);
     }
 
     fn enter(&mut self, _cpu: &PerCpu, flush: bool) -> Exit {
         self.left = false;
-        self.reason = NO_REASON;
-        if !self.settled {
-            return Exit::Disabled;
+        self.run.reason = NO_REASON;
+        let mut bits = self.plan;
+        if bits & plan::BEFORE != 0 {
+            match self.rare_before() {
+                Some(more) => bits = more,
+                None => return Exit::Disabled,
+            }
         }
         self.write_back(flush);
-        match self.switch() {
-            Switched::Exit => self.after(),
-            Switched::Failed => self.failed(),
-            Switched::Off => Exit::Disabled,
+        let switched = self.m.enter(&mut self.run, bits);
+        if bits & plan::AFTER != 0 {
+            self.rare_after(switched);
+        }
+        match switched {
+            switched::EXIT => self.after(),
+            switched::FAILED => self.failed(),
+            _ => Exit::Disabled,
         }
     }
 

@@ -63,8 +63,6 @@ impl<M: Machine> Vmx<M> {
 
     /// A VM exit clears IA32_DEBUGCTL (SDM vol. 3C, 28.5.1).
     pub(crate) fn restore_debugctl(&self) {
-        if self.host_debugctl != 0 {
-            self.m.wrmsr(Msr::DEBUGCTL.0, self.host_debugctl);
-        }
+        self.m.wrmsr(Msr::DEBUGCTL.0, self.host_debugctl);
     }
 }

@@ -14,15 +14,14 @@ pub mod how {
     pub const L1D_DIRTY: u32 = 4;
 }
 
-/// How an entry ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Switched {
+/// How an entry ended; what the world switch returns.
+pub mod switched {
     /// The guest ran (or the entry failed late): the exit reason tells.
-    Exit,
+    pub const EXIT: u32 = 0;
     /// VMLAUNCH or VMRESUME failed: there is no current VMCS, or the instruction-error field tells.
-    Failed,
+    pub const FAILED: u32 = 1;
     /// The instruction faulted: VMX operation was left under us.
-    Off,
+    pub const OFF: u32 = 2;
 }
 
 /// The selectors that a VM exit clears and a task may have set, and the bases that loading them again would change.
@@ -52,8 +51,9 @@ pub trait Machine {
     fn invept(&self, kind: u64, eptp: u64) -> bool;
     /// INVVPID.
     fn invvpid(&self, kind: u64, vpid: u16) -> bool;
-    /// The world switch, with interrupts off; `how` are bits of [`how`].
-    fn enter(&self, run: &mut Run, how: u32) -> Switched;
+    /// The world switch, with interrupts off; `how` are bits of [`how`] (others mean nothing),
+    /// the result is one of [`switched`].
+    fn enter(&self, run: &mut Run, how: u32) -> u32;
     /// Calls the host's handler of an interrupt that the exit has acknowledged. Interrupts are off.
     fn interrupt(&self, vector: u8);
     /// Where a VM exit lands.
@@ -122,14 +122,10 @@ impl Machine for Hardware {
     fn invvpid(&self, kind: u64, vpid: u16) -> bool {
         ops::invvpid(kind, vpid)
     }
-    fn enter(&self, run: &mut Run, how: u32) -> Switched {
+    fn enter(&self, run: &mut Run, how: u32) -> u32 {
         // SAFETY: `run` has the layout that the world switch knows; interrupts are off and our VMCS is current (trait
         // contract of the caller, `Backend::enter`); otherwise VMLAUNCH fails and says so.
-        match unsafe { ex_vmx_enter(run, how) } {
-            0 => Switched::Exit,
-            1 => Switched::Failed,
-            _ => Switched::Off,
-        }
+        unsafe { ex_vmx_enter(run, how) }
     }
     fn interrupt(&self, vector: u8) {
         // SAFETY: interrupts are off, and the CPU is in the host: as if the interrupt came now.

@@ -91,7 +91,8 @@ pub struct Vmx<M = Hardware> {
     /// The host's IA32_DEBUGCTL, which an exit clears.
     pub(crate) host_debugctl: u64,
     pub(crate) vpid_generation: u64,
-    pub(crate) reason: u32,
+    /// Decided when the slice began.
+    pub(crate) plan: u32,
     /// The guest ran (or its entry failed late): the exit fields are this exit's.
     pub(crate) left: bool,
     /// The interrupted event was given away.
@@ -106,15 +107,11 @@ pub struct Vmx<M = Hardware> {
     pub(crate) l1d_dirty: bool,
     /// Translations must be dropped: the EPT pointer changed, or the CPU.
     pub(crate) flush_due: bool,
-    /// The VMCS is current on this CPU, and the host's part of it is right, until the slice ends.
-    pub(crate) settled: bool,
-    /// Entries are VMRESUMEs.
-    pub(crate) launched: bool,
     /// The hall wants to hear of the interrupt window.
     pub(crate) interrupt_window: bool,
     /// An NMI waits for the end of STI's shadow, which is an interrupt window.
     pub(crate) nmi_behind_sti: bool,
-    pub(crate) pad: [bool; 1],
+    pub(crate) pad: [bool; 3],
     pub(crate) m: M,
 }
 
@@ -195,7 +192,7 @@ impl<M: Machine> Vmx<M> {
 
     /// The last exit's reason.
     pub(crate) fn exit_reason(&self) -> ExitReason {
-        ExitReason(self.reason)
+        ExitReason(self.run.reason)
     }
 
     /// The EPT pointer for a root: four levels, as `exitless_slat` builds them.

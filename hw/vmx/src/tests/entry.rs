@@ -1,7 +1,7 @@
 //! Entries: what a fresh VMCS gets, what follows the host, translations, the L1 data cache.
 
 use super::fake::{Bench, host, negotiate, skylake};
-use crate::machine::Switched;
+use crate::machine::switched;
 use exitless_vcpu::backend::{Backend, Exit};
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
@@ -49,7 +49,7 @@ fn a_fast_exit_is_cheap() {
         cpu.store(f::GUEST_RIP, 0x1000);
         cpu.store(f::EXIT_INSTRUCTION_LENGTH, 2);
         run.reason = 10;
-        Switched::Exit
+        switched::EXIT
     });
     b.cpu.clear_logs();
     b.enter(false);
@@ -86,7 +86,7 @@ fn host_debugctl_comes_back() {
     b.cpu.next(|cpu, run| {
         cpu.msrs.borrow_mut().insert(0x1d9, 0);
         run.reason = 10;
-        Switched::Exit
+        switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.cpu.msr(0x1d9), 0x4000);

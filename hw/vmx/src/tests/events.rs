@@ -85,7 +85,7 @@ fn injection_reaches_the_vmcs_once() {
         assert_eq!(cpu.field(f::ENTRY_EXCEPTION_ERROR_CODE), 6);
         assert_eq!(run.cr2, 0xdead_0000);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     b.run(10, 0);
@@ -95,7 +95,7 @@ fn injection_reaches_the_vmcs_once() {
     b.cpu.next(|cpu, run| {
         assert_eq!(cpu.field(f::ENTRY_INTERRUPTION_INFO), 0x8000_0b0e);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
 }
@@ -121,14 +121,14 @@ fn failed_entries_keep_nothing() {
         if late {
             assert!(matches!(b.run(1 << 31 | 33, 0), Exit::FailEntry(_)));
         } else {
-            b.cpu.next(|_, _| crate::machine::Switched::Failed);
+            b.cpu.next(|_, _| crate::machine::switched::FAILED);
             assert!(matches!(b.enter(false), Exit::FailEntry(_)));
         }
         assert_eq!(b.v.take_interrupted(), None);
         b.cpu.next(|cpu, run| {
             assert_eq!(cpu.field(f::ENTRY_INTERRUPTION_INFO) >> 31, 0);
             run.reason = 10;
-            crate::machine::Switched::Exit
+            crate::machine::switched::EXIT
         });
         assert_eq!(b.enter(false), Exit::Cpuid);
     }
@@ -140,7 +140,7 @@ fn interrupted(b: &mut Bench, reason: u32, vectoring: u32, code: u32) -> Option<
         cpu.store(f::IDT_VECTORING_ERROR_CODE, code);
         cpu.store(f::EXIT_INSTRUCTION_LENGTH, 2);
         run.reason = reason;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     b.v.take_interrupted()
@@ -194,7 +194,7 @@ fn faulting_iret_masks_again() {
         cpu.store(f::IDT_VECTORING_INFO, 0x8000_0031);
         cpu.store(f::EXIT_QUALIFICATION, 1 << 12 | 1);
         run.reason = 48;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert!(!b.v.nmi_masked());
@@ -204,7 +204,7 @@ fn faulting_iret_masks_again() {
         b.cpu.next(move |_, run| {
             run.reason = 0;
             run.interruption = 0x8000_1300 | vector;
-            crate::machine::Switched::Exit
+            crate::machine::switched::EXIT
         });
         b.enter(false);
         assert_eq!(b.v.nmi_masked(), masks);

@@ -2,7 +2,7 @@
 
 use super::fake::Bench;
 use crate::exit::name;
-use crate::machine::Switched;
+use crate::machine::switched;
 use exitless_vcpu::backend::{Backend, Exit, IoAccess, SlatFault};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::vmx::access_rights as ar;
@@ -72,7 +72,7 @@ fn entry_failures_tell_why() {
     assert_eq!(b.v.exit_number(), 33);
     b.cpu.next(|cpu, _| {
         cpu.store(f::VM_INSTRUCTION_ERROR, 7);
-        Switched::Failed
+        switched::FAILED
     });
     assert_eq!(b.enter(false), Exit::FailEntry(7));
     assert_eq!(b.v.next_rip(), None);
@@ -82,7 +82,7 @@ fn entry_failures_tell_why() {
 #[test]
 fn vmx_off_is_no_fault() {
     let mut b = Bench::new();
-    b.cpu.next(|_, _| Switched::Off);
+    b.cpu.next(|_, _| switched::OFF);
     assert_eq!(b.enter(false), Exit::Disabled);
     assert_eq!(b.v.take_interrupted(), None);
 }
@@ -102,7 +102,7 @@ fn slat(qualification: u64) -> SlatFault {
         cpu.store(f::GUEST_PHYSICAL_ADDRESS, 0xfee0_0300);
         cpu.store(f::EXIT_QUALIFICATION, qualification);
         run.reason = 48;
-        Switched::Exit
+        switched::EXIT
     });
     match b.enter(false) {
         Exit::Slat(s) => s,
@@ -137,7 +137,7 @@ fn exception(b: &mut Bench, info: u32, code: u32, qualification: u64) -> Exit {
         cpu.store(f::EXIT_QUALIFICATION, qualification);
         run.reason = 0;
         run.interruption = info;
-        Switched::Exit
+        switched::EXIT
     });
     b.enter(false)
 }
@@ -167,7 +167,7 @@ fn at(rip: u64, length: u32, rights: u32) -> Option<u64> {
         cpu.store(f::EXIT_INSTRUCTION_LENGTH, length);
         cpu.store(f::GUEST_CS_ACCESS_RIGHTS, rights);
         run.reason = 10;
-        Switched::Exit
+        switched::EXIT
     });
     b.enter(false);
     b.v.next_rip()
@@ -199,7 +199,7 @@ fn triple_fault_leaves_an_active_vcpu() {
     b.cpu.next(|cpu, run| {
         cpu.store(f::GUEST_ACTIVITY, 2);
         run.reason = 2;
-        Switched::Exit
+        switched::EXIT
     });
     assert_eq!(b.enter(false), Exit::Shutdown);
     assert_eq!(b.cpu.field(f::GUEST_ACTIVITY), 0);

@@ -1,7 +1,7 @@
 //! A processor in VMX operation, as far as the backend can tell.
 
 use crate::caps::Wish;
-use crate::machine::{Machine, Switched, TaskSegments, how};
+use crate::machine::{Machine, TaskSegments, how, switched};
 use crate::vcpu::Run;
 use crate::{Caps, HostState, Pages, PerCpu, Residence, Vmx};
 use core::ptr::NonNull;
@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::vec::Vec;
 
-type Script = Box<dyn FnMut(&Cpu, &mut Run) -> Switched>;
+type Script = Box<dyn FnMut(&Cpu, &mut Run) -> u32>;
 
 /// One VMCS.
 #[derive(Default)]
@@ -69,7 +69,7 @@ impl Cpu {
         self.reads.borrow().iter().filter(|&&e| e == f.encoding()).count()
     }
     /// The next entry ends like this.
-    pub(super) fn next(&self, f: impl FnMut(&Cpu, &mut Run) -> Switched + 'static) {
+    pub(super) fn next(&self, f: impl FnMut(&Cpu, &mut Run) -> u32 + 'static) {
         self.script.borrow_mut().push_back(Box::new(f));
     }
     /// The next entry ends with this exit reason and qualification.
@@ -78,7 +78,7 @@ impl Cpu {
             cpu.store(exitless_x86::vmx::field::EXIT_QUALIFICATION, qualification);
             run.reason = reason;
             run.interruption = 0;
-            Switched::Exit
+            switched::EXIT
         });
     }
 }
@@ -137,26 +137,26 @@ impl Machine for Fake {
         self.cpu().invvpids.set(self.cpu().invvpids.get() + 1);
         true
     }
-    fn enter(&self, run: &mut Run, bits: u32) -> Switched {
+    fn enter(&self, run: &mut Run, bits: u32) -> u32 {
         let cpu = self.cpu();
         let launched = bits & how::LAUNCHED != 0;
         cpu.flushed_l1d.set(bits & how::GUARD_L1D != 0 && bits & how::L1D_DIRTY != 0);
         {
             let mut all = cpu.vmcs.borrow_mut();
-            let Some(v) = all.get_mut(&cpu.current.get()) else { return Switched::Failed };
+            let Some(v) = all.get_mut(&cpu.current.get()) else { return switched::FAILED };
             assert_eq!(v.launched, launched, "VMLAUNCH wants a clear VMCS, VMRESUME a launched one");
             v.launched = true;
         }
         let mut script = cpu.script.borrow_mut().pop_front().expect("an entry nobody expected");
-        let switched = script(cpu, run);
-        let late_failure = switched == Switched::Exit && run.reason >> 31 != 0;
-        if switched != Switched::Exit || late_failure {
+        let ended = script(cpu, run);
+        let late_failure = ended == switched::EXIT && run.reason >> 31 != 0;
+        if ended != switched::EXIT || late_failure {
             cpu.vmcs.borrow_mut().get_mut(&cpu.current.get()).unwrap().launched = launched;
         } else {
             let info = exitless_x86::vmx::field::ENTRY_INTERRUPTION_INFO;
             cpu.store(info, cpu.field(info) & !(1 << 31));
         }
-        switched
+        ended
     }
     fn interrupt(&self, vector: u8) {
         self.cpu().interrupts.borrow_mut().push(vector);

@@ -42,7 +42,7 @@ fn unusable_ss_keeps_the_cpl() {
     b.cpu.next(|cpu, run| {
         cpu.store(f::GUEST_SS_ACCESS_RIGHTS, ar::UNUSABLE | 3 << ar::DPL_SHIFT | ar::P);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.v.cpl(), 3);
@@ -94,7 +94,7 @@ fn cr0() {
     b.cpu.next(|cpu, run| {
         cpu.store(f::GUEST_CR0, cpu.field(f::GUEST_CR0) | cr0::TS | cr0::MP);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.v.cr0(), value | cr0::TS | cr0::MP);
@@ -113,7 +113,7 @@ fn cr4() {
     b.cpu.next(|cpu, run| {
         cpu.store(f::GUEST_CR4, cpu.field(f::GUEST_CR4) | cr4::PGE);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.v.cr4(), cr4::PAE | cr4::PGE);
@@ -211,7 +211,7 @@ fn rsp() {
         assert_eq!(cpu.field(f::GUEST_RSP), 0x8000);
         cpu.store(f::GUEST_RSP, 0x7ff8);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.v.gprs().get(Gpr::Rsp), 0x7ff8);
@@ -309,7 +309,7 @@ fn dr6_travels_with_the_debug_registers() {
         assert_eq!(cpu.dr6.get(), 0xffff_0ff1);
         cpu.dr6.set(0xffff_0ff4);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.v.dr6(), 0xffff_0ff4);

@@ -136,7 +136,7 @@ fn msrs_change_hands() {
     b.cpu.next(|cpu, run| {
         cpu.msrs.borrow_mut().insert(LSTAR, 0x101);
         run.reason = 10;
-        crate::machine::Switched::Exit
+        crate::machine::switched::EXIT
     });
     b.enter(false);
     assert_eq!(b.v.sys_reg(SysReg::Lstar), 0x101);
