@@ -83,6 +83,11 @@ impl Descriptor {
         Segment { base, limit, selector, attrib }
     }
 
+    /// The byte at [`TYPE_BYTE`].
+    pub fn type_byte(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
     /// Accessed already; system descriptors have no such bit.
     pub fn accessed(self) -> bool {
         let s = self.segment(0);

@@ -24,7 +24,8 @@ fn descriptors() {
     let s = descriptor(0x93, 0b0100).segment(0x13);
     assert_eq!(s, Segment { base: 0x1234_5678, limit: 0xabcde, selector: 0x13, attrib: 0x493 });
     assert_eq!(descriptor(0x93, 0b1000).segment(0).limit, 0xabcd_efff);
-    assert_eq!(Descriptor(0x93 << 40).0.to_le_bytes()[TYPE_BYTE as usize], 0x93);
+    let d = descriptor(0x93, 0b0100);
+    assert_eq!((d.type_byte(), d.0.to_le_bytes()[TYPE_BYTE as usize]), (0x93, 0x93));
     for (access, accessed) in [(0x92, false), (0x93, true), (0x89, true), (0x82, true)] {
         assert_eq!(descriptor(access, 0).accessed(), accessed, "{access:#x}");
     }

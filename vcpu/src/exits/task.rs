@@ -1,8 +1,8 @@
 //! Hardware task switches (SDM vol. 3A, 8.3): neither vendor does them for a guest.
 //!
 //! ```text
-//! check ── claim ── save ── link ─╴commit╶─ registers ── CR3 ── LDTR, segments ── error code ── T bit
-//!   └─ a fault: the old task's ──┘            └─ a fault: the new task's, before its first instruction
+//! check ── claim ── save ── link ── commit ── registers ── CR3 ── LDTR, segments ── error code ── T bit
+//!   └─ a fault: the old task's ──┘          └─ a fault: the new task's, before its first instruction
 //! ```
 //!
 //! Hardware has checked privileges and the new TSS's descriptor before it exited (SDM vol. 3C, 26.4.2; APM vol. 2, 15.14.1). The
@@ -205,7 +205,7 @@ fn claim<B: Backend, H: Host<Cpu = B::Cpu>>(
         if cause.nests() {
             e.system_check(offset(&tss, task::LINK), 2, Access::SYSTEM_WRITE)?;
         }
-        let byte = d.0.to_le_bytes()[task::TYPE_BYTE as usize];
+        let byte = d.type_byte();
         if cause == Cause::Iret
             || e.system_exchange(wrapped(at + task::TYPE_BYTE), byte, byte | task::BUSY)?
         {
