@@ -645,7 +645,9 @@ prot_vm86:                          /* virtual-8086 code; its INT comes back as 
     push 0
     push offset prot_vm86_low
     iretd
-2:  pop eax                         /* error code */
+2:  mov cx, 0x10                    /* leaving virtual-8086 mode makes the data segments null */
+    mov ds, cx
+    pop eax                         /* error code */
     cmp word ptr [0x600], 0x8686
     CHECK32 e, 16
     pop eax
