@@ -583,6 +583,36 @@ prot_task_cr3:                      /* each task has its page directory; entry 6
     CHECK32 e, 19
     iretd
 
+GUEST_TEST "prot/task_pae", prot_task_pae, MODE_PAE32
+prot_task_pae:                      /* the same with PAE: the PDPTEs are loaded with CR3 */
+    TASKS32 2f
+    mov esi, 0x92000
+    mov edi, 0x501000
+    mov ecx, 1024
+    cld
+    rep movsd
+    mov dword ptr [0x500000], 0x501001
+    mov dword ptr [0x92000 + 128 * 8], 0x800083
+    mov dword ptr [0x501000 + 128 * 8], 0xc00083
+    mov dword ptr [0x800100], 0xaaaa
+    mov dword ptr [0xc00100], 0xbbbb
+    mov eax, cr3
+    mov cr3, eax
+    mov [tss_a + 0x1c], eax
+    mov dword ptr [tss_b + 0x1c], 0x500000
+    cmp dword ptr [0x10000100], 0xaaaa
+    CHECK32 e, 16
+    CALL_TASK 0x50
+    cmp dword ptr [0x10000100], 0xaaaa
+    CHECK32 e, 17
+    EXIT32 0
+2:  cmp dword ptr [0x10000100], 0xbbbb
+    CHECK32 e, 18
+    mov eax, cr3
+    cmp eax, 0x500000
+    CHECK32 e, 19
+    iretd
+
 GUEST_TEST "prot/task_switch_16", prot_task_16, MODE_PROT32
 prot_task_16:                       /* a CALL to the 286's TSS, and IRET back */
     TASKS32 prot_task_16_low
