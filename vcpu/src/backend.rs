@@ -116,6 +116,32 @@ pub struct InterruptStatus {
     pub servicing: u8,
 }
 
+/// What asked for a task switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskSource {
+    /// CALL to a TSS, or through a task gate.
+    Call,
+    /// JMP to a TSS, or through a task gate.
+    Jump,
+    /// IRET with EFLAGS.NT.
+    Iret,
+    /// This event met a task gate in the IDT. [`Backend::take_interrupted`] tells it too, unless it is an instruction's.
+    Gate(Event),
+}
+
+/// A hardware task switch that hardware has not begun: RIP is the instruction's, or where the event struck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskSwitch {
+    /// Selector of the new TSS.
+    pub selector: u16,
+    /// What asked for it.
+    pub source: TaskSource,
+    /// The error code that goes onto the new task's stack.
+    pub error_code: Option<u32>,
+    /// RF in the flags that go into the old TSS.
+    pub resume: bool,
+}
+
 /// Why the guest was left, in the words both vendors share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The instructions name themselves.
@@ -157,7 +183,7 @@ pub enum Exit {
     Rdpmc,
     Rdpru,
     /// A hardware task switch.
-    TaskSwitch,
+    TaskSwitch(TaskSwitch),
     /// Triple fault.
     Shutdown,
     /// A virtualisation instruction the guest must not have.

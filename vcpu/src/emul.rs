@@ -99,7 +99,10 @@ struct Piece {
 impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     /// Translates every page of an access before any is touched: one or two pieces.
     fn pieces(&self, linear: u64, len: usize, op: Operation) -> Result<(Piece, Option<Piece>), Stop> {
-        let access = Access { operation: op, implicit_supervisor: false };
+        self.pieces_for(linear, len, Access { operation: op, implicit_supervisor: false })
+    }
+
+    fn pieces_for(&self, linear: u64, len: usize, access: Access) -> Result<(Piece, Option<Piece>), Stop> {
         let room = (4096 - (linear & 4095)) as usize;
         let first = Piece { gpa: self.gpa(linear, access)?, from: 0, len: len.min(room) };
         if len <= room {
@@ -342,6 +345,50 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
             self.read_piece(p.gpa, buf.get_mut(p.from..p.from + p.len).unwrap_or(&mut []))?;
         }
         Ok(())
+    }
+}
+
+/// The processor's own accesses to descriptor tables, task states and frames: to memory only. At most one page boundary lies
+/// in them.
+impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
+    /// Would the access succeed?
+    pub(crate) fn system_check(&self, linear: u64, len: usize, access: Access) -> Result<(), Stop> {
+        let (a, b) = self.pieces_for(linear, len, access)?;
+        let memory = |p: Piece| self.host.is_ram(p.gpa, access.operation == Operation::Write);
+        if [Some(a), b].into_iter().flatten().all(memory) { Ok(()) } else { Err(Stop::Unhandled) }
+    }
+
+    pub(crate) fn system_read(&self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let (a, b) = self.pieces_for(linear, buf.len(), Access::SYSTEM_READ)?;
+        for p in [Some(a), b].into_iter().flatten() {
+            let part = buf.get_mut(p.from..p.from + p.len).unwrap_or(&mut []);
+            if !self.host.read_guest(p.gpa, part) {
+                return Err(Stop::Unhandled);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn memory_write(&self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop> {
+        let (a, b) = self.pieces_for(linear, data.len(), access)?;
+        for p in [Some(a), b].into_iter().flatten() {
+            let part = data.get(p.from..p.from + p.len).unwrap_or(&[]);
+            if !self.host.write_guest(p.gpa, part) {
+                return Err(Stop::Unhandled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces a byte atomically; `false`: it is not `old` any more. In a read-only slot it stays and nobody is told, as in a
+    /// ROM.
+    pub(crate) fn system_exchange(&self, linear: u64, old: u8, new: u8) -> Result<bool, Stop> {
+        let (at, _) = self.pieces_for(linear, 1, Access::SYSTEM_WRITE)?;
+        match self.host.cmpxchg_guest(at.gpa, 1, u64::from(old), u64::from(new)) {
+            Some(done) => Ok(done),
+            None if self.host.is_ram(at.gpa, false) && !self.host.is_ram(at.gpa, true) => Ok(true),
+            None => Err(Stop::Unhandled),
+        }
     }
 }
 

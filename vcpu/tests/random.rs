@@ -3,7 +3,7 @@
 
 mod fake;
 
-use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault};
+use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_vcpu::shared::mp;
 use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
@@ -312,14 +312,25 @@ fn any_exit() -> impl Strategy<Value = Exit> {
         Exit::Xsetbv,
         Exit::Rdpmc,
         Exit::Rdpru,
-        Exit::TaskSwitch,
         Exit::Shutdown,
         Exit::VirtInstruction,
         Exit::HostEvent,
         Exit::Disabled,
     ]);
+    let task = (0..0x80u16, 0..4u8, any_event(), any::<Option<u32>>(), any::<bool>()).prop_map(
+        |(selector, source, event, error_code, resume)| {
+            let source = match source {
+                0 => TaskSource::Call,
+                1 => TaskSource::Jump,
+                2 => TaskSource::Iret,
+                _ => TaskSource::Gate(event),
+            };
+            Exit::TaskSwitch(TaskSwitch { selector, source, error_code, resume })
+        },
+    );
     prop_oneof![
         6 => plain,
+        1 => task,
         3 => io,
         3 => slat,
         1 => any_exception().prop_map(Exit::Exception),

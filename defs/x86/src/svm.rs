@@ -206,6 +206,15 @@ pub mod int_ctl {
     pub const V_INTR_MASKING: u32 = 1 << 24;
 }
 
+/// Bits of EXITINFO2 of a task switch (APM vol. 2, 15.14.1); the low half is the error code.
+#[allow(missing_docs)]
+pub mod task_switch {
+    pub const IRET: u64 = 1 << 36;
+    pub const JUMP: u64 = 1 << 38;
+    pub const ERROR_CODE: u64 = 1 << 44;
+    pub const RF: u64 = 1 << 48;
+}
+
 /// Bits of EVENTINJ and EXITINTINFO (APM vol. 2, 15.20).
 #[allow(missing_docs)]
 pub mod event_inj {

@@ -1,9 +1,10 @@
 //! From #VMEXIT codes to the hall's words.
 
+use crate::inject;
 use crate::vcpu::Svm;
-use exitless_vcpu::backend::{Exit, IoAccess, SlatFault};
+use exitless_vcpu::backend::{Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::svm::{ExitCode as C, ioio, npf};
+use exitless_x86::svm::{ExitCode as C, ioio, npf, task_switch as ts};
 
 impl Svm {
     pub(crate) fn decode_exit(&self) -> Exit {
@@ -33,7 +34,7 @@ impl Svm {
             C::XSETBV => Exit::Xsetbv,
             C::RDPMC => Exit::Rdpmc,
             C::RDPRU => Exit::Rdpru,
-            C::TASK_SWITCH => Exit::TaskSwitch,
+            C::TASK_SWITCH => Exit::TaskSwitch(self.task_switch()),
             C::SHUTDOWN => Exit::Shutdown,
             C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::SKINIT | C::INVLPGA => {
                 Exit::VirtInstruction
@@ -41,6 +42,24 @@ impl Svm {
             // -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
             C::INVALID | C(0xffff_ffff) => Exit::FailEntry(u64::MAX),
             C(v) => Exit::Unknown(v),
+        }
+    }
+
+    fn task_switch(&self) -> TaskSwitch {
+        let c = self.control();
+        let info = c.exit_info_2;
+        let event = inject::vectoring(c.exit_int_info, c.exit_int_info_err, self.save().cr2);
+        let source = match event {
+            _ if info & ts::IRET != 0 => TaskSource::Iret,
+            _ if info & ts::JUMP != 0 => TaskSource::Jump,
+            Some(event) => TaskSource::Gate(event),
+            None => TaskSource::Call,
+        };
+        TaskSwitch {
+            selector: c.exit_info_1 as u16,
+            source,
+            error_code: (info & ts::ERROR_CODE != 0).then_some(info as u32),
+            resume: info & ts::RF != 0,
         }
     }
 }

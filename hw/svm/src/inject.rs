@@ -21,8 +21,15 @@ pub(crate) fn encode(event: Event) -> (u32, u32) {
     }
 }
 
-/// Decodes EXITINTINFO. `cr2` is the guest's, for an interrupted #PF.
+/// Decodes EXITINTINFO, as what is to be delivered again. `cr2` is the guest's, for an interrupted #PF.
 pub(crate) fn decode(word: u32, code: u32, cr2: u64) -> Option<Event> {
+    // INT3 and INTO are reported as exceptions but must be executed again to push the right RIP.
+    let by_exception = word & e::TYPE == e::TYPE_EXCEPTION;
+    vectoring(word, code, cr2).filter(|event| !(by_exception && matches!(event, Event::Software(..))))
+}
+
+/// Decodes EXITINTINFO, as what was being delivered.
+pub(crate) fn vectoring(word: u32, code: u32, cr2: u64) -> Option<Event> {
     if word & e::VALID == 0 {
         return None;
     }
@@ -32,9 +39,8 @@ pub(crate) fn decode(word: u32, code: u32, cr2: u64) -> Option<Event> {
         e::TYPE_NMI => Some(Event::Nmi),
         e::TYPE_SOFT => Some(Event::Software(vector, 0)),
         e::TYPE_EXCEPTION => {
-            // INT3 and INTO are reported as exceptions but must be executed again to push the right RIP.
             if matches!(Vector(vector), Vector::BP | Vector::OF) {
-                return None;
+                return Some(Event::Software(vector, 0));
             }
             Some(Event::Exception(Exception {
                 vector: Vector(vector),

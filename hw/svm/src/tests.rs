@@ -9,7 +9,7 @@ use crate::{Caps, caps, msr_bitmap};
 use bytemuck::Zeroable;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault, SysReg};
+use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault, SysReg, TaskSource, TaskSwitch};
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
@@ -292,6 +292,41 @@ fn debug_exceptions_of_the_guest() {
     assert_eq!(m.exit(0x41, 0, 0), Exit::Exception(Exception::plain(Vector::DB)));
 }
 
+/// CALL, JMP and IRET by EXITINFO2; an event in EXITINTINFO met a task gate. INT3 and INTO are told as exceptions.
+#[test]
+fn task_switches() {
+    let mut m = Machine::new(&ALL);
+    let mut exit = |info2: u64, word: u32, code: u32| {
+        let exit = m.enter(move |vmcb| {
+            let c = &mut vmcb.control;
+            (c.exit_code, c.exit_info_1, c.exit_info_2) = (0x7d, 0xdead_0000_0048, info2);
+            (c.exit_int_info, c.exit_int_info_err) = (word, code);
+        });
+        (exit, m.v.next_rip(), m.v.take_interrupted())
+    };
+    let switch = |source, error_code, resume| {
+        Exit::TaskSwitch(TaskSwitch { selector: 0x48, source, error_code, resume })
+    };
+    assert_eq!(exit(0xdead, 0, 0), (switch(TaskSource::Call, None, false), None, None));
+    assert_eq!(exit(1 << 38, 0, 0), (switch(TaskSource::Jump, None, false), None, None));
+    assert_eq!(exit(1 << 36 | 1 << 48, 0, 0), (switch(TaskSource::Iret, None, true), None, None));
+    let gp = Event::Exception(Exception::gp(0x18));
+    let (word, code) = encode(gp);
+    let out = (switch(TaskSource::Gate(gp), Some(0x18), true), None, Some(gp));
+    assert_eq!(exit(1 << 48 | 1 << 44 | 0x18, word, code), out);
+    for event in [Event::Interrupt(0x41), Event::Nmi] {
+        let out = (switch(TaskSource::Gate(event), None, false), None, Some(event));
+        assert_eq!(exit(0, encode(event).0, 0), out);
+    }
+    let source = TaskSource::Gate(Event::Software(0x30, 0));
+    assert_eq!(exit(0, encode(Event::Software(0x30, 0)).0, 0), (switch(source, None, false), None, None));
+    for v in [3, 4] {
+        let word = encode(Event::Exception(Exception::plain(Vector(v)))).0;
+        let source = TaskSource::Gate(Event::Software(v, 0));
+        assert_eq!(exit(0, word, 0), (switch(source, None, false), None, None));
+    }
+}
+
 /// The exit codes of APM vol. 2, appendix C, that we ask for.
 #[test]
 fn exits_decoded() {
@@ -326,7 +361,6 @@ fn exits_decoded() {
         (0x7b, 0x0170_002d, 0x1001, io(0x170, 2, true, true, true)),
         (0x7c, 0, 0, Exit::Rdmsr),
         (0x7c, 1, 0, Exit::Wrmsr),
-        (0x7d, 0, 0, Exit::TaskSwitch),
         (0x7f, 0, 0, Exit::Shutdown),
         (0x80, 0, 0, Exit::VirtInstruction),
         (0x81, 0, 0, Exit::Hypercall),

@@ -3,12 +3,13 @@
 use crate::cache as c;
 use crate::machine::Machine;
 use crate::vcpu::Vmx;
-use exitless_vcpu::backend::{Exit, IoAccess, SlatFault};
+use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::rflags;
 use exitless_x86::vmx::control::interruption as i;
 use exitless_x86::vmx::exit::{
-    BasicReason as R, CrQualification, DB_QUALIFICATION, EptViolation, IoQualification, cr_access,
+    BasicReason as R, CrQualification, DB_QUALIFICATION, EptViolation, IoQualification, TaskQualification,
+    cr_access, task_source,
 };
 use exitless_x86::vmx::{activity, field as f, interruptibility};
 
@@ -35,7 +36,7 @@ impl<M: Machine> Vmx<M> {
             R::PAUSE => Exit::Pause,
             R::TRIPLE_FAULT => self.triple_fault(),
             R::INIT | R::SIPI | R::IO_SMI | R::OTHER_SMI => Exit::HostEvent,
-            R::TASK_SWITCH => Exit::TaskSwitch,
+            R::TASK_SWITCH => self.task_switch(),
             R::INVD => Exit::Invd,
             R::WBINVD => Exit::Wbinvd,
             R::MONITOR => Exit::Monitor,
@@ -97,6 +98,35 @@ impl<M: Machine> Vmx<M> {
         })
     }
 
+    /// RF holds what the old TSS gets (SDM vol. 3C, 28.3.3).
+    fn task_switch(&self) -> Exit {
+        let q = TaskQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION));
+        let source = match (q.source(), self.vectoring()) {
+            (task_source::CALL, _) => TaskSource::Call,
+            (task_source::IRET, _) => TaskSource::Iret,
+            (task_source::JMP, _) => TaskSource::Jump,
+            (_, Some(event)) => TaskSource::Gate(event),
+            // A gate, and nothing that goes through it.
+            (_, None) => return Exit::Unknown(u64::from(R::TASK_SWITCH.0)),
+        };
+        let error_code = match source {
+            TaskSource::Gate(Event::Exception(x)) => x.error_code,
+            _ => None,
+        };
+        let resume = self.cache.get(&self.m, c::RFLAGS) & exitless_x86::regs::rflags::RF != 0;
+        Exit::TaskSwitch(TaskSwitch { selector: q.selector(), source, error_code, resume })
+    }
+
+    /// CALL, JMP, IRET or a software interrupt asked for a task switch: the exit-instruction length is valid (SDM vol. 3C,
+    /// 28.2.5).
+    fn switched_by_instruction(&self) -> bool {
+        self.exit_reason().basic() == R::TASK_SWITCH
+            && match TaskQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION)).source() {
+                task_source::GATE => matches!(self.vectoring(), Some(Event::Software(..))),
+                _ => true,
+            }
+    }
+
     /// The guest's IRET unblocked NMIs and then faulted: it will run again, so they are blocked until then. The manual's
     /// rule (SDM vol. 3C, 28.2.3) does not hold when the fault hit the delivery of another event.
     fn iret_faulted(&mut self) {
@@ -144,7 +174,7 @@ impl<M: Machine> Vmx<M> {
     /// RIP behind the instruction that caused the exit. Outside 64-bit code RIP wraps at 32 bits.
     pub(crate) fn behind_instruction(&self) -> Option<u64> {
         // A failed entry has a reason of no instruction.
-        if !self.exit_reason().basic().by_instruction() {
+        if !self.exit_reason().basic().by_instruction() && !self.switched_by_instruction() {
             return None;
         }
         let length = self.m.get(f::EXIT_INSTRUCTION_LENGTH);

@@ -101,18 +101,23 @@ impl<M: Machine> Vmx<M> {
         info & i::VALID != 0 && info & i::TYPE == i::TYPE_NMI
     }
 
-    pub(crate) fn take_event(&mut self) -> Option<Event> {
-        if self.taken || !self.left || self.exit_reason().basic().by_instruction() {
-            return None;
-        }
-        self.taken = true;
+    /// The event whose delivery the last exit interrupted.
+    pub(crate) fn vectoring(&self) -> Option<Event> {
         let info = self.m.get(f::IDT_VECTORING_INFO);
         if info & i::VALID == 0 {
             return None;
         }
         let code = self.m.get(f::IDT_VECTORING_ERROR_CODE);
         let length = self.m.get(f::EXIT_INSTRUCTION_LENGTH);
-        match decode(info, code, length, self.run.cr2) {
+        decode(info, code, length, self.run.cr2)
+    }
+
+    pub(crate) fn take_event(&mut self) -> Option<Event> {
+        if self.taken || !self.left || self.exit_reason().basic().by_instruction() {
+            return None;
+        }
+        self.taken = true;
+        match self.vectoring() {
             Some(Event::Nmi) => {
                 // The delivery that masked NMIs is to happen again.
                 self.mask_nmis(false);

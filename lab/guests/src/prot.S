@@ -338,20 +338,22 @@ prot_ins_pf:                        /* REP INS stops at the fault with its regis
     mov dword ptr [0x96000 + 65 * 4], 0x800083
     iretd
 
-GUEST_TEST "prot/task_switch", prot_task, MODE_PROT32
-prot_task:                          /* a jump to a TSS, and back through the other */
+/* The base of a descriptor in the GDT. */
+.macro BASE32 selector, label
+    mov eax, offset \label
+    mov [gdt32 + \selector + 2], ax
+    shr eax, 16
+    mov [gdt32 + \selector + 4], al
+.endm
+
+/* Own tables; the running task is TSS a, and TSS b starts at the label with EBX 0x4321. */
+.macro TASKS32 start
     TABLES32
-    mov eax, offset tss_a
-    mov [gdt32 + 0x48 + 2], ax
-    shr eax, 16
-    mov [gdt32 + 0x48 + 4], al
-    mov eax, offset tss_b
-    mov [gdt32 + 0x50 + 2], ax
-    shr eax, 16
-    mov [gdt32 + 0x50 + 4], al
+    BASE32 0x48, tss_a
+    BASE32 0x50, tss_b
     mov ax, 0x48
     ltr ax
-    mov dword ptr [tss_b + 0x20], offset 2f     /* EIP */
+    mov dword ptr [tss_b + 0x20], offset \start /* EIP */
     mov dword ptr [tss_b + 0x24], 2             /* EFLAGS */
     mov dword ptr [tss_b + 0x34], 0x4321        /* EBX */
     mov dword ptr [tss_b + 0x38], 0x1f00        /* ESP */
@@ -359,15 +361,39 @@ prot_task:                          /* a jump to a TSS, and back through the oth
     mov dword ptr [tss_b + 0x4c], 0x18          /* CS */
     mov dword ptr [tss_b + 0x50], 0x10          /* SS */
     mov dword ptr [tss_b + 0x54], 0x10          /* DS */
+    push eax                        /* QEMU forgets that it has switched if the page of the stack faults then */
+    pop eax
     mov ebx, 0x1111
+.endm
+
+.macro JMP_TASK selector
     .byte 0xea
     .long 0
-    .word 0x50
+    .word \selector
+.endm
+.macro CALL_TASK selector
+    .byte 0x9a
+    .long 0
+    .word \selector
+.endm
+
+/* Vector n goes through a task gate to TSS b. */
+.macro TASK_GATE32 n
+    mov dword ptr [idt32 + \n * 8], 0x500000
+    mov dword ptr [idt32 + \n * 8 + 4], 0x8500
+.endm
+
+GUEST_TEST "prot/task_switch", prot_task, MODE_PROT32
+prot_task:                          /* a jump to a TSS, and back through the other */
+    TASKS32 2f
+    JMP_TASK 0x50
     cmp ebx, 0x1111
     CHECK32 e, 16
     str ax
     cmp ax, 0x48
     CHECK32 e, 17
+    test byte ptr [gdt32 + 0x55], 2             /* not busy any more */
+    CHECK32 z, 21
     EXIT32 0
 2:  cmp ebx, 0x4321
     CHECK32 e, 18
@@ -377,9 +403,254 @@ prot_task:                          /* a jump to a TSS, and back through the oth
     mov eax, cr0
     test eax, 8                     /* a task switch sets CR0.TS */
     CHECK32 nz, 20
-    .byte 0xea
-    .long 0
-    .word 0x48
+    test byte ptr [gdt32 + 0x4d], 2
+    CHECK32 z, 22
+    JMP_TASK 0x48
+
+GUEST_TEST "prot/task_call", prot_task_call, MODE_PROT32
+prot_task_call:                     /* CALL nests, IRET returns; a second CALL goes on behind that IRET */
+    TASKS32 2f
+    CALL_TASK 0x50
+    cmp ebx, 0x1111
+    CHECK32 e, 16
+    str ax
+    cmp ax, 0x48
+    CHECK32 e, 17
+    pushfd
+    pop eax
+    test eax, 0x4000
+    CHECK32 z, 18
+    test byte ptr [gdt32 + 0x55], 2
+    CHECK32 z, 19
+    test dword ptr [tss_b + 0x24], 0x4000       /* IRET clears NT in what it saves */
+    CHECK32 z, 20
+    cmp dword ptr [tss_b + 0x20], offset 3f
+    CHECK32 e, 21
+    CALL_TASK 0x50
+    cmp ebx, 0x1111
+    CHECK32 e, 22
+    EXIT32 0
+2:  pushfd
+    pop eax
+    test eax, 0x4000                /* NT */
+    CHECK32 nz, 23
+    cmp word ptr [tss_b], 0x48      /* the link */
+    CHECK32 e, 24
+    test byte ptr [gdt32 + 0x4d], 2
+    CHECK32 nz, 25
+    test byte ptr [gdt32 + 0x55], 2
+    CHECK32 nz, 26
+    mov ebx, 0x5555
+    iretd
+3:  cmp ebx, 0x5555
+    CHECK32 e, 27
+    iretd
+
+GUEST_TEST "prot/task_gate", prot_task_gate, MODE_PROT32
+prot_task_gate:                     /* an exception with an error code, then INT n, through a task gate */
+    TASKS32 4f
+    TASK_GATE32 13
+    TASK_GATE32 0x30
+    mov ax, 0x1238
+2:  mov fs, ax
+3:  cmp ebx, 0x1111
+    CHECK32 e, 16
+    cmp word ptr [tss_b + 0x38], 0x1f00         /* the error code was popped */
+    CHECK32 e, 17
+    int 0x30
+    cmp ebx, 0x1111
+    CHECK32 e, 18
+    EXIT32 0
+4:  pop eax
+    cmp eax, 0x1238
+    CHECK32 e, 19
+    cmp dword ptr [tss_a + 0x20], offset 2b
+    CHECK32 e, 20
+    cmp word ptr [tss_b], 0x48
+    CHECK32 e, 21
+    mov dword ptr [tss_a + 0x20], offset 3b
+    iretd
+    cmp dword ptr [tss_a + 0x34], 0x1111        /* INT n: no error code */
+    CHECK32 e, 22
+    cmp esp, 0x1f00
+    CHECK32 e, 23
+    iretd
+
+GUEST_TEST "prot/task_irq", prot_task_irq, MODE_PROT32
+prot_task_irq:                      /* the PIT's interrupt through a task gate wakes HLT */
+    TASKS32 2f
+    TASK_GATE32 0x20
+    mov al, 0x11
+    out 0x20, al
+    mov al, 0x20
+    out 0x21, al
+    mov al, 4
+    out 0x21, al
+    mov al, 1
+    out 0x21, al
+    mov al, 0xfe
+    out 0x21, al
+    mov al, 0x30
+    out 0x43, al
+    mov al, 0
+    out 0x40, al
+    mov al, 0x30
+    out 0x40, al
+    sti
+    hlt
+1:  cli
+    cmp ebx, 0x1111
+    CHECK32 e, 16
+    cmp dword ptr [tss_b + 0x34], 0x4322        /* once */
+    CHECK32 e, 17
+    EXIT32 0
+2:  inc ebx
+    cmp dword ptr [tss_a + 0x20], offset 1b
+    CHECK32 e, 18
+    test dword ptr [tss_a + 0x24], 0x200
+    CHECK32 nz, 19
+    mov al, 0x20
+    out 0x20, al
+    iretd
+
+GUEST_TEST "prot/task_double_fault", prot_task_df, MODE_PROT32
+prot_task_df:                       /* no stack for #GP: the double fault's task has one of its own */
+    TASKS32 2f
+    TASK_GATE32 8
+    mov ax, 0x1238
+    lidt [1f]
+    mov fs, ax
+    EXIT32 16
+1:  .word 9 * 8 - 1                 /* #GP lies behind the limit */
+    .long idt32
+2:  pop eax
+    cmp eax, 0
+    CHECK32 e, 17
+    cmp dword ptr [tss_a + 0x34], 0x1111
+    CHECK32 e, 18
+    EXIT32 0
+
+GUEST_TEST "prot/task_bad_segment", prot_task_bad, MODE_PROT32
+prot_task_bad:                      /* DS of the new task has no segment: #TS, and the new task has it */
+    TASKS32 2f
+    GATE32 10, 3f
+    mov dword ptr [tss_b + 0x54], 0x40
+1:  JMP_TASK 0x50
+    EXIT32 16
+2:  EXIT32 17
+3:  mov ax, 0x10
+    mov ds, ax
+    mov es, ax
+    pop eax
+    cmp eax, 0x40
+    CHECK32 e, 18
+    cmp ebx, 0x4321
+    CHECK32 e, 19
+    pop eax
+    cmp eax, offset 2b
+    je 4f
+    cmp eax, offset 1b
+    CHECK32 e, 20
+    EXIT32 2                        /* skipped: this CPU (an emulator's) switches, and then tells the old EIP */
+4:  EXIT32 0
+
+GUEST_TEST "prot/task_paging", prot_task_cr3, MODE_PSE32
+prot_task_cr3:                      /* each task has its page directory; entry 64 (256 MiB) differs */
+    TASKS32 2f
+    mov esi, 0x96000
+    mov edi, 0x500000
+    mov ecx, 1024
+    cld
+    rep movsd
+    mov dword ptr [0x96000 + 64 * 4], 0x800083
+    mov dword ptr [0x500000 + 64 * 4], 0xc00083
+    mov dword ptr [0x800100], 0xaaaa
+    mov dword ptr [0xc00100], 0xbbbb
+    mov eax, cr3
+    mov cr3, eax
+    mov [tss_a + 0x1c], eax
+    mov dword ptr [tss_b + 0x1c], 0x500000
+    cmp dword ptr [0x10000100], 0xaaaa
+    CHECK32 e, 16
+    CALL_TASK 0x50
+    cmp dword ptr [0x10000100], 0xaaaa
+    CHECK32 e, 17
+    EXIT32 0
+2:  cmp dword ptr [0x10000100], 0xbbbb
+    CHECK32 e, 18
+    mov eax, cr3
+    cmp eax, 0x500000
+    CHECK32 e, 19
+    iretd
+
+GUEST_TEST "prot/task_pae", prot_task_pae, MODE_PAE32
+prot_task_pae:                      /* the same with PAE: the PDPTEs are loaded with CR3 */
+    TASKS32 2f
+    mov esi, 0x92000
+    mov edi, 0x501000
+    mov ecx, 1024
+    cld
+    rep movsd
+    mov dword ptr [0x500000], 0x501001
+    mov dword ptr [0x92000 + 128 * 8], 0x800083
+    mov dword ptr [0x501000 + 128 * 8], 0xc00083
+    mov dword ptr [0x800100], 0xaaaa
+    mov dword ptr [0xc00100], 0xbbbb
+    mov eax, cr3
+    mov cr3, eax
+    mov [tss_a + 0x1c], eax
+    mov dword ptr [tss_b + 0x1c], 0x500000
+    cmp dword ptr [0x10000100], 0xaaaa
+    CHECK32 e, 16
+    CALL_TASK 0x50
+    cmp dword ptr [0x10000100], 0xaaaa
+    CHECK32 e, 17
+    EXIT32 0
+2:  cmp dword ptr [0x10000100], 0xbbbb
+    CHECK32 e, 18
+    mov eax, cr3
+    cmp eax, 0x500000
+    CHECK32 e, 19
+    iretd
+
+GUEST_TEST "prot/task_switch_16", prot_task_16, MODE_PROT32
+prot_task_16:                       /* a CALL to the 286's TSS, and IRET back */
+    TASKS32 prot_task_16_low
+    BASE32 0x58, tss_b
+    mov word ptr [tss_b + 0x0e], offset prot_task_16_low
+    mov word ptr [tss_b + 0x10], 2
+    mov word ptr [tss_b + 0x18], 0x4321         /* BX */
+    mov word ptr [tss_b + 0x1a], 0x1f00         /* SP */
+    mov word ptr [tss_b + 0x22], 0x28           /* ES */
+    mov word ptr [tss_b + 0x24], 0x20           /* CS */
+    mov word ptr [tss_b + 0x26], 0x28           /* SS */
+    mov word ptr [tss_b + 0x28], 0x28           /* DS */
+    mov word ptr [tss_b + 0x2a], 0              /* LDT */
+    mov ebx, 0x11112222
+    CALL_TASK 0x58
+    cmp ebx, 0x11112222
+    CHECK32 e, 16
+    cmp word ptr [tss_b + 0x18], 0x7777
+    CHECK32 e, 17
+    cmp word ptr [tss_b], 0x48
+    CHECK32 e, 18
+    EXIT32 0
+.section .text16, "awx"
+.code16
+prot_task_16_low:
+    cmp bx, 0x4321
+    CHECK16 e, 19
+    str ax
+    cmp ax, 0x58
+    CHECK16 e, 20
+    pushf
+    pop ax
+    test ax, 0x4000
+    CHECK16 nz, 21
+    mov bx, 0x7777
+    iret
+.text
+.code32
 
 GUEST_TEST "prot/vm86", prot_vm86, MODE_PROT32
 prot_vm86:                          /* virtual-8086 code; its INT comes back as #GP with IOPL 0 */
@@ -404,7 +675,9 @@ prot_vm86:                          /* virtual-8086 code; its INT comes back as 
     push 0
     push offset prot_vm86_low
     iretd
-2:  pop eax                         /* error code */
+2:  mov cx, 0x10                    /* leaving virtual-8086 mode makes the data segments null */
+    mov ds, cx
+    pop eax                         /* error code */
     cmp word ptr [0x600], 0x8686
     CHECK32 e, 16
     pop eax
@@ -489,6 +762,7 @@ gdt32:
     .quad 0                     /* 0x40 */
     .quad 0x0000890000000067    /* 0x48 TSS a */
     .quad 0x0000890000000067    /* 0x50 TSS b */
+    .quad 0x000081000000002b    /* 0x58 TSS b as the 286's */
 gdt32_end:
 .bss
 .balign 16

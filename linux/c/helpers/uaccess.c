@@ -65,32 +65,23 @@ bool ex_user_read_u64_atomic(unsigned long addr, u64 *value)
 }
 
 /* 1 = swapped, 0 = the value differed, -EFAULT. */
-int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new)
-{
-	u32 __user *ptr = (u32 __user *)addr;
-	bool swapped;
+#define EX_USER_CMPXCHG(type)                                                     \
+	int ex_user_cmpxchg_##type(unsigned long addr, type old, type new)        \
+	{                                                                         \
+		type __user *ptr = (type __user *)addr;                           \
+		bool swapped;                                                     \
+                                                                                  \
+		if (!user_access_begin(ptr, sizeof(*ptr)))                        \
+			return -EFAULT;                                           \
+		swapped = unsafe_try_cmpxchg_user(ptr, &old, new, fault);         \
+		user_access_end();                                                \
+		return swapped;                                                   \
+	fault:                                                                    \
+		user_access_end();                                                \
+		return -EFAULT;                                                   \
+	}
 
-	if (!user_access_begin(ptr, sizeof(*ptr)))
-		return -EFAULT;
-	swapped = unsafe_try_cmpxchg_user(ptr, &old, new, fault);
-	user_access_end();
-	return swapped;
-fault:
-	user_access_end();
-	return -EFAULT;
-}
-
-int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new)
-{
-	u64 __user *ptr = (u64 __user *)addr;
-	bool swapped;
-
-	if (!user_access_begin(ptr, sizeof(*ptr)))
-		return -EFAULT;
-	swapped = unsafe_try_cmpxchg_user(ptr, &old, new, fault);
-	user_access_end();
-	return swapped;
-fault:
-	user_access_end();
-	return -EFAULT;
-}
+EX_USER_CMPXCHG(u8)
+EX_USER_CMPXCHG(u16)
+EX_USER_CMPXCHG(u32)
+EX_USER_CMPXCHG(u64)

@@ -77,6 +77,21 @@ pub fn write_bytes_atomic(hva: u64, bytes: &[u8]) -> Result<()> {
     check(ret).map(drop)
 }
 
+/// Swaps a byte if it holds `old`, as [`cmpxchg_u32`].
+pub fn cmpxchg_u8(hva: u64, old: u8, new: u8) -> Result<bool> {
+    // SAFETY: the helper checks the range and catches faults.
+    check(unsafe { ffi::ex_user_cmpxchg_u8(hva as usize, old, new) }).map(|swapped| swapped != 0)
+}
+
+/// Swaps 2 bytes if they hold `old`, as [`cmpxchg_u32`].
+pub fn cmpxchg_u16(hva: u64, old: u16, new: u16) -> Result<bool> {
+    if hva & 1 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: the helper checks the range and catches faults.
+    check(unsafe { ffi::ex_user_cmpxchg_u16(hva as usize, old, new) }).map(|swapped| swapped != 0)
+}
+
 /// Swaps 4 bytes if they hold `old`. `Ok(false)`: they did not. `EFAULT`; `EINVAL` when not aligned. May sleep.
 pub fn cmpxchg_u32(hva: u64, old: u32, new: u32) -> Result<bool> {
     if hva & 3 != 0 {

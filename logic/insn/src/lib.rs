@@ -3,6 +3,7 @@
 //! ```text
 //! exit without next-RIP save ──> length::instruction_length, decode::decode_cr_access
 //! exit on a memory operand  ──> emulate::emulate(cpu) ──> Cpu::{read, write, ..} ──> walk::translate
+//! exit of a task switch     ──> task: what the TSS and its descriptors mean
 //! ```
 //!
 //! Nothing here allocates after [`init`], knows an operating system or keeps state between calls.
@@ -27,6 +28,7 @@ mod mov;
 mod operand;
 mod stack;
 mod string;
+pub mod task;
 pub mod walk;
 
 pub use decode::{CrAccess, CrAccessKind, Mode, decode_cr_access};

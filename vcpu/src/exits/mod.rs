@@ -10,6 +10,7 @@ pub mod io;
 pub mod mmio;
 pub mod msr;
 pub mod slat;
+pub mod task;
 pub mod xsetbv;
 
 use crate::backend::{Backend, Exit};
@@ -59,7 +60,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Xsetbv => xsetbv::handle(v, sh, host),
         Exit::Rdpmc => fault(v, sh, Exception::gp(0)),
         Exit::Rdpru | Exit::VirtInstruction => fault(v, sh, Exception::ud()),
-        Exit::TaskSwitch => emulation_failure(v, host),
+        Exit::TaskSwitch(t) => task::handle(v, sh, host, t),
         Exit::Shutdown => Next::Leave(RunExit::Shutdown),
         Exit::FailEntry(code) => Next::Leave(RunExit::FailEntry(code)),
         Exit::Disabled => Next::Leave(RunExit::Error(-EIO)),

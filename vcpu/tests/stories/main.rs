@@ -8,3 +8,4 @@ mod io;
 mod life;
 mod pv;
 mod registers;
+mod tasks;

@@ -223,6 +223,28 @@ pub mod cr_access {
     pub const LMSW: u8 = 3;
 }
 
+/// Exit qualification of a task switch (SDM vol. 3C, table 28-2).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct TaskQualification {
+    pub selector: u16,
+    #[bits(14)]
+    __: u16,
+    /// 0 CALL, 1 IRET, 2 JMP, 3 a task gate in the IDT.
+    #[bits(2)]
+    pub source: u8,
+    __: u32,
+}
+
+/// Values of [`TaskQualification::source`].
+#[allow(missing_docs)]
+pub mod task_source {
+    pub const CALL: u8 = 0;
+    pub const IRET: u8 = 1;
+    pub const JMP: u8 = 2;
+    pub const GATE: u8 = 3;
+}
+
 /// Exit qualification of a #DB: the bits that DR6 would get (SDM vol. 3C, table 28-1): B0 to B3, BD, BS.
 pub const DB_QUALIFICATION: u64 = 0x600f;
 
@@ -262,6 +284,8 @@ mod tests {
         let io = IoQualification::from_bits(0x03f8_0000 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 3);
         assert_eq!((io.port(), io.size()), (0x3f8, 3));
         assert!(io.input() && io.string() && io.rep() && io.immediate());
+        let task = TaskQualification::from_bits(0x8000_0048);
+        assert_eq!((task.selector(), task.source()), (0x48, task_source::JMP));
         let cr = CrQualification::from_bits(0xabcd_0f58);
         assert_eq!((cr.register(), cr.access(), cr.gpr(), cr.lmsw_source()), (8, 1, 15, 0xabcd));
         assert!(cr.lmsw_memory());

@@ -3,7 +3,7 @@
 use super::fake::Bench;
 use crate::exit::name;
 use crate::machine::switched;
-use exitless_vcpu::backend::{Backend, Exit, IoAccess, SlatFault};
+use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::vmx::access_rights as ar;
 use exitless_x86::vmx::field as f;
@@ -17,7 +17,6 @@ fn reasons() {
         (4, Exit::HostEvent),
         (7, Exit::InterruptWindow),
         (8, Exit::NmiWindow),
-        (9, Exit::TaskSwitch),
         (10, Exit::Cpuid),
         (11, Exit::VirtInstruction),
         (12, Exit::Hlt),
@@ -203,4 +202,50 @@ fn triple_fault_leaves_an_active_vcpu() {
     });
     assert_eq!(b.enter(false), Exit::Shutdown);
     assert_eq!(b.cpu.field(f::GUEST_ACTIVITY), 0);
+}
+
+/// The exit of a task switch with this qualification, vectoring information and RFLAGS, and the RIP it tells.
+fn task(qualification: u64, vectoring: u32, flags: u64) -> (Exit, Option<u64>, Option<Event>) {
+    let mut b = Bench::new();
+    b.cpu.next(move |cpu, run| {
+        cpu.store(f::EXIT_QUALIFICATION, qualification);
+        cpu.store(f::IDT_VECTORING_INFO, vectoring);
+        cpu.store(f::IDT_VECTORING_ERROR_CODE, 0x18);
+        cpu.store(f::EXIT_INSTRUCTION_LENGTH, 2);
+        cpu.store(f::GUEST_RIP, 0x1000);
+        cpu.store(f::GUEST_RFLAGS, flags);
+        run.reason = 9;
+        switched::EXIT
+    });
+    let exit = b.v.enter(b.percpu, false);
+    let next = b.v.next_rip();
+    (exit, next, b.v.take_interrupted())
+}
+
+#[test]
+fn task_switches() {
+    let exit = |source, error_code, resume| {
+        Exit::TaskSwitch(TaskSwitch { selector: 0x48, source, error_code, resume })
+    };
+    for (bits, source) in [(0, TaskSource::Call), (1, TaskSource::Iret), (2, TaskSource::Jump)] {
+        let q = bits << 30 | 0x48;
+        assert_eq!(task(q, 0, 2), (exit(source, None, false), Some(0x1002), None));
+        assert_eq!(task(q, 0, 0x1_0002), (exit(source, None, true), Some(0x1002), None));
+    }
+    let gate = 0xc000_0048;
+    let gp = Event::Exception(Exception::gp(0x18));
+    let out = (exit(TaskSource::Gate(gp), Some(0x18), true), None, Some(gp));
+    assert_eq!(task(gate, 0x8000_0b0d, 0x1_0002), out);
+    let db = Event::Exception(Exception::plain(Vector::DB));
+    assert_eq!(task(gate, 0x8000_0301, 2), (exit(TaskSource::Gate(db), None, false), None, Some(db)));
+    for (info, event) in [(0x8000_0031, Event::Interrupt(0x31)), (0x8000_0202, Event::Nmi)] {
+        let out = (exit(TaskSource::Gate(event), None, false), None, Some(event));
+        assert_eq!(task(gate, info, 2), out);
+    }
+    // Software events tell their length, and are not to be delivered again.
+    for (info, vector) in [(0x8000_0430, 0x30), (0x8000_0603, 3), (0x8000_0501, 1)] {
+        let source = TaskSource::Gate(Event::Software(vector, 2));
+        assert_eq!(task(gate, info, 2), (exit(source, None, false), Some(0x1002), None));
+    }
+    assert_eq!(task(gate, 0, 2), (Exit::Unknown(9), None, None));
 }

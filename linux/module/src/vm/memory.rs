@@ -620,11 +620,13 @@ impl Vm {
         })
     }
 
-    /// Compare-and-exchange of an aligned 4 or 8 bytes word.
+    /// Compare-and-exchange of an aligned word of 1, 2, 4 or 8 bytes.
     pub fn cmpxchg(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
         let mut result = None;
         self.stretches(gpa, usize::from(size), true, |hva, _, n| {
             let r = match (n, hva & (n as u64 - 1)) {
+                (1, 0) => uaccess::cmpxchg_u8(hva, old as u8, new as u8),
+                (2, 0) => uaccess::cmpxchg_u16(hva, old as u16, new as u16),
                 (4, 0) => uaccess::cmpxchg_u32(hva, old as u32, new as u32),
                 (8, 0) => uaccess::cmpxchg_u64(hva, old, new),
                 _ => return false,
