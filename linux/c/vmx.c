@@ -19,6 +19,7 @@
 #include <asm/perf_event.h>
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
+#include <asm/tsc.h>
 #include "guest.h"
 #include "helpers/helpers.h"
 
@@ -164,6 +165,16 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 static bool ex_apicv = true;
 module_param_named(apicv, ex_apicv, bool, 0444);
 MODULE_PARM_DESC(apicv, "Let Intel CPUs deliver virtual interrupts by themselves where they can (default: on)");
+
+/* modprobe exitless preemption_timer=0: APIC timers are the host's. */
+static bool ex_preemption_timer = true;
+module_param_named(preemption_timer, ex_preemption_timer, bool, 0444);
+MODULE_PARM_DESC(preemption_timer, "Keep a running vCPU's APIC timer in the VMX-preemption timer (default: on)");
+
+bool ex_vmx_wants_timer(void)
+{
+	return ex_preemption_timer && !check_tsc_unstable();
+}
 
 bool ex_vmx_wants_apicv(void)
 {

@@ -165,6 +165,8 @@ pub enum Exit {
     /// MOV to CR8 alone is intercepted while an interrupt waits below the TPR.
     Cr8Write,
     DrAccess,
+    /// The timer of [`Backend::set_timer`] ran out.
+    Timer,
     /// The guest ended this vector, in hardware, and its EOI was asked for.
     EoiInduced(u8),
     /// The guest wrote the register at this offset of the APIC's page, in hardware; the rest is ours.
@@ -292,6 +294,16 @@ pub trait Backend {
         let _ = pdptes;
     }
 
+    /// The CPU has a timer that ends guest mode.
+    fn has_timer(&self) -> bool {
+        false
+    }
+    /// Ends guest mode with [`Exit::Timer`] when the host's TSC reaches `at`, in this and the following entries; `None`: no
+    /// more. `now` is the TSC. `false`: there is no such timer, or it cannot count that far; nothing changed.
+    fn set_timer(&mut self, at: Option<u64>, now: u64) -> bool {
+        let _ = (at, now);
+        false
+    }
     /// The CPU can deliver virtual interrupts, and does once [`Backend::set_apic`] says so.
     fn virtualizes_apic(&self) -> bool {
         false

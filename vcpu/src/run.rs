@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::journal::{Access, Entry};
 use crate::request;
 use crate::shared::{VcpuShared, mp};
+use crate::timer;
 use crate::vapic;
 use crate::vcpu::{PendingPort, Vcpu};
 
@@ -182,12 +183,16 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     sh.apic.posted().settle();
     if v.mp_state == mp::HALTED && entry::wakes(v, sh, host) {
         v.set_mp(sh, mp::RUNNABLE);
+        timer::to_cpu(v, sh, host);
         // HLT ended the interrupt shadow: what it held back may go in now.
         v.event_dirty = true;
         sh.stats.halt_wakeup.bump();
         return Next::Again;
     }
     if sh.pending() {
+        return Next::Again;
+    }
+    if !timer::to_host(v, sh, host) {
         return Next::Again;
     }
     if host.block() {

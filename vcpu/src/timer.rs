@@ -1,4 +1,16 @@
-//! The APIC timer's wires: from the APIC's wish to the host's timer and back.
+//! The APIC timer's wires: from the APIC's wish to a timer of the host's, and back.
+//!
+//! Where the timer is, its *home*:
+//! ```text
+//!            arm, near enough              block
+//!   nobody ───────────────────▶ the CPU ───────────▶ the host (hrtimer)
+//!      ▲                           ▲                      │
+//!      └──── cancel (any home) ────┴──── runnable again ──┘    arm, too far or no timer in the CPU: the host at once
+//! ```
+//! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
+//! holds a moment of the host's TSC, and counts from there anew at each entry: on whatever CPU, after however long a
+//! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
+//! that nobody could take the interrupt.
 
 use crate::backend::Backend;
 use crate::host::{Host, Moment};
@@ -19,43 +31,105 @@ pub fn ticks_to_ns(ticks: u64, khz: u32) -> u64 {
     ms.saturating_mul(1_000_000).saturating_add((rest * 1_000_000).div_ceil(khz))
 }
 
-/// Brings the host's timer in line with the APIC.
+/// ns to TSC ticks, rounded up, saturating.
+pub fn ns_to_ticks(ns: u64, khz: u32) -> u64 {
+    let khz = u64::from(khz.max(1));
+    let (ms, rest) = (ns / 1_000_000, ns % 1_000_000);
+    ms.saturating_mul(khz).saturating_add((rest * khz).div_ceil(1_000_000))
+}
+
+/// Brings the timer in line with the APIC: what is due expires, what is next is armed.
 pub fn sync<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     let m = host.now();
-    match v.lapic.armed() {
-        Armed::None => host.cancel_timer(),
-        Armed::AtNs(ns) if ns <= m.ns => fired(v, sh, host),
-        Armed::AtNs(ns) => host.arm_timer(ns),
-        Armed::AtTsc(t) => {
-            let guest = v.guest_tsc(m.tsc);
-            if t <= guest {
-                fired(v, sh, host);
-            } else {
-                host.arm_timer(m.ns.saturating_add(ticks_to_ns(t - guest, host.tsc_khz())));
-            }
-        }
+    if v.lapic.armed().is_due(&now(v, m)) {
+        fired(v, sh, host);
+    } else {
+        arm(v, host, m);
     }
 }
 
 /// The host's timer fired, or the deadline is past: posts the vector if it is time, and arms the next.
 pub fn fired<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    let n = now(v, host.now());
+    let m = host.now();
+    let n = now(v, m);
     v.lapic.expire(&sh.apic, &n);
     v.event_dirty = true;
+    arm(v, host, m);
+}
+
+/// The CPU's timer ran out, in a slice. `true`: the APIC's is due, and its vector posted unless masked.
+pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
     let m = host.now();
-    match v.lapic.armed() {
-        Armed::None => host.cancel_timer(),
-        Armed::AtNs(ns) => host.arm_timer(ns),
+    let n = now(v, m);
+    let due = v.lapic.expire(&sh.apic, &n);
+    arm(v, host, m);
+    due
+}
+
+/// The one way to end it, whatever its home.
+pub fn cancel<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+    v.b.set_timer(None, 0);
+    if core::mem::take(&mut v.timer_on_host) {
+        host.cancel_timer();
+    }
+}
+
+/// Arms for what the APIC waits for, which is not due at `m`. In a slice the home is the CPU, and nothing here sleeps.
+fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) {
+    let khz = host.tsc_khz();
+    let (ticks, ns) = match v.lapic.armed() {
+        Armed::None => return cancel(v, host),
+        Armed::AtNs(ns) => (ns_to_ticks(ns.saturating_sub(m.ns), khz), ns),
         Armed::AtTsc(t) => {
             let left = t.saturating_sub(v.guest_tsc(m.tsc));
-            host.arm_timer(m.ns.saturating_add(ticks_to_ns(left, host.tsc_khz())));
+            (left, m.ns.saturating_add(ticks_to_ns(left, khz)))
         }
+    };
+    if v.b.set_timer(Some(m.tsc.saturating_add(ticks)), m.tsc) {
+        if core::mem::take(&mut v.timer_on_host) {
+            host.cancel_timer();
+        }
+        return;
+    }
+    v.b.set_timer(None, 0);
+    v.timer_on_host = true;
+    host.arm_timer(ns);
+}
+
+/// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.
+pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    if v.timer_on_host {
+        return true;
+    }
+    let m = host.now();
+    let armed = v.lapic.armed();
+    if armed.is_due(&now(v, m)) {
+        fired(v, sh, host);
+        return false;
+    }
+    let ns = match armed {
+        Armed::None => return true,
+        Armed::AtNs(ns) => ns,
+        Armed::AtTsc(t) => {
+            m.ns.saturating_add(ticks_to_ns(t.saturating_sub(v.guest_tsc(m.tsc)), host.tsc_khz()))
+        }
+    };
+    v.b.set_timer(None, 0);
+    v.timer_on_host = true;
+    host.arm_timer(ns);
+    true
+}
+
+/// The vCPU runs again.
+pub fn to_cpu<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if v.timer_on_host && v.b.has_timer() {
+        sync(v, sh, host);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::ticks_to_ns;
+    use super::{ns_to_ticks, ticks_to_ns};
 
     /// Rounded up: a timer never fires before its deadline; far deadlines saturate instead of wrapping.
     #[test]
@@ -65,5 +139,8 @@ mod tests {
         assert_eq!(ticks_to_ns(1, 3_000_000), 1);
         assert_eq!(ticks_to_ns(u64::MAX, 1000), u64::MAX);
         assert_eq!(ticks_to_ns(2_500_000, 2_500_000), 1_000_000);
+        assert_eq!(ns_to_ticks(1_000_000, 2_500_000), 2_500_000);
+        assert_eq!(ns_to_ticks(1, 100_000), 1);
+        assert_eq!(ns_to_ticks(u64::MAX, u32::MAX), u64::MAX);
     }
 }

@@ -27,6 +27,8 @@ pub struct Vcpu<B> {
     pub b: B,
     /// The local APIC's private half.
     pub lapic: Lapic,
+    /// The APIC timer's home is the host.
+    pub timer_on_host: bool,
     /// Where the APIC's registers are.
     pub vapic: crate::vapic::Vapic,
     /// What the current instruction has done outside the registers.

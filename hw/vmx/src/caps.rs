@@ -47,7 +47,7 @@ const APICV: u32 = 1 << 3;
 const GUARD_L1D: u32 = 1 << 4;
 
 impl Caps {
-    /// The CPU has a preemption timer (not used yet).
+    /// The CPU has a preemption timer that works, and the host wants it used.
     pub fn preemption_timer(&self) -> bool {
         self.flags & PREEMPTION_TIMER != 0
     }
@@ -123,6 +123,8 @@ pub struct Wish {
     pub apicv: bool,
     /// Keep the L1 data cache from guests (L1TF).
     pub guard_l1d: bool,
+    /// Use the preemption timer; the host's TSC is the same on all CPUs.
+    pub preemption_timer: bool,
 }
 
 /// Why VMX cannot be used here.
@@ -165,6 +167,13 @@ impl Missing {
         }
     }
 }
+
+/// CPUs whose preemption timer counts at another rate than IA32_VMX_MISC says (Intel's specification updates for Nehalem and
+/// Westmere; reports for one Ivy Bridge), by family, model and stepping in CPUID.01H:EAX.
+const BROKEN_TIMER: [u32; 9] =
+    [0x106a0, 0x106a1, 0x106a4, 0x106a5, 0x106e5, 0x20652, 0x20655, 0x206e6, 0x306a8];
+/// Those fields.
+const SIGNATURE: u32 = 0x0fff_3fff;
 
 /// A bit and its name in messages.
 type Named = (u32, &'static str);
@@ -311,8 +320,11 @@ impl Caps {
         let misc = Misc(rdmsr(msr::MISC));
         caps.timer_shift = misc.preemption_timer_shift();
         caps.fixed_bits(&mut rdmsr);
+        let timer = wish.preemption_timer
+            && pins.may() & pin::PREEMPTION_TIMER != 0
+            && !BROKEN_TIMER.contains(&(cpuid(1).eax & SIGNATURE));
         let flag = |on: bool, bit| if on { bit } else { 0 };
-        caps.flags = flag(pins.may() & pin::PREEMPTION_TIMER != 0, PREEMPTION_TIMER)
+        caps.flags = flag(timer, PREEMPTION_TIMER)
             | flag(basic.any_error_code(), ANY_ERROR_CODE)
             | flag(apicv, APICV)
             | flag(wish.guard_l1d, GUARD_L1D)

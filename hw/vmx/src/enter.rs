@@ -74,6 +74,7 @@ impl<M: Machine> Vmx<M> {
             self.settle_debug();
         }
         self.cache.write_back(&self.m);
+        self.load_timer();
     }
 
     fn choose_vpid(&mut self, cpu: &PerCpu) {
@@ -392,6 +393,12 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {
         self.put_pdptes(pdptes);
+    }
+    fn has_timer(&self) -> bool {
+        self.caps.preemption_timer()
+    }
+    fn set_timer(&mut self, at: Option<u64>, now: u64) -> bool {
+        self.timer_at(at, now)
     }
     fn virtualizes_apic(&self) -> bool {
         self.caps.apicv()

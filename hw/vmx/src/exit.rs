@@ -43,6 +43,7 @@ impl<M: Machine> Vmx<M> {
             R::MWAIT => Exit::Mwait,
             R::XSETBV => Exit::Xsetbv,
             R::RDPMC => Exit::Rdpmc,
+            R::PREEMPTION_TIMER => Exit::Timer,
             R::VIRTUALIZED_EOI => Exit::EoiInduced(self.m.get(f::EXIT_QUALIFICATION) as u8),
             R::APIC_WRITE => Exit::ApicWrite(self.m.get(f::EXIT_QUALIFICATION) as u32 & 0xfff),
             R::APIC_ACCESS => Exit::ApicAccess(self.m.get(f::EXIT_QUALIFICATION) as u32 & 0xfff),

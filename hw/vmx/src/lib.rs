@@ -37,6 +37,7 @@ pub mod ops;
 pub mod percpu;
 pub mod residence;
 pub mod state;
+pub mod timer;
 pub mod vapic;
 pub mod vcpu;
 

@@ -62,6 +62,8 @@ pub trait Machine {
     fn rdmsr(&self, msr: u32) -> u64;
     /// WRMSR.
     fn wrmsr(&self, msr: u32, value: u64);
+    /// RDTSC.
+    fn tsc(&self) -> u64;
     /// CR3 and CR4 as they are now.
     fn host_cr3_cr4(&self) -> (u64, u64);
     /// DR6.
@@ -141,6 +143,9 @@ impl Machine for Hardware {
     fn wrmsr(&self, msr: u32, value: u64) {
         // SAFETY: as in `rdmsr`; guest values passed the policy's checks, and `put` restores the host's.
         unsafe { exitless_hw_ops::wrmsr(msr, value) };
+    }
+    fn tsc(&self) -> u64 {
+        exitless_hw_ops::rdtsc()
     }
     fn host_cr3_cr4(&self) -> (u64, u64) {
         (ops::cr3(), exitless_hw_ops::cr4())

@@ -48,6 +48,11 @@ fn controls(kind: ApicKind) -> u32 {
 impl<M: Machine> Vmx<M> {
     pub(crate) fn apic_kind(&mut self, kind: ApicKind) {
         self.apic.kind = kind;
+        self.controls_due();
+    }
+
+    /// Pin-based or secondary controls changed.
+    pub(crate) fn controls_due(&mut self) {
         self.apic.due |= due::CONTROLS;
     }
 
@@ -89,7 +94,8 @@ impl<M: Machine> Vmx<M> {
     fn write_apic_controls(&self) {
         let kind = self.apic.kind;
         let posted = if kind == ApicKind::Software { 0 } else { pin::POSTED_INTERRUPTS };
-        self.m.put(f::PIN_CONTROLS, self.caps.pin | posted);
+        let timer = if self.timer.on { pin::PREEMPTION_TIMER } else { 0 };
+        self.m.put(f::PIN_CONTROLS, self.caps.pin | posted | timer);
         let apic = if self.caps.apicv() { controls(kind) } else { 0 };
         self.m.put(f::SECONDARY_CONTROLS, self.caps.secondary | apic);
         if self.caps.msr_bitmaps() {

@@ -81,6 +81,7 @@ pub struct Vmx<M = Hardware> {
     virtual_apic: Option<NonNull<u8>>,
     pub(crate) pages: Addresses,
     pub(crate) apic: crate::vapic::Apic,
+    pub(crate) timer: crate::timer::Timer,
     pub(crate) dr6: u64,
     /// What the VMCS says of RSP.
     pub(crate) vmcs_rsp: u64,
@@ -111,7 +112,9 @@ pub struct Vmx<M = Hardware> {
     pub(crate) interrupt_window: bool,
     /// An NMI waits for the end of STI's shadow, which is an interrupt window.
     pub(crate) nmi_behind_sti: bool,
-    pub(crate) pad: [bool; 3],
+    /// The timer's field holds the largest count.
+    pub(crate) timer_idle: bool,
+    pub(crate) pad: [bool; 2],
     pub(crate) m: M,
 }
 

@@ -210,6 +210,7 @@ void ex_irq_window(void);
 
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);
+bool ex_vmx_wants_timer(void);
 bool ex_vmx_flushes_l1d(void);
 bool ex_vmx_host_x2apic(void);
 int ex_vmx_on(u64 region_pa);

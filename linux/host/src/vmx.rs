@@ -20,6 +20,12 @@ pub fn wants_apicv() -> bool {
     unsafe { ffi::ex_vmx_wants_apicv() }
 }
 
+/// APIC timers may be in the CPU's timer, which counts TSC ticks.
+pub fn wants_timer() -> bool {
+    // SAFETY: reads a parameter and a flag of the kernel's.
+    unsafe { ffi::ex_vmx_wants_timer() }
+}
+
 /// Entries must flush the L1 data cache when it is dirty.
 pub fn flushes_l1d() -> bool {
     // SAFETY: reads what the kernel decided at boot.

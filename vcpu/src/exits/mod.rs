@@ -50,6 +50,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::CrAccess => cr::handle(v, sh, host),
         Exit::Cr8Write => cr::handle(v, sh, host),
         Exit::DrAccess => cr::debug(v),
+        Exit::Timer => timer(v, sh, host),
         Exit::EoiInduced(vector) => vapic::ended(v, sh, host, vector),
         Exit::ApicWrite(offset) => vapic::wrote(v, sh, host, offset),
         Exit::ApicAccess(offset) => mmio::refused(v, sh, host, offset),
@@ -66,6 +67,12 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Disabled => Next::Leave(RunExit::Error(-EIO)),
         Exit::Unknown(code) => unexpected(code),
     }
+}
+
+/// The fast path could not be taken: an event's delivery was interrupted.
+fn timer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    crate::timer::fired(v, sh, host);
+    Next::Again
 }
 
 const EIO: i32 = 5;

@@ -5,6 +5,7 @@ mod cpuid;
 mod hypercall;
 mod interrupt;
 mod port;
+mod timer;
 
 use crate::backend::{Backend, Exit};
 use crate::host::Host;
@@ -36,6 +37,7 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Cpuid => cpuid::handle(v, host),
         Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Io(io) => port::handle(v, sh, host, io),
+        Exit::Timer => timer::handle(v, sh, host),
         Exit::ExternalInterrupt => interrupt::handle(sh),
         Exit::InterruptWindow => interrupt::window(v, sh),
         _ => Fast::Slow,

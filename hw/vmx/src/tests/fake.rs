@@ -31,6 +31,7 @@ pub(super) struct Cpu {
     pub(super) segments: Cell<TaskSegments>,
     pub(super) restored: Cell<Option<TaskSegments>>,
     pub(super) cr3: Cell<u64>,
+    pub(super) tsc: Cell<u64>,
     pub(super) dr6: Cell<u64>,
     pub(super) script: RefCell<VecDeque<Script>>,
     pub(super) reads: RefCell<Vec<u32>>,
@@ -171,6 +172,9 @@ impl Machine for Fake {
         self.cpu().wrmsrs.borrow_mut().push(msr);
         self.cpu().msrs.borrow_mut().insert(msr, value);
     }
+    fn tsc(&self) -> u64 {
+        self.cpu().tsc.get()
+    }
     fn host_cr3_cr4(&self) -> (u64, u64) {
         (self.cpu().cr3.get(), 0x2020)
     }
@@ -230,7 +234,7 @@ pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missin
     Caps::negotiate(
         cpuid,
         |n| *msrs.get(&n).expect("an MSR that does not exist"),
-        Wish { apicv: true, guard_l1d: true },
+        Wish { apicv: true, guard_l1d: true, preemption_timer: true },
     )
 }
 

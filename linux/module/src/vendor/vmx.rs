@@ -97,7 +97,7 @@ impl Vendor for Vmx {
 
 /// What this host wants of its CPUs.
 fn wish() -> Wish {
-    Wish { apicv: host::wants_apicv(), guard_l1d: host::flushes_l1d() }
+    Wish { apicv: host::wants_apicv(), guard_l1d: host::flushes_l1d(), preemption_timer: host::wants_timer() }
 }
 
 /// A capability MSR, or IA32_FEATURE_CONTROL; `Caps::negotiate` asks for those only that exist.

@@ -1,0 +1,22 @@
+//! The CPU's timer ran out: the APIC's vector goes in with the next entry, if it is time.
+
+use super::Fast;
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::shared::VcpuShared;
+use crate::timer;
+use crate::vcpu::Vcpu;
+
+pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Fast {
+    if !timer::ran_out(v, sh, host) {
+        // A timer that was disarmed since, or is a little early.
+        return Fast::Reenter;
+    }
+    if v.vapic.on() {
+        // The CPU delivers what is announced.
+        let _ = sh.apic.posted().announce();
+        return Fast::Reenter;
+    }
+    v.event_dirty = true;
+    Fast::Done
+}
