@@ -1,5 +1,5 @@
 # What scenarios are made of; read by the host's init before the scenario.
-# MODULE (exitless, kvm), VENDOR (amd, intel), PARAMS, CPUS, KERNEL and PATIENCE come from /lab/env.
+# MODULE (exitless, kvm), VENDOR (amd, intel), PARAMS, CPUS, KERNEL, PATIENCE and SLOW come from /lab/env.
 
 # Hundredths of a second since boot.
 now() { cut -d' ' -f1 /proc/uptime | tr -d . | sed 's/^0*//'; } # A leading zero would make it octal.
@@ -18,6 +18,9 @@ check() {
     printf '=== END %s rc=%d secs=%d.%02d\n' "$check_name" $check_rc $((check_time / 100)) $((check_time % 100))
     return 0
 }
+
+# few COUNT: repetitions that this machine has time for: all, or fewer on one that is SLOW times slower.
+few() { echo $(( ($1 + SLOW - 1) / SLOW )); }
 
 # limit SECONDS COMMAND...: kills the command after that time (exit code 137).
 limit() {

@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: instructions per operation on Exitless and on stock KVM, on the same emulated machine.
 //!
-//! The machine counts each instruction as one tick of its time-stamp counter (`-icount shift=0`), so figures repeat and
-//! can be compared from change to change. They are instructions, not nanoseconds: a world switch costs one tick. What two
-//! vCPUs do together (`ipi_running`, `ipi_wake_hlt`) also counts the turns that the emulator gives its CPUs one after the
-//! other: compare those between modules only.
+//! The machine counts each instruction as one tick of its time-stamp counter (on SVM `-icount shift=0`; Bochs always
+//! does), so figures repeat and can be compared from change to change. They are instructions, not nanoseconds: a world
+//! switch costs one tick. What two vCPUs do together (`ipi_running`, `ipi_wake_hlt`) also counts the turns that the emulator
+//! gives its CPUs one after the other: compare those between modules only.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     lab::{
         self, Options, deps,
+        machine::Kind,
         scenario::{Module, Scenario},
     },
     paths, say,
@@ -24,6 +25,9 @@ pub struct Choice {
     /// Measure this module only (default: both).
     #[arg(long, value_enum)]
     pub module: Option<Module>,
+    /// The emulated machine.
+    #[arg(long, value_enum, default_value = "svm")]
+    pub machine: Kind,
     /// CPUs of the emulated host. With one, two vCPUs that wait for each other wait for the scheduler.
     #[arg(long, default_value = "2")]
     pub cpus: u32,
@@ -41,7 +45,7 @@ pub struct Choice {
 /// One figure, as it stands in target/bench/latest.json.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Record {
-    /// `svm`.
+    /// `svm` or `vmx`.
     #[serde(default)]
     pub machine: String,
     /// `exitless` or `kvm`.
@@ -77,25 +81,28 @@ pub fn run(choice: &Choice) -> Result<()> {
         timeout: Duration::from_secs(choice.limit),
         needs: vec!["runner".into()],
         modules: modules.clone(),
-        machines: vec![lab::machine::Kind::Svm],
-        in_test: false,
+        not_on: Vec::new(),
+        in_test: Vec::new(),
         script,
     };
     let module = if modules.contains(&Module::Exitless) { Module::Exitless } else { Module::Kvm };
-    let options = Options { module, ko: choice.ko.clone(), ..Options::default() };
+    let options = Options { module, machine: choice.machine, ko: choice.ko.clone(), ..Options::default() };
     let kernel = deps::kernel(options.kernel)?;
     let dir = paths::made(paths::target().join("bench"))?;
-    println!("-> bench on {} ({} CPU, instructions counted)", names.join(" and "), choice.cpus);
+    let machine = choice.machine;
+    println!("-> bench on {} ({machine}, {} CPU, instructions counted)", names.join(" and "), choice.cpus);
     let mut machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir.clone(), None)?;
-    machine.icount = true;
-    let report = lab::watch(&machine, scenario.timeout, true)?;
-    let records = records(&report.json)?;
+    machine.icount = machine.kind == Kind::Svm;
+    let report = lab::watch(&machine, scenario.timeout, true, Vec::new())?;
+    let records = records(machine.kind, &report.json)?;
     table(&records);
     if records.is_empty() {
         bail!("nothing was measured; the log is {}", paths::shown(&machine.serial_log()));
     }
     let file = dir.join("latest.json");
-    let lines: Vec<_> = records.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    let others = fs::read_to_string(&file).unwrap_or_default();
+    let kept = kept(machine.kind, &others);
+    let lines: Vec<_> = kept.iter().chain(&records).map(serde_json::to_string).collect::<Result<_, _>>()?;
     fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n")))?;
     say::note(format!("written to {}", paths::shown(&file)));
     if report.totals().failed > 0 {
@@ -105,16 +112,23 @@ pub fn run(choice: &Choice) -> Result<()> {
 }
 
 /// Lines `<module> {"op":...}`.
-fn records(lines: &[String]) -> Result<Vec<Record>> {
+fn records(machine: Kind, lines: &[String]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for line in lines {
         let Some((module, json)) = line.split_once(' ').filter(|(_, json)| json.starts_with('{')) else {
             continue;
         };
         let record: Record = serde_json::from_str(json).with_context(|| format!("`{json}` is no record"))?;
-        records.push(Record { machine: "svm".into(), module: module.into(), ..record });
+        records.push(Record { machine: machine.to_string(), module: module.into(), ..record });
     }
     Ok(records)
+}
+
+/// What the file already says of other machines; a file that cannot be read says nothing.
+fn kept(measured: Kind, file: &str) -> Vec<Record> {
+    let mut records: Vec<Record> = serde_json::from_str(file).unwrap_or_default();
+    records.retain(|record| record.machine != measured.to_string());
+    records
 }
 
 fn table(records: &[Record]) {
@@ -150,14 +164,27 @@ fn table(records: &[Record]) {
 
 #[cfg(test)]
 mod tests {
-    use super::records;
+    use super::{Kind, kept, records};
 
     /// The runner does not know which module it measures; the script puts that in front.
     #[test]
     fn records_get_their_module() {
         let lines =
             [r#"kvm {"op":"cpuid","instructions":5664.0,"exits":1.000}"#.to_string(), "kvm noise".into()];
-        let found = records(&lines).unwrap();
+        let found = records(Kind::Vmx, &lines).unwrap();
         assert_eq!((found.len(), found[0].module.as_str(), found[0].exits), (1, "kvm", Some(1.0)));
+        assert_eq!(found[0].machine, "vmx");
+    }
+
+    /// A run on one machine replaces that machine's figures and keeps the other's.
+    #[test]
+    fn the_other_machine_stays() {
+        let file = r#"[
+            {"machine":"svm","module":"kvm","op":"cpuid","instructions":5664.0,"exits":1.0},
+            {"machine":"vmx","module":"kvm","op":"cpuid","instructions":3000.0,"exits":null}
+        ]"#;
+        let left = kept(Kind::Vmx, file);
+        assert_eq!((left.len(), left[0].machine.as_str()), (1, "svm"));
+        assert!(kept(Kind::Vmx, "").is_empty());
     }
 }

@@ -2,7 +2,7 @@
 //! prints how often it left guest mode, by reason.
 //!
 //! Exitless counts by itself (debugfs). Stock KVM does not count by reason: a histogram on its `kvm_exit` tracepoint
-//! does, keyed by the same exit numbers of the processor's manual.
+//! does, keyed by the same exit numbers of the processor's manual. On VMX the tracepoint's own table names them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,6 +12,7 @@ use exitless_x86::svm::ExitCode;
 use crate::{
     lab::{
         self, Options, deps,
+        machine::Kind,
         scenario::{Module, Scenario},
     },
     paths, say,
@@ -23,6 +24,9 @@ pub struct Choice {
     /// vCPUs of the guest.
     #[arg(long, default_value = "4")]
     pub vcpus: u32,
+    /// The emulated machine.
+    #[arg(long, value_enum, default_value = "svm")]
+    pub machine: Kind,
     /// CPUs of the emulated host.
     #[arg(long, default_value = "2")]
     pub cpus: u32,
@@ -36,6 +40,7 @@ GUEST_APPEND=exitless.hold=1
 trace=/sys/kernel/tracing
 mount -t tracefs tracefs $trace 2>/dev/null
 boot_kvm() {
+    sed -n 's/^print fmt:/=== JSON names/p' $trace/events/kvm/kvm_exit/format
     echo 'hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger || return 1
     guest $VCPUS boot 60 || return 1
     sed -n 's/^{ exit_reason: *\([0-9]*\) *} hitcount: *\([0-9]*\).*/=== JSON kvm \1 \2/p' $trace/events/kvm/kvm_exit/hist
@@ -73,17 +78,18 @@ pub fn run(choice: &Choice) -> Result<()> {
         timeout: Duration::from_secs(120 + 60 * u64::from(choice.rounds)),
         needs: vec!["guest".into()],
         modules: vec![Module::Kvm, Module::Exitless],
-        machines: vec![lab::machine::Kind::Svm],
-        in_test: false,
+        not_on: Vec::new(),
+        in_test: Vec::new(),
         script,
     };
-    let options = Options { module: Module::Exitless, ..Options::default() };
+    let options = Options { module: Module::Exitless, machine: choice.machine, ..Options::default() };
     let kernel = deps::kernel(options.kernel)?;
     let dir = paths::made(paths::target().join("bench"))?;
-    println!("-> boot-exits ({} vCPU on {} CPU, {} boots each)", choice.vcpus, choice.cpus, choice.rounds);
+    let Choice { vcpus, machine, cpus, rounds } = choice;
+    println!("-> boot-exits ({machine}, {vcpus} vCPU on {cpus} CPU, {rounds} boots each)");
     let machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir, None)?;
-    let report = lab::watch(&machine, scenario.timeout, false)?;
-    table(&counts(&report.json), choice.rounds);
+    let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Vec::new())?;
+    table(&counts(machine.kind, &report.json), choice.rounds);
     if report.totals().failed > 0 {
         bail!("a boot failed; the log is {}", paths::shown(&machine.serial_log()));
     }
@@ -92,8 +98,14 @@ pub fn run(choice: &Choice) -> Result<()> {
 }
 
 /// Sums by reason: on Exitless, on stock KVM.
-fn counts(lines: &[String]) -> BTreeMap<String, (u64, u64)> {
+fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, (u64, u64)> {
     let mut sums = BTreeMap::<String, (u64, u64)>::new();
+    let names = lines.iter().find_map(|line| line.strip_prefix("names ")).map(vmx_names).unwrap_or_default();
+    let name_of = |code: u64| match machine {
+        Kind::Svm => ExitCode(code).name().map(str::to_string),
+        // Bits above 15 are flags.
+        Kind::Vmx => names.get(&(code & 0xffff)).cloned(),
+    };
     for line in lines {
         let mut words = line.split_whitespace();
         let Some(module) = words.next() else { continue };
@@ -102,13 +114,23 @@ fn counts(lines: &[String]) -> BTreeMap<String, (u64, u64)> {
         let Ok(count) = count.parse::<u64>() else { continue };
         if module == "kvm" {
             let Some(code) = name.first().and_then(|n| n.parse().ok()) else { continue };
-            let name = ExitCode(code).name().map_or(format!("exit_{code:#x}"), str::to_string);
+            let name = name_of(code).unwrap_or_else(|| format!("exit_{code:#x}"));
             sums.entry(name).or_default().1 += count;
         } else {
             sums.entry(name.join(" ")).or_default().0 += count;
         }
     }
     sums
+}
+
+/// Numbers and names of VMX's exits, from the format of the `kvm_exit` tracepoint: its first symbolic table is VMX's.
+fn vmx_names(format: &str) -> BTreeMap<u64, String> {
+    let table = format.split("__print_symbolic(").nth(1).unwrap_or_default();
+    let entry = |text: &str| {
+        let (number, name) = text.split_once('}')?.0.split_once(',')?;
+        Some((number.trim().parse().ok()?, name.trim().trim_matches('"').to_string()))
+    };
+    table.split('{').filter_map(entry).collect()
 }
 
 fn table(sums: &BTreeMap<String, (u64, u64)>, rounds: u32) {
@@ -124,14 +146,25 @@ fn table(sums: &BTreeMap<String, (u64, u64)>, rounds: u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::counts;
+    use super::{Kind, counts};
 
     /// Both modules' lines meet in one row, whatever way they name the reason.
     #[test]
     fn rows_meet() {
         let lines = ["kvm 114 10".to_string(), "exitless cpuid 7".into(), "exitless DB excp 1".into()];
-        let sums = counts(&lines);
+        let sums = counts(Kind::Svm, &lines);
         assert_eq!(sums["cpuid"], (7, 10));
         assert_eq!(sums["DB excp"], (1, 0));
+    }
+
+    /// VMX's names are those of the tracepoint, whose second table, SVM's, has other names for the same numbers.
+    #[test]
+    fn names_of_vmx() {
+        let lines = [
+            r#"names "reason %s", (REC->isa == 1) ? __print_symbolic(REC->exit_reason & 0xffff, { 0, "EXCEPTION_NMI" }, { 10, "CPUID" }) : __print_symbolic(REC->exit_reason, { 0x00a, "other" }), 0"#.to_string(),
+            "kvm 10 6".into(),
+            "exitless CPUID 7".into(),
+        ];
+        assert_eq!(counts(Kind::Vmx, &lines)["CPUID"], (7, 6));
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     arch, checks, gates, kmod,
     lab::{
         self, Options, deps,
+        machine::Kind,
         report::{Totals, Verdict},
         scenario::{self, Module},
     },
@@ -56,11 +57,11 @@ impl Run {
         })
     }
 
-    fn scenarios(&mut self, module: Module) -> Result<()> {
-        let options = lab::with_module(&Options { module, ..Options::default() })?;
+    fn scenarios(&mut self, module: Module, machine: Kind) -> Result<()> {
+        let options = lab::with_module(&Options { module, machine, ..Options::default() })?;
         for scenario in scenario::all()? {
-            if scenario.in_test && scenario.fits(module, options.machine) {
-                let name = format!("lab: {} on {module}", scenario.name);
+            if scenario.in_test.contains(&machine) && scenario.fits(module, machine) {
+                let name = format!("lab: {} on {module}, {machine}", scenario.name);
                 self.step(&name, || Ok(lab::run(&scenario, &options)?.totals()));
             }
         }
@@ -93,11 +94,11 @@ pub fn all(choice: &Choice) -> Result<()> {
     run.step("unit tests", checks::unit_tests);
     let built = run.step("module and its gates", gates_of_the_module);
     if !choice.no_lab {
-        if built {
-            run.scenarios(Module::Exitless)?;
-        }
-        if choice.with_kvm {
-            run.scenarios(Module::Kvm)?;
+        let modules = [(Module::Exitless, built), (Module::Kvm, choice.with_kvm)];
+        for (module, _) in modules.into_iter().filter(|(_, wanted)| *wanted) {
+            for machine in [Kind::Svm, Kind::Vmx] {
+                run.scenarios(module, machine)?;
+            }
         }
     }
     run.finish(start)

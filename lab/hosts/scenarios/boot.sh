@@ -1,7 +1,6 @@
 # about: Stock Linux guests with 1, 2 and 4 vCPUs reach user space and take timer interrupts.
 # cpus: 1 2 4
 # memory: 1536
-# machines: svm vmx
 # timeout: 180
 # needs: guest
 

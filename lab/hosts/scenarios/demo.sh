@@ -3,7 +3,7 @@
 # memory: 2048
 # timeout: 240
 # needs: guest
-# test: no
+# in test: no
 
 check load load_module
 make_disk /tmp/disk

@@ -3,7 +3,7 @@
 # memory: 1536
 # timeout: 240
 # needs: guest kvmtool
-# test: no
+# in test: no
 
 check load load_module
 # The same devices under QEMU's BIOS. Without ACPI's table of CPUs a guest that has a local APIC takes its ticks from the

@@ -1,7 +1,6 @@
 # about: The module loads, offers /dev/kvm and unloads.
 # cpus: 1 2
 # memory: 512
-# machines: svm vmx
 # timeout: 60
 
 check load load_module

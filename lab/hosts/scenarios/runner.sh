@@ -1,7 +1,6 @@
 # about: Micro guests: one instruction, one exit, one interrupt at a time.
 # cpus: 1 2
 # memory: 768
-# machines: svm vmx
 # timeout: 300
 # needs: runner
 

@@ -3,7 +3,7 @@
 # memory: 3072
 # timeout: 1800
 # needs: selftests
-# test: no
+# in test: no
 
 . /lab/selftests.sh
 check load load_module

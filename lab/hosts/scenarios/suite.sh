@@ -1,7 +1,6 @@
 # about: The ioctls of /dev/kvm, one by one.
 # cpus: 2
 # memory: 1024
-# machines: svm vmx
 # timeout: 300
 # needs: suite
 

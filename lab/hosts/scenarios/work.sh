@@ -1,7 +1,6 @@
 # about: A guest with 4 vCPUs checks sums, exchanges messages between processes and measures its timers.
 # cpus: 1 2 4
 # memory: 1536
-# machines: svm vmx
 # timeout: 150
 # needs: guest
 

@@ -33,7 +33,8 @@ use super::bochs;
 use crate::sh;
 
 /// Which emulated machine: by the virtualization its CPUs have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// AMD's, by QEMU's translator (this file).
     Svm,

@@ -5,6 +5,7 @@ pub mod bochs;
 pub mod cpio;
 pub mod deps;
 pub mod image;
+pub mod known;
 pub mod kvmtool;
 pub mod machine;
 pub mod programs;
@@ -23,6 +24,7 @@ use anyhow::{Result, bail};
 
 use self::{
     deps::{Flavour, KernelTree},
+    known::Known,
     machine::{Ending, Kind, Machine},
     report::{Report, Totals, Verdict},
     scenario::{Module, Scenario},
@@ -88,10 +90,13 @@ impl Default for Options {
 /// `cargo xtask lab run`.
 pub fn run_matching(pattern: &str, options: &Options) -> Result<()> {
     deps::host_packages()?;
-    let list: Vec<_> = scenario::matching(pattern)?
-        .into_iter()
-        .filter(|s| s.fits(options.module, options.machine))
-        .collect();
+    let found = scenario::matching(pattern)?;
+    for scenario in &found {
+        if let Some(why) = scenario.why_not_on(options.machine) {
+            println!("-> {} does not run on {}: {why}", scenario.name, options.machine);
+        }
+    }
+    let list: Vec<_> = found.into_iter().filter(|s| s.fits(options.module, options.machine)).collect();
     if list.is_empty() {
         bail!("no scenario matching {pattern} is meant for {} on {}", options.module, options.machine);
     }
@@ -132,7 +137,8 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     }
     let machine = prepare(scenario, options, &kernel, cpus, dir, None)?;
     let limit = scenario.timeout * patience(options) * if options.kernel == Flavour::Debug { 8 } else { 1 };
-    let report = watch(&machine, limit, options.verbose)?;
+    let known = known::of(options.machine, options.module, cpus)?;
+    let report = watch(&machine, limit, options.verbose, known)?;
     let failed = report.totals().failed;
     let verdict = if failed == 0 { "passed" } else { "FAILED" };
     say::note(format!("{label}: {verdict} in {} ({})", say::secs(start.elapsed()), report.totals()));
@@ -143,8 +149,16 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
 }
 
 /// Multiplier of time limits, inside the emulated host and outside.
-fn patience(options: &Options) -> u32 {
-    options.patience * if options.machine == Kind::Vmx { bochs::PATIENCE } else { 1 }
+pub fn patience(options: &Options) -> u32 {
+    options.patience * slowness(options.machine)
+}
+
+/// How much longer things take than on the first machine.
+fn slowness(machine: Kind) -> u32 {
+    match machine {
+        Kind::Svm => 1,
+        Kind::Vmx => bochs::SLOWNESS,
+    }
 }
 
 /// `cargo xtask shell`: the emulated host with a shell on this terminal.
@@ -159,8 +173,8 @@ pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
         timeout: Duration::ZERO,
         needs: needs.into_iter().filter(|need| !need.is_empty()).map(Into::into).collect(),
         modules: vec![options.module],
-        machines: vec![options.machine],
-        in_test: false,
+        not_on: Vec::new(),
+        in_test: Vec::new(),
         script:
             "load_module; echo; echo 'Commands: guest, load_module, unload_module; /lab has the programs; \
                  poweroff -f ends.'; setsid cttyhack sh\n"
@@ -205,6 +219,7 @@ pub fn prepare(
         ("CPUS", cpus.to_string()),
         ("KERNEL", options.kernel.to_string()),
         ("PATIENCE", patience(options).to_string()),
+        ("SLOW", slowness(options.machine).to_string()),
         ("VENDOR", if options.machine == Kind::Vmx { "intel" } else { "amd" }.to_string()),
     ];
     job.env = variables.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
@@ -231,8 +246,8 @@ pub fn prepare(
 }
 
 /// Runs the machine, prints its progress, and reads its marks.
-pub fn watch(machine: &Machine, limit: Duration, verbose: bool) -> Result<Report> {
-    let mut report = Report::default();
+pub fn watch(machine: &Machine, limit: Duration, verbose: bool, known: Vec<Known>) -> Result<Report> {
+    let mut report = Report::knowing(known);
     let start = Instant::now();
     let ending = machine.run(limit, |line| {
         if let Some(test) = report.line(line) {

@@ -9,9 +9,12 @@
 //! === JSON {...}                  a record
 //! === BYE rc=N                    the script ran to its end
 //! ```
-//! The lab's programs print a line for each of their own tests: `test name ... ok`, `skipped (why)` or `FAILED (why)`.
+//! The lab's programs print a line for each of their own tests: `test name ... ok`, `skipped (why)` or `FAILED (why)`, and
+//! exit with 1 if one failed.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use super::known::{self, Known};
 
 /// A result of one test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,10 +86,24 @@ pub struct Report {
     pub json: Vec<String>,
     /// The script's exit code, once it ended.
     pub bye: Option<i32>,
+    known: Vec<Known>,
     open: Option<String>,
+    inner: Inner,
+}
+
+/// The failures of tests inside the open test: some known, all of them known?
+#[derive(Debug, Default)]
+struct Inner {
+    known: bool,
+    new: bool,
 }
 
 impl Report {
+    /// An empty report of tests of which these are known to fail.
+    pub fn knowing(known: Vec<Known>) -> Report {
+        Report { known, ..Report::default() }
+    }
+
     /// Takes one console line; returns a test's result if the line completes one.
     pub fn line(&mut self, line: &str) -> Option<&Test> {
         if let Some(result) = line.strip_prefix("test ") {
@@ -95,7 +112,10 @@ impl Report {
         let mark = line.split_once("=== ").filter(|(before, _)| before.trim().is_empty())?.1;
         let (kind, rest) = mark.split_once(' ').unwrap_or((mark, ""));
         match kind {
-            "BEGIN" => self.open = Some(rest.trim().to_string()),
+            "BEGIN" => {
+                self.open = Some(rest.trim().to_string());
+                self.inner = Inner::default();
+            }
             "END" => return Some(self.end(rest)),
             "SKIP" => return Some(self.skip(rest)),
             "ROW" => self.row(rest),
@@ -107,6 +127,10 @@ impl Report {
     }
 
     fn push(&mut self, test: Test) -> &Test {
+        let failed = test.verdict == Verdict::Fail;
+        let test = known::judged(&self.known, test);
+        self.inner.known |= failed && test.verdict == Verdict::Skip;
+        self.inner.new |= test.verdict == Verdict::Fail;
         let at = self.tests.len();
         self.tests.push(test);
         &self.tests[at]
@@ -119,6 +143,9 @@ impl Report {
         let secs = field(rest, "secs").and_then(|secs| secs.parse::<f64>().ok()).unwrap_or(0.0);
         let (verdict, why) = match code {
             Some(0) => (Verdict::Pass, String::new()),
+            Some(1) if self.inner.known && !self.inner.new => {
+                (Verdict::Pass, "failures are known".to_string())
+            }
             Some(4) => (Verdict::Skip, "does not apply".to_string()),
             Some(137) => (Verdict::Fail, "took too long and was killed".to_string()),
             Some(code) => (Verdict::Fail, format!("exit code {code}")),
@@ -299,6 +326,34 @@ mod tests {
         ]);
         assert_eq!(r.totals().to_string(), "1 passed, 1 failed, 1 skipped");
         assert_eq!(r.tests[1].why, "no; exit");
+    }
+
+    /// A program whose only failures are known ones has not failed; its exit code says nothing of its own.
+    #[test]
+    fn known_failures_do_not_fail_their_program() {
+        let known = crate::lab::known::Known {
+            test: "b".into(),
+            machine: crate::lab::machine::Kind::Vmx,
+            module: None,
+            cpus: 0,
+            says: "no".into(),
+            why: "emulator".into(),
+            sometimes: false,
+        };
+        let verdicts = |lines: &[&str]| {
+            let mut report = Report::knowing(vec![known.clone()]);
+            for line in lines {
+                report.line(line);
+            }
+            report.totals().to_string()
+        };
+        let (begin, end) = ("=== BEGIN run", "=== END run rc=1 secs=1.0");
+        assert_eq!(verdicts(&[begin, "test b ... FAILED (no)", end]), "1 passed, 0 failed, 1 skipped");
+        assert_eq!(
+            verdicts(&[begin, "test a ... FAILED (no)", "test b ... FAILED (no)", end]),
+            "0 passed, 2 failed, 1 skipped"
+        );
+        assert_eq!(verdicts(&[begin, end]), "0 passed, 1 failed, 0 skipped");
     }
 
     /// Exit code 137 is a kill by the time limit.

@@ -7,8 +7,9 @@
 //! # timeout: 60                        (seconds of real time on two idle cores)
 //! # needs: guest runner suite          (QEMU with a Linux guest; the lab's own programs)
 //! # modules: kvm exitless              (modules it is meant for; default both)
-//! # machines: svm vmx                (emulated machines it can run on; default svm)
-//! # test: yes                          (part of `cargo xtask test`; default yes)
+//! # not on vmx: reason                 (why it cannot run on that machine)
+//! # in test: svm, vmx 2                (machines where it is part of `cargo xtask test`, with these CPUs only if there are
+//!                                      numbers; default svm; `no`: nowhere)
 //! ```
 
 use std::{fmt, fs, time::Duration};
@@ -19,11 +20,12 @@ use super::machine::Kind;
 use crate::paths;
 
 /// The module under test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Module {
     /// Ours.
     Exitless,
-    /// The stock kvm.ko and kvm-amd.ko of the same kernel.
+    /// The stock kvm.ko and kvm-amd.ko or kvm-intel.ko of the same kernel.
     Kvm,
 }
 
@@ -53,10 +55,10 @@ pub struct Scenario {
     pub needs: Vec<String>,
     /// Modules it is meant for.
     pub modules: Vec<Module>,
-    /// Machines it can run on.
-    pub machines: Vec<Kind>,
-    /// Is it part of `cargo xtask test`?
-    pub in_test: bool,
+    /// Machines it cannot run on, and why.
+    pub not_on: Vec<(Kind, String)>,
+    /// Machines on which it is part of `cargo xtask test`.
+    pub in_test: Vec<Kind>,
     /// The script.
     pub script: String,
 }
@@ -69,7 +71,12 @@ impl Scenario {
 
     /// Is it meant for this module, and can it run on this machine?
     pub fn fits(&self, module: Module, machine: Kind) -> bool {
-        self.modules.contains(&module) && self.machines.contains(&machine)
+        self.modules.contains(&module) && self.why_not_on(machine).is_none()
+    }
+
+    /// Why it cannot run on this machine.
+    pub fn why_not_on(&self, machine: Kind) -> Option<&str> {
+        self.not_on.iter().find(|(kind, _)| *kind == machine).map(|(_, why)| why.as_str())
     }
 }
 
@@ -120,11 +127,12 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
         timeout: Duration::from_secs(60),
         needs: Vec::new(),
         modules: vec![Module::Kvm, Module::Exitless],
-        machines: vec![Kind::Svm],
-        in_test: true,
+        not_on: Vec::new(),
+        in_test: Vec::new(),
         script: text.to_string(),
     };
     let mut cpus = vec![2];
+    let mut in_test = vec![(Kind::Svm, Vec::new())];
     for line in
         text.lines().skip_while(|line| line.starts_with("#!")).take_while(|line| line.starts_with('#'))
     {
@@ -140,17 +148,35 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "timeout" => one.timeout = Duration::from_secs(number()?.into()),
             "needs" => one.needs = value.split_whitespace().map(Into::into).collect(),
             "modules" => one.modules = value.split_whitespace().map(module).collect::<Result<_>>()?,
-            "machines" => one.machines = value.split_whitespace().map(machine).collect::<Result<_>>()?,
-            "test" => one.in_test = value == "yes",
-            other => bail!("`{other}` is no property of a scenario"),
+            "in test" => in_test = places(value)?,
+            key => match key.strip_prefix("not on ") {
+                Some(name) => one.not_on.push((machine(name)?, value.to_string())),
+                None => bail!("`{key}` is no property of a scenario"),
+            },
         }
     }
     let several = cpus.len() > 1;
     let variant = |cpus: u32| {
         let name = if several { format!("{name}-{cpus}cpu") } else { name.to_string() };
-        Scenario { name, cpus, ..one.clone() }
+        let here = |(kind, numbers): &(Kind, Vec<u32>)| {
+            (numbers.is_empty() || numbers.contains(&cpus)).then_some(*kind)
+        };
+        Scenario { name, cpus, in_test: in_test.iter().filter_map(here).collect(), ..one.clone() }
     };
     Ok(cpus.into_iter().map(variant).collect())
+}
+
+/// `svm, vmx 1 2`: machines, each with the numbers of CPUs that are meant (none: all).
+fn places(text: &str) -> Result<Vec<(Kind, Vec<u32>)>> {
+    if text == "no" {
+        return Ok(Vec::new());
+    }
+    let place = |part: &str| {
+        let mut words = part.split_whitespace();
+        let kind = machine(words.next().unwrap_or_default())?;
+        Ok((kind, words.map(str::parse).collect::<Result<_, _>>().context("in test")?))
+    };
+    text.split(',').map(place).collect()
 }
 
 fn module(name: &str) -> Result<Module> {
@@ -173,9 +199,12 @@ fn machine(name: &str) -> Result<Kind> {
 pub fn list() -> Result<()> {
     for s in all()? {
         let modules: Vec<_> = s.modules.iter().map(ToString::to_string).collect();
-        let machines: Vec<_> = s.machines.iter().map(ToString::to_string).collect();
-        let (modules, machines) = (modules.join("+"), machines.join("+"));
-        println!("{:<22} {} CPU  {modules:<12} {machines:<7} {}", s.name, s.cpus, s.about);
+        let in_test: Vec<_> = s.in_test.iter().map(ToString::to_string).collect();
+        let (modules, in_test) = (modules.join("+"), in_test.join("+"));
+        println!("{:<22} {} CPU  {modules:<12} in test: {in_test:<7} {}", s.name, s.cpus, s.about);
+        for (machine, why) in &s.not_on {
+            println!("{:<22} not on {machine}: {why}", "");
+        }
     }
     Ok(())
 }
@@ -193,12 +222,26 @@ mod tests {
         assert_eq!(list[0].modules, [Module::Kvm]);
     }
 
-    /// A scenario runs on the machine that it names, and on no other.
+    /// A scenario runs on every machine that it gives no reason against.
     #[test]
-    fn machines_are_declared() {
-        let list = parse("boot", "# machines: vmx\n# modules: kvm\n").unwrap();
+    fn an_absent_machine_has_a_reason() {
+        let list = parse("boot", "# not on svm: no such chip\n# modules: kvm\n").unwrap();
         assert!(list[0].fits(Module::Kvm, Kind::Vmx));
         assert!(!list[0].fits(Module::Kvm, Kind::Svm) && !list[0].fits(Module::Exitless, Kind::Vmx));
+        assert_eq!(list[0].why_not_on(Kind::Svm), Some("no such chip"));
+    }
+
+    /// What `cargo xtask test` runs is said machine by machine, and CPU number by CPU number where that matters.
+    #[test]
+    fn places_in_the_test() {
+        let in_test = |line: &str| {
+            let list = parse("boot", &format!("# cpus: 1 2\n{line}")).unwrap();
+            list.into_iter().map(|s| s.in_test).collect::<Vec<_>>()
+        };
+        assert_eq!(in_test(""), [[Kind::Svm], [Kind::Svm]]);
+        assert_eq!(in_test("# in test: svm, vmx 2\n"), [vec![Kind::Svm], vec![Kind::Svm, Kind::Vmx]]);
+        assert_eq!(in_test("# in test: no\n"), [vec![], vec![]]);
+        assert!(parse("boot", "# in test: arm\n").is_err());
     }
 
     /// A misspelt property must not be taken for a comment.

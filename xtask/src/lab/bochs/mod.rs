@@ -32,8 +32,8 @@ use crate::{paths, say, sh};
 const MHZ: u32 = 100;
 /// Instructions that a CPU executes before it is the next one's turn.
 const QUANTUM: u32 = 64;
-/// How much longer a scenario may take than on the other machine.
-pub const PATIENCE: u32 = 5;
+/// How much longer a scenario may take than on the other machine, and how many fewer repetitions it makes.
+pub const SLOWNESS: u32 = 5;
 /// MSRs that Bochs itself lacks: address, type, reset value, reserved bits, bits whose writes are ignored (each in two
 /// halves).
 const MSRS: &str = "\
