@@ -93,7 +93,9 @@ pub fn run(choice: &Choice) -> Result<()> {
     if report.totals().failed > 0 {
         bail!("a boot failed; the log is {}", paths::shown(&machine.serial_log()));
     }
-    say::note("docs/exits.md explains the differences");
+    if choice.machine == Kind::Svm {
+        say::note("docs/exits.md explains the differences");
+    }
     Ok(())
 }
 

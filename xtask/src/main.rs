@@ -63,7 +63,7 @@ enum Task {
     Lint,
     /// Install and fetch everything that the other tasks need.
     Deps,
-    /// Emulated machines with SVM.
+    /// Emulated machines with SVM or VMX.
     Lab {
         #[command(subcommand)]
         task: LabTask,

@@ -21,6 +21,9 @@ pub struct Choice {
     /// Only what needs no emulated machine.
     #[arg(long)]
     pub no_lab: bool,
+    /// Only the scenarios of this machine (default: both machines).
+    #[arg(long, value_enum)]
+    pub machine: Option<Kind>,
     /// Run the lab's scenarios on stock KVM as well.
     #[arg(long)]
     pub with_kvm: bool,
@@ -96,7 +99,7 @@ pub fn all(choice: &Choice) -> Result<()> {
     if !choice.no_lab {
         let modules = [(Module::Exitless, built), (Module::Kvm, choice.with_kvm)];
         for (module, _) in modules.into_iter().filter(|(_, wanted)| *wanted) {
-            for machine in [Kind::Svm, Kind::Vmx] {
+            for machine in choice.machine.map_or(vec![Kind::Svm, Kind::Vmx], |machine| vec![machine]) {
                 run.scenarios(module, machine)?;
             }
         }

@@ -11,7 +11,7 @@ use exitless_x86::vmx::access_rights as ar;
 use exitless_x86::vmx::control::entry;
 
 /// CR0 bits the guest changes without an exit.
-pub(crate) const CR0_GUEST_OWNED: u64 = cr0::TS | cr0::MP;
+pub(crate) const CR0_GUEST_OWNED: u64 = cr0::TS | cr0::MP | cr0::WP;
 /// CR4 bits the guest changes without an exit: they exist on every CPU with EPT, and hardware does all they ask for.
 pub(crate) const CR4_GUEST_OWNED: u64 =
     cr4::TSD | cr4::DE | cr4::PGE | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;

@@ -1,6 +1,7 @@
 # about: Guests on QEMU's other set-ups: q35 with its BIOS, the interrupt controllers split.
 # cpus: 2
 # memory: 1536
+# in test: svm, vmx
 # timeout: 240
 # needs: guest
 

@@ -1,6 +1,7 @@
 # about: 8 vCPUs share 2 CPUs: halted vCPUs give way, IPIs reach vCPUs that are not running.
 # cpus: 2
 # memory: 1536
+# in test: svm, vmx
 # timeout: 240
 # needs: guest
 

@@ -1,6 +1,7 @@
 # about: The module is unloaded and loaded 50 times (10 on a slow machine); a running guest keeps it; a guest works after it all.
 # cpus: 2
 # memory: 1536
+# in test: svm, vmx
 # timeout: 180
 # needs: guest
 

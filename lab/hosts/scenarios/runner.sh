@@ -1,6 +1,7 @@
 # about: Micro guests: one instruction, one exit, one interrupt at a time.
 # cpus: 1 2
 # memory: 768
+# in test: svm, vmx
 # timeout: 300
 # needs: runner
 

@@ -1,6 +1,7 @@
 # about: The kernel's KVM selftests that matter for every change, against the table in docs/selftests.md.
 # cpus: 2
 # memory: 2048
+# in test: svm, vmx
 # timeout: 300
 # needs: selftests
 

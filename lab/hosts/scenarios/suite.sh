@@ -1,6 +1,7 @@
 # about: The ioctls of /dev/kvm, one by one.
 # cpus: 2
 # memory: 1024
+# in test: svm, vmx
 # timeout: 300
 # needs: suite
 

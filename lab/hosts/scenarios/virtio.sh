@@ -1,6 +1,7 @@
 # about: A virtio disk and network card on MMIO (ioeventfd) and on PCI (ioeventfd, irqfd, MSI-X).
 # cpus: 2
 # memory: 1536
+# in test: svm, vmx
 # timeout: 180
 # needs: guest
 

@@ -1,6 +1,7 @@
 # about: A guest with 4 vCPUs checks sums, exchanges messages between processes and measures its timers.
 # cpus: 1 2 4
 # memory: 1536
+# in test: svm, vmx 2
 # timeout: 150
 # needs: guest
 
