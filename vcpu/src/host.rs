@@ -135,6 +135,11 @@ pub trait Host {
     fn reload_tsc_aux(&self, value: u64);
     /// Gives up and retakes the lock on slots and routes, so that an update may finish.
     fn quiesce(&self);
+    /// This vCPU spins on a lock: lets one run that may hold it.
+    fn spin(&self);
+    /// Waits awake for a moment, at most until `until` (ns on the host's monotonic clock), because sleeping and waking up cost
+    /// more; `true`: the vCPU has something to do. Never waits while another thread or a signal does.
+    fn poll(&self, until: u64) -> bool;
     /// Sleeps until the vCPU has something to do or a signal waits; `false`: a signal.
     fn block(&self) -> bool;
     /// User space asked for an immediate exit (`kvm_run.immediate_exit`).

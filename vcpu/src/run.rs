@@ -192,6 +192,10 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if sh.pending() {
         return Next::Again;
     }
+    if host.poll(timer::next_ns(v, host)) {
+        sh.stats.halt_polled.bump();
+        return Next::Again;
+    }
     if !timer::to_host(v, sh, host) {
         return Next::Again;
     }

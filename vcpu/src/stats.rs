@@ -20,6 +20,10 @@ impl Counter {
     pub fn bump(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
     }
+    /// So many more.
+    fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
     /// The value.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
@@ -36,15 +40,17 @@ impl Counter {
 pub struct Keyed {
     keys: [AtomicU32; ROWS],
     counts: [Counter; ROWS],
-    /// Counts of keys that found no row.
+    /// Counts of keys that gave their row away.
     pub other: Counter,
 }
 
 impl Keyed {
-    /// Counts one event of `key` (any value but `u32::MAX`).
+    /// Counts one event of `key` (any value but `u32::MAX`). Where its places are taken, the rarest key there makes room: what
+    /// counts often while the guest runs is shown, whatever came first.
     pub fn bump(&self, key: u32) {
         let tag = key.wrapping_add(1);
         let start = key.wrapping_mul(0x9e37_79b1) >> 26;
+        let mut rarest: Option<(&AtomicU32, &Counter)> = None;
         for probe in 0..8 {
             let i = (start.wrapping_add(probe) % ROWS as u32) as usize;
             let (Some(k), Some(c)) = (self.keys.get(i), self.counts.get(i)) else { continue };
@@ -56,8 +62,15 @@ impl Keyed {
                 c.bump();
                 return;
             }
+            if rarest.is_none_or(|(_, r)| c.get() < r.get()) {
+                rarest = Some((k, c));
+            }
         }
-        self.other.bump();
+        if let Some((k, c)) = rarest {
+            self.other.add(c.get());
+            c.0.store(1, Relaxed);
+            k.store(tag, Relaxed);
+        }
     }
 
     /// All rows in use: key and count.
@@ -93,6 +106,8 @@ pub struct Stats {
     pub halt_exits: Counter,
     /// Wake-ups out of HLT.
     pub halt_wakeup: Counter,
+    /// HLTs that ended while the thread still waited awake.
+    pub halt_polled: Counter,
     /// Exits for host interrupts.
     pub irq_exits: Counter,
     /// Interrupts given to the guest.

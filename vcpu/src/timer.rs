@@ -96,6 +96,19 @@ fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) 
     host.arm_timer(ns);
 }
 
+/// When the CPU's timer should run out, ns on the host's clock; never, if the home is the host.
+pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> u64 {
+    match v.lapic.armed() {
+        _ if v.timer_on_host => u64::MAX,
+        Armed::None => u64::MAX,
+        Armed::AtNs(ns) => ns,
+        Armed::AtTsc(t) => {
+            let m = host.now();
+            m.ns.saturating_add(ticks_to_ns(t.saturating_sub(v.guest_tsc(m.tsc)), host.tsc_khz()))
+        }
+    }
+}
+
 /// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.
 pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
     if v.timer_on_host {
@@ -107,13 +120,10 @@ pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         fired(v, sh, host);
         return false;
     }
-    let ns = match armed {
-        Armed::None => return true,
-        Armed::AtNs(ns) => ns,
-        Armed::AtTsc(t) => {
-            m.ns.saturating_add(ticks_to_ns(t.saturating_sub(v.guest_tsc(m.tsc)), host.tsc_khz()))
-        }
-    };
+    if armed == Armed::None {
+        return true;
+    }
+    let ns = next_ns(v, host);
     v.b.set_timer(None, 0);
     v.timer_on_host = true;
     host.arm_timer(ns);

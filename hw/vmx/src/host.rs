@@ -3,7 +3,7 @@
 use crate::machine::Machine;
 use crate::percpu::{HostState, PerCpu};
 use crate::residence::Residence;
-use crate::vcpu::Vmx;
+use crate::vcpu::{PLE_WINDOW, Vmx};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::field as f;
 
@@ -42,6 +42,10 @@ impl<M: Machine> Vmx<M> {
         if fs_base != self.host_fs_base {
             self.host_fs_base = fs_base;
             self.m.put(f::HOST_FS_BASE, fs_base);
+        }
+        if self.caps.pause_loop() && self.ple_window != PLE_WINDOW {
+            self.ple_window = PLE_WINDOW;
+            self.m.put(f::PLE_WINDOW, PLE_WINDOW);
         }
         self.host_debugctl = self.m.rdmsr(Msr::DEBUGCTL.0);
         // Whatever ran here in between left its data in the cache.

@@ -83,6 +83,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) apic: crate::vapic::Apic,
     pub(crate) timer: crate::timer::Timer,
     pub(crate) dr6: u64,
+    /// After how many ticks a loop of PAUSEs exits.
+    pub(crate) ple_window: u32,
     /// What the VMCS says of RSP.
     pub(crate) vmcs_rsp: u64,
     /// What the VMCS says of the host.
@@ -126,8 +128,8 @@ unsafe impl<M> Send for Vmx<M> {}
 const EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 /// PAUSEs less than this many ticks apart are one loop.
 const PLE_GAP: u32 = 128;
-/// A loop that lasts this many ticks exits.
-const PLE_WINDOW: u32 = 4096;
+/// A loop that lasts this many ticks exits, the first time.
+pub(crate) const PLE_WINDOW: u32 = 4096;
 
 impl<M: Machine> Vmx<M> {
     /// Sets up everything in memory; the VMCS gets it with the first entry. Registers come later.
@@ -184,7 +186,6 @@ impl<M: Machine> Vmx<M> {
         m.put(f::TPR_THRESHOLD, 0);
         if caps.pause_loop() {
             m.put(f::PLE_GAP, PLE_GAP);
-            m.put(f::PLE_WINDOW, PLE_WINDOW);
         }
         if caps.secondary & secondary::ENABLE_ENCLS_EXITING != 0 {
             m.put(f::ENCLS_EXITING_BITMAP, u64::MAX);

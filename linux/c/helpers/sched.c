@@ -5,6 +5,7 @@
 #include <linux/entry-kvm.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/pid.h>
 #include <linux/preempt.h>
 #include <linux/rcuwait.h>
@@ -184,6 +185,16 @@ int ex_vcpu_yield_to(void *vcpu, bool preempt)
 	ret = yield_to(task, preempt);
 	put_task_struct(task);
 	return ret;
+}
+
+/* Longest wait awake in HLT, ns; writable in /sys/module/exitless/parameters. */
+static unsigned int ex_halt_poll = 200000;
+module_param_named(halt_poll_ns, ex_halt_poll, uint, 0644);
+MODULE_PARM_DESC(halt_poll_ns, "Longest time a halted vCPU waits awake before its thread sleeps, ns (default: 200000)");
+
+u64 ex_halt_poll_ns(void)
+{
+	return READ_ONCE(ex_halt_poll);
 }
 
 bool ex_signal_pending(void)

@@ -160,6 +160,7 @@ unsafe extern "C" {
     pub(crate) fn ex_run_delay_ns() -> u64;
     pub(crate) fn ex_vcpu_record_current(vcpu: *mut c_void);
     pub(crate) fn ex_vcpu_yield_to(vcpu: *mut c_void, preempt: bool) -> c_int;
+    pub(crate) fn ex_halt_poll_ns() -> u64;
     pub(crate) fn ex_signal_pending() -> bool;
     pub(crate) fn ex_need_resched() -> bool;
     pub(crate) fn ex_cond_resched();

@@ -91,6 +91,12 @@ impl VcpuTask {
     }
 }
 
+/// The longest a halted vCPU may wait awake, ns: the module's parameter.
+pub fn halt_poll_ns() -> u64 {
+    // SAFETY: reads a parameter.
+    unsafe { ffi::ex_halt_poll_ns() }
+}
+
 /// Has the current task a signal?
 #[inline]
 pub fn signal_pending() -> bool {

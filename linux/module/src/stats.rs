@@ -30,13 +30,14 @@ mod kind {
 type Pick = fn(&Stats) -> &Counter;
 
 /// Files that hold one number.
-const NAMES: [(&CStr, Pick); 18] = [
+const NAMES: [(&CStr, Pick); 19] = [
     (c"exits", |s| &s.exits),
     (c"fast_exits", |s| &s.fast),
     (c"io_exits", |s| &s.io_exits),
     (c"mmio_exits", |s| &s.mmio_exits),
     (c"halt_exits", |s| &s.halt_exits),
     (c"halt_wakeup", |s| &s.halt_wakeup),
+    (c"halt_successful_poll", |s| &s.halt_polled),
     (c"irq_exits", |s| &s.irq_exits),
     (c"irq_injections", |s| &s.irq_injections),
     (c"nmi_injections", |s| &s.nmi_injections),

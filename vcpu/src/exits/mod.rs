@@ -56,7 +56,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::ApicAccess(offset) => mmio::refused(v, sh, host, offset),
         Exit::Exception(x) => exception::handle(v, sh, host, x),
         Exit::Hypercall => hypercall::handle(v, sh, host),
-        Exit::Invd | Exit::Wbinvd | Exit::Pause => skip_over(v, sh, host),
+        Exit::Invd | Exit::Wbinvd => skip_over(v, sh, host),
+        Exit::Pause => pause(v, sh, host),
         Exit::Monitor | Exit::Mwait => skip_over(v, sh, host),
         Exit::Xsetbv => xsetbv::handle(v, sh, host),
         Exit::Rdpmc => fault(v, sh, Exception::gp(0)),
@@ -67,6 +68,11 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Disabled => Next::Leave(RunExit::Error(-EIO)),
         Exit::Unknown(code) => unexpected(code),
     }
+}
+
+fn pause<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    host.spin();
+    skip_over(v, sh, host)
 }
 
 /// The fast path could not be taken: an event's delivery was interrupted.

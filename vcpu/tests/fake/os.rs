@@ -225,6 +225,14 @@ impl Host for Os {
         self.w.quiesced.set(self.w.quiesced.get() + 1);
         self.w.point();
     }
+    fn spin(&self) {
+        self.w.may_sleep("spin");
+    }
+    fn poll(&self, _until: u64) -> bool {
+        self.w.may_sleep("poll");
+        self.w.point();
+        self.w.sh.must_wake()
+    }
     fn block(&self) -> bool {
         self.w.may_sleep("block");
         self.w.blocks.set(self.w.blocks.get() + 1);

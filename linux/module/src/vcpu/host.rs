@@ -1,6 +1,6 @@
 //! The hall's view of Linux: [`Host`] over the helpers, for one vCPU thread inside `KVM_RUN`.
 
-use super::VcpuObj;
+use super::{VcpuObj, poll};
 use crate::global;
 use crate::vendor::Vendor;
 use crate::vm::Vm;
@@ -284,9 +284,20 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.unlock();
         self.lock();
     }
+    fn spin(&self) {
+        poll::spins(self.vm, self.me);
+    }
+    fn poll(&self, until: u64) -> bool {
+        self.unlock();
+        let woken = poll::halted(self.me, &self.work, until);
+        self.lock();
+        woken
+    }
     fn block(&self) -> bool {
         self.unlock();
+        let from = time::monotonic_ns();
         let woken = self.me.task.block();
+        poll::slept(self.me, time::monotonic_ns().saturating_sub(from));
         self.lock();
         woken != task::Woken::Signal
     }

@@ -2,6 +2,7 @@
 
 pub mod host;
 pub mod ioctl;
+pub mod poll;
 pub mod run;
 pub mod state;
 pub mod sync;
@@ -58,9 +59,13 @@ pub struct VcpuObj {
     pub tsc_aux: AtomicU64,
     /// Signal mask of `KVM_SET_SIGNAL_MASK`.
     pub sigmask: AtomicU64,
+    /// How long to wait awake in HLT, ns.
+    pub poll_ns: AtomicU64,
+    /// The thread was preempted and waits for a CPU.
+    pub preempted: AtomicBool,
     /// `sigmask` counts.
     pub has_sigmask: AtomicBool,
-    _pad: [u8; 7],
+    _pad: [u8; 6],
 }
 
 /// The vCPU proper, of the vendor that was chosen at load.
@@ -149,11 +154,13 @@ impl VcpuObj {
         if let Some(g) = global::get() {
             self.load_on(g, cpu);
         }
+        self.preempted.store(false, Ordering::Relaxed);
         self.shared.request(Request::STEAL);
     }
 
-    /// The thread leaves its CPU.
-    pub fn sched_out(&self, _preempted: bool) {
+    /// The thread leaves its CPU, still runnable or not.
+    pub fn sched_out(&self, preempted: bool) {
+        self.preempted.store(preempted, Ordering::Relaxed);
         if let Some(g) = global::get() {
             self.put_on(g);
         }

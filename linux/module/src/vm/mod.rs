@@ -96,6 +96,9 @@ pub struct Vm {
     pub user_pins: AtomicU32,
     /// Rotates lowest-priority delivery.
     pub rotation: AtomicU32,
+    /// The vCPU that a spinning one let run last.
+    pub last_boosted: AtomicU32,
+    _pad3: [u8; 4],
     /// Level-triggered pins with someone to notify (resample irqfds).
     pub resample_gsis: AtomicU64,
     /// Vectors whose EOI the I/O APIC wants.
