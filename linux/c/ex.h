@@ -17,6 +17,7 @@ int ex_rs_cpu_online(u32 cpu);
 void ex_rs_cpu_offline(u32 cpu);
 void ex_rs_cpu_emergency(void);
 void ex_rs_on_cpu(void *arg, u32 op);
+void ex_rs_user_return(u32 cpu);
 
 /* Files. */
 long ex_rs_dev_ioctl(u32 cmd, unsigned long arg);

@@ -9,7 +9,9 @@
 #include <linux/hardirq.h>
 #include <linux/kvm_host.h>
 #include <linux/moduleparam.h>
+#include <linux/percpu.h>
 #include <linux/stddef.h>
+#include <linux/user-return-notifier.h>
 #include <asm/apic.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/desc.h>
@@ -68,6 +70,7 @@ void ex_vmx_call_gate(unsigned long handler);
 u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
 u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
 void ex_vmx_interrupt(u8 vector);
+void ex_vmx_call_on_user_return(void);
 void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
 
 /* enter-vmx.S and hw/vmx/src/ops.rs count on these. */
@@ -202,6 +205,52 @@ bool ex_vmx_host_x2apic(void)
 	return x2apic_enabled();
 }
 
+/*
+ * The guest's syscall MSRs may stay in the CPU until it returns to user mode, which alone uses them. Where TIF flags go
+ * with the CPU from task to task, whichever task returns first calls us.
+ */
+struct ex_user_return {
+	struct user_return_notifier notifier;
+	bool on;
+};
+static DEFINE_PER_CPU(struct ex_user_return, ex_user_return);
+
+/* Interrupts off. */
+static void ex_vmx_forget_user_return(void)
+{
+	struct ex_user_return *u = this_cpu_ptr(&ex_user_return);
+
+	if (u->on) {
+		u->on = false;
+		user_return_notifier_unregister(&u->notifier);
+	}
+}
+
+static void ex_vmx_on_user_return(struct user_return_notifier *notifier)
+{
+	unsigned long flags;
+
+	/* Against ex_vmx_off() by an interrupt. */
+	local_irq_save(flags);
+	if (this_cpu_read(ex_user_return.on)) {
+		ex_vmx_forget_user_return();
+		ex_rs_user_return(smp_processor_id());
+	}
+	local_irq_restore(flags);
+}
+
+/* Interrupts off: ex_rs_user_return() comes before this CPU is in user mode again. */
+void ex_vmx_call_on_user_return(void)
+{
+	struct ex_user_return *u = this_cpu_ptr(&ex_user_return);
+
+	if (u->on)
+		return;
+	u->on = true;
+	u->notifier.on_user_return = ex_vmx_on_user_return;
+	user_return_notifier_register(&u->notifier);
+}
+
 static void ex_vmx_mode_end(void)
 {
 	cr4_clear_bits(X86_CR4_VMXE);
@@ -226,9 +275,13 @@ int ex_vmx_on(u64 region_pa)
 	return -EIO;
 }
 
-/* Interrupts off; every VMCS that was loaded here is cleared. Harmless when the emergency path was faster. */
+/*
+ * Interrupts off; every VMCS that was loaded here is cleared and what was lent is back. Harmless when the emergency path
+ * was faster.
+ */
 void ex_vmx_off(void)
 {
+	ex_vmx_forget_user_return();
 	asm volatile("1: vmxoff\n2:\n" _ASM_EXTABLE(1b, 2b) : : : "memory", "cc");
 	ex_vmx_mode_end();
 }

@@ -44,6 +44,8 @@ impl<M: Machine> Vmx<M> {
         }
         if !at.live() {
             self.go_live(at, cpu);
+        } else if at.take_stale() {
+            at.lend(&self.m, cpu);
         }
         let moved = at.take_moved();
         if moved {

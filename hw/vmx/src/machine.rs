@@ -62,6 +62,8 @@ pub trait Machine {
     fn rdmsr(&self, msr: u32) -> u64;
     /// WRMSR.
     fn wrmsr(&self, msr: u32, value: u64);
+    /// Before this CPU next returns to user mode, [`crate::PerCpu::take_back_lent`] is to be called. Preemption is off.
+    fn call_on_user_return(&self);
     /// RDTSC.
     fn tsc(&self) -> u64;
     /// CR3 and CR4 as they are now.
@@ -96,6 +98,8 @@ pub struct Hardware;
 unsafe extern "C" {
     /// The world switch (linux/c/vmx.c): 0 exit, 1 VMfail, 2 #UD.
     fn ex_vmx_enter(run: *mut Run, how: u32) -> u32;
+    /// linux/c/vmx.c: the user-return notifier of this CPU.
+    fn ex_vmx_call_on_user_return();
     /// linux/c/vmx.c: through the IDT's gate.
     fn ex_vmx_interrupt(vector: u8);
     /// The label in linux/c/enter-vmx.S at which VM exits arrive.
@@ -143,6 +147,10 @@ impl Machine for Hardware {
     fn wrmsr(&self, msr: u32, value: u64) {
         // SAFETY: as in `rdmsr`; guest values passed the policy's checks, and `put` restores the host's.
         unsafe { exitless_hw_ops::wrmsr(msr, value) };
+    }
+    fn call_on_user_return(&self) {
+        // SAFETY: interrupts, and so preemption, are off.
+        unsafe { ex_vmx_call_on_user_return() };
     }
     fn tsc(&self) -> u64 {
         exitless_hw_ops::rdtsc()

@@ -7,6 +7,8 @@
 //! | 0x800  | 0 to 0x1fff               | WRMSR  |
 //! | 0xc00  | 0xc000_0000 to 0xc000_1fff | WRMSR |
 
+use crate::residence::Travelling;
+
 /// Bytes of the bitmaps: one page.
 pub const SIZE: usize = 4096;
 /// From an MSR's read bit to its write bit, bytes.
@@ -52,10 +54,15 @@ pub fn open_x2apic(map: &mut [u8]) {
     }
 }
 
+/// Registers that the CPU keeps beyond a vCPU's turn: writes must exit ([`crate::residence::Travelling`]).
+fn lent(msr: u32) -> bool {
+    Travelling::ALL.into_iter().any(|t| t.lent() && t.number() == msr)
+}
+
 /// Sets all bitmaps to "exit", then opens what the policy table passes through.
 pub fn fill(map: &mut [u8], passthrough: impl Iterator<Item = u32>) {
     map.fill(0xff);
-    for msr in passthrough {
+    for msr in passthrough.filter(|&msr| !lent(msr)) {
         let Some((byte, bit)) = position(msr) else { continue };
         for at in [byte, byte + WRITE] {
             if let Some(b) = map.get_mut(at) {

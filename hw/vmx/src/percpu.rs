@@ -48,10 +48,14 @@ pub struct PerCpu {
     /// The identity of the vCPU that was loaded last, for the branch prediction barrier.
     pub(crate) last_vcpu: AtomicU64,
     host: [AtomicU64; WORDS],
+    /// The host's values of what is lent, and those in the CPU.
     host_msrs: [AtomicU64; MSRS],
+    lent_msrs: [AtomicU64; MSRS],
     on: AtomicBool,
     tsc_aux: AtomicBool,
-    pad: [u8; 6],
+    /// Something is lent, and the return to user mode will call [`PerCpu::take_back_lent`].
+    owes: AtomicBool,
+    pad: [u8; 5],
 }
 
 /// A fresh VPID.
@@ -77,9 +81,11 @@ impl PerCpu {
             last_vcpu: AtomicU64::new(0),
             host: [const { AtomicU64::new(0) }; WORDS],
             host_msrs: [const { AtomicU64::new(0) }; MSRS],
+            lent_msrs: [const { AtomicU64::new(0) }; MSRS],
             on: AtomicBool::new(false),
             tsc_aux: AtomicBool::new(false),
-            pad: [0; 6],
+            owes: AtomicBool::new(false),
+            pad: [0; 5],
         }
     }
 
@@ -90,11 +96,15 @@ impl PerCpu {
             to.store(from, Relaxed);
         }
         self.tsc_aux.store(tsc_aux, Relaxed);
-        for msr in self.travelling() {
-            if let Some(to) = self.host_msrs.get(msr as usize) {
-                to.store(m.rdmsr(msr.number()), Relaxed);
+        for msr in self.lent() {
+            let host = m.rdmsr(msr.number());
+            for row in [&self.host_msrs, &self.lent_msrs] {
+                if let Some(to) = row.get(msr as usize) {
+                    to.store(host, Relaxed);
+                }
             }
         }
+        self.owes.store(false, Relaxed);
         self.list.store(ptr::null_mut(), Relaxed);
         self.current.store(ptr::null_mut(), Relaxed);
         // One past the end: the first use begins a generation with a flush. Generations carry the CPU's number in their
@@ -114,6 +124,7 @@ impl PerCpu {
         if !self.on.swap(false, Relaxed) {
             return false;
         }
+        self.take_back_lent(m);
         // SAFETY: contract.
         while let Some(first) = unsafe { self.list.load(Relaxed).as_ref() } {
             first.clear_here(m, self);
@@ -142,15 +153,36 @@ impl PerCpu {
         &self.list
     }
 
-    /// MSRs that change hands in software.
-    pub(crate) fn travelling(&self) -> impl Iterator<Item = Travelling> + use<> {
+    /// What is lent to guests and exists here.
+    pub(crate) fn lent(&self) -> impl Iterator<Item = Travelling> + use<> {
         let tsc_aux = self.tsc_aux.load(Relaxed);
-        Travelling::ALL.into_iter().filter(move |&m| m != Travelling::TscAux || tsc_aux)
+        Travelling::ALL.into_iter().filter(move |&m| m.lent() && (m != Travelling::TscAux || tsc_aux))
     }
-    /// The host's value, constant per CPU (KERNEL_GS_BASE is the task's: see `Residence`).
-    pub(crate) fn host_msr(&self, m: Travelling) -> u64 {
-        self.host_msrs.get(m as usize).map_or(0, |v| v.load(Relaxed))
+
+    /// Gives the CPU a value, if it has another; the first that is not the host's arranges for the way back. Interrupts are
+    /// off.
+    pub(crate) fn put_lent<M: Machine>(&self, m: &M, msr: Travelling, value: u64) {
+        let Some(now) = self.lent_msrs.get(msr as usize).filter(|now| now.load(Relaxed) != value) else {
+            return;
+        };
+        now.store(value, Relaxed);
+        m.wrmsr(msr.number(), value);
+        let host = self.host_msrs.get(msr as usize).map_or(0, |v| v.load(Relaxed));
+        if value != host && !self.owes.load(Relaxed) {
+            self.owes.store(true, Relaxed);
+            m.call_on_user_return();
+        }
     }
+
+    /// Before this CPU returns to user mode: its syscall registers are the host's again. Interrupts are off.
+    pub fn take_back_lent<M: Machine>(&self, m: &M) {
+        for msr in self.lent() {
+            let host = self.host_msrs.get(msr as usize).map_or(0, |v| v.load(Relaxed));
+            self.put_lent(m, msr, host);
+        }
+        self.owes.store(false, Relaxed);
+    }
+
     /// The host's state here.
     pub fn host(&self) -> HostState {
         let mut words = [0; WORDS];

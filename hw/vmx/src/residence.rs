@@ -16,8 +16,10 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 use exitless_x86::msr::Msr;
 
-/// MSRs that no VMCS field holds: the guest's values are in the CPU from its first entry after [`Residence::load`] until
-/// [`Residence::put`].
+/// MSRs that no VMCS field holds. KERNEL_GS_BASE the guest writes at will; its value is in the CPU from the first entry after
+/// [`Residence::load`] until [`Residence::put`]. The others are *lent*: writes exit, so memory always has the guest's value;
+/// the CPU has it from that entry on, until another vCPU's takes its place or the CPU returns to user mode, the only one
+/// that uses these registers ([`PerCpu::take_back_lent`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
@@ -37,6 +39,11 @@ pub(crate) const MSRS: usize = 6;
 impl Travelling {
     pub(crate) const ALL: [Self; MSRS] =
         [Self::Star, Self::Lstar, Self::Cstar, Self::Sfmask, Self::KernelGsBase, Self::TscAux];
+
+    /// Writes exit, and the value stays in the CPU beyond `put`.
+    pub(crate) const fn lent(self) -> bool {
+        !matches!(self, Self::KernelGsBase)
+    }
 
     /// The MSR's number.
     pub(crate) const fn number(self) -> u32 {
@@ -79,7 +86,8 @@ pub struct Residence {
     live: AtomicBool,
     /// The VMCS came to another CPU since the last entry.
     moved: AtomicBool,
-    pad: u8,
+    /// A lent MSR changed while live.
+    stale: AtomicBool,
     guest: [AtomicU64; MSRS],
     /// The task's KERNEL_GS_BASE (the user's GS base), while live.
     host_kernel_gs: AtomicU64,
@@ -186,6 +194,13 @@ impl Residence {
         }
         moved
     }
+    pub(crate) fn take_stale(&self) -> bool {
+        let stale = self.stale.load(Relaxed);
+        if stale {
+            self.stale.store(false, Relaxed);
+        }
+        stale
+    }
     pub(crate) fn live(&self) -> bool {
         self.live.load(Relaxed)
     }
@@ -201,27 +216,34 @@ impl Residence {
         self.fs_base.store(s.fs_base, Relaxed);
         self.host_kernel_gs.store(m.rdmsr(Msr::KERNEL_GS_BASE.0), Relaxed);
         self.live.store(true, Relaxed);
-        for msr in cpu.travelling() {
-            let guest = self.guest_msr(msr);
-            if guest != self.host_msr(cpu, msr) {
-                m.wrmsr(msr.number(), guest);
-            }
+        let (kernel_gs, guest) = (Travelling::KernelGsBase, self.guest_msr(Travelling::KernelGsBase));
+        if guest != self.host_kernel_gs.load(Relaxed) {
+            m.wrmsr(kernel_gs.number(), guest);
         }
+        self.lend(m, cpu);
         s.fs_base
     }
 
-    /// The thread leaves this CPU, or returns to user space: the CPU is the host's again. Preemption is off.
+    /// Brings the lent MSRs into the CPU, where they differ from what is there. Interrupts are off.
+    pub(crate) fn lend<M: Machine>(&self, m: &M, cpu: &PerCpu) {
+        self.stale.store(false, Relaxed);
+        for msr in cpu.lent() {
+            cpu.put_lent(m, msr, self.guest_msr(msr));
+        }
+    }
+
+    /// The thread leaves this CPU, or returns to user space: but for what is lent, the CPU is the host's again. Preemption is
+    /// off.
     ///
     /// # Safety
-    /// `cpu` is this CPU's part, and [`Residence::load`] was called on it last.
-    pub unsafe fn put<M: Machine>(&self, m: &M, cpu: &PerCpu) {
+    /// [`Residence::load`] was called on this CPU last.
+    pub unsafe fn put<M: Machine>(&self, m: &M) {
         if !self.live.load(Relaxed) {
             return;
         }
-        // Before the selectors: loading GS changes KERNEL_GS_BASE. The guest cannot write TSC_AUX.
-        for msr in cpu.travelling().filter(|&msr| msr != Travelling::TscAux) {
-            self.store_guest(msr, m.rdmsr(msr.number()));
-        }
+        // Before the selectors: loading GS changes KERNEL_GS_BASE.
+        let kernel_gs = Travelling::KernelGsBase;
+        self.store_guest(kernel_gs, m.rdmsr(kernel_gs.number()));
         let selectors = self.selectors.load(Relaxed);
         let gs = (selectors >> 48) as u16;
         m.restore_task_segments(&TaskSegments {
@@ -232,19 +254,13 @@ impl Residence {
             ldt: self.ldt.load(Relaxed) as u16,
             fs_base: self.fs_base.load(Relaxed),
         });
-        for msr in cpu.travelling() {
-            let host = self.host_msr(cpu, msr);
-            let changed_by_gs = msr == Travelling::KernelGsBase && gs != 0;
-            if changed_by_gs || self.guest_msr(msr) != host {
-                m.wrmsr(msr.number(), host);
-            }
+        let host = self.host_kernel_gs.load(Relaxed);
+        if gs != 0 || self.guest_msr(kernel_gs) != host {
+            m.wrmsr(kernel_gs.number(), host);
         }
         self.live.store(false, Relaxed);
     }
 
-    fn host_msr(&self, cpu: &PerCpu, msr: Travelling) -> u64 {
-        if msr == Travelling::KernelGsBase { self.host_kernel_gs.load(Relaxed) } else { cpu.host_msr(msr) }
-    }
     fn guest_msr(&self, msr: Travelling) -> u64 {
         self.guest.get(msr as usize).map_or(0, |v| v.load(Relaxed))
     }
@@ -256,8 +272,7 @@ impl Residence {
 
     /// The guest's value, wherever it is.
     pub(crate) fn read_msr<M: Machine>(&self, m: &M, msr: Travelling) -> u64 {
-        // TSC_AUX is never the guest's to write: memory is right.
-        if msr == Travelling::TscAux {
+        if msr.lent() {
             return self.guest_msr(msr);
         }
         // A switch of threads between the look at `live` and the MSR would read the host's.
@@ -265,10 +280,12 @@ impl Residence {
     }
 
     /// Changes the guest's value, wherever it is.
-    pub(crate) fn write_msr<M: Machine>(&self, m: &M, msr: Travelling, v: u64, exists: bool) {
+    pub(crate) fn write_msr<M: Machine>(&self, m: &M, msr: Travelling, v: u64) {
         m.without_interrupts(|| {
             self.store_guest(msr, v);
-            if exists && self.live() {
+            if msr.lent() {
+                self.stale.store(true, Relaxed);
+            } else if self.live() {
                 m.wrmsr(msr.number(), v);
             }
         });

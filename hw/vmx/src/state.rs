@@ -152,7 +152,7 @@ impl<M: Machine> Vmx<M> {
 
     pub(crate) fn write_sys(&mut self, r: SysReg, v: u64) {
         if let Some((msr, at)) = travelling(r).zip(self.residence()) {
-            at.write_msr(&self.m, msr, v, msr != T::TscAux || self.caps.rdtscp());
+            at.write_msr(&self.m, msr, v);
             return;
         }
         match r {

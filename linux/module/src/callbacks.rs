@@ -79,6 +79,13 @@ extern "C" fn ex_rs_on_cpu(arg: *mut c_void, op: u32) {
     }
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_user_return(cpu: u32) {
+    if let Some(slot) = global::get().and_then(|g| g.cpus.get(cpu as usize)) {
+        crate::vendor::vmx::user_return(slot);
+    }
+}
+
 /// What one CPU may ask of another.
 pub mod on_cpu {
     /// Nothing: to have taken the interrupt is all.

@@ -32,6 +32,8 @@ pub(super) struct Cpu {
     pub(super) restored: Cell<Option<TaskSegments>>,
     pub(super) cr3: Cell<u64>,
     pub(super) tsc: Cell<u64>,
+    /// How often the return to user mode was asked to call back.
+    pub(super) user_returns: Cell<u32>,
     pub(super) dr6: Cell<u64>,
     pub(super) script: RefCell<VecDeque<Script>>,
     pub(super) reads: RefCell<Vec<u32>>,
@@ -172,6 +174,9 @@ impl Machine for Fake {
         self.cpu().wrmsrs.borrow_mut().push(msr);
         self.cpu().msrs.borrow_mut().insert(msr, value);
     }
+    fn call_on_user_return(&self) {
+        self.cpu().user_returns.set(self.cpu().user_returns.get() + 1);
+    }
     fn tsc(&self) -> u64 {
         self.cpu().tsc.get()
     }
@@ -311,7 +316,7 @@ impl Bench {
     }
     pub(super) fn put(&self) {
         // SAFETY: loaded on this CPU.
-        unsafe { self.at.put(&self.m, self.percpu) };
+        unsafe { self.at.put(&self.m) };
     }
     /// One slice of one entry.
     pub(super) fn enter(&mut self, flush: bool) -> exitless_vcpu::backend::Exit {

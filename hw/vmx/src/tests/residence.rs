@@ -9,6 +9,7 @@ use exitless_x86::vmx::field as f;
 
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
+const SFMASK: u32 = 0xc000_0084;
 const KERNEL_GS: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
 
@@ -115,7 +116,8 @@ fn vpids_run_out() {
     assert!(x.take().generation != y.take().generation, "CPUs have generations of their own");
 }
 
-/// The guest's syscall MSRs are in the CPU from the first entry to `put`, written only where they differ.
+/// The guest's syscall MSRs are in the CPU from its first entry until the CPU returns to user mode, written only where they
+/// differ, however often its thread comes and goes.
 #[test]
 fn msrs_change_hands() {
     let b = Bench::cold();
@@ -132,26 +134,59 @@ fn msrs_change_hands() {
     b.run(10, 0);
     assert_eq!((b.cpu.msr(LSTAR), b.cpu.msr(KERNEL_GS), b.cpu.msr(TSC_AUX)), (0x100, 0x200, 9));
     assert!(!b.cpu.wrmsrs.borrow().contains(&STAR), "the same value on both sides");
-    // The guest writes without an exit; both worlds see their own.
+    assert_eq!(b.cpu.user_returns.get(), 1);
+    // The guest writes KERNEL_GS_BASE without an exit, the others with one.
     b.cpu.next(|cpu, run| {
-        cpu.msrs.borrow_mut().insert(LSTAR, 0x101);
+        cpu.msrs.borrow_mut().insert(KERNEL_GS, 0x201);
         run.reason = 10;
         crate::machine::switched::EXIT
     });
     b.enter(false);
-    assert_eq!(b.v.sys_reg(SysReg::Lstar), 0x101);
+    assert_eq!(b.v.sys_reg(SysReg::KernelGsBase), 0x201);
     b.v.set_sys_reg(SysReg::Sfmask, 0x300);
-    assert_eq!(b.cpu.msr(0xc000_0084), 0x300, "written through while live");
+    assert_eq!(b.cpu.msr(SFMASK), 0, "with the next entry");
+    b.run(10, 0);
+    assert_eq!(b.cpu.msr(SFMASK), 0x300);
     b.put();
-    assert_eq!((b.cpu.msr(LSTAR), b.cpu.msr(KERNEL_GS), b.cpu.msr(TSC_AUX)), (2, 0x7fff_0000, 7));
-    assert_eq!(b.cpu.msr(0xc000_0084), 0);
-    assert_eq!((b.v.sys_reg(SysReg::Lstar), b.v.sys_reg(SysReg::Sfmask)), (0x101, 0x300));
+    assert_eq!((b.cpu.msr(LSTAR), b.cpu.msr(KERNEL_GS), b.cpu.msr(TSC_AUX)), (0x100, 0x7fff_0000, 9));
+    // Back on the CPU without user mode in between: nothing lent is written again.
+    b.load();
     b.cpu.clear_logs();
+    b.run(10, 0);
+    assert_eq!(*b.cpu.wrmsrs.borrow(), [KERNEL_GS]);
     b.put();
-    assert!(b.cpu.wrmsrs.borrow().is_empty(), "twice is harmless");
+    b.percpu.take_back_lent(&b.m);
+    assert_eq!((b.cpu.msr(LSTAR), b.cpu.msr(SFMASK), b.cpu.msr(TSC_AUX)), (2, 0, 7));
+    assert_eq!((b.v.sys_reg(SysReg::Lstar), b.v.sys_reg(SysReg::Sfmask)), (0x100, 0x300));
     b.load();
     b.run(10, 0);
-    assert_eq!(b.cpu.msr(LSTAR), 0x101);
+    assert_eq!((b.cpu.msr(LSTAR), b.cpu.user_returns.get()), (0x100, 2));
+}
+
+/// A CPU that goes down, or loses the module, has the host's registers, though it may not have seen user mode since.
+#[test]
+fn a_cpu_that_goes_down_gives_back_what_is_lent() {
+    let mut b = Bench::cold();
+    b.v.set_sys_reg(SysReg::Lstar, 0x100);
+    b.load();
+    b.run(10, 0);
+    b.put();
+    assert_eq!(b.cpu.msr(LSTAR), 0x100);
+    // SAFETY: the residence is leaked.
+    assert!(unsafe { b.percpu.disable(&b.m) });
+    assert_eq!(b.cpu.msr(LSTAR), 0);
+}
+
+/// What the guest writes at will must not be what stays in the CPU.
+#[test]
+fn lent_msrs_exit() {
+    let mut map = [0u8; crate::msr_bitmap::SIZE];
+    crate::msr_bitmap::fill(&mut map, [STAR, LSTAR, KERNEL_GS].into_iter());
+    let open = |msr| {
+        let (byte, bit) = crate::msr_bitmap::position(msr).unwrap();
+        map[byte + 0x800] >> bit & 1 == 0
+    };
+    assert!(open(KERNEL_GS) && !open(STAR) && !open(LSTAR));
 }
 
 /// A task with selectors of its own gets them back, with the bases it had.

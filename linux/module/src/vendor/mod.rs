@@ -121,7 +121,7 @@ pub fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
 pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     match g.kind {
         Kind::Svm => svm::put(g, slot),
-        Kind::Vmx => vmx::put(v, slot),
+        Kind::Vmx => vmx::put(v),
     }
 }
 

@@ -170,6 +170,11 @@ pub(super) fn cpu_off(slot: &CpuSlot) {
     host::off();
 }
 
+/// This CPU is about to return to user mode. Interrupts are off.
+pub(crate) fn user_return(slot: &CpuSlot) {
+    slot.vmx.per_cpu.take_back_lent(&Hardware);
+}
+
 /// `ex_rs_on_cpu`: the residence `arg` is to leave this CPU. Interrupts are off.
 ///
 /// # Safety
@@ -207,10 +212,10 @@ pub(super) fn load(v: &VcpuObj, slot: &CpuSlot) {
     }
 }
 
-pub(super) fn put(v: &VcpuObj, slot: &CpuSlot) {
+pub(super) fn put(v: &VcpuObj) {
     v.shared.apic.posted().put();
     // SAFETY: still on the CPU of the last load, preemption is off.
-    unsafe { v.vmx.residence.put(&Hardware, &slot.vmx.per_cpu) };
+    unsafe { v.vmx.residence.put(&Hardware) };
 }
 
 /// Before a vCPU is freed: no CPU may keep parts of its VMCS. Process context.
