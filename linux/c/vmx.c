@@ -6,6 +6,7 @@
  * user mode: no tracing, no instrumented function, so it is noinstr.
  */
 #include <linux/build_bug.h>
+#include <linux/cpu.h>
 #include <linux/hardirq.h>
 #include <linux/kvm_host.h>
 #include <linux/moduleparam.h>
@@ -197,6 +198,12 @@ bool ex_vmx_flushes_l1d(void)
 #else
 	return false;
 #endif
+}
+
+/* Large pages that a guest executes from can hang this CPU (iTLB multihit), and mitigations are wanted. */
+bool ex_vmx_guards_exec(void)
+{
+	return boot_cpu_has_bug(X86_BUG_ITLB_MULTIHIT) && !cpu_mitigations_off();
 }
 
 /* The host's APICs are in x2APIC mode: ids in posted-interrupt descriptors are 32 bits wide. */

@@ -42,7 +42,8 @@ pub enum MapError {
     /// Not enough pages for tables: let go of the lock, fill the cache to [`crate::TABLES_PER_MAP`], look the memory up
     /// again and retry.
     NeedFrames,
-    /// A 1G leaf where smaller ones are: too much work under a lock. Zap the range in steps, or map smaller.
+    /// A leaf where smaller ones are: of 1G, too much work under a lock, or any, after [`Slat::keep_small`]. Zap the range in
+    /// steps, or map smaller.
     Occupied,
     /// The guest physical address is beyond what the tables can hold, or there is no root.
     OutOfRange,
@@ -136,6 +137,9 @@ impl<F: Format> Slat<F> {
         }
         if !self.format.is_leaf(entry, level) {
             let child = TableAddr::from_entry(&self.format, entry);
+            if self.keeps_small() && !is_unused(frames.entries(child)) {
+                return Err(MapError::Occupied);
+            }
             if level > Level::Page2M as u32 && !is_unused(frames.entries(child)) {
                 return Err(MapError::Occupied);
             }

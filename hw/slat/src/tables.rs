@@ -21,6 +21,8 @@ pub struct Slat<F> {
     /// Levels of tables, 4 or 5; 0 before `init`.
     levels: u32,
     pub(crate) counts: Counts,
+    /// Leaves never take the place of smaller ones; 0 or 1.
+    keep_small: u64,
 }
 
 /// How much there is, for statistics.
@@ -81,6 +83,16 @@ impl<F: Format> Slat<F> {
         self.root = TableAddr::from_page(&root).hpa();
         self.counts = Counts { tables: 1, ..Counts::default() };
         Ok(())
+    }
+
+    /// From now on a leaf where smaller ones are is [`crate::MapError::Occupied`]: they are small for a reason that only the
+    /// caller knows.
+    pub fn keep_small(&mut self) {
+        self.keep_small = 1;
+    }
+
+    pub(crate) fn keeps_small(&self) -> bool {
+        self.keep_small != 0
     }
 
     /// Takes the root away, for the end of the VM. Returns `None` without root or while it still has entries: zap all first.

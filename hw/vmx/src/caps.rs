@@ -110,6 +110,10 @@ impl Caps {
     pub fn rdtscp(&self) -> bool {
         self.secondary & secondary::ENABLE_RDTSCP != 0
     }
+    /// The guest has INVPCID.
+    pub fn invpcid(&self) -> bool {
+        self.secondary & secondary::ENABLE_INVPCID != 0
+    }
     /// PAUSE loops exit.
     pub fn pause_loop(&self) -> bool {
         self.secondary & secondary::PAUSE_LOOP_EXITING != 0

@@ -213,6 +213,7 @@ void ex_irq_window(void);
 bool ex_vmx_wants_apicv(void);
 bool ex_vmx_wants_timer(void);
 bool ex_vmx_flushes_l1d(void);
+bool ex_vmx_guards_exec(void);
 bool ex_vmx_host_x2apic(void);
 int ex_vmx_on(u64 region_pa);
 void ex_vmx_off(void);

@@ -32,6 +32,12 @@ pub fn flushes_l1d() -> bool {
     unsafe { ffi::ex_vmx_flushes_l1d() }
 }
 
+/// Guests must not execute from large pages.
+pub fn guards_exec() -> bool {
+    // SAFETY: reads what the kernel decided at boot.
+    unsafe { ffi::ex_vmx_guards_exec() }
+}
+
 /// The host's APICs are in x2APIC mode.
 pub fn host_x2apic() -> bool {
     // SAFETY: reads a register.

@@ -16,13 +16,17 @@ use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::msr::Msr;
 
 /// The host's CPUID.
-struct Cpu {
+struct Cpu<'a> {
     xcr0: u64,
+    /// Takes out what guests cannot have although the host has it.
+    hide: &'a dyn Fn(u32, u32, &mut CpuidResult),
 }
 
-impl HostCpuid for Cpu {
+impl HostCpuid for Cpu<'_> {
     fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult {
-        exitless_hw_ops::cpuid(leaf, sub)
+        let mut r = exitless_hw_ops::cpuid(leaf, sub);
+        (self.hide)(leaf, sub, &mut r);
+        r
     }
     fn xcr0(&self) -> u64 {
         self.xcr0
@@ -41,12 +45,12 @@ pub struct Supported {
 
 impl Supported {
     /// Asks the CPU.
-    pub fn compute(xcr0: u64) -> Option<KBox<Supported>> {
+    pub fn compute(xcr0: u64, hide: &dyn Fn(u32, u32, &mut CpuidResult)) -> Option<KBox<Supported>> {
         let mut s = KBox::<Supported>::zeroed()?;
         let this = &mut *s;
         // PKRU is not switched around an entry, so protection keys are not offered.
         const PKRU: u64 = 1 << 9;
-        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU }, &mut this.entries).ok()?;
+        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU, hide }, &mut this.entries).ok()?;
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);
@@ -101,7 +105,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_IRQFD_RESAMPLE | KVM_CAP_IOEVENTFD_ANY_LENGTH | KVM_CAP_IMMEDIATE_EXIT => 1,
         KVM_CAP_IOEVENTFD_NO_LENGTH | KVM_CAP_SET_BOOT_CPU_ID | KVM_CAP_MMU_SHADOW_CACHE_CONTROL => 1,
         KVM_CAP_ENABLE_CAP | KVM_CAP_ENABLE_CAP_VM | KVM_CAP_ENFORCE_PV_FEATURE_CPUID => 1,
-        KVM_CAP_VCPU_ATTRIBUTES | KVM_CAP_GET_MSR_FEATURES => 1,
+        KVM_CAP_VCPU_ATTRIBUTES | KVM_CAP_GET_MSR_FEATURES | KVM_CAP_HALT_POLL => 1,
         KVM_CAP_COALESCED_PIO | KVM_CAP_CHECK_EXTENSION_VM | KVM_CAP_SPLIT_IRQCHIP => 1,
         KVM_CAP_INTR_SHADOW | KVM_CAP_REINJECT_CONTROL | KVM_CAP_IOAPIC_POLARITY_IGNORED => 1,
         KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),

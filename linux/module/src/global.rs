@@ -83,7 +83,10 @@ pub fn init() -> Result<(), Errno> {
     g.has_tsc_aux = rdtscp || rdpid;
     g.host_xcr0 = exitless_host::fpu::host_xcr0();
     g.host_xss = exitless_host::fpu::host_xss();
-    g.supported = Some(Supported::compute(g.host_xcr0).ok_or(Errno::ENOMEM)?);
+    g.supported = Some(
+        Supported::compute(g.host_xcr0, &|leaf, sub, r| vendor::hide(&g, leaf, sub, r))
+            .ok_or(Errno::ENOMEM)?,
+    );
     GLOBAL.store(KBox::into_raw(g), Ordering::Release);
     Ok(())
 }

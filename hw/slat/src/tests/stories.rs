@@ -325,3 +325,21 @@ fn no_root() {
     assert!(vm.slat.take_root(&vm.frames).is_none(), "still in use");
     vm.finish();
 }
+
+/// Code runs from small pages while large ones are data (iTLB multihit): a fetch splits, and a later data access next to it
+/// must not merge again, or the two would take turns for ever.
+#[test]
+fn small_leaves_are_kept() {
+    let mut vm = vm();
+    vm.slat.keep_small();
+    let data = Perm { write: true, exec: false };
+    assert_eq!(vm.map(0, G, Level::Page2M, data), Ok(Mapped::Fresh));
+    assert_eq!(vm.map(0x5000, G + 0x5000, Level::Page4K, Perm::RWX), Ok(Mapped::Changed));
+    assert_eq!(vm.map(0x6000, G + 0x6000, Level::Page2M, data), Err(MapError::Occupied));
+    assert_eq!(vm.map(0x6000, G + 0x6000, Level::Page4K, Perm::RWX), Ok(Mapped::Fresh));
+    assert_eq!(vm.lookup(0x5000).unwrap().perm, Perm::RWX);
+    // A table that a zap has emptied is no reason to stay small.
+    assert_eq!(vm.zap(0, M2, 1000).next, None);
+    assert!(vm.map(0, G, Level::Page2M, data).is_ok());
+    vm.finish();
+}

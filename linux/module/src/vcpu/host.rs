@@ -115,8 +115,8 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn is_ram(&self, gpa: u64, write: bool) -> bool {
         self.vm.is_ram(gpa, write)
     }
-    fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool) -> FaultOutcome {
-        self.vm.fault(gpa, write)
+    fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome {
+        self.vm.fault(gpa, write, fetch)
     }
 
     fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {

@@ -1,6 +1,7 @@
 //! Waiting awake: in HLT for a moment, before the thread sleeps; and giving way to a vCPU that may hold what we spin on.
 //!
-//! How long HLT waits follows what it brings, as on stock KVM, between 0 and the module's `halt_poll_ns`: it grows while
+//! How long HLT waits follows what it brings, as on stock KVM, between 0 and a limit (the module's `halt_poll_ns`, or the
+//! VM's own by KVM_CAP_HALT_POLL): it grows while
 //! wake-ups come soon after the thread went to sleep, and ends when they come late.
 
 use super::VcpuObj;
@@ -16,7 +17,7 @@ const TRIES: u32 = 3;
 
 /// Waits at most until `until` (ns). `true`: the vCPU has something to do.
 pub fn halted(v: &VcpuObj, work: &WorkWord, until: u64) -> bool {
-    let limit = v.poll_ns.load(Relaxed).min(task::halt_poll_ns());
+    let limit = v.poll_ns.load(Relaxed).min(most(v));
     if limit == 0 || !task::single_task_running() {
         return false;
     }
@@ -32,9 +33,17 @@ pub fn halted(v: &VcpuObj, work: &WorkWord, until: u64) -> bool {
     }
 }
 
+/// The longest wait, ns: the VM's, if its owner set one, else the module's.
+fn most(v: &VcpuObj) -> u64 {
+    match v.vm().halt_poll_ns.load(Relaxed) {
+        u32::MAX => task::halt_poll_ns(),
+        own => u64::from(own),
+    }
+}
+
 /// The thread slept for so long, ns.
 pub fn slept(v: &VcpuObj, ns: u64) {
-    let (now, most) = (v.poll_ns.load(Relaxed), task::halt_poll_ns());
+    let (now, most) = (v.poll_ns.load(Relaxed), most(v));
     let next = if ns > most { 0 } else { (now * 2).clamp(FIRST_NS, most.max(FIRST_NS)).min(most) };
     v.poll_ns.store(next, Relaxed);
 }

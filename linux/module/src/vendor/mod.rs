@@ -14,7 +14,7 @@ use exitless_hw_ops as ops;
 use exitless_slat::{Ept, Format, Grant, Level, MemType, Npt, Perm};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
-use exitless_x86::cpuid::vendor;
+use exitless_x86::cpuid::{CpuidResult, vendor};
 
 /// Whose virtualisation the CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Zeroable)]
@@ -125,11 +125,24 @@ pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     }
 }
 
+/// A guest that executes from large pages and changes their size under itself can hang these CPUs (CVE-2018-12207, "iTLB
+/// multihit"), and the host wants that prevented: code runs from small pages, large ones are data.
+pub fn guards_exec(g: &Global) -> bool {
+    g.kind == Kind::Vmx && vmx::guards_exec()
+}
+
 /// The page behind the APIC's registers, for a VM whose vCPUs have their APICs virtualised.
 pub fn apic_access_page(g: &Global) -> Result<Option<Pages>, Errno> {
     match g.kind {
         Kind::Svm => Ok(None),
         Kind::Vmx => vmx::apic_access_page(g),
+    }
+}
+
+/// Takes out of a CPUID leaf what guests cannot have although the host has it.
+pub fn hide(g: &Global, leaf: u32, sub: u32, r: &mut CpuidResult) {
+    if g.kind == Kind::Vmx {
+        vmx::hide(g, leaf, sub, r);
     }
 }
 

@@ -16,6 +16,7 @@ use exitless_vcpu::backend::Backend;
 use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, PerCpu, Residence, Vmx, msr_bitmap};
+use exitless_x86::cpuid::{CpuidResult, ext1_edx, leaf, leaf7_ebx, leaf7_ecx};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::feature_control as fc;
 use exitless_x86::vmx::posted::destination;
@@ -227,6 +228,28 @@ pub(crate) fn forget(v: &VcpuObj) {
             break;
         }
     }
+}
+
+/// Instructions that are #UD in the guest without their control (SDM vol. 3C, 26.3).
+pub(super) fn hide(g: &Global, l: u32, sub: u32, r: &mut CpuidResult) {
+    let caps = &g.vmx.caps;
+    match (l, sub) {
+        (leaf::EXTENDED_FEATURES, _) if !caps.rdtscp() => r.edx &= !ext1_edx::RDTSCP,
+        (leaf::STRUCTURED_FEATURES, 0) => {
+            if !caps.rdtscp() {
+                r.ecx &= !leaf7_ecx::RDPID;
+            }
+            if !caps.invpcid() {
+                r.ebx &= !leaf7_ebx::INVPCID;
+            }
+        }
+        _ => {}
+    }
+}
+
+/// See [`super::guards_exec`].
+pub(super) fn guards_exec() -> bool {
+    host::guards_exec()
 }
 
 /// The page behind the APIC's registers, for a VM whose vCPUs have their APICs virtualised.

@@ -119,8 +119,16 @@ fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
     match c.cap {
         KVM_CAP_MAX_VCPU_ID => set_max_id(vm, c.args[0]),
         KVM_CAP_SPLIT_IRQCHIP => split_irqchip(vm, c.args[0]),
+        KVM_CAP_HALT_POLL => set_halt_poll(vm, c.args[0]),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// Longest wait awake in HLT, ns; below it the module's parameter counts.
+fn set_halt_poll(vm: &Vm, ns: u64) -> Result<isize> {
+    let ns = u32::try_from(ns).map_err(|_| Errno::EINVAL)?;
+    vm.halt_poll_ns.store(ns, Ordering::Relaxed);
+    Ok(0)
 }
 
 /// The limit of vCPU ids is set once.

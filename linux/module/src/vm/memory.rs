@@ -77,6 +77,8 @@ pub struct Mmu {
     retiring: Slot,
     /// The largest leaf that the CPU takes.
     largest: Level,
+    /// Only leaves of 4K may be executed: see [`vendor::guards_exec`].
+    small_code: bool,
     /// Faults at the APIC's page map the page behind its registers.
     apic_page: bool,
 }
@@ -130,6 +132,10 @@ impl Mmu {
         let root = new_page()?;
         let (levels, largest) = vendor::Entries::shape(g);
         self.largest = largest;
+        self.small_code = vendor::guards_exec(g);
+        if self.small_code {
+            self.slat.keep_small();
+        }
         self.slat.init(vendor::Entries::of(g), levels, TablePage::new(root)).map_err(|p| {
             free_page(&p);
             Errno::EINVAL
@@ -433,7 +439,7 @@ impl Vm {
     }
 
     /// Resolves a second-level fault. The caller is in a read section.
-    pub fn fault(&self, gpa: u64, write: bool) -> FaultOutcome {
+    pub fn fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome {
         // SAFETY: the run loop is in its read section.
         let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else {
             return self.map_apic_page(gpa >> 12);
@@ -442,7 +448,7 @@ impl Vm {
             return FaultOutcome::ReadOnly;
         }
         loop {
-            match self.try_map(slot, gpa, write) {
+            match self.try_map(slot, gpa, write, fetch) {
                 Ok(true) => return FaultOutcome::Fixed,
                 Ok(false) => {
                     // A notification is under way: let it finish; a signal must not wait for it.
@@ -494,15 +500,15 @@ impl Vm {
     }
 
     /// One attempt; `false`: raced with a notification.
-    fn try_map(&self, slot: &Slot, gpa: u64, write: bool) -> Result<bool> {
+    fn try_map(&self, slot: &Slot, gpa: u64, write: bool, fetch: bool) -> Result<bool> {
         let Some(hva) = slot.hva_of(gpa >> 12) else { return Err(Errno::EFAULT) };
         self.top_up()?;
-        let (seq, largest) = {
+        let (seq, largest, small_code) = {
             let m = self.mmu.lock();
             if m.active != 0 {
                 return Ok(false);
             }
-            (m.seq, m.largest)
+            (m.seq, if m.small_code && fetch { Level::Page4K } else { m.largest }, m.small_code)
         };
         let page = mmu::page_of(hva, write, false)?;
         let logs = slot.logs_dirty();
@@ -514,7 +520,7 @@ impl Vm {
             gpa,
             hpa: page.pfn() << 12,
             level,
-            perm: Perm { write: writable, exec: true },
+            perm: Perm { write: writable, exec: !small_code || level == Level::Page4K },
             memtype: if mmu::is_ram(page.pfn()) { MemType::Wb } else { MemType::Uc },
         };
         let outcome = self.install(&want, seq);
@@ -547,9 +553,12 @@ impl Vm {
         let mut free = FreeList::new();
         let Mmu { slat, frames, .. } = &mut *m;
         let mut r = slat.map(frames, want, &mut free, &mut |_| {});
-        if r == Err(MapError::Occupied) {
-            let smaller = Mapping { level: Level::Page2M, ..*want };
-            r = slat.map(frames, &smaller, &mut free, &mut |_| {});
+        for level in [Level::Page2M, Level::Page4K] {
+            if r == Err(MapError::Occupied) && want.level > level {
+                let exec = want.perm.exec || level == Level::Page4K;
+                let smaller = Mapping { level, perm: Perm { exec, ..want.perm }, ..*want };
+                r = slat.map(frames, &smaller, &mut free, &mut |_| {});
+            }
         }
         let owe = r == Ok(Mapped::Changed) || !free.is_empty();
         if owe {

@@ -98,7 +98,8 @@ pub struct Vm {
     pub rotation: AtomicU32,
     /// The vCPU that a spinning one let run last.
     pub last_boosted: AtomicU32,
-    _pad3: [u8; 4],
+    /// `KVM_CAP_HALT_POLL`: longest wait awake in HLT, ns; `u32::MAX`: as the module's parameter.
+    pub halt_poll_ns: AtomicU32,
     /// Level-triggered pins with someone to notify (resample irqfds).
     pub resample_gsis: AtomicU64,
     /// Vectors whose EOI the I/O APIC wants.
@@ -145,6 +146,7 @@ impl Vm {
         vm.debugfs.init(LockClass::Stats)?;
         vm.kick_mask.init(LockClass::Other)?;
         vm.kick_mask.get_mut().init()?;
+        vm.halt_poll_ns.store(u32::MAX, Ordering::Relaxed);
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
         let g = crate::global::get().ok_or(Errno::ENXIO)?;
         vm.apic_access = crate::vendor::apic_access_page(g)?;
