@@ -19,6 +19,11 @@ impl Lapic {
         self.update_ppr(s);
     }
 
+    /// Takes back the destination of the next IPI in xAPIC mode, which hardware takes without telling.
+    pub fn adopt_icr2(&mut self, value: u32) {
+        self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
+    }
+
     /// Shows the registers that change only when software writes them, each at its offset in the page. Not among them: TPR,
     /// ISR, IRR, TMR, and the current count, which runs.
     pub fn show(&self, mut put: impl FnMut(u32, u32)) {
