@@ -131,6 +131,8 @@ fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Rec
     let kernel = deps::kernel(options.kernel)?;
     println!("-> bench {names} ({}, {cpus} CPU, instructions counted)", choice.machine);
     let mut machine = lab::prepare(&scenario, &options, &kernel, cpus, dir.to_path_buf(), None)?;
+    // Instructions are counted by emulators only.
+    machine.hardware = false;
     machine.icount = machine.kind == Kind::Svm;
     let report = lab::watch(&machine, scenario.timeout, true, Vec::new())?;
     Ok((records(machine.kind, &report.json)?, report.totals().failed))

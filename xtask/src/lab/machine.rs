@@ -51,11 +51,37 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Who executes the machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Accel {
+    /// This machine's CPUs where its KVM offers nesting, else an emulator.
+    Auto,
+    /// An emulator, always.
+    Emulated,
+}
+
+/// This machine's KVM lets guests have virtualization of this kind.
+pub fn nests(kind: Kind) -> bool {
+    let module = match kind {
+        Kind::Svm => "kvm_amd",
+        Kind::Vmx => "kvm_intel",
+    };
+    nests_by(&fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default())
+        && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// The module's parameter, a number once and a truth value since.
+fn nests_by(parameter: &str) -> bool {
+    matches!(parameter.trim(), "Y" | "1")
+}
+
 /// What to emulate.
 #[derive(Debug, Clone)]
 pub struct Machine {
     /// Which machine.
     pub kind: Kind,
+    /// This machine's CPUs execute it, with KVM: `kind` is theirs.
+    pub hardware: bool,
     /// Let the kernel use x2APIC mode. `Vmx` only: it then also sees a hypervisor in CPUID.
     pub x2apic: bool,
     /// CPUs of the emulated host.
@@ -107,19 +133,17 @@ impl Machine {
         // QEMU ends with this process, however this process ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        if self.icount {
+        if self.hardware {
+            command.args(["-accel", "kvm", "-cpu", "host"]);
+        } else if self.icount {
             command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
         } else {
             command.args(["-accel", "tcg,thread=multi"]);
         }
-        command.args([
-            "-cpu",
-            "EPYC,+svm,+x2apic",
-            "-smp",
-            &self.cpus.to_string(),
-            "-m",
-            &self.memory.to_string(),
-        ]);
+        if !self.hardware {
+            command.args(["-cpu", "EPYC,+svm,+x2apic"]);
+        }
+        command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
         let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable no_timer_check mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
@@ -130,7 +154,7 @@ impl Machine {
 
     /// Runs with the terminal as its console, until it is turned off.
     pub fn interactive(&self) -> Result<()> {
-        if self.kind == Kind::Vmx {
+        if self.kind == Kind::Vmx && !self.hardware {
             bail!("the VMX machine has no keyboard: use `cargo xtask lab run my.sh --machine vmx -v`");
         }
         sh::run(self.qemu().args(["-serial", "null"]))
@@ -138,7 +162,7 @@ impl Machine {
 
     /// Runs until it turns itself off or `limit` has passed; gives each console line to `on_line`.
     pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
-        if self.kind == Kind::Vmx {
+        if self.kind == Kind::Vmx && !self.hardware {
             return bochs::run(self, limit, on_line);
         }
         let mut command = self.qemu();
@@ -146,7 +170,9 @@ impl Machine {
         let monitor = self.socket("monitor");
         command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
         let port = self.socket("kicks");
-        if !self.icount {
+        // Hardware loses no interrupts; a machine that counts instructions has one thread.
+        let kicked = !self.icount && !self.hardware;
+        if kicked {
             command.arg("-qtest").arg(format!("unix:{},server=on,wait=off", port.display()));
             command.args(["-qtest-log", "/dev/null"]);
         }
@@ -161,7 +187,7 @@ impl Machine {
         let lines = lines_of(child.stdout.take().context("QEMU has no output")?);
         let deadline = Instant::now() + limit;
         let kicks = Arc::new(AtomicBool::new(false));
-        let kicker = (!self.icount).then(|| kicker(port.clone(), self.cpus, Arc::clone(&kicks)));
+        let kicker = kicked.then(|| kicker(port.clone(), self.cpus, Arc::clone(&kicks)));
         let in_time = relay(&lines, deadline, &mut log, &mut |line: &str| {
             match line.split(' ').nth(1) {
                 Some("HOST") => kicks.store(true, Ordering::Relaxed),
@@ -284,4 +310,15 @@ fn interrogate(monitor: &Path) -> Result<String> {
         text.extend_from_slice(part.get(..count).unwrap_or_default());
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nests_by;
+
+    #[test]
+    fn the_parameter_in_both_spellings() {
+        assert!(nests_by("Y\n") && nests_by("1\n"));
+        assert!(!nests_by("N\n") && !nests_by("0\n") && !nests_by(""));
+    }
 }

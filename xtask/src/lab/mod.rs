@@ -25,7 +25,7 @@ use anyhow::{Result, bail};
 use self::{
     deps::{Flavour, KernelTree},
     known::Known,
-    machine::{Ending, Kind, Machine},
+    machine::{Accel, Ending, Kind, Machine},
     report::{Report, Totals, Verdict},
     scenario::{Module, Scenario},
 };
@@ -40,6 +40,9 @@ pub struct Options {
     /// The emulated machine.
     #[arg(long, value_enum, default_value = "svm")]
     pub machine: Kind,
+    /// Who executes the machine: an emulator, unless this machine's own KVM offers nesting of that kind.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub accel: Accel,
     /// Let the emulated host's kernel use x2APIC mode (vmx only; it then sees a hypervisor in CPUID).
     #[arg(long)]
     pub x2apic: bool,
@@ -74,6 +77,7 @@ impl Default for Options {
         Options {
             module: Module::Exitless,
             machine: Kind::Svm,
+            accel: Accel::Auto,
             x2apic: false,
             cpus: None,
             memory: None,
@@ -122,8 +126,10 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         (Kind::Vmx, false) => ", vmx",
         (Kind::Vmx, true) => ", vmx, x2apic",
     };
+    let hardware = options.accel == Accel::Auto && machine::nests(options.machine);
+    let by = if hardware { ", this machine's own virtualization" } else { "" };
     let label =
-        format!("{} on {} ({cpus} CPU, {} kernel{on})", scenario.name, options.module, options.kernel);
+        format!("{} on {} ({cpus} CPU, {} kernel{on}{by})", scenario.name, options.module, options.kernel);
     println!("-> {label}");
     say::note(format!("host kernel {} ({})", kernel.release, kernel.version));
     let suffix =
@@ -231,6 +237,7 @@ pub fn prepare(
     }
     Ok(Machine {
         kind: options.machine,
+        hardware: options.accel == Accel::Auto && machine::nests(options.machine),
         x2apic: options.x2apic,
         cpus,
         // KASAN's shadow and its quarantine take their part.
