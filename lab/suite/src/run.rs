@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("run/hlt", hlt),
     ("run/hlt_blocks_with_irqchip", hlt_blocks),
     ("run/shutdown", shutdown),
+    ("run/fail_entry", fail_entry),
     ("run/immediate_exit", immediate),
     ("run/immediate_exit_completes_a_read", immediate_completes),
     ("run/immediate_exit_is_not_cleared", immediate_stays),
@@ -212,6 +213,30 @@ fn shutdown(e: &Env) -> R {
     // lidt [0x2000] (zeros); ud2
     let g = e.guest(Chips::Full, &[0x0f, 0x01, 0x1e, 0, 0x20, 0x0f, 0x0b])?;
     g.vcpu.run_to(KVM_EXIT_SHUTDOWN)
+}
+
+/// A state that no instruction can bring about: VMX looks at it before each entry, SVM at other things.
+fn fail_entry(e: &Env) -> R {
+    const INVALID_GUEST_STATE: u64 = 1 << 31 | 33;
+    if core::arch::x86_64::__cpuid(0).ebx != u32::from_le_bytes(*b"Genu") {
+        return skip("VMRUN takes any code segment");
+    }
+    let g = e.guest(Chips::None, &[0xf4])?;
+    let good: kvm_sregs = g.vcpu.fd.get(nr::GET_SREGS)?;
+    let mut bad = good;
+    bad.cr0 |= 1;
+    // CS as a data segment that cannot be written.
+    bad.cs.type_ = 1;
+    g.vcpu.fd.set(nr::SET_SREGS, &bad)?;
+    for _ in 0..2 {
+        g.vcpu.run_to(KVM_EXIT_FAIL_ENTRY)?;
+        // SAFETY: the exit's reason says that this is the field in use.
+        let fail = unsafe { g.vcpu.page().__bindgen_anon_1.fail_entry };
+        same!(fail.hardware_entry_failure_reason, INVALID_GUEST_STATE, "reason");
+        ensure!(fail.cpu < 64, "CPU {}", fail.cpu);
+    }
+    g.vcpu.fd.set(nr::SET_SREGS, &good)?;
+    g.vcpu.run_to(KVM_EXIT_HLT)
 }
 
 fn immediate(e: &Env) -> R {
