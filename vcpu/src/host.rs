@@ -101,6 +101,10 @@ pub trait Host {
     fn now(&self) -> Moment;
     /// The host TSC's rate, kHz.
     fn tsc_khz(&self) -> u32;
+    /// The host's TSC (atomic).
+    fn tsc(&self) -> u64;
+    /// How early the CPU's timer shall run out, ns, the rest is waited awake; `None`: as experience tells.
+    fn timer_advance_ns(&self) -> Option<u32>;
     /// Arms the vCPU's timer for an absolute time in ns (atomic).
     fn arm_timer(&self, ns: u64);
     /// Cancels the vCPU's timer.

@@ -19,6 +19,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod advance;
 pub mod backend;
 pub mod cpuid;
 pub mod emul;

@@ -8,10 +8,11 @@
 //!      └──── cancel (any home) ────┴──── runnable again ──┘    arm, too far or no timer in the CPU: the host at once
 //! ```
 //! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
-//! holds a moment of the host's TSC, and counts from there anew at each entry: on whatever CPU, after however long a
+//! holds a moment of the host's TSC (a little before the deadline: [`crate::advance`]), and counts from there anew at each entry: on whatever CPU, after however long a
 //! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
 //! that nobody could take the interrupt.
 
+use crate::advance;
 use crate::backend::Backend;
 use crate::host::{Host, Moment};
 use crate::shared::VcpuShared;
@@ -60,10 +61,30 @@ pub fn fired<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
 /// The CPU's timer ran out, in a slice. `true`: the APIC's is due, and its vector posted unless masked.
 pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
     let m = host.now();
-    let n = now(v, m);
-    let due = v.lapic.expire(&sh.apic, &n);
+    let Some((left, _)) = left(v, host, m) else { return false };
+    if left > advance::ticks(v, host) {
+        arm(v, host, m);
+        return false;
+    }
+    advance::wait(v, host, m.tsc.saturating_add(left));
+    // The guest finds its clock at the deadline, if not behind it.
+    let m = host.now();
+    let due = v.lapic.expire(&sh.apic, &now(v, m));
     arm(v, host, m);
     due
+}
+
+/// What is left at `m` until the APIC's timer is due: host ticks, and when that is on the host's clock, ns.
+fn left<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, m: Moment) -> Option<(u64, u64)> {
+    let khz = host.tsc_khz();
+    match v.lapic.armed() {
+        Armed::None => None,
+        Armed::AtNs(ns) => Some((ns_to_ticks(ns.saturating_sub(m.ns), khz), ns)),
+        Armed::AtTsc(t) => {
+            let left = t.saturating_sub(v.guest_tsc(m.tsc));
+            Some((left, m.ns.saturating_add(ticks_to_ns(left, khz))))
+        }
+    }
 }
 
 /// The one way to end it, whatever its home.
@@ -74,18 +95,11 @@ pub fn cancel<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     }
 }
 
-/// Arms for what the APIC waits for, which is not due at `m`. In a slice the home is the CPU, and nothing here sleeps.
-fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) {
-    let khz = host.tsc_khz();
-    let (ticks, ns) = match v.lapic.armed() {
-        Armed::None => return cancel(v, host),
-        Armed::AtNs(ns) => (ns_to_ticks(ns.saturating_sub(m.ns), khz), ns),
-        Armed::AtTsc(t) => {
-            let left = t.saturating_sub(v.guest_tsc(m.tsc));
-            (left, m.ns.saturating_add(ticks_to_ns(left, khz)))
-        }
-    };
-    if v.b.set_timer(Some(m.tsc.saturating_add(ticks)), m.tsc) {
+/// Arms for what the APIC waits for, which is not due at `m`. While the home is the CPU nothing here sleeps.
+pub fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) {
+    let Some((ticks, ns)) = left(v, host, m) else { return cancel(v, host) };
+    let early = if v.b.has_timer() { advance::ticks(v, host) } else { 0 };
+    if v.b.set_timer(Some(m.tsc.saturating_add(ticks.saturating_sub(early))), m.tsc) {
         if core::mem::take(&mut v.timer_on_host) {
             host.cancel_timer();
         }
@@ -98,15 +112,10 @@ fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) 
 
 /// When the CPU's timer should run out, ns on the host's clock; never, if the home is the host.
 pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> u64 {
-    match v.lapic.armed() {
-        _ if v.timer_on_host => u64::MAX,
-        Armed::None => u64::MAX,
-        Armed::AtNs(ns) => ns,
-        Armed::AtTsc(t) => {
-            let m = host.now();
-            m.ns.saturating_add(ticks_to_ns(t.saturating_sub(v.guest_tsc(m.tsc)), host.tsc_khz()))
-        }
+    if v.timer_on_host {
+        return u64::MAX;
     }
+    left(v, host, host.now()).map_or(u64::MAX, |(_, ns)| ns)
 }
 
 /// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.

@@ -27,6 +27,8 @@ pub struct Vcpu<B> {
     pub b: B,
     /// The local APIC's private half.
     pub lapic: Lapic,
+    /// How early the CPU's timer runs out.
+    pub advance: crate::advance::Advance,
     /// The APIC timer's home is the host.
     pub timer_on_host: bool,
     /// Where the APIC's registers are.

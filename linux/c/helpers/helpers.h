@@ -144,6 +144,7 @@ u64 ex_run_delay_ns(void);
 void ex_vcpu_record_current(void *vcpu);
 int ex_vcpu_yield_to(void *vcpu, bool preempt);
 u64 ex_halt_poll_ns(void);
+int ex_timer_advance_ns(void);
 bool ex_signal_pending(void);
 bool ex_need_resched(void);
 void ex_cond_resched(void);

@@ -197,6 +197,16 @@ u64 ex_halt_poll_ns(void)
 	return READ_ONCE(ex_halt_poll);
 }
 
+/* How early a running vCPU's timer runs out, ns: -1 as experience tells, 0 not at all. */
+static int ex_timer_advance = -1;
+module_param_named(lapic_timer_advance_ns, ex_timer_advance, int, 0644);
+MODULE_PARM_DESC(lapic_timer_advance_ns, "How early a running vCPU's timer runs out, ns; -1: adaptive, up to 5000 (default)");
+
+int ex_timer_advance_ns(void)
+{
+	return READ_ONCE(ex_timer_advance);
+}
+
 bool ex_signal_pending(void)
 {
 	return signal_pending(current);

@@ -97,6 +97,12 @@ pub fn halt_poll_ns() -> u64 {
     unsafe { ffi::ex_halt_poll_ns() }
 }
 
+/// How early a running vCPU's timer runs out, ns, at most 5000; `None`: adaptive. The module's parameter.
+pub fn timer_advance_ns() -> Option<u32> {
+    // SAFETY: reads a parameter.
+    u32::try_from(unsafe { ffi::ex_timer_advance_ns() }).ok().map(|ns| ns.min(5000))
+}
+
 /// Has the current task a signal?
 #[inline]
 pub fn signal_pending() -> bool {

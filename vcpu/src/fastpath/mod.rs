@@ -4,6 +4,7 @@
 mod cpuid;
 mod hypercall;
 mod interrupt;
+mod msr;
 mod port;
 mod timer;
 
@@ -37,6 +38,7 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Cpuid => cpuid::handle(v, host),
         Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Io(io) => port::handle(v, sh, host, io),
+        Exit::Wrmsr => msr::write(v, sh, host),
         Exit::Timer => timer::handle(v, sh, host),
         Exit::ExternalInterrupt => interrupt::handle(sh),
         Exit::InterruptWindow => interrupt::window(v, sh),

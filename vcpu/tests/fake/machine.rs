@@ -56,6 +56,7 @@ impl Machine {
         let w = World::new(sh.clone());
         w.irqchip.set(irqchip);
         let v = Vcpu {
+            advance: Default::default(),
             timer_on_host: false,
             vapic: exitless_vcpu::vapic::Vapic::default(),
             b: Cpu::new(w.clone()),

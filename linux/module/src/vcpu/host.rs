@@ -172,6 +172,12 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn tsc_khz(&self) -> u32 {
         time::tsc_khz()
     }
+    fn tsc(&self) -> u64 {
+        ops::rdtsc()
+    }
+    fn timer_advance_ns(&self) -> Option<u32> {
+        task::timer_advance_ns()
+    }
     fn arm_timer(&self, ns: u64) {
         self.me.timer.start(ns.min(i64::MAX as u64), true);
     }

@@ -1,0 +1,31 @@
+//! WRMSR of the TSC deadline, the most frequent of a tickless guest's exits: the timer moves in the CPU, and a deadline that
+//! has passed is delivered by it. Only where the CPU has the timer and delivers: elsewhere arming may sleep.
+
+use super::Fast;
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::shared::VcpuShared;
+use crate::timer;
+use crate::vcpu::Vcpu;
+use exitless_x86::msr::Msr;
+use exitless_x86::regs::Gpr;
+
+pub(super) fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Fast {
+    let g = v.b.gprs();
+    let (msr, low, high) = (g.get(Gpr::Rcx) as u32, g.get(Gpr::Rax) as u32, g.get(Gpr::Rdx) as u32);
+    let in_cpu = v.b.has_timer() && !v.timer_on_host && v.vapic.on();
+    if msr != Msr::TSC_DEADLINE.0 || !in_cpu || !v.cpuid.caps().tsc_deadline || !v.b.skip_instruction() {
+        return Fast::Slow;
+    }
+    sh.stats.by_msr.bump(msr);
+    let m = host.now();
+    let deadline = u64::from(high) << 32 | u64::from(low);
+    let work = v.lapic.set_tsc_deadline(&sh.apic, deadline, &timer::now(v, m));
+    if work.timer_changed {
+        timer::arm(v, host, m);
+    }
+    if work.rescan {
+        let _ = sh.apic.posted().announce();
+    }
+    Fast::Reenter
+}
