@@ -247,9 +247,12 @@ impl Host for Os {
             if self.w.signal.get() {
                 return false;
             }
+            if !self.w.schedule.borrow().is_empty() || !self.w.slow.borrow().is_empty() {
+                continue;
+            }
             if let Some(t) = self.w.timer.get() {
                 self.w.ns.set(self.w.ns.get().max(t));
-            } else if self.w.schedule.borrow().is_empty() && self.w.slow.borrow().is_empty() {
+            } else {
                 // Nothing will ever happen again: the script ends here, as if somebody pressed ^C.
                 self.w.script_over.set(true);
                 self.w.signal.set(true);
