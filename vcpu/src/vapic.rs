@@ -158,6 +158,9 @@ pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     }
     let tpr = page.read(reg::TPR) as u8;
     v.lapic.adopt(&sh.apic, tpr, in_service);
+    if v.vapic.kind == ApicKind::XApic {
+        v.lapic.adopt_icr(page.read(reg::ICR), page.read(reg::ICR2));
+    }
     for (i, bits) in requests.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
         sh.apic.posted().put_back(i, bits);
     }
@@ -185,18 +188,13 @@ pub fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     take_back(v, sh);
     let Some(page) = v.b.apic_page() else { return Next::Again };
-    let (value, high) = (page.read(offset), page.read(reg::ICR2));
+    let value = page.read(offset);
     let now = crate::timer::now(v, host.now());
     let work = match (v.lapic.mode(), offset) {
         (Mode::X2Apic, _) => v
             .lapic
             .msr_write(&sh.apic, Msr::X2APIC.0 + (offset >> 4), u64::from(value), &now)
             .unwrap_or_default(),
-        (_, reg::ICR) => {
-            // Hardware takes writes of the upper half without telling.
-            let _ = v.lapic.mmio_write(&sh.apic, reg::ICR2, high, &now);
-            v.lapic.mmio_write(&sh.apic, offset, value, &now)
-        }
         _ => v.lapic.mmio_write(&sh.apic, offset, value, &now),
     };
     crate::exits::mmio::apic_work(v, sh, host, work);
