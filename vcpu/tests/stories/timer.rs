@@ -1,7 +1,7 @@
 //! The APIC timer's homes: the CPU while the guest runs, the host while it sleeps.
 
 use crate::fake::guest::*;
-use crate::fake::machine::TIMER_VECTOR;
+use crate::fake::machine::{TIMER_LIMIT, TIMER_VECTOR};
 use crate::fake::world::{APIC, TICKS};
 use crate::fake::{Env, Machine, Op};
 use exitless_lapic::Armed;
@@ -109,6 +109,23 @@ fn back_to_the_cpu() {
         m.then([time(6_000_000), Op::Nop, Op::Nop]);
         assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
     });
+}
+
+/// Too far for the counter: the host has it. The CPU's counter, which runs out for nobody, must not touch the host's timer:
+/// cancelling may wait, and a slice does not.
+#[test]
+fn too_far_for_the_counter() {
+    let far = TIMER_LIMIT / TICKS + 1_000_000;
+    for later in [0, far / 2, far + 1000] {
+        both(&[Op::Deadline(far), Op::Nop], |mut m| {
+            m.go();
+            assert_eq!(homes(&m), (false, true));
+            m.then([time(later), Op::Event(Exit::Timer), Op::Nop, Op::Nop]);
+            m.then([time(far), Op::Nop]);
+            m.then([Op::Nop, Op::Nop]);
+            assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{later}");
+        });
+    }
 }
 
 /// Periodic, in the CPU, and the thread comes back after many periods: one interrupt, and the next on the old grid.
