@@ -114,6 +114,12 @@ pub fn hand_over<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     v.vapic.in_page = true;
 }
 
+/// After `begin_guest`: a sender took us for one whose CPU delivers, and its notification may be spent. `true`: do not enter,
+/// `request::process` looks at what it announced.
+pub fn missed<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
+    !v.vapic.on() && sh.apic.posted().outstanding()
+}
+
 /// Before each entry, after `begin_guest`: what was posted and announced becomes requesting.
 pub fn sync<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let mut requests = [0; 4];

@@ -36,6 +36,9 @@ pub(crate) enum Env {
     Irq(u8),
     /// The same, by a sender that takes its time: so many points between one step and the next.
     SlowIrq(u8, u8),
+    /// A vector from a sender that took the CPU for one that delivers, and us for running: an announcement, and a notification
+    /// that is spent on the host if we were not.
+    LateIrq(u8),
     /// The 8259 pair asserts its output; acknowledging gives this vector.
     Pic(u8),
     Nmi,
@@ -250,6 +253,13 @@ impl World {
             Env::SlowIrq(v, gap) => {
                 let next = self.send(Step::Request(v));
                 self.slow.borrow_mut().extend(next.map(|s| (gap, gap, s)));
+            }
+            Env::LateIrq(v) => {
+                if self.sh.apic.post(v, false) {
+                    self.irr.borrow_mut().push(v);
+                }
+                let _ = self.sh.apic.posted().announce();
+                self.notified.set(self.sh.needs_ipi());
             }
             Env::Pic(v) => {
                 self.pic.set(Some(v));

@@ -312,6 +312,20 @@ fn slow_sender_and_the_switch() {
     }
 }
 
+/// The same with the look at the mode before the announcement, as weak memory may have it: the notification was for a slice that
+/// is over. Before entry and before sleep the announcement counts like a request, whether the CPU delivers (any more) or not.
+#[test]
+fn announced_to_one_who_left() {
+    for (points, off) in (0..40).flat_map(|p| [(p, vec![Op::Nop]), (p, vec![off()])]) {
+        let ops = [Op::Nop, wbinvd(), Op::Nop, wbinvd(), Op::Nop, hlt(), Op::Nop, Op::Nop];
+        let mut m = Machine::virtual_apic(false, off.into_iter().chain(ops));
+        m.later(points, Env::LateIrq(0x41));
+        m.go();
+        m.finish();
+        assert_eq!(m.events(), [int(0x41)], "{points}");
+    }
+}
+
 /// xAPIC to x2APIC: what is pending arrives. Disabled: it is gone, and stays gone when the APIC comes back.
 #[test]
 fn mode_changes() {
