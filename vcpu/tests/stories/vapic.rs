@@ -148,6 +148,32 @@ fn by_priority() {
     });
 }
 
+/// A lower one comes from outside while a higher one waits in the page: RVI stays the higher one's.
+#[test]
+fn lower_behind_higher() {
+    for points in 0..16 {
+        both(&[irq(0x92), wbinvd(), Op::Nop, wbinvd(), Op::Nop], |mut m| {
+            m.v.b.rflags &= !exitless_x86::regs::rflags::IF;
+            m.later(points, Env::Irq(0x31));
+            m.later(0, Env::Irq(0x41));
+            m.go();
+            m.finish();
+            m.then([Op::Sti, Op::Nop, Op::Nop]);
+            assert_eq!(m.events(), [int(0x92), int(0x41), int(0x31)], "{points}");
+        });
+    }
+}
+
+/// The TPR that the guest set while software had the APIC holds in hardware.
+#[test]
+fn tpr_of_software() {
+    let mut m = Machine::virtual_apic(false, [off(), Op::Nop, Op::Tpr(0x4a), Op::Nop]);
+    m.then(on().into_iter().chain([Op::Nop, irq(0x45), Op::Nop]));
+    assert_eq!((m.events(), saved(&m, reg::TPR)), (vec![], 0x4a));
+    m.then([Op::Cr8(3), Op::Nop]);
+    assert_eq!((&m.v.b.apic.virtually[..], saved(&m, reg::TPR)), (&[0x45][..], 0x30));
+}
+
 /// The same vector again before its turn is one interrupt; again in its handler is another.
 #[test]
 fn same_vector_again() {
