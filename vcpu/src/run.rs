@@ -139,7 +139,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
 fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Exit> {
     host.slice_begin();
     host.fpu_live();
-    if !sh.begin_guest() || host.work_pending() {
+    if !sh.begin_guest() || vapic::missed(v, sh) || host.work_pending() {
         sh.end_guest();
         host.slice_end();
         return None;

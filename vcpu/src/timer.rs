@@ -60,6 +60,10 @@ pub fn fired<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
 
 /// The CPU's timer ran out, in a slice. `true`: the APIC's is due, and its vector posted unless masked.
 pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    if v.timer_on_host {
+        // It ran out for nobody. The host's will come; to cancel that one may wait, which a slice must not.
+        return false;
+    }
     let m = host.now();
     let Some((left, _)) = left(v, host, m) else { return false };
     if left > advance::ticks(v, host) {

@@ -114,6 +114,12 @@ pub fn hand_over<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     v.vapic.in_page = true;
 }
 
+/// After `begin_guest`: a sender took us for one whose CPU delivers, and its notification may be spent. `true`: do not enter,
+/// `request::process` looks at what it announced.
+pub fn missed<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
+    !v.vapic.on() && sh.apic.posted().outstanding()
+}
+
 /// Before each entry, after `begin_guest`: what was posted and announced becomes requesting.
 pub fn sync<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let mut requests = [0; 4];
@@ -159,8 +165,7 @@ pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let tpr = page.read(reg::TPR) as u8;
     v.lapic.adopt(&sh.apic, tpr, in_service);
     if v.vapic.kind == ApicKind::XApic {
-        // The one register besides that the guest writes without an exit (SDM vol. 3C, 30.4.3.2).
-        v.lapic.adopt_icr2(page.read(reg::ICR2));
+        v.lapic.adopt_icr(page.read(reg::ICR), page.read(reg::ICR2));
     }
     for (i, bits) in requests.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
         sh.apic.posted().put_back(i, bits);

@@ -23,6 +23,8 @@ fn vector() -> impl Strategy<Value = u8> {
 fn env() -> impl Strategy<Value = Env> {
     prop_oneof![
         6 => vector().prop_map(Env::Irq),
+        3 => (vector(), 0..6u8).prop_map(|(v, gap)| Env::SlowIrq(v, gap)),
+        1 => vector().prop_map(Env::LateIrq),
         1 => (8..16u8).prop_map(Env::Pic),
         2 => Just(Env::Nmi),
         2 => Just(Env::TlbFlush),
@@ -69,6 +71,10 @@ fn operation() -> impl Strategy<Value = Op> {
         2 => (0x40..0x48u64).prop_map(|p| Op::Ram(p << 12)),
         1 => prop_oneof![Just(0x400u64), Just(0x401), Just(0x455)].prop_map(Op::Dr7),
         1 => (0..50_000u64).prop_map(Op::Deadline),
+        1 => (0x20..=0xeb_u8).prop_map(Op::SelfIpi),
+        1 => any::<u8>().prop_map(Op::Ipi),
+        1 => Just(Op::ReadCount),
+        1 => Just(Op::Inhibit),
         5 => env().prop_map(Op::World),
         1 => Just(hlt()),
         2 => prop_oneof![
@@ -80,7 +86,7 @@ fn operation() -> impl Strategy<Value = Op> {
         1 => prop_oneof![
             Just(Exception::gp(8)), Just(Exception::ud()), Just(Exception::pf(2, 0x1234_5000)), Just(Exception::plain(Vector::DB)),
         ].prop_map(|x| Op::Event(Exit::Exception(x))),
-        1 => prop_oneof![Just(Exit::Nmi), Just(Exit::HostEvent), Just(Exit::ExternalInterrupt)].prop_map(Op::Event),
+        1 => prop_oneof![Just(Exit::Nmi), Just(Exit::HostEvent), Just(Exit::Timer), Just(Exit::ExternalInterrupt)].prop_map(Op::Event),
         1 => (port(), size(), any::<u32>()).prop_map(|(p, s, v)| out(p, s, v)),
         1 => (port(), size()).prop_map(|(p, s)| input(p, s)),
         1 => (port(), 1..4u64).prop_map(|(p, n)| outs(p, 0x8000, n, &RAM_DATA)),
@@ -93,12 +99,36 @@ fn operation() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What the CPU does for the APIC.
+#[derive(Clone, Copy, Debug)]
+struct Hardware {
+    apic: bool,
+    x2apic: bool,
+    /// Ticks its timer counts at most, if there is one.
+    timer: Option<u64>,
+}
+
+impl Hardware {
+    fn install(self, m: &mut Machine) {
+        m.v.b.apic.able = self.apic;
+        m.v.b.timer_limit = self.timer;
+        if self.x2apic {
+            m.set_x2apic();
+        }
+    }
+}
+
+fn hardware() -> impl Strategy<Value = Hardware> {
+    let timer = prop_oneof![Just(None), Just(Some(20_000)), Just(Some(1 << 24))];
+    (any::<bool>(), any::<bool>(), timer).prop_map(|(apic, x2apic, timer)| Hardware { apic, x2apic, timer })
+}
+
 /// What a delivery may run into: exits that do not make it fail.
 fn obstacle() -> impl Strategy<Value = Option<Exit>> {
     let ram = SlatFault { gpa: 0x5000, write: true, fetch: false, present: false, table_walk: false };
     prop_oneof![
         3 => Just(None),
-        1 => prop_oneof![Just(Exit::Slat(ram)), Just(Exit::ExternalInterrupt), Just(Exit::Nmi), Just(Exit::HostEvent)].prop_map(Some),
+        1 => prop_oneof![Just(Exit::Slat(ram)), Just(Exit::ExternalInterrupt), Just(Exit::Nmi), Just(Exit::Timer), Just(Exit::HostEvent)].prop_map(Some),
     ]
 }
 
@@ -110,6 +140,7 @@ fn drain(m: &mut Machine) {
         for (_, e) in m.w.schedule.take() {
             m.happen(e);
         }
+        m.w.finish_senders();
         if m.halted() {
             m.happen(Env::Nmi);
         }
@@ -131,6 +162,10 @@ fn at_rest(m: &Machine) {
     assert!(!w.nmi_owed.get(), "an NMI was lost");
     assert!(!w.flush_owed.get(), "a flush was lost");
     assert!(!w.timer_owed.get(), "a deadline was lost");
+    assert_eq!((w.timer.get(), w.cpu_timer.get()), (None, None), "a timer runs for nothing");
+    assert_eq!(v.b.apic.taken, None);
+    let sent: Vec<u32> = w.ipis.borrow().iter().map(|i| i.destination).collect();
+    assert_eq!(sent, *w.ipis_owed.borrow(), "an IPI went elsewhere");
     assert_eq!((w.pic.get(), w.pic_acked.get()), (None, None));
     assert_eq!((v.exception, v.reinject, v.injecting, v.b.event, v.nmi_pending), (None, None, None, None, 0));
     assert!(!v.b.window && !v.b.nmi_window && !v.b.cr8_intercept, "a wish was never withdrawn");
@@ -158,8 +193,10 @@ proptest! {
         swapped: bool,
         poor_nmi_window: bool,
         wanted in proptest::option::of(vector()),
+        hardware in hardware(),
     ) {
         let mut m = Machine::new(ops);
+        hardware.install(&mut m);
         m.w.write_ram(0x8000, &RAM_DATA);
         if pv_eoi {
             m.enable_pv_eoi();
@@ -177,7 +214,10 @@ proptest! {
     /// User space has the interrupt controllers: its vectors go in once, in order, each when the window is open.
     #[test]
     fn user_interrupts(ops in vec(operation(), 1..40), breaks in vec(obstacle(), 0..25), vectors in vec(0x20..=0xff_u8, 0..6)) {
-        let ours = |o: &Op| matches!(o, Op::World(Env::Irq(_) | Env::Pic(_)) | Op::Deadline(_) | Op::Tpr(_));
+        let ours = |o: &Op| {
+            let apic = matches!(o, Op::Deadline(_) | Op::Tpr(_) | Op::SelfIpi(_) | Op::Ipi(_) | Op::ReadCount | Op::Inhibit);
+            apic || matches!(o, Op::World(Env::Irq(_) | Env::SlowIrq(..) | Env::LateIrq(_) | Env::Pic(_)))
+        };
         let ops = ops.into_iter().filter(|o| !ours(o)).chain([Op::Cr8(0), Op::Sti]).chain([Op::Nop, Op::Nop]);
         let mut m = Machine::without_irqchip(ops);
         m.w.write_ram(0x8000, &RAM_DATA);
@@ -206,11 +246,12 @@ proptest! {
     /// INIT and SIPI at any moment, among everything else: the activity state is that of the last of them, and the machine's
     /// assertions hold.
     #[test]
-    fn startup_storms(bsp: bool, events in vec((0..6u8, prop_oneof![
+    fn startup_storms(bsp: bool, hardware in hardware(), events in vec((0..6u8, prop_oneof![
         2 => Just(Env::Init), 2 => (0..=255u8).prop_map(Env::Sipi), 1 => Just(Env::Nmi), 1 => Just(Env::TlbFlush),
         1 => Just(Env::Signal), 1 => Just(Env::Work), 1 => (0..4u32).prop_map(Env::Move), 1 => vector().prop_map(Env::Irq),
     ]), 0..30)) {
         let mut m = Machine::power_up(bsp, true);
+        hardware.install(&mut m);
         m.v.b.handlers = false;
         let mut model = m.v.mp_state;
         for (_, e) in &events {
@@ -247,9 +288,11 @@ proptest! {
         irqchip: bool,
         user_interrupt: Option<u8>,
         want_window: bool,
+        hardware in hardware(),
     ) {
         let mut m = Machine::power_up(true, irqchip);
         m.boot();
+        hardware.install(&mut m);
         m.v.user_interrupt = user_interrupt;
         m.v.want_window = want_window;
         m.w.schedule.borrow_mut().extend(schedule);
@@ -316,6 +359,7 @@ fn any_exit() -> impl Strategy<Value = Exit> {
         Exit::VirtInstruction,
         Exit::HostEvent,
         Exit::Disabled,
+        Exit::Timer,
     ]);
     let task = (0..0x80u16, 0..4u8, any_event(), any::<Option<u32>>(), any::<bool>()).prop_map(
         |(selector, source, event, error_code, resume)| {
@@ -334,6 +378,9 @@ fn any_exit() -> impl Strategy<Value = Exit> {
         3 => io,
         3 => slat,
         1 => any_exception().prop_map(Exit::Exception),
+        1 => any::<u8>().prop_map(Exit::EoiInduced),
+        1 => (0..0x1000u32).prop_map(Exit::ApicWrite),
+        1 => (0..0x1000u32).prop_map(Exit::ApicAccess),
         1 => any::<u64>().prop_map(Exit::FailEntry),
         1 => any::<u64>().prop_map(Exit::Unknown),
     ]

@@ -4,7 +4,7 @@
 use crate::bitmap::Bitmap;
 use crate::shared::Shared;
 use crate::{Lapic, Mode};
-use exitless_x86::apic::reg;
+use exitless_x86::apic::{Icr, reg};
 
 impl Lapic {
     /// The ISR, word n for vectors `32 * n` upwards.
@@ -19,9 +19,10 @@ impl Lapic {
         self.update_ppr(s);
     }
 
-    /// Takes back the destination of the next IPI in xAPIC mode, which hardware takes without telling.
-    pub fn adopt_icr2(&mut self, value: u32) {
-        self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
+    /// Takes back the ICR of the page: hardware takes writes of its upper half, and of self-IPIs, without telling. Sends nothing.
+    pub fn adopt_icr(&mut self, low: u32, high: u32) {
+        let icr = u64::from(low) | u64::from(high & 0xff00_0000) << 32;
+        self.icr = Icr::from(icr).with_pending(false).into();
     }
 
     /// Shows the registers that change only when software writes them, each at its offset in the page. Not among them: TPR,

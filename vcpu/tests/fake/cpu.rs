@@ -4,8 +4,9 @@
 //! (or stayed, if the guest gets a fault for it) and that devices saw exactly its accesses.
 
 use super::os::Core;
-use super::world::{Env, Touch, World};
-use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault, SysReg};
+use super::vapic::Apic;
+use super::world::{Env, Step, Touch, World};
+use exitless_vcpu::backend::{ApicKind, ApicPage, Backend, Event, Exit, InterruptStatus, SlatFault, SysReg};
 use exitless_vcpu::shared::{mode, mp};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
@@ -44,6 +45,16 @@ pub(crate) enum Op {
     Dr7(u64),
     /// IA32_TSC_DEADLINE, this many ns from now.
     Deadline(u64),
+    /// IA32_APIC_BASE; disabled it forgets everything.
+    ApicBase(u64),
+    /// Through SELF_IPI or the ICR.
+    SelfIpi(u8),
+    /// A fixed interrupt to this physical id.
+    Ipi(u8),
+    /// The timer's current count, which no hardware reads for us.
+    ReadCount,
+    /// The APIC is software-disabled for a moment, as in Linux's `clear_local_APIC`: timer disarmed, SVR, SVR, LVT.
+    Inhibit,
     /// An instruction with its bytes, the exit it makes, registers it needs and device accesses it owes.
     Exit(Box<Instruction>),
     /// An exit that is not an instruction: nothing moves.
@@ -141,6 +152,10 @@ pub(crate) struct Cpu {
     pub(crate) cr8_intercept: bool,
     pub(crate) dr_intercept: bool,
     pub(crate) event: Option<Event>,
+    /// The APIC in hardware.
+    pub(crate) apic: Apic,
+    /// The CPU has a timer that ends guest mode, and counts this many ticks at most.
+    pub(crate) timer_limit: Option<u64>,
     interrupted: Option<Event>,
     segments: [Segment; 8],
     gdtr: TableReg,
@@ -185,6 +200,8 @@ impl Cpu {
             cr8_intercept: false,
             dr_intercept: false,
             event: None,
+            apic: Apic::new(),
+            timer_limit: None,
             interrupted: None,
             segments: [Segment::default(); 8],
             gdtr: TableReg::default(),
@@ -226,7 +243,7 @@ impl Cpu {
         self.ops.clear();
     }
 
-    fn open_for_interrupts(&self) -> bool {
+    pub(crate) fn open_for_interrupts(&self) -> bool {
         self.rflags & rflags::IF != 0 && !self.shadow
     }
 
@@ -234,6 +251,7 @@ impl Cpu {
     fn make_noise(&mut self) -> Exit {
         self.event = None;
         self.w.ipi.set(false);
+        self.w.notified.set(false);
         self.w.flush_owed.set(false);
         let Some(n) = self.noise.as_mut().and_then(VecDeque::pop_front) else {
             self.w.script_over.set(true);
@@ -265,12 +283,14 @@ impl Cpu {
         );
         assert_eq!(w.sh.mode.load(Ordering::SeqCst), mode::IN_GUEST);
         assert_eq!(w.sh.mp_state.load(Ordering::SeqCst), mp::RUNNABLE, "a halted CPU entered the guest");
-        assert!(!w.sh.pending() || w.ipi.get(), "entered with a request and no IPI under way");
+        let kick = w.ipi.get() || w.slow.borrow().iter().any(|(.., step)| *step == Step::Kick);
+        assert!(!w.sh.pending() || kick, "entered with a request and no IPI under way");
         assert!(
             !(w.signal.get() || w.work.get()) || w.ipi.get(),
             "entered with a signal and no IPI under way"
         );
-        assert!(self.noise.is_some() || self.cr8 == w.tpr.get() >> 4, "CR8 is not the TPR's upper half");
+        let cr8 = self.noise.is_some() || self.apic.on() || self.cr8 == w.tpr.get() >> 4;
+        assert!(cr8, "CR8 is not the TPR's upper half");
         assert!(self.rflags & rflags::FIXED != 0);
     }
 
@@ -304,12 +324,19 @@ impl Cpu {
             w.timer_arms.set(arms);
             if tsc >= w.timer_last.get() {
                 w.timer_owed.set(false);
-                w.timer_arms.set(0);
+                // Around the last deadline this may be one before, which waited, and the last one's still comes.
+                const CLOSE: u64 = 1000 * super::world::TICKS;
+                if tsc >= w.timer_last.get() + CLOSE {
+                    w.timer_arms.set(0);
+                }
             }
         } else {
-            let sent = w.irr.borrow().iter().position(|i| *i == v);
-            let sent = sent.unwrap_or_else(|| panic!("vector {v:#x} delivered but never sent, or twice"));
-            w.irr.borrow_mut().remove(sent);
+            // Accepted again before it was requested in the same place: those are one.
+            let left = usize::from(self.still_requested(v));
+            let sent = w.irr.borrow().iter().filter(|i| **i == v).count();
+            assert!(sent > left, "vector {v:#x} delivered but never sent, or twice");
+            w.irr.borrow_mut().retain(|i| *i != v);
+            w.irr.borrow_mut().extend((0..left).map(|_| v));
         }
         w.isr.borrow_mut().insert(v);
     }
@@ -322,6 +349,7 @@ impl Cpu {
         };
         let skip = self.settle(Some(event));
         match event {
+            Event::Interrupt(v) if self.apic.taken == Some(v) => self.apic.taken = None,
             Event::Interrupt(v) => self.account(v),
             Event::Nmi => {
                 assert!(self.nmi_masked, "inject masks NMIs");
@@ -421,12 +449,14 @@ impl Cpu {
             Op::Cr8(v) => self.write_cr8(v),
             Op::Tpr(v) => {
                 self.w.tpr.set(v);
-                self.execute(super::guest::store(super::world::APIC + 0x80, u32::from(v)))
+                self.execute(self.apic_write(0x80, u32::from(v)))
             }
             Op::Ram(gpa) => self.touch_ram(gpa),
+            // The APIC was reset under the handler.
+            Op::Eoi if self.w.apic_lost.get() && self.w.isr.borrow().is_empty() => self.plain(5),
             Op::Eoi => {
                 assert!(self.w.isr.borrow_mut().pop_last().is_some(), "EOI without interrupt");
-                self.execute(super::guest::store(super::world::APIC + 0xb0, 0))
+                self.execute(self.apic_write(0xb0, 0))
             }
             Op::PvEoi => self.pv_eoi(),
             Op::Dr7(v) if self.dr_intercept => {
@@ -438,7 +468,32 @@ impl Cpu {
                 self.plain(3)
             }
             Op::Deadline(ns) => self.deadline(ns),
-            Op::Exit(insn) => Some(self.exit(*insn)),
+            Op::ApicBase(v) => {
+                self.w.x2apic.set(v & 0x400 != 0);
+                if v & 0x800 == 0 {
+                    self.w.apic_lost.set(true);
+                    self.w.apic_reset.set(true);
+                    self.w.tpr.set(0);
+                    self.w.timer_owed.set(false);
+                }
+                self.execute(super::guest::wrmsr(0x1b, v))
+            }
+            Op::SelfIpi(v) => {
+                if self.w.sh.apic.sw_enabled() {
+                    self.w.irr.borrow_mut().push(v);
+                }
+                let op = if self.w.x2apic.get() {
+                    super::guest::wrmsr(0x83f, u64::from(v))
+                } else {
+                    self.apic_write(0x300, 1 << 18 | u32::from(v))
+                };
+                self.execute(op)
+            }
+            Op::Ipi(to) => self.send_ipi(to),
+            Op::ReadCount if self.w.x2apic.get() => self.execute(super::guest::rdmsr(0x839)),
+            Op::ReadCount => self.execute(super::guest::apic_load(0x390)),
+            Op::Inhibit => self.inhibit(),
+            Op::Exit(insn) => self.apic_insn(*insn),
             Op::Event(exit) => Some(exit),
             Op::World(e) => {
                 self.w.happen(e);
@@ -447,7 +502,38 @@ impl Cpu {
         }
     }
 
-    fn plain(&mut self, len: u64) -> Option<Exit> {
+    /// A register of the APIC written, the way the present mode has it.
+    pub(crate) fn apic_write(&self, at: u32, v: u32) -> Op {
+        if self.w.x2apic.get() {
+            super::guest::wrmsr(0x800 + (at >> 4), u64::from(v))
+        } else {
+            super::guest::store(super::world::APIC + u64::from(at), v)
+        }
+    }
+
+    /// Two registers in the xAPIC's page, and anything may come between the writes.
+    fn send_ipi(&mut self, to: u8) -> Option<Exit> {
+        const VECTOR: u32 = 0x77;
+        self.w.ipis_owed.borrow_mut().push(u32::from(to));
+        if self.w.x2apic.get() {
+            return self.execute(super::guest::wrmsr(0x830, u64::from(to) << 32 | u64::from(VECTOR)));
+        }
+        self.ops.push_front(self.apic_write(0x300, VECTOR));
+        self.execute(self.apic_write(0x310, u32::from(to) << 24))
+    }
+
+    fn inhibit(&mut self) -> Option<Exit> {
+        let timer = u32::from(self.w.timer_vector.get()) | exitless_x86::apic::lvt::TIMER_DEADLINE;
+        for (at, v) in [(0x350, 7 << 8), (0x320, timer), (0xf0, 0x1ff)] {
+            self.ops.push_front(self.apic_write(at, v));
+        }
+        self.ops.push_front(Op::Nop);
+        self.ops.push_front(self.apic_write(0xf0, 0xff));
+        self.w.timer_owed.set(false);
+        self.execute(super::guest::wrmsr(0x6e0, 0))
+    }
+
+    pub(crate) fn plain(&mut self, len: u64) -> Option<Exit> {
         self.rip += len;
         self.shadow = false;
         None
@@ -455,6 +541,10 @@ impl Cpu {
 
     fn write_cr8(&mut self, v: u8) -> Option<Exit> {
         let faults = v > 15;
+        if self.apic.on() && !faults {
+            self.virtual_tpr(v << 4);
+            return self.plain(4);
+        }
         if self.cr8_intercept || faults {
             if !faults {
                 self.w.tpr.set(v << 4);
@@ -481,6 +571,7 @@ impl Cpu {
 
     fn pv_eoi(&mut self) -> Option<Exit> {
         let flag = self.w.u32_at(PV_EOI_FLAG);
+        assert!(flag & 1 == 0 || !self.apic.on(), "offered to do without an EOI that hardware must see");
         if flag & 1 == 0 {
             return self.execute(Op::Eoi);
         }
@@ -492,7 +583,8 @@ impl Cpu {
     fn deadline(&mut self, ns: u64) -> Option<Exit> {
         let w = &self.w;
         let at = ((w.ns.get() + ns) * super::world::TICKS).wrapping_add(self.tsc_offset);
-        let first = if w.timer_owed.get() { w.timer_not_before.get().min(at) } else { at };
+        let waits = w.timer_owed.get() || self.still_requested(w.timer_vector.get());
+        let first = if waits { w.timer_not_before.get().min(at) } else { at };
         w.timer_not_before.set(first);
         w.timer_last.set(at);
         w.timer_owed.set(true);
@@ -500,7 +592,7 @@ impl Cpu {
         self.execute(super::guest::wrmsr(0x6e0, at))
     }
 
-    fn exit(&mut self, insn: Instruction) -> Exit {
+    pub(crate) fn exit(&mut self, insn: Instruction) -> Exit {
         assert!(self.w.write_ram(self.rip, &insn.bytes));
         for (r, v) in &insn.set {
             self.gprs.set(*r, *v);
@@ -528,11 +620,16 @@ impl Backend for Cpu {
         if self.noise.is_some() {
             return self.make_noise();
         }
+        self.enter_apic();
         if let Some(event) = self.event.take() {
             self.check_event(event);
             if let Some(exit) = self.breaks.pop_front().flatten() {
                 if event == Event::Nmi {
                     self.nmi_masked = false;
+                }
+                if let (Event::Interrupt(v), Exit::TaskSwitch(_)) = (event, exit) {
+                    // Software delivers it.
+                    self.w.irr.borrow_mut().retain(|i| *i != v);
                 }
                 self.interrupted = Some(event);
                 return exit;
@@ -540,8 +637,14 @@ impl Backend for Cpu {
             self.deliver(event);
         }
         loop {
-            if self.w.ipi.take() {
+            if self.w.ipi.take() || self.notified() {
                 return Exit::ExternalInterrupt;
+            }
+            if self.timer_limit.is_some() {
+                self.w.ns.set(self.w.ns.get() + 3);
+            }
+            if self.w.cpu_timer.get().is_some_and(|at| at <= self.tsc()) {
+                return Exit::Timer;
             }
             assert!(!self.w.flush_owed.get(), "the guest runs on translations that are gone");
             if self.nmi_window && !self.nmi_masked && !self.shadow {
@@ -550,6 +653,21 @@ impl Backend for Cpu {
             if self.window && self.open_for_interrupts() {
                 return Exit::InterruptWindow;
             }
+            if self.open_for_interrupts()
+                && let Some(v) = self.apic.take()
+            {
+                self.account(v);
+                self.apic.virtually.push(v);
+                self.apic.taken = Some(v);
+                let event = Event::Interrupt(v);
+                if let Some(exit) = self.breaks.pop_front().flatten() {
+                    self.interrupted = Some(event);
+                    return exit;
+                }
+                self.deliver(event);
+                continue;
+            }
+            self.check_stuck();
             if let Some(exit) = self.step() {
                 return exit;
             }
@@ -700,6 +818,35 @@ impl Backend for Cpu {
     }
     fn set_dr_intercept(&mut self, on: bool) {
         self.dr_intercept = on;
+    }
+    fn has_timer(&self) -> bool {
+        self.timer_limit.is_some()
+    }
+    fn set_timer(&mut self, at: Option<u64>, now: u64) -> bool {
+        let Some(limit) = self.timer_limit else { return false };
+        if at.is_some_and(|at| at.saturating_sub(now) > limit) {
+            return false;
+        }
+        self.w.cpu_timer.set(at);
+        true
+    }
+    fn virtualizes_apic(&self) -> bool {
+        self.apic.able
+    }
+    fn set_apic(&mut self, kind: ApicKind) {
+        self.apic.kind = kind;
+    }
+    fn apic_page(&self) -> Option<&ApicPage> {
+        self.apic.able.then_some(&*self.apic.page)
+    }
+    fn interrupt_status(&self) -> InterruptStatus {
+        self.apic.status
+    }
+    fn set_interrupt_status(&mut self, status: InterruptStatus) {
+        self.apic.status = status;
+    }
+    fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
+        self.apic.eoi_exits = vectors;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;

@@ -135,6 +135,11 @@ pub(crate) fn load(at: u64) -> Op {
     })
 }
 
+/// The same from a register of the APIC's page.
+pub(crate) fn apic_load(offset: u32) -> Op {
+    change(load(APIC + u64::from(offset)), |i| i.then.clear())
+}
+
 /// MOV [at], EAX.
 pub(crate) fn store(at: u64, v: u32) -> Op {
     let mut bytes = vec![0xa3];

@@ -5,8 +5,8 @@ use super::os::Os;
 use super::world::{Env, World, pattern};
 use bytemuck::Zeroable;
 use exitless_kvm_abi::kvm_cpuid_entry2;
-use exitless_policy::GuestCaps;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
+use exitless_policy::{GuestCaps, Origin};
 use exitless_vcpu::backend::Event;
 use exitless_vcpu::journal::{Access, Journal};
 use exitless_vcpu::shared::mp;
@@ -17,6 +17,9 @@ use std::rc::Rc;
 
 /// The APIC timer's vector.
 pub(crate) const TIMER_VECTOR: u8 = 0xec;
+
+/// Ticks that the CPU's timer counts at most.
+pub(crate) const TIMER_LIMIT: u64 = 1 << 24;
 
 /// See the file's head.
 pub(crate) struct Machine {
@@ -97,6 +100,24 @@ impl Machine {
         m.v.b.rflags |= rflags::IF;
         m.v.b.ops.extend(ops);
         m
+    }
+
+    /// As [`Machine::new`] on a CPU that virtualises the APIC and has a timer for guest mode.
+    pub(crate) fn virtual_apic(x2apic: bool, ops: impl IntoIterator<Item = Op>) -> Self {
+        let mut m = Self::new(ops);
+        m.v.b.apic.able = true;
+        m.v.b.timer_limit = Some(TIMER_LIMIT);
+        if x2apic {
+            m.set_x2apic();
+        }
+        m
+    }
+
+    pub(crate) fn set_x2apic(&mut self) {
+        let caps = *self.v.cpuid.caps();
+        let base = self.v.lapic.apic_base() | 0x400;
+        self.v.write_msr(&self.sh, &self.os, 0x1b, base, Origin::Host, &caps).unwrap();
+        self.w.x2apic.set(true);
     }
 
     /// As [`Machine::new`], with user space having the interrupt controllers.
@@ -216,6 +237,7 @@ impl Machine {
         for (_, e) in self.w.schedule.take() {
             self.w.happen(e);
         }
+        self.w.finish_senders();
         self.then([Op::Nop, Op::Nop, Op::Nop])
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod cpu;
 pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod os;
+pub(crate) mod vapic;
 pub(crate) mod world;
 
 pub(crate) use cpu::Op;

@@ -189,6 +189,7 @@ impl Host for Os {
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
         // Interrupts were on until here: a pending IPI was taken.
         self.w.ipi.set(false);
+        self.w.notified.set(false);
         // Preemption came between: whatever FPU state was live is not the guest's any more.
         self.w.fpu_live.set(false);
     }
@@ -196,8 +197,9 @@ impl Host for Os {
         assert!(self.w.in_slice.replace(false), "slice_end without slice_begin");
         assert!(self.w.loaded.get().is_none(), "the guest's state is still loaded");
         assert!(!self.w.sh.needs_ipi(), "interrupts on in guest mode: kicks would find nobody");
-        // Interrupts are on: a pending IPI is taken here.
+        // Interrupts are on: a pending IPI is taken here, and a notification: the host has nothing to do for it.
         self.w.ipi.set(false);
+        self.w.notified.set(false);
         self.w.point();
     }
     fn work_pending(&self) -> bool {
@@ -244,17 +246,21 @@ impl Host for Os {
     fn block(&self) -> bool {
         self.w.may_sleep("block");
         self.w.blocks.set(self.w.blocks.get() + 1);
+        assert!(self.w.cpu_timer.get().is_none(), "asleep, and the timer counts in the guest only");
         loop {
             self.w.point();
-            if self.w.sh.pending() {
+            if self.w.sh.must_wake() {
                 return true;
             }
             if self.w.signal.get() {
                 return false;
             }
+            if !self.w.schedule.borrow().is_empty() || !self.w.slow.borrow().is_empty() {
+                continue;
+            }
             if let Some(t) = self.w.timer.get() {
                 self.w.ns.set(self.w.ns.get().max(t));
-            } else if self.w.schedule.borrow().is_empty() {
+            } else {
                 // Nothing will ever happen again: the script ends here, as if somebody pressed ^C.
                 self.w.script_over.set(true);
                 self.w.signal.set(true);

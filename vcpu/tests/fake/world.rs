@@ -5,6 +5,7 @@ use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 /// Bytes of RAM from address 0.
 pub(crate) const RAM: usize = 4 << 20;
@@ -33,6 +34,11 @@ pub(crate) fn pattern(at: u64) -> u8 {
 pub(crate) enum Env {
     /// A device sends a fixed interrupt, edge triggered.
     Irq(u8),
+    /// The same, by a sender that takes its time: so many points between one step and the next.
+    SlowIrq(u8, u8),
+    /// A vector from a sender that took the CPU for one that delivers, and us for running: an announcement, and a notification
+    /// that is spent on the host if we were not.
+    LateIrq(u8),
     /// The 8259 pair asserts its output; acknowledging gives this vector.
     Pic(u8),
     Nmi,
@@ -52,6 +58,21 @@ pub(crate) enum Env {
     Move(u32),
     /// Time passes, ns.
     Time(u64),
+}
+
+/// Where a sender of an interrupt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Sets the request bit.
+    Request(u8),
+    /// Asks whether the CPU delivers.
+    Which,
+    Announce,
+    /// Asks whether the target is in the guest.
+    Look,
+    Notify,
+    Ask,
+    Kick,
 }
 
 /// One access that reached a device, in the kernel or in user space.
@@ -80,6 +101,10 @@ pub(crate) struct World {
     pub(crate) next_cpu: Cell<u32>,
     /// A reschedule IPI is pending there.
     pub(crate) ipi: Cell<bool>,
+    /// A posted-interrupt notification is pending there.
+    pub(crate) notified: Cell<bool>,
+    /// Senders on other CPUs in the middle of it: points to let pass, points between steps, the next step.
+    pub(crate) slow: RefCell<VecDeque<(u8, u8, Step)>>,
     pub(crate) in_slice: Cell<bool>,
     pub(crate) fpu_live: Cell<bool>,
     /// XCR0 and debug registers loaded for the guest.
@@ -97,6 +122,8 @@ pub(crate) struct World {
     // --- time ---
     pub(crate) ns: Cell<u64>,
     pub(crate) timer: Cell<Option<u64>>,
+    /// The timer in the CPU: a moment of the host's TSC.
+    pub(crate) cpu_timer: Cell<Option<u64>>,
     pub(crate) run_delay: Cell<u64>,
 
     // --- models ---
@@ -104,6 +131,12 @@ pub(crate) struct World {
     pub(crate) irr: RefCell<Vec<u8>>,
     pub(crate) isr: RefCell<BTreeSet<u8>>,
     pub(crate) tpr: Cell<u8>,
+    /// The guest has its APIC in x2APIC mode.
+    pub(crate) x2apic: Cell<bool>,
+    /// The APIC is being reset: by the next entry nothing is left in it.
+    pub(crate) apic_reset: Cell<bool>,
+    /// The APIC was reset once: handlers may find nothing to end.
+    pub(crate) apic_lost: Cell<bool>,
     pub(crate) pic: Cell<Option<u8>>,
     /// Acknowledged at the 8259 and not yet delivered.
     pub(crate) pic_acked: Cell<Option<u8>>,
@@ -124,6 +157,8 @@ pub(crate) struct World {
     pub(crate) moved_apic: Cell<u32>,
     pub(crate) barriers: Cell<u32>,
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
+    /// Destinations that the guest meant.
+    pub(crate) ipis_owed: RefCell<Vec<u32>>,
     pub(crate) eois: RefCell<Vec<(u8, bool)>>,
     pub(crate) wanted_eoi: Cell<Option<u8>>,
     pub(crate) blocks: Cell<u32>,
@@ -147,6 +182,8 @@ impl World {
             cpu: Cell::new(0),
             next_cpu: Cell::new(0),
             ipi: Cell::new(false),
+            notified: Cell::new(false),
+            slow: RefCell::default(),
             in_slice: Cell::new(false),
             fpu_live: Cell::new(false),
             loaded: Cell::new(None),
@@ -159,10 +196,14 @@ impl World {
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
+            cpu_timer: Cell::new(None),
             run_delay: Cell::new(0),
             irr: RefCell::default(),
             isr: RefCell::default(),
             tpr: Cell::new(0),
+            x2apic: Cell::new(false),
+            apic_reset: Cell::new(false),
+            apic_lost: Cell::new(false),
             pic: Cell::new(None),
             pic_acked: Cell::new(None),
             nmi_owed: Cell::new(false),
@@ -176,6 +217,7 @@ impl World {
             moved_apic: Cell::new(0),
             barriers: Cell::new(0),
             ipis: RefCell::default(),
+            ipis_owed: RefCell::default(),
             eois: RefCell::default(),
             wanted_eoi: Cell::new(None),
             blocks: Cell::new(0),
@@ -202,7 +244,23 @@ impl World {
     /// Something happens now.
     pub(crate) fn happen(&self, e: Env) {
         match e {
-            Env::Irq(v) => self.irq(v),
+            Env::Irq(v) => {
+                let mut step = Some(Step::Request(v));
+                while let Some(s) = step {
+                    step = self.send(s);
+                }
+            }
+            Env::SlowIrq(v, gap) => {
+                let next = self.send(Step::Request(v));
+                self.slow.borrow_mut().extend(next.map(|s| (gap, gap, s)));
+            }
+            Env::LateIrq(v) => {
+                if self.sh.apic.post(v, false) {
+                    self.irr.borrow_mut().push(v);
+                }
+                let _ = self.sh.apic.posted().announce();
+                self.notified.set(self.sh.needs_ipi());
+            }
             Env::Pic(v) => {
                 self.pic.set(Some(v));
                 self.ask(Request::EVENT);
@@ -213,6 +271,8 @@ impl World {
                 self.ask(Request::EVENT);
             }
             Env::Init => {
+                self.apic_reset.set(true);
+                self.apic_lost.set(true);
                 self.sh.apic.accept(&message(DeliveryMode::INIT, 0));
                 self.ask(Request::APIC_STATE);
             }
@@ -248,11 +308,60 @@ impl World {
         }
     }
 
-    fn irq(&self, v: u8) {
-        if self.sh.apic.accept(&message(DeliveryMode::FIXED, v)).is_new() {
-            self.irr.borrow_mut().push(v);
-            self.ask(Request::EVENT);
+    /// One step of a sender, as `VcpuObj::notify` in `linux/module` takes them; what comes next.
+    fn send(&self, step: Step) -> Option<Step> {
+        match step {
+            Step::Request(v) => {
+                let accepted = self.sh.apic.accept(&message(DeliveryMode::FIXED, v));
+                accepted.is_new().then(|| self.irr.borrow_mut().push(v)).map(|()| Step::Which)
+            }
+            Step::Which => {
+                Some(if self.sh.delivers.load(Ordering::Acquire) { Step::Announce } else { Step::Ask })
+            }
+            Step::Announce => {
+                let _ = self.sh.apic.posted().announce();
+                Some(Step::Look)
+            }
+            Step::Look if self.sh.needs_ipi() => Some(Step::Notify),
+            Step::Look => Some(Step::Ask),
+            Step::Notify => {
+                self.notified.set(true);
+                None
+            }
+            Step::Ask => {
+                self.sh.request(Request::EVENT);
+                Some(Step::Kick)
+            }
+            Step::Kick => {
+                if self.sh.needs_ipi() {
+                    self.ipi.set(true);
+                }
+                None
+            }
         }
+    }
+
+    /// Slow senders take their next steps.
+    fn senders(&self) {
+        let all = self.slow.take();
+        for (wait, gap, step) in all {
+            let next =
+                if wait > 0 { Some((wait - 1, gap, step)) } else { self.send(step).map(|s| (gap, gap, s)) };
+            self.slow.borrow_mut().extend(next);
+        }
+    }
+
+    /// Slow senders come to their end.
+    pub(crate) fn finish_senders(&self) {
+        while !self.slow.borrow().is_empty() {
+            self.senders();
+        }
+    }
+
+    /// A posted vector is above all that would hold it back.
+    pub(crate) fn deliverable(&self) -> bool {
+        let held = self.tpr.get().max(self.isr.borrow().last().copied().unwrap_or(0)) >> 4;
+        self.sh.apic.top_irr().is_some_and(|v| v >> 4 > held)
     }
 
     /// A point: due happenings strike, the timer fires, the thread moves if it may.
@@ -260,6 +369,7 @@ impl World {
         self.points.set(self.points.get() + 1);
         assert!(self.points.get() < 2_000_000, "the run loop goes in circles");
         self.ns.set(self.ns.get() + 5);
+        self.senders();
         loop {
             let due = match self.schedule.borrow_mut().front_mut() {
                 Some((0, e)) => Some(*e),

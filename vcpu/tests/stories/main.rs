@@ -9,3 +9,5 @@ mod life;
 mod pv;
 mod registers;
 mod tasks;
+mod timer;
+mod vapic;

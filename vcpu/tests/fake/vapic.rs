@@ -1,0 +1,258 @@
+//! The CPU's own APIC: virtual-interrupt delivery, register virtualisation, posted interrupts (SDM vol. 3C, chapter 30), and the
+//! VMX-preemption timer (26.5.1). Only what the manual lets hardware do: a vector is recognised when something evaluates it.
+
+use super::cpu::{Cpu, Instruction};
+use super::world::{APIC, TICKS};
+use bytemuck::Zeroable;
+use exitless_vcpu::backend::{ApicKind, ApicPage, Event, Exit, InterruptStatus};
+use exitless_x86::apic::reg;
+use exitless_x86::regs::Gpr;
+
+/// SELF_IPI of the x2APIC, as an offset.
+const SELF_IPI: u32 = 0x3f0;
+/// The current count runs: no page has it.
+const TMCCT: u32 = 0x390;
+/// MSR of register 0.
+const X2APIC: u64 = 0x800;
+/// ICR: no shorthand but self, edge, fixed (30.1.5); bits 31:20, 17:16, 13 and 12 are reserved or the delivery status.
+const SELF_FIXED: (u32, u32) = (0xfff3_3000 | 3 << 18 | 1 << 15 | 7 << 8, 1 << 18);
+
+/// See the file's head.
+pub(crate) struct Apic {
+    /// The CPU has all this.
+    pub(crate) able: bool,
+    pub(crate) kind: ApicKind,
+    pub(crate) page: Box<ApicPage>,
+    pub(crate) status: InterruptStatus,
+    pub(crate) eoi_exits: [u64; 4],
+    /// A vector went from IRR to ISR, and an exit interrupted its delivery.
+    pub(crate) taken: Option<u8>,
+    /// Vectors delivered without an exit.
+    pub(crate) virtually: Vec<u8>,
+    recognized: bool,
+}
+
+impl Apic {
+    pub(crate) fn new() -> Self {
+        Self {
+            able: false,
+            kind: ApicKind::Software,
+            page: Box::new(ApicPage::zeroed()),
+            status: InterruptStatus::default(),
+            eoi_exits: [0; 4],
+            taken: None,
+            virtually: Vec::new(),
+            recognized: false,
+        }
+    }
+
+    pub(crate) fn on(&self) -> bool {
+        self.kind != ApicKind::Software
+    }
+
+    fn word(first: u32, v: u8) -> (u32, u32) {
+        (first + u32::from(v / 32) * 16, 1 << (v % 32))
+    }
+
+    pub(crate) fn has(&self, first: u32, v: u8) -> bool {
+        let (at, bit) = Self::word(first, v);
+        self.page.read(at) & bit != 0
+    }
+
+    fn set(&self, first: u32, v: u8, on: bool) {
+        let (at, bit) = Self::word(first, v);
+        let old = self.page.read(at);
+        self.page.write(at, if on { old | bit } else { old & !bit });
+    }
+
+    /// Highest vector of a bank; 0: none.
+    fn top(&self, first: u32) -> u8 {
+        (0..=255).rev().find(|v| self.has(first, *v)).unwrap_or(0)
+    }
+
+    /// PPR virtualisation (30.1.3), then the evaluation (30.2.1).
+    fn evaluate(&mut self) {
+        self.ppr();
+        self.recognized = self.status.requesting >> 4 > (self.page.read(reg::PPR) as u8) >> 4;
+    }
+
+    fn ppr(&self) {
+        let (tpr, serving) = (self.page.read(reg::TPR) as u8, self.status.servicing);
+        let ppr = if tpr >> 4 >= serving >> 4 { tpr } else { serving & 0xf0 };
+        self.page.write(reg::PPR, u32::from(ppr));
+    }
+
+    /// 30.2.2: what happens before the delivery through the IDT.
+    pub(crate) fn take(&mut self) -> Option<u8> {
+        if !self.on() || !std::mem::take(&mut self.recognized) {
+            return None;
+        }
+        let v = self.status.requesting;
+        assert!(self.has(reg::IRR, v), "RVI {v:#x} is not in the IRR");
+        self.set(reg::ISR, v, true);
+        self.status.servicing = v;
+        self.page.write(reg::PPR, u32::from(v & 0xf0));
+        self.set(reg::IRR, v, false);
+        self.status.requesting = self.top(reg::IRR);
+        Some(v)
+    }
+
+    /// 30.1.4.
+    fn eoi(&mut self) -> Option<Exit> {
+        let v = self.status.servicing;
+        self.set(reg::ISR, v, false);
+        self.status.servicing = self.top(reg::ISR);
+        self.ppr();
+        if self.eoi_exits[usize::from(v >> 6)] >> (v & 63) & 1 != 0 {
+            return Some(Exit::EoiInduced(v));
+        }
+        self.evaluate();
+        None
+    }
+
+    /// Self-IPI virtualisation (30.1.5), and what posted-interrupt processing does with each vector.
+    fn request(&mut self, v: u8) {
+        self.set(reg::IRR, v, true);
+        self.status.requesting = self.status.requesting.max(v);
+        self.evaluate();
+    }
+}
+
+impl Cpu {
+    pub(crate) fn tsc(&self) -> u64 {
+        self.w.ns.get() * TICKS
+    }
+
+    /// VM entry: what the hall prepared must be what was sent and taken; then the first evaluation (27.3.2.5).
+    pub(crate) fn enter_apic(&mut self) {
+        let (w, a) = (&self.w, &mut self.apic);
+        if w.apic_reset.get() && !w.sh.apic.sw_enabled() {
+            w.apic_reset.set(false);
+            // The guest disabled its APIC, or INIT did: what was under way is gone.
+            w.irr.borrow_mut().clear();
+            w.isr.borrow_mut().clear();
+        }
+        let injected = |v: u8| self.event == Some(Event::Interrupt(v));
+        for v in w.irr.borrow().iter() {
+            let posted = w.sh.apic.posted().requested(usize::from(v >> 6)) >> (v & 63) & 1 != 0;
+            let there = posted || a.on() && a.has(reg::IRR, *v) || injected(*v);
+            assert!(there, "vector {v:#x} is gone");
+        }
+        if !a.on() {
+            a.recognized = false;
+            return;
+        }
+        assert_eq!(a.page.read(reg::TPR), u32::from(w.tpr.get()), "TPR");
+        assert_eq!(a.status.requesting, a.top(reg::IRR), "RVI is not the highest in the IRR");
+        assert_eq!(a.status.servicing, a.top(reg::ISR), "SVI is not the highest in the ISR");
+        for v in 0..=255 {
+            let (have, want) = (a.has(reg::ISR, v), w.isr.borrow().contains(&v));
+            assert!(have == want || have && injected(v), "ISR, vector {v:#x}: {have}");
+        }
+        a.evaluate();
+    }
+
+    /// A notification interrupt in guest mode (30.6). `true`: it is an exit, nobody asked for posted interrupts.
+    pub(crate) fn notified(&mut self) -> bool {
+        if !self.w.notified.take() {
+            return false;
+        }
+        if !self.apic.on() {
+            return true;
+        }
+        let mut requests = [0; 4];
+        self.w.sh.apic.posted().take(&mut requests);
+        for v in (0..=255u8).filter(|v| requests[usize::from(v >> 6)] >> (v & 63) & 1 != 0) {
+            self.apic.request(v);
+        }
+        self.apic.evaluate();
+        false
+    }
+
+    /// In the guest with interrupts open: a vector that could go in must be on its way.
+    pub(crate) fn check_stuck(&self) {
+        let w = &self.w;
+        let under_way = w.ipi.get() || w.notified.get() || !w.slow.borrow().is_empty();
+        if under_way || !self.open_for_interrupts() || !w.irqchip.get() || !w.sh.apic.hw_enabled() {
+            return;
+        }
+        assert!(!w.deliverable(), "a vector is posted, nobody was told, and the guest runs on");
+    }
+
+    /// An instruction that exits, unless it touches the APIC and hardware does that.
+    pub(crate) fn apic_insn(&mut self, insn: Instruction) -> Option<Exit> {
+        let given = |r: Gpr| insn.set.iter().find(|(g, _)| *g == r).map_or(0, |(_, v)| *v);
+        let (rax, rcx, len) = (given(Gpr::Rax) as u32, given(Gpr::Rcx), insn.bytes.len() as u64);
+        let msr = u32::try_from(rcx.wrapping_sub(X2APIC) << 4).unwrap_or(0);
+        match (self.apic.kind, insn.exit) {
+            (kind, Exit::Slat(f)) if self.apic.able && f.gpa & !0xfff == APIC => {
+                let at = (f.gpa & 0xfff) as u32;
+                match kind {
+                    ApicKind::XApic if f.write => self.virtual_write(len, at, rax),
+                    ApicKind::XApic if at != TMCCT => self.virtual_read(len, at),
+                    _ => Some(self.exit(Instruction { exit: Exit::ApicAccess(at), ..insn })),
+                }
+            }
+            (ApicKind::X2Apic, Exit::Wrmsr) if [reg::TPR, reg::EOI, SELF_IPI].contains(&msr) => {
+                self.virtual_write(len, msr, rax)
+            }
+            (ApicKind::X2Apic, Exit::Rdmsr)
+                if (reg::ID..TMCCT).contains(&msr) && ![reg::ICR, reg::EOI].contains(&msr) =>
+            {
+                self.virtual_read(len, msr)
+            }
+            _ => Some(self.exit(insn)),
+        }
+    }
+
+    fn virtual_read(&mut self, len: u64, at: u32) -> Option<Exit> {
+        self.gprs.set(Gpr::Rax, u64::from(self.apic.page.read(at)));
+        self.plain(len)
+    }
+
+    /// 30.4.3.2 and 30.5. An exit comes behind the instruction.
+    fn virtual_write(&mut self, len: u64, at: u32, value: u32) -> Option<Exit> {
+        self.plain(len);
+        match at {
+            reg::TPR => {
+                self.virtual_tpr(value as u8);
+                None
+            }
+            reg::EOI => self.apic.eoi(),
+            SELF_IPI if value >= 16 => self.virtual_ipi(value as u8),
+            reg::ICR => {
+                self.apic.page.write(at, value);
+                let (mask, is) = SELF_FIXED;
+                if value & mask == is && value & 0xf0 != 0 {
+                    return self.virtual_ipi(value as u8);
+                }
+                Some(Exit::ApicWrite(at))
+            }
+            reg::ICR2 => {
+                self.apic.page.write(at, value & 0xff00_0000);
+                None
+            }
+            _ => {
+                self.apic.page.write(at, value);
+                Some(Exit::ApicWrite(at))
+            }
+        }
+    }
+
+    pub(crate) fn virtual_tpr(&mut self, tpr: u8) {
+        self.w.tpr.set(tpr);
+        self.apic.page.write(reg::TPR, u32::from(tpr));
+        self.apic.evaluate();
+    }
+
+    fn virtual_ipi(&mut self, v: u8) -> Option<Exit> {
+        self.apic.request(v);
+        None
+    }
+
+    /// How often `v` is still to come: in the descriptor, or in the page's IRR (accepted twice and merged counts once).
+    pub(crate) fn still_requested(&self, v: u8) -> bool {
+        let posted = self.w.sh.apic.posted().requested(usize::from(v >> 6)) >> (v & 63) & 1 != 0;
+        posted || self.apic.on() && self.apic.has(reg::IRR, v)
+    }
+}

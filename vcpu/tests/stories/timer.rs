@@ -1,0 +1,221 @@
+//! The APIC timer's homes: the CPU while the guest runs, the host while it sleeps.
+
+use crate::fake::guest::*;
+use crate::fake::machine::{TIMER_LIMIT, TIMER_VECTOR};
+use crate::fake::world::{APIC, TICKS};
+use crate::fake::{Env, Machine, Op};
+use exitless_lapic::Armed;
+use exitless_vcpu::backend::{Event, Exit};
+use exitless_x86::apic::{lvt, reg};
+
+const DEADLINE: u32 = 0x6e0;
+const TIMER: Event = Event::Interrupt(TIMER_VECTOR);
+
+fn time(ns: u64) -> Op {
+    Op::World(Env::Time(ns))
+}
+
+/// With the APIC in hardware and in software.
+fn both(ops: &[Op], check: impl Fn(Machine)) {
+    for apic in [true, false] {
+        let mut m = Machine::virtual_apic(false, ops.iter().cloned());
+        m.v.b.apic.able = apic;
+        check(m);
+    }
+}
+
+fn homes(m: &Machine) -> (bool, bool) {
+    (m.w.cpu_timer.get().is_some(), m.w.timer.get().is_some())
+}
+
+/// It runs out in the guest: one exit, one vector, and no timer of the host's was ever armed.
+#[test]
+fn runs_out_in_the_guest() {
+    both(&[Op::Deadline(10_000), Op::Nop], |mut m| {
+        m.go();
+        assert_eq!((m.events(), homes(&m)), (vec![], (true, false)));
+        m.then([time(20_000), Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+    });
+}
+
+/// Disarmed, the CPU's counter may still run out: the guest goes on at once and gets nothing.
+#[test]
+fn runs_out_for_nobody() {
+    both(
+        &[Op::Deadline(10_000), wrmsr(DEADLINE, 0), Op::Event(Exit::Timer), time(20_000), Op::Nop],
+        |mut m| {
+            m.w.timer_owed.set(false);
+            m.go();
+            assert_eq!((m.events(), homes(&m)), (vec![], (false, false)));
+            assert_eq!(m.sh.stats.fast.get(), 1);
+        },
+    );
+}
+
+/// The counter ends a little early: nothing for the guest, and the rest is armed. Taken for due, it would fire early.
+#[test]
+fn runs_out_early() {
+    both(&[Op::Deadline(10_000), Op::Event(Exit::Timer), Op::Nop], |mut m| {
+        m.go();
+        assert_eq!((m.events(), homes(&m)), (vec![], (true, false)));
+        m.then([time(20_000), Op::Nop]);
+        assert_eq!(m.events(), [TIMER]);
+    });
+}
+
+/// The handler arms the next, and that one comes too: a counter left at zero would exit for ever, one switched off never.
+#[test]
+fn armed_again_in_the_handler() {
+    let ops = [Op::Deadline(1000), time(2000), Op::Nop, Op::Deadline(5000), Op::Eoi, Op::Iret, Op::Nop];
+    both(&ops, |mut m| {
+        m.v.b.handlers = false;
+        m.go();
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (true, false)));
+        m.then([time(6000), Op::Nop, Op::Eoi, Op::Iret]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+    });
+}
+
+/// Due while the vCPU sleeps: the CPU does not count then, so the host's timer wakes it. Exactly one interrupt.
+#[test]
+fn due_while_blocked() {
+    both(&[Op::Deadline(50_000), hlt(), Op::Nop, Op::Nop], |mut m| {
+        m.go();
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+        assert!(m.w.blocks.get() > 0);
+    });
+}
+
+/// Due between HLT and sleep, at any point: the vCPU does not sleep.
+#[test]
+fn due_on_the_way_to_sleep() {
+    for ns in 0..120 {
+        both(&[Op::Deadline(ns), hlt(), Op::Nop, Op::Nop], |mut m| {
+            m.go();
+            assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{ns}");
+        });
+    }
+}
+
+/// Something else ends HLT: the timer goes back to the CPU, and the host's is cancelled. Left armed on both it would exit twice.
+#[test]
+fn back_to_the_cpu() {
+    both(&[Op::Deadline(5_000_000), hlt(), Op::Nop, Op::Nop], |mut m| {
+        m.later(20, Env::Irq(0x41));
+        m.go();
+        assert_eq!((m.events(), homes(&m)), (vec![Event::Interrupt(0x41)], (true, false)));
+        assert!(m.w.blocks.get() > 0);
+        m.then([time(6_000_000), Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+    });
+}
+
+/// Too far for the counter: the host has it. The CPU's counter, which runs out for nobody, must not touch the host's timer:
+/// cancelling may wait, and a slice does not.
+#[test]
+fn too_far_for_the_counter() {
+    let far = TIMER_LIMIT / TICKS + 1_000_000;
+    for later in [0, far / 2, far + 1000] {
+        both(&[Op::Deadline(far), Op::Nop], |mut m| {
+            m.go();
+            assert_eq!(homes(&m), (false, true));
+            m.then([time(later), Op::Event(Exit::Timer), Op::Nop, Op::Nop]);
+            m.then([time(far), Op::Nop]);
+            m.then([Op::Nop, Op::Nop]);
+            assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{later}");
+        });
+    }
+}
+
+/// Periodic, in the CPU, and the thread comes back after many periods: one interrupt, and the next on the old grid.
+#[test]
+fn periodic_after_a_long_break() {
+    const PERIOD: u64 = 1_000_000;
+    let set = |at: u32, v: u32| store(APIC + u64::from(at), v);
+    let lvtt = lvt::TIMER_PERIODIC | u32::from(TIMER_VECTOR);
+    let ops = [set(reg::LVT_TIMER, lvtt), set(reg::TDCR, 0xb), set(reg::TMICT, PERIOD as u32), Op::Nop];
+    both(&ops, |mut m| {
+        m.w.timer_arms.set(100);
+        m.w.timer_last.set(u64::MAX);
+        m.go();
+        let Armed::AtNs(first) = m.v.lapic.armed() else { panic!() };
+        assert_eq!(homes(&m), (true, false));
+        m.happen(Env::Time(10 * PERIOD + PERIOD / 2));
+        m.then([Op::Nop, Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (true, false)));
+        let Armed::AtNs(next) = m.v.lapic.armed() else { panic!() };
+        assert_eq!((next - first) % PERIOD, 0);
+        assert!(next > m.w.ns.get() && next - m.w.ns.get() <= PERIOD);
+        m.then([time(PERIOD), Op::Nop, time(PERIOD), Op::Nop]);
+        assert_eq!(m.events(), [TIMER, TIMER]);
+        // And through sleep.
+        m.then([hlt(), Op::Nop, hlt(), Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER, TIMER], (true, false)));
+    });
+}
+
+/// The guest moves its TSC while a deadline is armed in the CPU: the moment moves with it.
+#[test]
+fn tsc_moves_under_the_timer() {
+    both(&[Op::Deadline(5_000_000), Op::Nop], |mut m| {
+        m.go();
+        let deadline = m.w.timer_last.get();
+        m.then([wrmsr(0x10, deadline - 10_000), Op::Nop]);
+        let left = m.w.cpu_timer.get().unwrap() - m.w.ns.get() * TICKS;
+        assert!(left <= 10_000, "{left}");
+        assert_eq!(m.events(), []);
+        m.then([time(6000), Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+    });
+}
+
+/// INIT disarms: nothing is left to run out, in the CPU or in the host.
+#[test]
+fn init_cancels() {
+    both(&[Op::Deadline(5_000_000), Op::Nop], |mut m| {
+        m.go();
+        assert_eq!(homes(&m), (true, false));
+        m.v.b.forget();
+        m.happen(Env::Init);
+        m.go();
+        assert_eq!(homes(&m), (false, false));
+        m.happen(Env::Time(10_000_000));
+        m.then([Op::Nop, Op::Nop]);
+        assert_eq!(m.events(), []);
+    });
+}
+
+/// KVM_RUN left, the deadline passes, KVM_RUN again: one interrupt with the first entry; asleep or not. Nothing of ours ran
+/// meanwhile but, for the sleeper, the host's timer.
+#[test]
+fn due_in_user_space() {
+    both(&[Op::Deadline(10_000), Op::Nop], |mut m| {
+        m.go();
+        m.happen(Env::Time(1_000_000));
+        m.then([Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+    });
+    for points in 0..24 {
+        both(&[Op::Deadline(10_000), hlt(), Op::Nop], |mut m| {
+            m.later(points, Env::Signal);
+            m.run();
+            m.w.signal.set(false);
+            m.happen(Env::Time(1_000_000));
+            m.go();
+            m.then([Op::Nop, Op::Nop]);
+            assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{points}");
+        });
+    }
+}
+
+/// The timer runs out while an event's delivery is interrupted: both arrive.
+#[test]
+fn runs_out_in_a_delivery() {
+    both(&[Op::Deadline(5000), Op::World(Env::Irq(0x41)), Op::Nop, Op::Nop], |mut m| {
+        m.v.b.breaks.push_back(Some(Exit::Timer));
+        m.go();
+        m.then([time(10_000), Op::Nop, Op::Nop]);
+        assert_eq!(m.events(), [Event::Interrupt(0x41), TIMER]);
+    });
+}
