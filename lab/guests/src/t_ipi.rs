@@ -192,6 +192,28 @@ fn nobody() {
     quiet(0, "x2APIC logical ids of other clusters");
 }
 
+test!(renamed, "ipi/xapic_id_changed_by_the_guest", cpus(3));
+fn renamed() {
+    fn other_name() {
+        write(ID, (index() as u32 + 6) << 24);
+        open()
+    }
+    start(3, other_name);
+    sti();
+    expected([0, 0, 0, 0], "nothing yet");
+    apic::icr(0x4040, 7);
+    expected([0, 1, 0, 0], "the new id of the first");
+    apic::icr(0x4040, 8);
+    expected([0, 1, 1, 0], "the new id of the second");
+    apic::icr(0x4040, 1);
+    apic::icr(0x4040, 2);
+    expected([0, 1, 1, 0], "the old ids are nobody's");
+    apic::icr(0xc_4040, 0);
+    expected([0, 2, 2, 0], "all excluding self");
+    apic::icr(0x4040, 0xff);
+    expected([1, 3, 3, 0], "broadcast");
+}
+
 test!(mixed, "ipi/xapic_and_x2apic_vcpus", cpus(4));
 fn mixed() {
     static DEST: AtomicU32 = AtomicU32::new(0);
