@@ -136,6 +136,17 @@ guest_passed() {
     grep -q '^--- GUEST done rc=0' "$1" || { echo "the guest did not finish its job"; return 1; }
 }
 
+# busy: a guest with more vCPUs than the host has CPUs, and small VMs that come and go, for what ends the machine.
+busy() {
+    start_guest 4 forever /tmp/log
+    wait_line 60 /tmp/log '^--- GUEST turn' || return 1
+    : >/tmp/small
+    (while :; do runner run smp/ping_pong inject/all_vectors deadline/swept ipi/rounds; done) >/tmp/small 2>&1 &
+    wait_line 30 /tmp/small 'inject/all_vectors ... ok' || return 1
+    # To the console goes all that the kernel says.
+    dmesg -n 8
+}
+
 # exits_of_all: counters of every living VM, as `name count` lines (names added up over VMs).
 exits_of_all() {
     for exits_dir in /sys/kernel/debug/kvm/*-*; do

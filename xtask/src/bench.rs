@@ -15,6 +15,7 @@ use crate::{
     lab::{
         self, Options, deps,
         machine::Kind,
+        report::Report,
         scenario::{Module, Scenario},
     },
     paths, say,
@@ -122,9 +123,8 @@ fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Rec
         timeout: Duration::from_secs(choice.limit),
         needs: vec!["runner".into()],
         modules: modules.clone(),
-        not_on: Vec::new(),
-        in_test: Vec::new(),
         script,
+        ..Scenario::default()
     };
     let module = if modules.contains(&Module::Exitless) { Module::Exitless } else { Module::Kvm };
     let options = Options { module, machine: choice.machine, ko: choice.ko.clone(), ..Options::default() };
@@ -134,7 +134,7 @@ fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Rec
     // Instructions are counted by emulators only.
     machine.hardware = false;
     machine.icount = machine.kind == Kind::Svm;
-    let report = lab::watch(&machine, scenario.timeout, true, Vec::new())?;
+    let report = lab::watch(&machine, scenario.timeout, true, Report::default())?;
     Ok((records(machine.kind, &report.json)?, report.totals().failed))
 }
 

@@ -13,6 +13,7 @@ use crate::{
     lab::{
         self, Options, deps,
         machine::Kind,
+        report::Report,
         scenario::{Module, Scenario},
     },
     paths, say,
@@ -78,9 +79,8 @@ pub fn run(choice: &Choice) -> Result<()> {
         timeout: Duration::from_secs(120 + 60 * u64::from(choice.rounds)),
         needs: vec!["guest".into()],
         modules: vec![Module::Kvm, Module::Exitless],
-        not_on: Vec::new(),
-        in_test: Vec::new(),
         script,
+        ..Scenario::default()
     };
     let options = Options { module: Module::Exitless, machine: choice.machine, ..Options::default() };
     let kernel = deps::kernel(options.kernel)?;
@@ -88,7 +88,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     let Choice { vcpus, machine, cpus, rounds } = choice;
     println!("-> boot-exits ({machine}, {vcpus} vCPU on {cpus} CPU, {rounds} boots each)");
     let machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir, None)?;
-    let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Vec::new())?;
+    let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Report::default())?;
     table(&counts(machine.kind, &report.json), choice.rounds);
     if report.totals().failed > 0 {
         bail!("a boot failed; the log is {}", paths::shown(&machine.serial_log()));

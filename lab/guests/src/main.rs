@@ -26,6 +26,7 @@ mod t_exc;
 mod t_fpu;
 mod t_inject;
 mod t_ioapic;
+mod t_ipi;
 mod t_lapic;
 mod t_mem;
 mod t_mmio;
@@ -33,6 +34,7 @@ mod t_msr;
 mod t_pio;
 mod t_pv;
 mod t_smp;
+mod t_timer;
 
 use core::panic::PanicInfo;
 

@@ -2,7 +2,9 @@
 # cpus: 1 2
 # memory: 768
 # in test: svm, vmx
-# timeout: 300
+# also on vmx 1: apicv=0
+# also on vmx 1: preemption_timer=0
+# timeout: 360
 # needs: runner
 
 check load load_module

@@ -235,6 +235,12 @@ impl Machine {
         lock(&self.benches).clone()
     }
 
+    /// One file of the VM's statistics in debugfs.
+    pub fn statistics(&self, file: &str) -> std::io::Result<String> {
+        let vm = self.vm.raw();
+        std::fs::read_to_string(format!("/sys/kernel/debug/kvm/{}-{vm}/{file}", std::process::id()))
+    }
+
     /// True when the VM has in-kernel local APICs.
     pub fn has_irqchip(&self) -> bool {
         self.config & NO_IRQCHIP == 0

@@ -1,4 +1,7 @@
-//! `exitless-runner list | run [pattern..] | bench [pattern..] [--json]`, with `--device PATH`.
+//! `exitless-runner list | run [--exits] [pattern..] | bench [pattern..] [--json]`, with `--device PATH`.
+//!
+//! With `--exits` a line `exits TEST REASON COUNT` before each test's result tells of each reason for which its VM left guest
+//! mode, if the module counts by reason.
 
 use std::io::Write;
 use std::process::exit;
@@ -9,21 +12,24 @@ use exitless_runner::elf::{self, Test};
 use exitless_runner::harness::{self, Outcome, Summary};
 use exitless_runner::machine::Machine;
 
-const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list | run [PATTERN..] | bench [--json] [PATTERN..]";
+const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list | run [--exits] [PATTERN..] | bench [--json] [PATTERN..]";
 
 struct Options {
     device: String,
     json: bool,
+    exits: bool,
     timeout: u64,
     words: Vec<String>,
 }
 
 fn options() -> Options {
-    let mut o = Options { device: "/dev/kvm".into(), json: false, timeout: 30, words: Vec::new() };
+    let mut o =
+        Options { device: "/dev/kvm".into(), json: false, exits: false, timeout: 30, words: Vec::new() };
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
         match a.as_str() {
             "--json" => o.json = true,
+            "--exits" => o.exits = true,
             "--device" | "--timeout" => {
                 let Some(v) = args.next() else {
                     eprintln!("{a} needs a value\n{USAGE}");
@@ -48,7 +54,7 @@ fn options() -> Options {
 fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
     let own = test.config >> TIMEOUT_SHIFT & 0xff;
     let limit = Duration::from_secs(if own != 0 { own } else { o.timeout });
-    let json = o.json;
+    let (json, exits) = (o.json, o.exits);
     harness::isolated(limit + Duration::from_secs(45), |extra: &mut dyn Write| {
         let machine = match Machine::new(&o.device, test) {
             Ok(m) => m,
@@ -69,6 +75,11 @@ fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
                 let exits = m.exits.map_or("-".into(), |e| format!("{:.3}", per(e)));
                 writeln!(extra, "{:24} {:12.1} ticks {exits:>8} exits", m.op, per(m.ticks))
             };
+        }
+        if exits && let Ok(text) = machine.statistics("exits_by_reason") {
+            for line in text.lines() {
+                let _ = writeln!(extra, "exits {} {line}", test.name);
+            }
         }
         outcome
     })

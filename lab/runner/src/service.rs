@@ -281,8 +281,7 @@ fn fifo(m: &Machine, gpa: u64, room: u64) -> Answer {
 
 /// Exits of the VM, from debugfs (`<pid>-<vmfd>/exits`).
 fn exits(m: &Machine) -> Answer {
-    let path = format!("/sys/kernel/debug/kvm/{}-{}/exits", std::process::id(), m.vm.raw());
-    let text = std::fs::read_to_string(path).map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    let text = m.statistics("exits").map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EIO)))?;
     text.trim().parse().map_err(|_| Errno(libc::EIO))
 }
 

@@ -28,6 +28,8 @@ pub struct Known {
     /// Only if the emulated host has at least so many CPUs.
     #[serde(default)]
     pub cpus: u32,
+    /// Not with this parameter of the module.
+    pub unless: Option<String>,
     /// Words in the failure's message.
     pub says: String,
     /// Whose fault it is.
@@ -43,10 +45,11 @@ struct File {
     failure: Vec<Known>,
 }
 
-/// What is known of this module on this machine.
-pub fn of(machine: Kind, module: Module, cpus: u32) -> Result<Vec<Known>> {
+/// What is known of this module with these parameters on this machine.
+pub fn of(machine: Kind, module: Module, cpus: u32, params: &str) -> Result<Vec<Known>> {
     let mut list = all()?;
     list.retain(|k| k.machine == machine && k.module.is_none_or(|m| m == module) && k.cpus <= cpus);
+    list.retain(|k| !params.split(' ').any(|param| k.unless.as_deref() == Some(param)));
     Ok(list)
 }
 
@@ -89,6 +92,7 @@ mod tests {
             machine: Kind::Vmx,
             module: None,
             cpus: 0,
+            unless: None,
             says: "error 3".into(),
             why: "the emulator".into(),
             sometimes,

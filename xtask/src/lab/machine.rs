@@ -96,6 +96,8 @@ pub struct Machine {
     pub append: String,
     /// Let the time-stamp counter count instructions, the same on each run (one thread, four times slower).
     pub icount: bool,
+    /// It is to end by a reset: how is noted in `qemu.log`.
+    pub reset: bool,
     /// The folder for logs.
     pub dir: PathBuf,
 }
@@ -145,6 +147,9 @@ impl Machine {
         }
         command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+        if self.reset {
+            command.args(["-d", "cpu_reset"]);
+        }
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
         let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable no_timer_check mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
         command.args(["-append", &format!("{fixed} {}", self.append)]);
@@ -218,6 +223,10 @@ impl Machine {
             return Ok(Ending::TimedOut);
         }
         let status = child.wait()?;
+        let log = fs::read(self.dir.join("qemu.log")).unwrap_or_default();
+        if self.reset && String::from_utf8_lossy(&log).contains("Triple fault") {
+            return Ok(Ending::Failed("a CPU ended in a triple fault".into()));
+        }
         if status.success() {
             return Ok(Ending::Off);
         }

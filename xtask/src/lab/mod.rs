@@ -24,7 +24,6 @@ use anyhow::{Result, bail};
 
 use self::{
     deps::{Flavour, KernelTree},
-    known::Known,
     machine::{Accel, Ending, Kind, Machine},
     report::{Report, Totals, Verdict},
     scenario::{Module, Scenario},
@@ -143,8 +142,10 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     }
     let machine = prepare(scenario, options, &kernel, cpus, dir, None)?;
     let limit = scenario.timeout * patience(options) * if options.kernel == Flavour::Debug { 8 } else { 1 };
-    let known = known::of(options.machine, options.module, cpus)?;
-    let report = watch(&machine, limit, options.verbose, known)?;
+    let params = all_params(scenario, options);
+    let known = known::of(options.machine, options.module, cpus, &params)?;
+    let report = Report::knowing(known).ending(scenario.reset, scenario.panics.clone());
+    let report = watch(&machine, limit, options.verbose, report)?;
     let failed = report.totals().failed;
     let verdict = if failed == 0 { "passed" } else { "FAILED" };
     say::note(format!("{label}: {verdict} in {} ({})", say::secs(start.elapsed()), report.totals()));
@@ -152,6 +153,11 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         say::note(format!("logs: {}", paths::shown(&machine.dir)));
     }
     Ok(report)
+}
+
+/// Parameters for the module: the scenario's and the caller's.
+fn all_params(scenario: &Scenario, options: &Options) -> String {
+    format!("{} {}", scenario.params, options.params).trim().to_string()
 }
 
 /// Multiplier of time limits, inside the emulated host and outside.
@@ -179,12 +185,11 @@ pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
         timeout: Duration::ZERO,
         needs: needs.into_iter().filter(|need| !need.is_empty()).map(Into::into).collect(),
         modules: vec![options.module],
-        not_on: Vec::new(),
-        in_test: Vec::new(),
         script:
             "load_module; echo; echo 'Commands: guest, load_module, unload_module; /lab has the programs; \
                  poweroff -f ends.'; setsid cttyhack sh\n"
                 .into(),
+        ..Scenario::default()
     };
     let kernel = deps::kernel(options.kernel)?;
     let cpus = options.cpus.unwrap_or(scenario.cpus);
@@ -220,7 +225,7 @@ pub fn prepare(
     }
     let variables = [
         ("MODULE", options.module.to_string()),
-        ("PARAMS", options.params.clone()),
+        ("PARAMS", all_params(scenario, options)),
         ("SCENARIO", scenario.name.clone()),
         ("CPUS", cpus.to_string()),
         ("KERNEL", options.kernel.to_string()),
@@ -248,13 +253,13 @@ pub fn prepare(
         initrd,
         append: options.append.clone(),
         icount: false,
+        reset: scenario.reset,
         dir,
     })
 }
 
 /// Runs the machine, prints its progress, and reads its marks.
-pub fn watch(machine: &Machine, limit: Duration, verbose: bool, known: Vec<Known>) -> Result<Report> {
-    let mut report = Report::knowing(known);
+pub fn watch(machine: &Machine, limit: Duration, verbose: bool, mut report: Report) -> Result<Report> {
     let start = Instant::now();
     let ending = machine.run(limit, |line| {
         if let Some(test) = report.line(line) {
@@ -274,13 +279,13 @@ pub fn watch(machine: &Machine, limit: Duration, verbose: bool, known: Vec<Known
         std::io::stdout().flush().ok();
     })?;
     fs::remove_file(&machine.initrd).ok();
-    report.close();
+    report.close(ending == Ending::Off);
     match ending {
         Ending::Off => {}
         Ending::TimedOut => report.fail("time limit", format!("{} passed; see hang.log", say::secs(limit))),
         Ending::Failed(why) => report.fail("machine", why),
     }
-    let trouble = report::trouble_in(&[&machine.kernel_log(), &machine.serial_log()]);
+    let trouble = report::trouble_in(&[&machine.kernel_log(), &machine.serial_log()], report.panics());
     if let Some(first) = trouble.first() {
         report.fail("kernel log", format!("{} lines of trouble, first: {first}", trouble.len()));
     }

@@ -87,6 +87,9 @@ pub struct Report {
     /// The script's exit code, once it ended.
     pub bye: Option<i32>,
     known: Vec<Known>,
+    /// The open test's success is the machine's reset.
+    reset: bool,
+    panics: Option<String>,
     open: Option<String>,
     inner: Inner,
 }
@@ -102,6 +105,16 @@ impl Report {
     /// An empty report of tests of which these are known to fail.
     pub fn knowing(known: Vec<Known>) -> Report {
         Report { known, ..Report::default() }
+    }
+
+    /// Of a machine that is to end by a reset, or to panic with these words.
+    pub fn ending(self, reset: bool, panics: Option<String>) -> Report {
+        Report { reset, panics, ..self }
+    }
+
+    /// The words of the panic that is asked for.
+    pub fn panics(&self) -> Option<&str> {
+        self.panics.as_deref()
     }
 
     /// Takes one console line; returns a test's result if the line completes one.
@@ -185,9 +198,20 @@ impl Report {
         self.push(Test { name: name.into(), verdict: Verdict::Fail, time: Duration::ZERO, why: why.into() });
     }
 
-    /// A test that began and never ended fails; so does a script that stopped in the middle.
-    pub fn close(&mut self) {
-        if let Some(name) = self.open.take() {
+    /// A test that began and never ended fails; so does a script that stopped in the middle. Where that is what was asked for,
+    /// the machine must have ended by itself, and the script not have gone on.
+    pub fn close(&mut self, ended: bool) {
+        let open = self.open.take();
+        if self.reset {
+            return match open {
+                Some(name) if ended && self.bye.is_none() => {
+                    let why = "the machine was reset".to_string();
+                    self.push(Test { name, verdict: Verdict::Pass, time: Duration::ZERO, why });
+                }
+                _ => self.fail("scenario", "the machine was not reset by the script's last test"),
+            };
+        }
+        if let Some(name) = open {
             self.fail(&name, "did not end");
         }
         match self.bye {
@@ -263,24 +287,33 @@ const HARMLESS: &[&str] = &[
     "lockdep checking",
 ];
 
-/// The lines of a kernel's log that tell of trouble.
-pub fn trouble(log: &str) -> Vec<&str> {
+/// The lines of a kernel's log that tell of trouble. A panic that is asked for is none, nor the one backtrace it prints.
+pub fn trouble<'a>(log: &'a str, panics: Option<&str>) -> Vec<&'a str> {
+    let asked =
+        |line: &&str| panics.is_some_and(|words| line.contains("Kernel panic") && line.contains(words));
+    let mut backtraces = usize::from(log.lines().any(|line| asked(&line)));
     // The lab's own marks name checks after what they look for.
     let bad = |line: &&str| {
         !line.starts_with("===")
             && TROUBLE.iter().any(|word| line.contains(word))
             && !HARMLESS.iter().any(|word| line.contains(word))
     };
-    log.lines().filter(bad).collect()
+    let mut found: Vec<_> = log.lines().filter(bad).filter(|line| !asked(line)).collect();
+    found.retain(|line| {
+        let allowed = backtraces > 0 && line.contains("Call Trace");
+        backtraces -= usize::from(allowed);
+        !allowed
+    });
+    found
 }
 
 /// As [`trouble`], for files that may be missing.
-pub fn trouble_in(files: &[&Path]) -> Vec<String> {
+pub fn trouble_in(files: &[&Path], panics: Option<&str>) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for file in files {
         let text = fs::read(file).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        found.extend(trouble(&text).into_iter().map(|line| line.trim().to_string()));
+        found.extend(trouble(&text, panics).into_iter().map(|line| line.trim().to_string()));
     }
     found
 }
@@ -294,8 +327,38 @@ mod tests {
         for line in lines {
             report.line(line);
         }
-        report.close();
+        report.close(true);
         report
+    }
+
+    /// A machine that is to be reset passes if it ended by itself inside the last test, and only then.
+    #[test]
+    fn a_reset_that_is_asked_for() {
+        let with = |lines: &[&str], ended: bool| {
+            let mut report = Report::default().ending(true, None);
+            for line in lines {
+                report.line(line);
+            }
+            report.close(ended);
+            report.totals().to_string()
+        };
+        let lines = ["=== BEGIN load", "=== END load rc=0 secs=1", "=== BEGIN reset"];
+        assert_eq!(with(&lines, true), "2 passed, 0 failed, 0 skipped");
+        assert_eq!(with(&lines, false), "1 passed, 1 failed, 0 skipped");
+        assert_eq!(with(&lines[..2], true), "1 passed, 1 failed, 0 skipped");
+        let went_on = [&lines[..], &["=== END reset rc=0 secs=1", "=== BYE rc=0"]].concat();
+        assert_eq!(with(&went_on, true), "2 passed, 1 failed, 0 skipped");
+    }
+
+    /// A panic that is asked for is no trouble, all else around it is: a second backtrace too.
+    #[test]
+    fn a_panic_that_is_asked_for() {
+        let log = "Kernel panic - not syncing: sysrq triggered crash\nCall Trace:\n";
+        assert_eq!(trouble(log, None).len(), 2);
+        assert!(trouble(log, Some("sysrq triggered crash")).is_empty());
+        let more = format!("{log}general protection fault: 0000\nCall Trace:\n");
+        assert_eq!(trouble(&more, Some("sysrq triggered crash")).len(), 2);
+        assert_eq!(trouble("Kernel panic - not syncing: other\nCall Trace:\n", Some("crash")).len(), 2);
     }
 
     /// A host that dies inside a test must not look like a shorter, passing run.
@@ -336,6 +399,7 @@ mod tests {
             machine: crate::lab::machine::Kind::Vmx,
             module: None,
             cpus: 0,
+            unless: None,
             says: "no".into(),
             why: "emulator".into(),
             sometimes: false,
@@ -367,6 +431,6 @@ mod tests {
     #[test]
     fn trouble_is_told_from_greetings() {
         let log = "[1] Lock dependency validator: Copyright\n[2] WARNING: CPU: 1 PID: 3 at x.c:4\n[3] fine\n";
-        assert_eq!(trouble(log), ["[2] WARNING: CPU: 1 PID: 3 at x.c:4"]);
+        assert_eq!(trouble(log, None), ["[2] WARNING: CPU: 1 PID: 3 at x.c:4"]);
     }
 }

@@ -10,6 +10,10 @@
 //! # not on vmx: reason                 (why it cannot run on that machine)
 //! # in test: svm, vmx 2                (machines where it is part of `cargo xtask test`, with these CPUs only if there are
 //!                                      numbers; default svm; `no`: nowhere)
+//! # also on vmx 1: apicv=0             (one more scenario, `<name>-apicv=0`, there, with these parameters of Exitless; in the test
+//!                                      where the plain one is)
+//! # ends by reset                      (the script's last test resets the machine, which is its success; nothing comes after)
+//! # panics: sysrq triggered crash      (the words of a kernel panic that the script asks for, which is no trouble)
 //! ```
 
 use std::{fmt, fs, time::Duration};
@@ -39,9 +43,9 @@ impl fmt::Display for Module {
 }
 
 /// One script on one number of CPUs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Scenario {
-    /// File name, with `-<n>cpu` if the script asks for several numbers of CPUs.
+    /// File name, with `-<n>cpu` if the script asks for several numbers of CPUs, with the module's parameters if it has some.
     pub name: String,
     /// One sentence.
     pub about: String,
@@ -59,6 +63,12 @@ pub struct Scenario {
     pub not_on: Vec<(Kind, String)>,
     /// Machines on which it is part of `cargo xtask test`.
     pub in_test: Vec<Kind>,
+    /// Parameters for Exitless, as for insmod.
+    pub params: String,
+    /// The machine ends by a reset that the script asks for, instead of being turned off after the script's end.
+    pub reset: bool,
+    /// Words of a kernel panic that is no trouble.
+    pub panics: Option<String>,
     /// The script.
     pub script: String,
 }
@@ -127,16 +137,19 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
         timeout: Duration::from_secs(60),
         needs: Vec::new(),
         modules: vec![Module::Kvm, Module::Exitless],
-        not_on: Vec::new(),
-        in_test: Vec::new(),
         script: text.to_string(),
+        ..Scenario::default()
     };
     let mut cpus = vec![2];
+    let mut with_params = Vec::new();
     let mut in_test = vec![(Kind::Svm, Vec::new())];
     for line in
         text.lines().skip_while(|line| line.starts_with("#!")).take_while(|line| line.starts_with('#'))
     {
-        let Some((key, value)) = line.trim_start_matches('#').split_once(':') else { continue };
+        let Some((key, value)) = line.trim_start_matches('#').split_once(':') else {
+            one.reset |= line.trim_start_matches('#').trim() == "ends by reset";
+            continue;
+        };
         let value = value.trim();
         let number = || value.parse::<u32>().with_context(|| format!("`{line}` wants a number"));
         match key.trim() {
@@ -149,34 +162,58 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "needs" => one.needs = value.split_whitespace().map(Into::into).collect(),
             "modules" => one.modules = value.split_whitespace().map(module).collect::<Result<_>>()?,
             "in test" => in_test = places(value)?,
-            key => match key.strip_prefix("not on ") {
-                Some(name) => one.not_on.push((machine(name)?, value.to_string())),
-                None => bail!("`{key}` is no property of a scenario"),
+            "panics" => one.panics = Some(value.to_string()),
+            key => match (key.strip_prefix("not on "), key.strip_prefix("also on ")) {
+                (Some(name), _) => one.not_on.push((machine(name)?, value.to_string())),
+                (_, Some(at)) => with_params.push((place(at)?, value.to_string())),
+                _ => bail!("`{key}` is no property of a scenario"),
             },
         }
     }
     let several = cpus.len() > 1;
     let variant = |cpus: u32| {
         let name = if several { format!("{name}-{cpus}cpu") } else { name.to_string() };
-        let here = |(kind, numbers): &(Kind, Vec<u32>)| {
-            (numbers.is_empty() || numbers.contains(&cpus)).then_some(*kind)
-        };
+        let here = |(kind, numbers): &Place| (numbers.is_empty() || numbers.contains(&cpus)).then_some(*kind);
         Scenario { name, cpus, in_test: in_test.iter().filter_map(here).collect(), ..one.clone() }
     };
-    Ok(cpus.into_iter().map(variant).collect())
+    let mut list = Vec::new();
+    for one in cpus.into_iter().map(variant) {
+        let here = |((_, numbers), _): &&(Place, String)| numbers.is_empty() || numbers.contains(&one.cpus);
+        let more: Vec<_> =
+            with_params.iter().filter(here).map(|((kind, _), p)| tuned(&one, *kind, p)).collect();
+        list.push(one);
+        list.extend(more);
+    }
+    Ok(list)
 }
 
+/// The scenario with these parameters of Exitless, on this machine only.
+fn tuned(plain: &Scenario, kind: Kind, params: &str) -> Scenario {
+    let mut one = plain.clone();
+    one.name = format!("{}-{}", plain.name, params.replace(' ', "-"));
+    one.params = params.to_string();
+    one.modules = vec![Module::Exitless];
+    one.in_test.retain(|k| *k == kind);
+    let others = [Kind::Svm, Kind::Vmx].into_iter().filter(|other| *other != kind);
+    one.not_on.extend(others.map(|other| (other, format!("{params} is for {kind}"))));
+    one
+}
+
+/// A machine, and numbers of CPUs (none: all).
+type Place = (Kind, Vec<u32>);
+
 /// `svm, vmx 1 2`: machines, each with the numbers of CPUs that are meant (none: all).
-fn places(text: &str) -> Result<Vec<(Kind, Vec<u32>)>> {
+fn places(text: &str) -> Result<Vec<Place>> {
     if text == "no" {
         return Ok(Vec::new());
     }
-    let place = |part: &str| {
-        let mut words = part.split_whitespace();
-        let kind = machine(words.next().unwrap_or_default())?;
-        Ok((kind, words.map(str::parse).collect::<Result<_, _>>().context("in test")?))
-    };
     text.split(',').map(place).collect()
+}
+
+fn place(text: &str) -> Result<Place> {
+    let mut words = text.split_whitespace();
+    let kind = machine(words.next().unwrap_or_default())?;
+    Ok((kind, words.map(str::parse).collect::<Result<_, _>>().with_context(|| text.to_string())?))
 }
 
 fn module(name: &str) -> Result<Module> {
@@ -201,9 +238,9 @@ pub fn list() -> Result<()> {
         let modules: Vec<_> = s.modules.iter().map(ToString::to_string).collect();
         let in_test: Vec<_> = s.in_test.iter().map(ToString::to_string).collect();
         let (modules, in_test) = (modules.join("+"), in_test.join("+"));
-        println!("{:<22} {} CPU  {modules:<12} in test: {in_test:<7} {}", s.name, s.cpus, s.about);
+        println!("{:<30} {} CPU  {modules:<12} in test: {in_test:<7} {}", s.name, s.cpus, s.about);
         for (machine, why) in &s.not_on {
-            println!("{:<22} not on {machine}: {why}", "");
+            println!("{:<30} not on {machine}: {why}", "");
         }
     }
     Ok(())
@@ -242,6 +279,36 @@ mod tests {
         assert_eq!(in_test("# in test: svm, vmx 2\n"), [vec![Kind::Svm], vec![Kind::Svm, Kind::Vmx]]);
         assert_eq!(in_test("# in test: no\n"), [vec![], vec![]]);
         assert!(parse("boot", "# in test: arm\n").is_err());
+    }
+
+    /// A scenario with parameters is one of its own, on its machine and Exitless only, and is tested where the plain one is.
+    #[test]
+    fn parameters_make_variants() {
+        let text = "# cpus: 1 2\n# in test: svm, vmx\n# also on vmx 1: apicv=0\n# also on vmx: a=1 b=2\n";
+        let list = parse("runner", text).unwrap();
+        let names: Vec<_> = list.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "runner-1cpu",
+                "runner-1cpu-apicv=0",
+                "runner-1cpu-a=1-b=2",
+                "runner-2cpu",
+                "runner-2cpu-a=1-b=2"
+            ]
+        );
+        assert_eq!((list[1].params.as_str(), list[1].in_test.as_slice()), ("apicv=0", &[Kind::Vmx][..]));
+        assert!(list[1].fits(Module::Exitless, Kind::Vmx) && !list[1].fits(Module::Exitless, Kind::Svm));
+        assert!(!list[1].fits(Module::Kvm, Kind::Vmx) && list[0].params.is_empty());
+    }
+
+    /// How the machine may end is said by the script.
+    #[test]
+    fn endings() {
+        let list = parse("emergency", "# ends by reset\n# panics: sysrq triggered crash\n").unwrap();
+        assert!(list[0].reset);
+        assert_eq!(list[0].panics.as_deref(), Some("sysrq triggered crash"));
+        assert!(!parse("boot", "# about: ends by reset\n").unwrap()[0].reset);
     }
 
     /// A misspelt property must not be taken for a comment.
