@@ -175,6 +175,11 @@ pub(crate) fn movs(from: u64, to: u64) -> Op {
     })
 }
 
+/// MOVSD from a register of the APIC's page, which hardware leaves to software.
+pub(crate) fn apic_movs(offset: u32, to: u64) -> Op {
+    change(movs(APIC + u64::from(offset), to), |i| i.exit = Exit::ApicAccess(offset))
+}
+
 fn in_kernel(port: u16) -> bool {
     (CHIP_PORT..CHIP_PORT + 16).contains(&port)
 }
