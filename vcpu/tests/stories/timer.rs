@@ -64,6 +64,23 @@ fn runs_out_early() {
     });
 }
 
+/// Less is left than the advance when the counter ends: waited for in the slice, and the interrupt comes with that entry, not
+/// before the deadline and not long after it. (The fake CPU refuses an early one.)
+#[test]
+fn waited_for_within_the_advance() {
+    for ns in [300, 600, 900] {
+        both(&[Op::Deadline(ns), Op::Event(Exit::Timer), Op::Nop, Op::Nop], |mut m| {
+            let begin = m.w.ns.get();
+            m.go();
+            assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{ns}");
+            let took = m.w.ns.get() - begin;
+            assert!((ns..ns + 150).contains(&took), "{took} for {ns}");
+            // Not by entering over and over until it is time.
+            assert!(m.v.b.entries <= 6, "{} entries for {ns}", m.v.b.entries);
+        });
+    }
+}
+
 /// The handler arms the next, and that one comes too: a counter left at zero would exit for ever, one switched off never.
 #[test]
 fn armed_again_in_the_handler() {
