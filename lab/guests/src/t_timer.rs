@@ -516,6 +516,28 @@ fn state() {
     exactly(n + 1, "a past deadline that user space sets");
 }
 
+test!(delivery, "deadline/expires_during_a_delivery_that_faults");
+fn delivery() {
+    // The IDT is in a slot whose second-level mapping is taken away: each delivery faults first, with an expiry around it.
+    const SLOT_GPA: u64 = 0x8000_0000;
+    deadline_setup(true);
+    host::must(op::SLOT_SET, &[FREE_SLOT, SLOT_GPA, 0x2000, 0, 0]);
+    unsafe { core::ptr::copy_nonoverlapping(trap::idt_address() as *const u8, SLOT_GPA as *mut u8, 4096) };
+    let d = [0xfffu16, SLOT_GPA as u16, (SLOT_GPA >> 16) as u16, 0, 0];
+    unsafe { core::arch::asm!("lidt [{}]", in(reg) &d) };
+    for n in 1..=60 {
+        cli();
+        wrmsr(0x83f, if n & 1 == 0 { 0x30 } else { 0x60 });
+        host::must(op::SLOT_ZAP, &[FREE_SLOT]);
+        arm(rdtsc() + n * 71 % 3000);
+        sti();
+        check(host::wait_ms(5000, || count() >= n), "no interrupt");
+        check_eq(count(), n, "interrupts of the timer");
+        settle();
+        check_eq(OTHERS.load(Ordering::SeqCst), n, "the others");
+    }
+}
+
 test!(moved, "deadline/moved_between_cpus");
 fn moved() {
     static AT: AtomicU64 = AtomicU64::new(0);
