@@ -96,8 +96,6 @@ pub struct Machine {
     pub append: String,
     /// Let the time-stamp counter count instructions, the same on each run (one thread, four times slower).
     pub icount: bool,
-    /// It is to end by a reset: how is noted in `qemu.log`.
-    pub reset: bool,
     /// The folder for logs.
     pub dir: PathBuf,
 }
@@ -147,9 +145,6 @@ impl Machine {
         }
         command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
-        if self.reset {
-            command.args(["-d", "cpu_reset"]);
-        }
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
         let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable no_timer_check mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
         command.args(["-append", &format!("{fixed} {}", self.append)]);
@@ -172,6 +167,8 @@ impl Machine {
         }
         let mut command = self.qemu();
         command.arg("-serial").arg(format!("file:{}", self.kernel_log().display()));
+        // A triple fault, with the registers, in `qemu.log`.
+        command.args(["-d", "cpu_reset"]);
         let monitor = self.socket("monitor");
         command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
         let port = self.socket("kicks");
@@ -224,14 +221,20 @@ impl Machine {
         }
         let status = child.wait()?;
         let log = fs::read(self.dir.join("qemu.log")).unwrap_or_default();
-        if self.reset && String::from_utf8_lossy(&log).contains("Triple fault") {
-            return Ok(Ending::Failed("a CPU ended in a triple fault".into()));
+        let log = String::from_utf8_lossy(&log);
+        // QEMU calls neither a failure.
+        if log.contains("Triple fault") {
+            return Ok(Ending::Failed("a CPU ended in a triple fault; see qemu.log".into()));
+        }
+        let word = |line: &&str| line.contains("terminating on signal");
+        if let Some(line) = log.lines().find(word) {
+            return Ok(Ending::Failed(line.into()));
         }
         if status.success() {
             return Ok(Ending::Off);
         }
-        let errors = fs::read_to_string(self.dir.join("qemu.log")).unwrap_or_default();
-        Ok(Ending::Failed(format!("QEMU ended with {status}: {}", errors.trim())))
+        let last = log.lines().last().unwrap_or_default();
+        Ok(Ending::Failed(format!("QEMU ended with {status}: {last}; see qemu.log")))
     }
 }
 

@@ -16,11 +16,11 @@ pub mod selftests;
 use std::{
     env, fs,
     io::Write,
-    path::PathBuf,
-    time::{Duration, Instant},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use self::{
     deps::{Flavour, KernelTree},
@@ -137,7 +137,7 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     let dir = paths::made(
         paths::target().join("lab").join(format!("{}-{}{suffix}", scenario.name, options.module)),
     )?;
-    for old in ["serial.log", "kernel.log", "qemu.log", "hang.log"] {
+    for old in LOGS {
         fs::remove_file(dir.join(old)).ok();
     }
     let machine = prepare(scenario, options, &kernel, cpus, dir, None)?;
@@ -150,9 +150,23 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     let verdict = if failed == 0 { "passed" } else { "FAILED" };
     say::note(format!("{label}: {verdict} in {} ({})", say::secs(start.elapsed()), report.totals()));
     if failed > 0 {
-        say::note(format!("logs: {}", paths::shown(&machine.dir)));
+        let kept = keep_logs(&machine.dir).with_context(|| format!("cannot keep the logs of {label}"))?;
+        say::note(format!("logs: {}", paths::shown(&kept)));
     }
     Ok(report)
+}
+
+/// What a run leaves in its folder.
+const LOGS: [&str; 4] = ["serial.log", "kernel.log", "qemu.log", "hang.log"];
+
+/// Moves the logs to where the next run does not write over them; there is one such place for each second.
+fn keep_logs(dir: &Path) -> Result<PathBuf> {
+    let second = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let kept = paths::made(dir.join(format!("failed-{second}")))?;
+    for log in LOGS.iter().filter(|log| dir.join(log).exists()) {
+        fs::rename(dir.join(log), kept.join(log))?;
+    }
+    Ok(kept)
 }
 
 /// Parameters for the module: the scenario's and the caller's.
@@ -253,7 +267,6 @@ pub fn prepare(
         initrd,
         append: options.append.clone(),
         icount: false,
-        reset: scenario.reset,
         dir,
     })
 }

@@ -148,16 +148,16 @@ pub fn run(machine: &Machine, limit: Duration, mut on_line: impl FnMut(&str)) ->
     for (from, to) in [("kernel", machine.kernel_log()), ("hang.log", machine.dir.join("hang.log"))] {
         fs::rename(dir.join(from), to).ok();
     }
-    Ok(if in_time { ending(&dir, machine.reset) } else { Ending::TimedOut })
+    Ok(if in_time { ending(&dir) } else { Ending::TimedOut })
 }
 
 /// The last words in Bochs's log say why it ended.
-fn ending(dir: &Path, reset: bool) -> Ending {
+fn ending(dir: &Path) -> Ending {
     let log = fs::read(dir.join("bochs.log")).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     // As the host's way to its end: guests may have theirs.
     let last = log.lines().rev().find(|line| !line.contains("machine reset")).unwrap_or_default();
-    if reset && last.contains("exception with no resolution") {
+    if last.contains("exception with no resolution") {
         return Ending::Failed("a CPU ended in a triple fault".into());
     }
     if ["ACPI control: soft power off", "machine reset"].iter().any(|word| log.contains(word)) {
