@@ -6,11 +6,11 @@
 # in test: svm, vmx
 
 check load load_module
-# Left out: what the host does meanwhile (interrupts), how long vCPUs wait for one another, and faults of the second level, whose
-# number depends on the host's memory.
+# Left out: what the host does meanwhile (interrupts), the debug registers (one exit in each slice, and interrupts end slices), how
+# long vCPUs wait for one another, and faults of the second level, whose number depends on the host's memory.
 GUESTS="basic/ cpuid/ cr/ exc/ pio/ msr/read msr/write lapic/registers lapic/self_ipi_forms inject/all_vectors
     inject/sti_shadow ipi/self_ipi ipi/x2apic_icr"
-counted() { runner run --exits $GUESTS | grep ^exits | grep -viE ' (host|EXTERNAL_INTERRUPT|interrupt|vintr|nmi|PAUSE_INSTRUCTION|EPT_VIOLATION|npf) [0-9]+$'; }
+counted() { runner run --exits $GUESTS | grep ^exits | grep -viE ' (host|EXTERNAL_INTERRUPT|interrupt|vintr|nmi|PAUSE_INSTRUCTION|EPT_VIOLATION|npf|read_dr|write_dr|DR_ACCESS) [0-9]+$'; }
 same() {
     counted >/tmp/first
     # Stock KVM does not count by reason.
