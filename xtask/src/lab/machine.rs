@@ -100,6 +100,9 @@ pub struct Machine {
     pub dir: PathBuf,
 }
 
+/// Why a machine failed that QEMU reset for want of a way to deliver an exception.
+pub const TRIPLE_FAULT: &str = "a CPU ended in a triple fault; see qemu.log";
+
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -224,7 +227,7 @@ impl Machine {
         let log = String::from_utf8_lossy(&log);
         // QEMU calls neither a failure.
         if log.contains("Triple fault") {
-            return Ok(Ending::Failed("a CPU ended in a triple fault; see qemu.log".into()));
+            return Ok(Ending::Failed(TRIPLE_FAULT.into()));
         }
         let word = |line: &&str| line.contains("terminating on signal");
         if let Some(line) = log.lines().find(word) {
