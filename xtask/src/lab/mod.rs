@@ -150,10 +150,8 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     };
     let mut report = attempt()?;
     let emulators = options.machine == Kind::Svm && !hardware && cpus > 1 && !scenario.reset;
-    if emulators && report.tests.iter().any(|test| test.why == machine::TRIPLE_FAULT) {
-        say::note(
-            "the host ended in a triple fault, as it does on stock KVM too now and then (docs/lab.md): once more",
-        );
+    if emulators && interrupted_behind_vmrun(&report, &dir) {
+        say::note("the host broke down as it does on stock KVM too now and then (docs/lab.md): once more");
         say::note(format!("logs: {}", paths::shown(&keep_logs(&dir)?)));
         report = attempt()?;
     }
@@ -165,6 +163,14 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         say::note(format!("logs: {}", paths::shown(&kept)));
     }
     Ok(report)
+}
+
+/// Did the host end as it does if QEMU interrupts it behind VMRUN, where GIF is 0 and GS the guest's? In a triple fault, or in page
+/// faults in the page fault's handler, down to the stack's end.
+fn interrupted_behind_vmrun(report: &Report, dir: &Path) -> bool {
+    let log = fs::read(dir.join("serial.log")).unwrap_or_default();
+    report.tests.iter().any(|test| test.why == machine::TRIPLE_FAULT)
+        || String::from_utf8_lossy(&log).contains("BUG: TASK stack guard page was hit")
 }
 
 /// What a run leaves in its folder.
