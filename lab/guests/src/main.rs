@@ -74,6 +74,24 @@ macro_rules! test {
     };
 }
 
+/// Declares a test in both access forms of the APIC: `both!(function, "group/name_xapic", "group/name_x2apic")`; the function is
+/// told whether it is x2APIC.
+#[macro_export]
+macro_rules! both {
+    ($f:ident, $x:literal, $x2:literal) => {
+        const _: () = {
+            fn xapic() {
+                $f(false)
+            }
+            fn x2apic() {
+                $f(true)
+            }
+            $crate::test!(xapic, $x);
+            $crate::test!(x2apic, $x2);
+        };
+    };
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn bsp_main(test: extern "C" fn()) -> ! {
     trap::init();

@@ -554,16 +554,8 @@ prot_task_bad:                      /* DS of the new task has no segment: #TS, a
     EXIT32 2                        /* skipped: this CPU (an emulator's) switches, and then tells the old EIP */
 4:  EXIT32 0
 
-GUEST_TEST "prot/task_paging", prot_task_cr3, MODE_PSE32
-prot_task_cr3:                      /* each task has its page directory; entry 64 (256 MiB) differs */
-    TASKS32 2f
-    mov esi, 0x96000
-    mov edi, 0x500000
-    mov ecx, 1024
-    cld
-    rep movsd
-    mov dword ptr [0x96000 + 64 * 4], 0x800083
-    mov dword ptr [0x500000 + 64 * 4], 0xc00083
+/* Page tables stand for tss_a in CR3 and for tss_b at 0x500000, which map 256 MiB to 0x800000 and to 0xc00000. TASKS32's 2f is here. */
+.macro TASK_SEES_ITS_OWN
     mov dword ptr [0x800100], 0xaaaa
     mov dword ptr [0xc00100], 0xbbbb
     mov eax, cr3
@@ -582,6 +574,19 @@ prot_task_cr3:                      /* each task has its page directory; entry 6
     cmp eax, 0x500000
     CHECK32 e, 19
     iretd
+.endm
+
+GUEST_TEST "prot/task_paging", prot_task_cr3, MODE_PSE32
+prot_task_cr3:                      /* each task has its page directory; entry 64 (256 MiB) differs */
+    TASKS32 2f
+    mov esi, 0x96000
+    mov edi, 0x500000
+    mov ecx, 1024
+    cld
+    rep movsd
+    mov dword ptr [0x96000 + 64 * 4], 0x800083
+    mov dword ptr [0x500000 + 64 * 4], 0xc00083
+    TASK_SEES_ITS_OWN
 
 GUEST_TEST "prot/task_pae", prot_task_pae, MODE_PAE32
 prot_task_pae:                      /* the same with PAE: the PDPTEs are loaded with CR3 */
@@ -594,24 +599,7 @@ prot_task_pae:                      /* the same with PAE: the PDPTEs are loaded 
     mov dword ptr [0x500000], 0x501001
     mov dword ptr [0x92000 + 128 * 8], 0x800083
     mov dword ptr [0x501000 + 128 * 8], 0xc00083
-    mov dword ptr [0x800100], 0xaaaa
-    mov dword ptr [0xc00100], 0xbbbb
-    mov eax, cr3
-    mov cr3, eax
-    mov [tss_a + 0x1c], eax
-    mov dword ptr [tss_b + 0x1c], 0x500000
-    cmp dword ptr [0x10000100], 0xaaaa
-    CHECK32 e, 16
-    CALL_TASK 0x50
-    cmp dword ptr [0x10000100], 0xaaaa
-    CHECK32 e, 17
-    EXIT32 0
-2:  cmp dword ptr [0x10000100], 0xbbbb
-    CHECK32 e, 18
-    mov eax, cr3
-    cmp eax, 0x500000
-    CHECK32 e, 19
-    iretd
+    TASK_SEES_ITS_OWN
 
 GUEST_TEST "prot/task_switch_16", prot_task_16, MODE_PROT32
 prot_task_16:                       /* a CALL to the 286's TSS, and IRET back */

@@ -5,37 +5,18 @@ use crate::apic::{self, *};
 use crate::config::*;
 use crate::cpu::*;
 use crate::report::*;
+use crate::t_smp::{HITS, READY, hits, irq, open, open_x2};
 use crate::trap::{self, Frame, expect};
 use crate::{host, smp, test};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-static HITS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
-static READY: AtomicU32 = AtomicU32::new(0);
 static GO: AtomicU32 = AtomicU32::new(0);
 
-fn hits(i: usize) -> u64 {
-    HITS[i].load(Ordering::SeqCst)
-}
 fn all_hits() -> u64 {
     (0..4).map(hits).sum()
 }
-fn irq(_: &mut Frame) {
-    HITS[index()].fetch_add(1, Ordering::SeqCst);
-    eoi();
-}
 fn ready() -> u32 {
     READY.load(Ordering::SeqCst)
-}
-fn open() {
-    sti();
-    READY.fetch_add(1, Ordering::SeqCst);
-    loop {
-        pause();
-    }
-}
-fn open_x2() {
-    to_x2apic();
-    open()
 }
 fn start(n: usize, f: fn()) {
     trap::on(0x40, irq);
@@ -399,13 +380,6 @@ fn storm() {
 
 test!(to_init, "ipi/to_a_vcpu_in_init", cpus(2));
 fn to_init() {
-    fn opens() {
-        sti();
-        READY.fetch_add(1, Ordering::SeqCst);
-        loop {
-            pause();
-        }
-    }
     start(2, open);
     for round in 1..=3 {
         apic::icr(0x4500, 1);
@@ -415,7 +389,7 @@ fn to_init() {
         }
         host::wait_ms(1, || false);
         smp::start(1);
-        smp::run(1, opens);
+        smp::run(1, open);
         check(host::wait_ms(5000, || ready() == 1 + round), "not up again");
         host::wait_ms(2, || false);
         check_eq(hits(1), round as u64 - 1, "an interrupt outlived INIT");

@@ -5,7 +5,7 @@ use crate::config::*;
 use crate::cpu::*;
 use crate::report::*;
 use crate::trap::{self, Frame, Shared, expect};
-use crate::{host, mem, test};
+use crate::{both, host, mem, test};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -27,22 +27,6 @@ fn setup(x2: bool) {
 }
 fn self_ipi(v: u32) {
     if x2apic() { write(SELF_IPI, v) } else { icr(0x4_4000 | v, 0) }
-}
-
-/// Declares a test in both access forms.
-macro_rules! both {
-    ($f:ident, $x:literal, $x2:literal) => {
-        const _: () = {
-            fn xapic() {
-                $f(false)
-            }
-            fn x2apic() {
-                $f(true)
-            }
-            test!(xapic, $x);
-            test!(x2apic, $x2);
-        };
-    };
 }
 
 both!(registers, "lapic/registers_xapic", "lapic/registers_x2apic");

@@ -8,28 +8,28 @@ use crate::trap::{self, Frame};
 use crate::{host, smp, test};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-static HITS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+pub(crate) static HITS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 static NMIS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
-static READY: AtomicU32 = AtomicU32::new(0);
+pub(crate) static READY: AtomicU32 = AtomicU32::new(0);
 
-fn hits(i: usize) -> u64 {
+pub(crate) fn hits(i: usize) -> u64 {
     HITS[i].load(Ordering::SeqCst)
 }
-fn irq(_: &mut Frame) {
+pub(crate) fn irq(_: &mut Frame) {
     HITS[index()].fetch_add(1, Ordering::SeqCst);
     eoi();
 }
 fn nmi(_: &mut Frame) {
     NMIS[index()].fetch_add(1, Ordering::SeqCst);
 }
-fn open() {
+pub(crate) fn open() {
     sti();
     READY.fetch_add(1, Ordering::SeqCst);
     loop {
         pause();
     }
 }
-fn open_x2() {
+pub(crate) fn open_x2() {
     apic::to_x2apic();
     open()
 }

@@ -5,7 +5,7 @@ use crate::config::*;
 use crate::cpu::*;
 use crate::report::*;
 use crate::trap::{self, Frame, Shared};
-use crate::{host, smp, test};
+use crate::{both, host, smp, test};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 static COUNTS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
@@ -93,22 +93,6 @@ fn exactly(n: u64, what: &str) {
     let limit = rdtsc() + us(300);
     spin_past(limit);
     check_eq(count(), n, what);
-}
-
-/// Declares a test in both access forms.
-macro_rules! both {
-    ($f:ident, $x:literal, $x2:literal) => {
-        const _: () = {
-            fn xapic() {
-                $f(false)
-            }
-            fn x2apic() {
-                $f(true)
-            }
-            test!(xapic, $x);
-            test!(x2apic, $x2);
-        };
-    };
 }
 
 // ---- values ----

@@ -125,7 +125,7 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         (Kind::Vmx, false) => ", vmx",
         (Kind::Vmx, true) => ", vmx, x2apic",
     };
-    let hardware = options.accel == Accel::Auto && machine::nests(options.machine);
+    let hardware = by_hardware(options);
     let by = if hardware { ", this machine's own virtualization" } else { "" };
     let label =
         format!("{} on {} ({cpus} CPU, {} kernel{on}{by})", scenario.name, options.module, options.kernel);
@@ -194,6 +194,11 @@ fn all_params(scenario: &Scenario, options: &Options) -> String {
 /// Multiplier of time limits, inside the emulated host and outside.
 pub fn patience(options: &Options) -> u32 {
     options.patience * slowness(options.machine)
+}
+
+/// Does this machine's own virtualization execute the host, instead of an emulator?
+fn by_hardware(options: &Options) -> bool {
+    options.accel == Accel::Auto && machine::nests(options.machine)
 }
 
 /// How much longer things take than on the first machine.
@@ -273,7 +278,7 @@ pub fn prepare(
     }
     Ok(Machine {
         kind: options.machine,
-        hardware: options.accel == Accel::Auto && machine::nests(options.machine),
+        hardware: by_hardware(options),
         x2apic: options.x2apic,
         cpus,
         // KASAN's shadow and its quarantine take their part.
