@@ -14,7 +14,7 @@ use crate::{
     sh::{self, cmd},
 };
 
-/// The suite whose QEMU emulates SVM well enough.
+/// The suite of what must be newer than in Debian 12.
 const BACKPORTS: &str = "bookworm-backports";
 const BACKPORTS_LIST: &str = "/etc/apt/sources.list.d/exitless-backports.sources";
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -137,8 +137,8 @@ pub fn enable_backports() -> Result<()> {
         None => {
             update()?;
             known_suite("bookworm")?.context(
-                "apt has no source for Debian bookworm, so its mirror is unknown: \
-                 install qemu-system-x86 10 or later by hand, then run this command again",
+                "apt has no source for Debian bookworm, so its mirror is unknown: look at /etc/apt, \
+                 then run this command again",
             )?
         }
     };
@@ -185,29 +185,49 @@ fn known_suite(suite: &str) -> Result<Option<String>> {
     Ok(uri.map(|(_, uri)| uri.trim().to_string()))
 }
 
-/// Installs a QEMU of version 10 or later, from backports on Debian 12.
-pub fn qemu() -> Result<()> {
-    if qemu_major() >= 10 {
+/// Installs `package` for its `program`, unless that is there in version `least` (major, minor) or later; from backports on Debian 12.
+pub fn install_newer(package: &str, program: &str, least: (u32, u32)) -> Result<()> {
+    let have = sh::output(&mut cmd(program, ["--version"])).ok().and_then(|text| version_in(&text));
+    if have.is_some_and(|have| have >= least) {
         return Ok(());
     }
+    let wanted = format!("{package} {}.{} or later", least.0, least.1);
     let distribution = fs::read_to_string("/etc/os-release").unwrap_or_default();
     if !distribution.contains("VERSION_CODENAME=bookworm") {
         bail!(
-            "the lab needs QEMU 10 or later and knows how to install it on Debian 12 only: \
-             install qemu-system-x86 by hand, then run this command again"
+            "the lab needs {wanted} and knows how to install it on Debian 12 only: \
+             install it by hand, then run this command again"
         );
     }
     enable_backports()?;
     let mut command = apt_install()?;
-    command.args(["-t", BACKPORTS, "qemu-system-x86"]);
-    say::step("install QEMU 10 from backports", || {
+    command.args(["-t", BACKPORTS, package]);
+    say::step(&format!("install {package} from backports"), || {
         sh::quiet(&mut command)
-            .context("install qemu-system-x86 10 or later by hand, then run this command again")
+            .with_context(|| format!("install {wanted} by hand, then run this command again"))
     })
 }
 
-fn qemu_major() -> u32 {
-    let Ok(text) = sh::output(&mut cmd("qemu-system-x86_64", ["--version"])) else { return 0 };
-    let version = text.split("version ").nth(1).unwrap_or_default();
-    version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+/// The first word that is a version: its first two numbers.
+fn version_in(text: &str) -> Option<(u32, u32)> {
+    text.split_whitespace().find_map(|word| {
+        let mut numbers = word.split('.');
+        let major = numbers.next()?.parse().ok()?;
+        Some((major, numbers.next()?.parse().ok()?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_in;
+
+    #[test]
+    fn versions_as_programs_print_them() {
+        assert_eq!(
+            version_in("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"),
+            Some((10, 0))
+        );
+        assert_eq!(version_in("1.7.0\n"), Some((1, 7)));
+        assert_eq!(version_in("no such thing"), None);
+    }
 }

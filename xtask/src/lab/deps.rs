@@ -125,7 +125,8 @@ pub fn host_packages() -> Result<()> {
         bail!("the lab takes its kernels and programs from Debian packages: run it on Debian 12");
     }
     apt::install(HOST_PACKAGES, None)?;
-    apt::qemu()
+    // An earlier one has no SVM that works.
+    apt::install_newer("qemu-system-x86", "qemu-system-x86_64", (10, 0))
 }
 
 /// The sources of `core`, from which the module's Rust is built for the kernel's target.

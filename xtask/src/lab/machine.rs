@@ -3,13 +3,6 @@
 //! Serial line 1 is the console and carries the scenario's marks. Serial line 2 carries the kernel's log, so that log
 //! lines never cut a mark in two. A machine that does not end in time is asked, through QEMU's monitor, where each of its
 //! CPUs is, then gets an NMI (the kernel prints a backtrace), then is ended.
-//!
-//! # Kicks
-//! QEMU's SVM emulation clears a bit of a CPU's pending-interrupt word at each VM exit without a lock (`do_vmexit` in
-//! svm_helper.c, QEMU 10.0), and so now and then loses the "interrupt pending" bit that another thread set at the same
-//! moment: the interrupt stays in the IRR of the emulated local APIC but the CPU never looks, and stock KVM hangs as any
-//! other module would. Any later interrupt makes it look again. So, while a scenario runs, each CPU of the emulated host
-//! is sent a message-signalled interrupt with Linux's reschedule vector, which is harmless when nobody waits for it.
 
 use std::{
     fmt,
@@ -19,8 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     thread,
@@ -29,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::bochs;
+use super::{bochs, qemu};
 use crate::sh;
 
 /// Which emulated machine: by the virtualization its CPUs have.
@@ -100,9 +92,6 @@ pub struct Machine {
     pub dir: PathBuf,
 }
 
-/// Why a machine failed that QEMU reset for want of a way to deliver an exception.
-pub const TRIPLE_FAULT: &str = "a CPU ended in a triple fault; see qemu.log";
-
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -132,10 +121,8 @@ impl Machine {
         std::env::temp_dir().join(format!("exitless-{name}-{}-{count}", std::process::id()))
     }
 
-    fn qemu(&self) -> Command {
-        // QEMU ends with this process, however this process ends.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    fn qemu(&self) -> Result<Command> {
+        let mut command = qemu::emulator(self.hardware)?;
         if self.hardware {
             command.args(["-accel", "kvm", "-cpu", "host"]);
         } else if self.icount {
@@ -152,7 +139,7 @@ impl Machine {
         let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable no_timer_check mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";
         command.args(["-append", &format!("{fixed} {}", self.append)]);
         command.args(["-serial", "stdio"]);
-        command
+        Ok(command)
     }
 
     /// Runs with the terminal as its console, until it is turned off.
@@ -160,7 +147,7 @@ impl Machine {
         if self.kind == Kind::Vmx && !self.hardware {
             bail!("the VMX machine has no keyboard: use `cargo xtask lab run my.sh --machine vmx -v`");
         }
-        sh::run(self.qemu().args(["-serial", "null"]))
+        sh::run(self.qemu()?.args(["-serial", "null"]))
     }
 
     /// Runs until it turns itself off or `limit` has passed; gives each console line to `on_line`.
@@ -168,19 +155,12 @@ impl Machine {
         if self.kind == Kind::Vmx && !self.hardware {
             return bochs::run(self, limit, on_line);
         }
-        let mut command = self.qemu();
+        let mut command = self.qemu()?;
         command.arg("-serial").arg(format!("file:{}", self.kernel_log().display()));
         // A triple fault, with the registers, in `qemu.log`.
         command.args(["-d", "cpu_reset"]);
         let monitor = self.socket("monitor");
         command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
-        let port = self.socket("kicks");
-        // Hardware loses no interrupts; a machine that counts instructions has one thread.
-        let kicked = !self.icount && !self.hardware;
-        if kicked {
-            command.arg("-qtest").arg(format!("unix:{},server=on,wait=off", port.display()));
-            command.args(["-qtest-log", "/dev/null"]);
-        }
         let mut log = File::create(self.serial_log()).context("cannot write the console's log")?;
         let errors = File::create(self.dir.join("qemu.log"))?;
         let mut child = command
@@ -191,16 +171,7 @@ impl Machine {
             .with_context(|| format!("cannot start `{}`", sh::shown(&command)))?;
         let lines = lines_of(child.stdout.take().context("QEMU has no output")?);
         let deadline = Instant::now() + limit;
-        let kicks = Arc::new(AtomicBool::new(false));
-        let kicker = kicked.then(|| kicker(port.clone(), self.cpus, Arc::clone(&kicks)));
-        let in_time = relay(&lines, deadline, &mut log, &mut |line: &str| {
-            match line.split(' ').nth(1) {
-                Some("HOST") => kicks.store(true, Ordering::Relaxed),
-                Some("BYE") => kicks.store(false, Ordering::Relaxed),
-                _ => {}
-            }
-            on_line(line);
-        });
+        let in_time = relay(&lines, deadline, &mut log, &mut on_line);
         if !in_time {
             let text = interrogate(&monitor)
                 .unwrap_or_else(|error| format!("the monitor does not answer: {error:#}\n"));
@@ -209,10 +180,6 @@ impl Machine {
         }
         let ending = self.end(&mut child, in_time)?;
         fs::remove_file(&monitor).ok();
-        fs::remove_file(&port).ok();
-        if let Some(kicker) = kicker {
-            kicker.join().ok();
-        }
         Ok(ending)
     }
 
@@ -227,7 +194,7 @@ impl Machine {
         let log = String::from_utf8_lossy(&log);
         // QEMU calls neither a failure.
         if log.contains("Triple fault") {
-            return Ok(Ending::Failed(TRIPLE_FAULT.into()));
+            return Ok(Ending::Failed("a CPU ended in a triple fault; see qemu.log".into()));
         }
         let word = |line: &&str| line.contains("terminating on signal");
         if let Some(line) = log.lines().find(word) {
@@ -239,40 +206,6 @@ impl Machine {
         let last = log.lines().last().unwrap_or_default();
         Ok(Ending::Failed(format!("QEMU ended with {status}: {last}; see qemu.log")))
     }
-}
-
-/// Sends each CPU its kick ten times a second while `on`, until QEMU is gone.
-fn kicker(port: PathBuf, cpus: u32, on: Arc<AtomicBool>) -> thread::JoinHandle<()> {
-    const RESCHEDULE_VECTOR: u32 = 0xfd;
-    thread::spawn(move || {
-        let Some(socket) = (0..100).find_map(|_| {
-            thread::sleep(Duration::from_millis(50));
-            UnixStream::connect(&port).ok()
-        }) else {
-            return;
-        };
-        let Ok(mut answers) = socket.try_clone().map(BufReader::new) else { return };
-        let mut socket = socket;
-        let mut answer = String::new();
-        loop {
-            thread::sleep(Duration::from_millis(100));
-            // Off, one harmless question a round still notices QEMU's end.
-            let kick =
-                |id: u32| format!("writel {:#x} {RESCHEDULE_VECTOR:#x}\n", 0xfee0_0000_u32 + (id << 12));
-            let commands: Vec<_> = if on.load(Ordering::Relaxed) {
-                (0..cpus).map(kick).collect()
-            } else {
-                vec!["readl 0x0\n".into()]
-            };
-            for command in commands {
-                answer.clear();
-                let sent = socket.write_all(command.as_bytes()).is_ok();
-                if !sent || !answers.read_line(&mut answer).is_ok_and(|count| count > 0) {
-                    return;
-                }
-            }
-        }
-    })
 }
 
 fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {

@@ -9,11 +9,14 @@ pub mod known;
 pub mod kvmtool;
 pub mod machine;
 pub mod programs;
+pub mod qemu;
 pub mod report;
 pub mod scenario;
 pub mod selftests;
+pub mod source;
 
 use std::{
+    collections::VecDeque,
     env, fs,
     io::Write,
     path::{Path, PathBuf},
@@ -140,21 +143,12 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     let limit = scenario.timeout * patience(options) * if options.kernel == Flavour::Debug { 8 } else { 1 };
     let params = all_params(scenario, options);
     let known = known::of(options.machine, options.module, cpus, &params)?;
-    let attempt = || {
-        for old in LOGS {
-            fs::remove_file(dir.join(old)).ok();
-        }
-        let machine = prepare(scenario, options, &kernel, cpus, dir.clone(), None)?;
-        let report = Report::knowing(known.clone()).ending(scenario.reset, scenario.panics.clone());
-        watch(&machine, limit, options.verbose, report)
-    };
-    let mut report = attempt()?;
-    let emulators = options.machine == Kind::Svm && !hardware && cpus > 1 && !scenario.reset;
-    if emulators && interrupted_behind_vmrun(&report, &dir) {
-        say::note("the host broke down as it does on stock KVM too now and then (docs/lab.md): once more");
-        say::note(format!("logs: {}", paths::shown(&keep_logs(&dir)?)));
-        report = attempt()?;
+    for old in LOGS {
+        fs::remove_file(dir.join(old)).ok();
     }
+    let machine = prepare(scenario, options, &kernel, cpus, dir.clone(), None)?;
+    let report = Report::knowing(known).ending(scenario.reset, scenario.panics.clone());
+    let report = watch(&machine, limit, options.verbose, report)?;
     let failed = report.totals().failed;
     let verdict = if failed == 0 { "passed" } else { "FAILED" };
     say::note(format!("{label}: {verdict} in {} ({})", say::secs(start.elapsed()), report.totals()));
@@ -163,14 +157,6 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
         say::note(format!("logs: {}", paths::shown(&kept)));
     }
     Ok(report)
-}
-
-/// Did the host end as it does if QEMU interrupts it behind VMRUN, where GIF is 0 and GS the guest's? In a triple fault, or in page
-/// faults in the page fault's handler, down to the stack's end.
-fn interrupted_behind_vmrun(report: &Report, dir: &Path) -> bool {
-    let log = fs::read(dir.join("serial.log")).unwrap_or_default();
-    report.tests.iter().any(|test| test.why == machine::TRIPLE_FAULT)
-        || String::from_utf8_lossy(&log).contains("BUG: TASK stack guard page was hit")
 }
 
 /// What a run leaves in its folder.
@@ -293,11 +279,18 @@ pub fn prepare(
     })
 }
 
+/// Lines of a failing test that are printed; all are in the log.
+const LAST_WORDS: usize = 30;
+
 /// Runs the machine, prints its progress, and reads its marks.
 pub fn watch(machine: &Machine, limit: Duration, verbose: bool, mut report: Report) -> Result<Report> {
     let start = Instant::now();
+    let mut last = VecDeque::new();
     let ending = machine.run(limit, |line| {
         if let Some(test) = report.line(line) {
+            if test.verdict == Verdict::Fail && !verbose {
+                last.drain(..).for_each(|line| say::note(format!("  | {line}")));
+            }
             let word = match test.verdict {
                 Verdict::Pass => "ok  ",
                 Verdict::Fail => "FAIL",
@@ -310,6 +303,13 @@ pub fn watch(machine: &Machine, limit: Duration, verbose: bool, mut report: Repo
             || line.starts_with("=== NOTE")
         {
             say::note(format!("[{:6.1}] {line}", start.elapsed().as_secs_f64()));
+        } else {
+            last.push_back(line.to_string());
+        }
+        if line.starts_with("=== BEGIN") || line.starts_with("test ") {
+            last.clear();
+        } else if last.len() > LAST_WORDS {
+            last.pop_front();
         }
         std::io::stdout().flush().ok();
     })?;
