@@ -1,5 +1,6 @@
 //! What the hall needs from the operating system. `linux/module` implements it over C helpers, the tests with a fake.
 
+use crate::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 
 /// What a second-level fault turned out to be.
@@ -24,17 +25,13 @@ pub struct Moment {
     pub tsc: u64,
 }
 
-/// The VM's one clock pair: guest time `ns` at host TSC `tsc`, and how to scale ticks (pvclock's factors).
+/// The VM's one clock pair: guest time `ns` at host TSC `tsc`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MasterClock {
     /// Host TSC of the pair, ticks.
     pub tsc: u64,
     /// Guest time (kvmclock) of the pair, ns.
     pub ns: u64,
-    /// pvclock multiplier for host ticks.
-    pub mul: u32,
-    /// pvclock shift for host ticks.
-    pub shift: i8,
     /// The same on all CPUs for ever: the host's TSC is synchronised.
     pub stable: bool,
 }
@@ -113,8 +110,8 @@ pub trait Host {
     fn master_clock(&self) -> MasterClock;
     /// Wall-clock time of guest time zero, ns since the epoch.
     fn wall_clock_base(&self) -> u64;
-    /// Offset for a guest TSC write, matched with the other vCPUs' writes.
-    fn match_tsc(&self, value: u64) -> u64;
+    /// Offset for a TSC write at that rate, matched with the other vCPUs' writes.
+    fn match_tsc(&self, value: u64, rate: &Rate) -> u64;
     /// How long this thread waited runnable, ns since it began.
     fn run_delay(&self) -> u64;
 

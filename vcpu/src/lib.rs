@@ -39,6 +39,7 @@ pub mod skip;
 pub mod state;
 pub mod stats;
 pub mod timer;
+pub mod tsc;
 pub mod vapic;
 pub mod vcpu;
 

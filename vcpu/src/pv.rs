@@ -57,8 +57,7 @@ pub fn write_clock<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H)
     info.version = version.wrapping_sub(1);
     info.tsc_timestamp = v.guest_tsc(m.tsc);
     info.system_time = m.ns;
-    info.tsc_to_system_mul = m.mul;
-    info.tsc_shift = m.shift;
+    (info.tsc_to_system_mul, info.tsc_shift) = v.rate.clock_factors();
     info.flags = flags;
     // Odd version first and alone, then everything, then the even version: readers retry on odd or changed.
     if !host.write_guest(gpa, &info.version.to_le_bytes())

@@ -4,6 +4,7 @@ use crate::backend::{Backend, SysReg};
 use crate::host::Host;
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
+use crate::tsc::Rate;
 use crate::vcpu::Vcpu;
 use exitless_lapic::{Config, Reset};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0};
@@ -28,6 +29,7 @@ impl<B: Backend> Vcpu<B> {
         self.user_eoi = None;
         self.want_window = false;
         self.xcr0 = 1;
+        self.rate = Rate::host(host.tsc_khz());
         self.tsc_offset = 0;
         self.started = false;
         self.msrs.init();

@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::pv;
 use crate::shared::{Request, VcpuShared};
 use crate::timer;
+use crate::tsc::{Rate, Scaling};
 use crate::vapic;
 use crate::vcpu::Vcpu;
 use exitless_lapic::BaseCaps;
@@ -195,6 +196,14 @@ impl<B: Backend> Vcpu<B> {
         self.b.set_tsc_offset(offset);
     }
 
+    /// Lets the TSC count at another rate; the offset that fits is the caller's business. `scaling`: the CPU's.
+    pub fn set_tsc_rate(&mut self, rate: Rate, scaling: Option<Scaling>) {
+        self.rate = rate;
+        if let Some(scaling) = scaling {
+            self.b.set_tsc_ratio(rate.ratio(scaling));
+        }
+    }
+
     /// Gives a TSC in use another offset: timers and clock pages follow.
     pub fn move_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, offset: u64) {
         self.set_tsc_offset(offset);
@@ -205,9 +214,9 @@ impl<B: Backend> Vcpu<B> {
     /// A guest's write also moves TSC_ADJUST (SDM vol. 3B, 18.17.3); user space's sets the time of all vCPUs.
     fn write_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64, origin: Origin) {
         let offset = match origin {
-            Origin::Host => host.match_tsc(value),
+            Origin::Host => host.match_tsc(value, &self.rate),
             Origin::Guest => {
-                let offset = value.wrapping_sub(host.now().tsc);
+                let offset = value.wrapping_sub(self.rate.guest_ticks(host.now().tsc));
                 let moved = offset.wrapping_sub(self.tsc_offset);
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(moved);
                 offset

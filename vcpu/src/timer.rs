@@ -85,7 +85,7 @@ fn left<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, m: Moment) -> 
         Armed::None => None,
         Armed::AtNs(ns) => Some((ns_to_ticks(ns.saturating_sub(m.ns), khz), ns)),
         Armed::AtTsc(t) => {
-            let left = t.saturating_sub(v.guest_tsc(m.tsc));
+            let left = v.rate.host_ticks(t.saturating_sub(v.guest_tsc(m.tsc)));
             Some((left, m.ns.saturating_add(ticks_to_ns(left, khz))))
         }
     }

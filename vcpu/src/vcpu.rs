@@ -65,7 +65,9 @@ pub struct Vcpu<B> {
     pub dr_live: bool,
     /// The guest's XCR0.
     pub xcr0: u64,
-    /// TSC offset in ticks.
+    /// How fast the TSC counts.
+    pub rate: crate::tsc::Rate,
+    /// TSC offset in the guest's ticks.
     pub tsc_offset: u64,
     /// What the guest's CPUID says.
     pub cpuid: CpuidState,
@@ -108,7 +110,7 @@ impl<B: Backend> Vcpu<B> {
 
     /// Guest TSC for a host TSC, ticks.
     pub fn guest_tsc(&self, host_tsc: u64) -> u64 {
-        host_tsc.wrapping_add(self.tsc_offset)
+        self.rate.guest_ticks(host_tsc).wrapping_add(self.tsc_offset)
     }
 
     /// Queues an exception for the guest, following the rules for two at once (SDM vol. 3A, table 6-5).

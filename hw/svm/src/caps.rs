@@ -1,5 +1,6 @@
 //! What this CPU's SVM can do: read once at load, refused or used (APM vol. 2, 15.4; vol. 3, CPUID 8000_000A).
 
+use exitless_vcpu::tsc::Scaling;
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::svm::feature;
 
@@ -51,6 +52,11 @@ impl Missing {
 }
 
 impl Caps {
+    /// How the guest's TSC can be scaled.
+    pub fn tsc_scaling(&self) -> Option<Scaling> {
+        self.tsc_rate.then_some(Scaling::SVM)
+    }
+
     /// Wanted, needed, present: decides from CPUID and VM_CR. `vm_cr` is asked only when SVM exists.
     pub fn negotiate(
         mut cpuid: impl FnMut(u32) -> CpuidResult,

@@ -13,6 +13,8 @@ use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
+/// The ratio of guests' TSCs (APM vol. 2, 15.30.5).
+pub const TSC_RATIO: u32 = 0xc000_0104;
 
 /// CR0 bits that the guest sees but hardware does not get.
 const CACHE_BITS: u64 = cr0::CD | cr0::NW;
@@ -113,11 +115,11 @@ impl Svm {
 }
 
 /// A vCPU's thread came to this CPU (or back to it): branch predictor and TSC_AUX change hands. The caller also saves
-/// the host's extra state to `cpu.host_save_pa`. `tsc_aux`: the guest's value, where the CPU has the register.
+/// the host's extra state to `cpu.host_save_pa`. `tsc_aux`, `tsc_ratio`: the guest's values, where the CPU has the registers.
 ///
 /// # Safety
 /// Preemption is off and `cpu` is this CPU's part.
-pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>) {
+pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>, tsc_ratio: Option<u64>) {
     if cpu.last_vcpu.swap(identity, Relaxed) != identity {
         // SAFETY: a barrier without operands, legal in any context.
         unsafe { ex_ibpb() };
@@ -128,6 +130,11 @@ pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>) {
             cpu.host_tsc_aux.store(exitless_hw_ops::rdmsr(TSC_AUX), Relaxed);
             exitless_hw_ops::wrmsr(TSC_AUX, guest);
         }
+    }
+    // It scales in guests only (APM vol. 2, 15.30.5), so it stays until another guest wants another.
+    if let Some(ratio) = tsc_ratio.filter(|&ratio| cpu.tsc_ratio.swap(ratio, Relaxed) != ratio) {
+        // SAFETY: the caller says the MSR exists.
+        unsafe { exitless_hw_ops::wrmsr(TSC_RATIO, ratio) };
     }
 }
 
@@ -364,6 +371,8 @@ impl Backend for Svm {
     fn set_tsc_offset(&mut self, offset: u64) {
         self.control_mut().tsc_offset = offset;
     }
+    /// The ratio is the CPU's, not the VMCB's: [`load`] brings it.
+    fn set_tsc_ratio(&mut self, _ratio: u64) {}
     fn set_slat_root(&mut self, hpa: u64) {
         self.control_mut().nested_cr3 = hpa;
     }

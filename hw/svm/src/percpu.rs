@@ -22,6 +22,8 @@ pub struct PerCpu {
     pub last_vcpu: AtomicU64,
     /// The host's TSC_AUX.
     pub host_tsc_aux: AtomicU64,
+    /// The TSC ratio that the CPU has; 0 = unknown.
+    pub tsc_ratio: AtomicU64,
 }
 
 /// A fresh ASID.
@@ -45,6 +47,7 @@ impl PerCpu {
             asids: AtomicU32::new(0),
             last_vcpu: AtomicU64::new(0),
             host_tsc_aux: AtomicU64::new(0),
+            tsc_ratio: AtomicU64::new(0),
         }
     }
 
@@ -52,6 +55,7 @@ impl PerCpu {
     /// bits: a vCPU that moved never takes another CPU's generation for this one's.
     pub fn enable(&self, cpu: u32, asids: u32) {
         self.asids.store(asids, Relaxed);
+        self.tsc_ratio.store(0, Relaxed);
         // One past the end: the first use begins a generation with a flush.
         self.next_asid.store(asids, Relaxed);
         let first = u64::from(cpu) << 44 | 1;

@@ -35,7 +35,7 @@ impl<W: Width> Slot<W> {
 
 const SLOTS: usize = 64;
 /// Slots in use; the rest of the 64 bits stay clear.
-const USED: u64 = (1 << (Index::End as u32)) - 1;
+const USED: u64 = u64::MAX >> (SLOTS as u32 - Index::End as u32);
 
 macro_rules! slots {
     ($($name:ident: $width:ident = $field:ident $kept:ident;)*) => {
@@ -53,7 +53,7 @@ macro_rules! slots {
             all
         };
         const KEPT: u64 = 0 $(| kept::$kept << Index::$name as u64)*;
-        const _: () = assert!((Index::End as usize) < SLOTS);
+        const _: () = assert!((Index::End as usize) <= SLOTS);
     };
 }
 
@@ -125,6 +125,7 @@ slots! {
     PRIMARY: W32 = PRIMARY_CONTROLS OURS;
     ENTRY: W32 = ENTRY_CONTROLS OURS;
     TSC_OFFSET: W64 = TSC_OFFSET OURS;
+    TSC_MULTIPLIER: W64 = TSC_MULTIPLIER OURS;
     EPTP: W64 = EPT_POINTER OURS;
     // VM exits clear the valid bit; `Cache::left_guest` does the same here.
     EVENT: W32 = ENTRY_INTERRUPTION_INFO OURS;
@@ -155,6 +156,11 @@ impl Cache {
         }
         self.valid.set(USED);
         self.dirty.set(USED);
+    }
+
+    /// The CPU does not have the field.
+    pub(crate) fn without<W: Width>(&self, slot: Slot<W>) {
+        self.dirty.set(self.dirty.get() & !(1 << slot.index));
     }
 
     fn fill<M: Machine>(&self, m: &M, index: u8) {

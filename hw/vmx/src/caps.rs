@@ -3,6 +3,7 @@
 //! A needed control that the CPU does not let us set, or does not let us clear, refuses the module with its name.
 
 use crate::vapic::SECONDARY as SECONDARY_APIC;
+use exitless_vcpu::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::caps::{Allowed, Basic, Misc, ept_vpid, msr};
@@ -114,6 +115,10 @@ impl Caps {
     pub fn invpcid(&self) -> bool {
         self.secondary & secondary::ENABLE_INVPCID != 0
     }
+    /// How the guest's TSC can be scaled.
+    pub fn tsc_scaling(&self) -> Option<Scaling> {
+        (self.secondary & secondary::USE_TSC_SCALING != 0).then_some(Scaling::VMX)
+    }
     /// PAUSE loops exit.
     pub fn pause_loop(&self) -> bool {
         self.secondary & secondary::PAUSE_LOOP_EXITING != 0
@@ -224,6 +229,7 @@ const SECONDARY_WANTED: u32 = secondary::ENABLE_RDTSCP
     | secondary::ENABLE_VPID
     | secondary::WBINVD_EXITING
     | secondary::PAUSE_LOOP_EXITING
+    | secondary::USE_TSC_SCALING
     | secondary::ENABLE_INVPCID
     | secondary::ENABLE_ENCLS_EXITING;
 const EXIT_NEEDED: &[Named] = &[

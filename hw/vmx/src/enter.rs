@@ -423,6 +423,11 @@ impl<M: Machine> Backend for Vmx<M> {
     fn set_tsc_offset(&mut self, offset: u64) {
         self.cache.set(c::TSC_OFFSET, offset);
     }
+    fn set_tsc_ratio(&mut self, ratio: u64) {
+        if self.caps.tsc_scaling().is_some() {
+            self.cache.set(c::TSC_MULTIPLIER, ratio);
+        }
+    }
     fn set_slat_root(&mut self, hpa: u64) {
         self.set_ept_root(hpa);
     }

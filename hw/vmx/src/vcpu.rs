@@ -6,6 +6,7 @@ use crate::residence::Residence;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use exitless_vcpu::backend::ApicPage;
+use exitless_vcpu::tsc::Scaling;
 use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
 use exitless_x86::vmx::control::{primary, secondary};
@@ -149,6 +150,11 @@ impl<M: Machine> Vmx<M> {
         self.cache.set(cache::ENTRY, caps.entry);
         self.cache.set(cache::PAT, 0x0007_0406_0007_0406);
         self.cache.set(cache::EPTP, 0);
+        if caps.tsc_scaling().is_some() {
+            self.cache.set(cache::TSC_MULTIPLIER, 1 << Scaling::VMX.fraction);
+        } else {
+            self.cache.without(cache::TSC_MULTIPLIER);
+        }
         self.dr_intercept = true;
         self.dr6 = 0xffff_0ff0;
         self.l1d_dirty = true;

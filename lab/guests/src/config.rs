@@ -177,4 +177,6 @@ pub mod op {
     pub const SLOT_ZAP: u64 = 48;
     /// Ends the test as passed (from another thread, with AFTER).
     pub const PASS: u64 = 49;
+    /// a0 = kHz; KVM_SET_TSC_KHZ on the calling vCPU.
+    pub const SET_TSC_KHZ: u64 = 50;
 }

@@ -25,12 +25,16 @@ fn need(bit: u32, what: &str) {
 struct Clock([u32; 16]);
 static CLOCKS: Shared<[Clock; 4]> = Shared::new([Clock([0; 16]); 4]);
 
-fn clock_on() {
+pub fn need_clock() {
+    need(3, "no kvmclock");
+}
+
+pub fn clock_on() {
     wrmsr(0x4b56_4d01, &CLOCKS.get()[index()] as *const _ as u64 | 1);
 }
 
 /// System time in nanoseconds by the protocol of the page: version, TSC base, time base, multiplier, shift.
-fn clock() -> u64 {
+pub fn clock() -> u64 {
     let p = &CLOCKS.get()[index()] as *const _ as *const u32;
     loop {
         unsafe {

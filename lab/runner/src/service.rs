@@ -71,6 +71,7 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::IRQFD_OFF => irqfd_call(m, event(m, a[1])?, a[0], KVM_IRQFD_FLAG_DEASSIGN, -1),
         op::EVENT_SIGNAL => Ok(i64::from(kvm::event_write(event(m, a[0])?, 1)) - 1),
         op::TSC_KHZ => Ok(v.fd.call(nr::GET_TSC_KHZ, 0)?.into()),
+        op::SET_TSC_KHZ => Ok(v.fd.call(nr::SET_TSC_KHZ, a[0])?.into()),
         op::MMIO_LOG => mmio_log(m, a[0]),
         op::FIFO_READ => fifo(m, a[0], a[1]),
         op::INTERRUPT => Ok(v.fd.set(nr::INTERRUPT, &(a[0] as u32))?.into()),

@@ -37,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("state/msrs_boot_set", msrs_boot),
     ("state/msr_invalid_values", msr_invalid),
     ("state/tsc_khz", tsc_khz),
+    ("state/tsc_khz_of_the_vm", tsc_khz_of_vm),
     ("state/interrupt_errors", interrupt),
     ("state/nmi", nmi),
     ("state/kvmclock_ctrl", kvmclock_ctrl),
@@ -535,6 +536,37 @@ fn tsc_khz(e: &Env) -> R {
     ensure!(khz > 1000, "{khz} kHz");
     g.vcpu.fd.call(nr::SET_TSC_KHZ, khz as u64)?;
     same!(g.vcpu.fd.call(nr::GET_TSC_KHZ, 0)?, khz, "after setting the same");
+    g.vcpu.fd.call(nr::SET_TSC_KHZ, 0)?;
+    same!(g.vcpu.fd.call(nr::GET_TSC_KHZ, 0)?, khz, "0: the host's");
+    if g.vm.call(nr::CHECK_EXTENSION, KVM_CAP_TSC_CONTROL.into())? == 0 {
+        return Ok(());
+    }
+    g.vcpu.fd.call(nr::SET_TSC_KHZ, khz as u64 * 2)?;
+    same!(g.vcpu.fd.call(nr::GET_TSC_KHZ, 0)?, khz * 2, "another rate");
+    errno!(g.vcpu.fd.call(nr::SET_TSC_KHZ, u64::from(u32::MAX)), EINVAL, "too fast");
+    same!(g.vcpu.fd.call(nr::GET_TSC_KHZ, 0)?, khz * 2, "as before");
+    Ok(())
+}
+
+/// The VM's rate is that of the vCPUs to come.
+fn tsc_khz_of_vm(e: &Env) -> R {
+    let g = e.idle(Chips::Full)?;
+    let khz = g.vm.call(nr::GET_TSC_KHZ, 0)?;
+    same!(g.vcpu.fd.call(nr::GET_TSC_KHZ, 0)?, khz, "of the first vCPU");
+    same!(
+        g.vm.call(nr::CHECK_EXTENSION, KVM_CAP_VM_TSC_CONTROL.into())?,
+        { g.vm.call(nr::CHECK_EXTENSION, KVM_CAP_TSC_CONTROL.into())? },
+        "the capabilities agree"
+    );
+    if g.vm.call(nr::CHECK_EXTENSION, KVM_CAP_TSC_CONTROL.into())? == 0 {
+        return Ok(());
+    }
+    g.vm.call(nr::SET_TSC_KHZ, khz as u64 / 2)?;
+    same!(g.vm.call(nr::GET_TSC_KHZ, 0)?, khz / 2, "of the VM");
+    let second = vcpu(&g.sys, &g.vm, 1)?.fd;
+    same!(second.call(nr::GET_TSC_KHZ, 0)?, khz / 2, "of a vCPU made later");
+    same!(g.vcpu.fd.call(nr::GET_TSC_KHZ, 0)?, khz, "of the one before");
+    errno!(g.vm.call(nr::SET_TSC_KHZ, u64::from(u32::MAX)), EINVAL, "too fast");
     Ok(())
 }
 

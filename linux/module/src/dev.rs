@@ -1,8 +1,8 @@
 //! `/dev/kvm`: what the module offers, and the birth of VMs.
 
-use crate::global;
-use crate::user;
+use crate::vendor;
 use crate::vm::{MAX_VCPUS, Vm};
+use crate::{global, user};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox};
 use exitless_host::{Errno, Result, cpu, task, uaccess};
@@ -108,6 +108,9 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_VCPU_ATTRIBUTES | KVM_CAP_GET_MSR_FEATURES | KVM_CAP_HALT_POLL => 1,
         KVM_CAP_COALESCED_PIO | KVM_CAP_CHECK_EXTENSION_VM | KVM_CAP_SPLIT_IRQCHIP => 1,
         KVM_CAP_INTR_SHADOW | KVM_CAP_REINJECT_CONTROL | KVM_CAP_IOAPIC_POLARITY_IGNORED => 1,
+        KVM_CAP_TSC_CONTROL | KVM_CAP_VM_TSC_CONTROL => {
+            isize::from(global::get().and_then(vendor::tsc_scaling).is_some())
+        }
         KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),
         // The page of the ring in a vCPU's mapping.
         KVM_CAP_COALESCED_MMIO => 2,

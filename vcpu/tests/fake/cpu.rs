@@ -145,6 +145,8 @@ pub(crate) struct Cpu {
     pub(crate) dr7: u64,
     pub(crate) cr8: u8,
     pub(crate) tsc_offset: u64,
+    /// With VMX's 48 bits behind the point.
+    pub(crate) tsc_ratio: u64,
     pub(crate) shadow: bool,
     pub(crate) nmi_masked: bool,
     pub(crate) window: bool,
@@ -193,6 +195,7 @@ impl Cpu {
             dr7: 0,
             cr8: 0,
             tsc_offset: 0,
+            tsc_ratio: 1 << 48,
             shadow: false,
             nmi_masked: false,
             window: false,
@@ -317,7 +320,7 @@ impl Cpu {
         let top = w.isr.borrow().last().copied();
         assert!(top.is_none_or(|t| class > t >> 4), "vector {v:#x} over {top:?} in service");
         if v == w.timer_vector.get() {
-            let tsc = (w.ns.get() * super::world::TICKS).wrapping_add(self.tsc_offset);
+            let tsc = self.guest_tsc(w.ns.get());
             assert!(tsc >= w.timer_not_before.get(), "the timer fired early");
             let arms =
                 w.timer_arms.get().checked_sub(1).expect("the timer fired more often than it was armed");
@@ -580,9 +583,14 @@ impl Cpu {
         self.plain(4)
     }
 
+    fn guest_tsc(&self, ns: u64) -> u64 {
+        let host = u128::from(ns * super::world::TICKS);
+        ((host * u128::from(self.tsc_ratio) >> 48) as u64).wrapping_add(self.tsc_offset)
+    }
+
     fn deadline(&mut self, ns: u64) -> Option<Exit> {
         let w = &self.w;
-        let at = ((w.ns.get() + ns) * super::world::TICKS).wrapping_add(self.tsc_offset);
+        let at = self.guest_tsc(w.ns.get() + ns);
         let waits = w.timer_owed.get() || self.still_requested(w.timer_vector.get());
         let first = if waits { w.timer_not_before.get().min(at) } else { at };
         w.timer_not_before.set(first);
@@ -850,6 +858,9 @@ impl Backend for Cpu {
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;
+    }
+    fn set_tsc_ratio(&mut self, ratio: u64) {
+        self.tsc_ratio = ratio;
     }
     fn set_slat_root(&mut self, _hpa: u64) {}
 }

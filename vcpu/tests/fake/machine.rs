@@ -10,6 +10,7 @@ use exitless_policy::{GuestCaps, Origin};
 use exitless_vcpu::backend::Event;
 use exitless_vcpu::journal::{Access, Journal};
 use exitless_vcpu::shared::mp;
+use exitless_vcpu::tsc::Rate;
 use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
 use exitless_x86::apic::{lvt, reg};
 use exitless_x86::regs::rflags;
@@ -80,6 +81,7 @@ impl Machine {
             dr: [0; 4],
             dr_live: false,
             xcr0: 0,
+            rate: Rate::host(0),
             tsc_offset: 0,
             cpuid: Zeroable::zeroed(),
             msrs: Zeroable::zeroed(),

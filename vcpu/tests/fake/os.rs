@@ -2,6 +2,7 @@
 
 use super::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, TICKS, World, pattern};
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
+use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 use std::rc::Rc;
 
@@ -170,15 +171,15 @@ impl Host for Os {
     }
     fn master_clock(&self) -> MasterClock {
         self.w.may_sleep("master_clock");
-        MasterClock { tsc: 1000, ns: 500, mul: 0x8000_0000, shift: 0, stable: true }
+        MasterClock { tsc: 1000, ns: 500, stable: true }
     }
     fn wall_clock_base(&self) -> u64 {
         self.w.may_sleep("wall_clock_base");
         1_700_000_000_123_456_789
     }
-    fn match_tsc(&self, value: u64) -> u64 {
+    fn match_tsc(&self, value: u64, rate: &Rate) -> u64 {
         self.w.may_sleep("match_tsc");
-        value.wrapping_sub(self.w.ns.get() * TICKS)
+        value.wrapping_sub(rate.guest_ticks(self.w.ns.get() * TICKS))
     }
     fn run_delay(&self) -> u64 {
         self.w.run_delay.get()

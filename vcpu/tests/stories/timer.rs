@@ -6,6 +6,7 @@ use crate::fake::world::{APIC, TICKS};
 use crate::fake::{Env, Machine, Op};
 use exitless_lapic::Armed;
 use exitless_vcpu::backend::{Event, Exit};
+use exitless_vcpu::tsc::{Rate, Scaling};
 use exitless_x86::apic::{lvt, reg};
 
 const DEADLINE: u32 = 0x6e0;
@@ -102,6 +103,31 @@ fn due_while_blocked() {
         assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
         assert!(m.w.blocks.get() > 0);
     });
+}
+
+/// A TSC that counts faster, slower, or at a rate that no ratio holds: the deadline is the guest's, the homes count the host's ticks.
+#[test]
+fn at_another_rate() {
+    let host = (TICKS * 1_000_000) as u32;
+    for khz in [host * 2, host / 2, host / 27 * 37 + 1] {
+        for sleeps in [false, true] {
+            let rest = if sleeps { hlt() } else { Op::Nop };
+            both(&[Op::Deadline(50_000), rest, Op::Nop, Op::Nop], |mut m| {
+                m.v.set_tsc_rate(Rate::asked(khz, host, Some(Scaling::VMX)).unwrap(), Some(Scaling::VMX));
+                let begin = m.w.ns.get();
+                m.go();
+                if !sleeps {
+                    assert_eq!((m.events(), homes(&m)), (vec![], (true, false)), "{khz}");
+                    let left = m.w.cpu_timer.get().unwrap() / TICKS - begin;
+                    assert!((48_000..=50_100).contains(&left), "{left} ns in the counter at {khz} kHz");
+                    m.then([time(51_000), Op::Nop, Op::Nop]);
+                }
+                assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{khz}");
+                let took = m.w.ns.get() - begin;
+                assert!((50_000..53_000).contains(&took), "{took} ns at {khz} kHz");
+            });
+        }
+    }
 }
 
 /// Due between HLT and sleep, at any point: the vCPU does not sleep.

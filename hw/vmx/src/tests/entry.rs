@@ -38,6 +38,28 @@ fn a_fresh_vmcs_is_complete() {
         c.wrote(f::ENTRY_INTERRUPTION_INFO) && c.wrote(f::GUEST_PENDING_DEBUG) && c.wrote(f::GUEST_DEBUGCTL)
     );
     assert_ne!(c.field(f::VPID), 0, "VPID 0 is the host's");
+    assert_eq!(c.field(f::TSC_MULTIPLIER), 1 << 48, "the host's rate");
+}
+
+/// The ratio is the VMCS's; a CPU without one has no such field, and nobody writes it.
+#[test]
+fn the_tsc_is_scaled_where_the_cpu_can() {
+    let mut b = Bench::new();
+    b.v.set_tsc_ratio(3 << 47);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::TSC_MULTIPLIER), 3 << 47);
+    b.v.set_tsc_ratio(1 << 47);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::TSC_MULTIPLIER), 1 << 47);
+
+    let mut msrs = skylake();
+    *msrs.get_mut(&msr::PROCBASED_CTLS2).unwrap() &= !(u64::from(secondary::USE_TSC_SCALING) << 32);
+    let mut b = Bench::with(&negotiate(&msrs).unwrap());
+    b.load();
+    b.v.set_tsc_ratio(3 << 47);
+    b.run(10, 0);
+    assert!(!b.cpu.wrote(f::TSC_MULTIPLIER));
+    assert_eq!(b.cpu.field(f::SECONDARY_CONTROLS) & secondary::USE_TSC_SCALING, 0);
 }
 
 /// A CPUID exit that the fast path answers costs few VMX instructions.

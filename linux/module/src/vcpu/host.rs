@@ -13,6 +13,7 @@ use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
+use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 
 /// IA32_XSS.
@@ -190,8 +191,8 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn wall_clock_base(&self) -> u64 {
         time::real_ns().wrapping_sub(self.vm.clock_now())
     }
-    fn match_tsc(&self, value: u64) -> u64 {
-        self.vm.match_tsc(value)
+    fn match_tsc(&self, value: u64, rate: &Rate) -> u64 {
+        self.vm.match_tsc(value, rate)
     }
     fn run_delay(&self) -> u64 {
         task::run_delay_ns()

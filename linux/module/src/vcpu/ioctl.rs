@@ -3,11 +3,12 @@
 use super::host::RunHost;
 use super::{Loaded, VcpuObj, sync};
 use crate::vendor::{Vendor, with_backend};
+use crate::vm::ioctl::tsc_rate;
 use crate::{global, user};
 use core::sync::atomic::Ordering;
 use exitless_host::fpu::UABI_SIZE;
 use exitless_host::mem::KBox;
-use exitless_host::{Errno, Result, time, uaccess};
+use exitless_host::{Errno, Result, uaccess};
 use exitless_kvm_abi::*;
 use exitless_policy::Origin;
 use exitless_policy::control::check_xcr0;
@@ -122,8 +123,8 @@ impl<B: Vendor> Call<'_, B> {
             KVM_SET_XSAVE => self.set_xsave(arg),
             KVM_GET_XCRS => self.get_xcrs(arg),
             KVM_SET_XCRS => self.set_xcrs(arg),
-            KVM_GET_TSC_KHZ => Ok(time::tsc_khz() as isize),
-            KVM_SET_TSC_KHZ => set_tsc_khz(arg),
+            KVM_GET_TSC_KHZ => Ok(self.inner.rate.khz() as isize),
+            KVM_SET_TSC_KHZ => self.set_tsc_khz(arg),
             KVM_INTERRUPT => self.interrupt(&user::get(arg)?),
             KVM_SET_SIGNAL_MASK => self.set_signal_mask(arg),
             KVM_SET_VAPIC_ADDR => self.set_vapic(user::get::<kvm_vapic_addr>(arg)?.vapic_addr),
@@ -354,6 +355,19 @@ impl<B: Vendor> Call<'_, B> {
         Ok(0)
     }
 
+    fn set_tsc_khz(&mut self, arg: usize) -> Result<isize> {
+        let rate = tsc_rate(arg)?;
+        let g = global::get().ok_or(Errno::ENXIO)?;
+        let before = self.inner.rate;
+        self.v.set_tsc_rate(g, self.inner, rate);
+        // Another rate's count means nothing: from 0, or with the vCPUs that have this rate already.
+        if before.is_scaled() || rate.is_scaled() {
+            let offset = self.v.vm().match_tsc(0, &rate);
+            self.inner.move_tsc(&self.v.shared, &self.host, offset);
+        }
+        Ok(0)
+    }
+
     fn set_tsc_offset(&mut self, from: usize) -> Result<isize> {
         let offset = user::get(from)?;
         self.inner.move_tsc(&self.v.shared, &self.host, offset);
@@ -394,11 +408,4 @@ fn tsc_offset_attr(a: &kvm_device_attr) -> Result<usize> {
         (KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET) => Ok(a.addr as usize),
         _ => Err(Errno::ENXIO),
     }
-}
-
-/// The guest's TSC runs at the host's rate: other rates need the ratio register, which this version does not use.
-fn set_tsc_khz(arg: usize) -> Result<isize> {
-    let host = time::tsc_khz() as usize;
-    let near = arg == 0 || arg.abs_diff(host) <= host / 4000;
-    if near { Ok(0) } else { Err(Errno::EINVAL) }
 }

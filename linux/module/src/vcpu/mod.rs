@@ -24,6 +24,7 @@ use exitless_host::timer::Timer;
 use exitless_host::{Errno, Result, cpu};
 use exitless_svm::Svm;
 use exitless_vcpu::journal::Journal;
+use exitless_vcpu::tsc::Rate;
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
 
@@ -57,6 +58,8 @@ pub struct VcpuObj {
     identity: u64,
     /// The guest's TSC_AUX.
     pub tsc_aux: AtomicU64,
+    /// The guest's TSC ratio, where it is no field of the VMCB or VMCS.
+    pub tsc_ratio: AtomicU64,
     /// Signal mask of `KVM_SET_SIGNAL_MASK`.
     pub sigmask: AtomicU64,
     /// How long to wait awake in HLT, ns.
@@ -172,6 +175,15 @@ impl VcpuObj {
         vendor::load(g, self, slot);
     }
 
+    /// Gives the vCPU's owner's `inner` another rate of its TSC.
+    pub fn set_tsc_rate<B: Vendor>(&self, g: &Global, inner: &mut Vcpu<B>, rate: Rate) {
+        let scaling = vendor::tsc_scaling(g);
+        inner.set_tsc_rate(rate, scaling);
+        if let Some(scaling) = scaling {
+            self.tsc_ratio.store(rate.ratio(scaling), Ordering::Relaxed);
+        }
+    }
+
     fn put_on(&self, g: &Global) {
         let at = self.shared.cpu.load(Ordering::Relaxed);
         if let Some(slot) = g.cpus.get(at as usize) {
@@ -206,7 +218,7 @@ impl Drop for Loaded<'_> {
 }
 
 /// Builds a vCPU that nobody knows yet: [`Vm::add_vcpu`] or [`free`] follows. The caller holds the VM's `lock`.
-pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
+pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
     let g = global::get().ok_or(Errno::ENXIO)?;
     let mut v = KBox::<VcpuObj>::zeroed().ok_or(Errno::ENOMEM)?;
     let cookie: *mut c_void = v.as_ptr().cast();
@@ -230,7 +242,8 @@ pub fn create(vm: &Vm, id: u32, bsp: bool) -> Result<*mut VcpuObj> {
         inner.cpuid.commit(0, &g.supported().caps);
         let host = host::RunHost::<B>::new(vm, &v);
         inner.init(&v.shared, &host, id, bsp);
-        inner.set_tsc_offset(vm.match_tsc(0));
+        v.set_tsc_rate(g, inner, rate);
+        inner.set_tsc_offset(vm.match_tsc(0, &rate));
     });
     Ok(KBox::into_raw(v))
 }

@@ -14,6 +14,7 @@ use exitless_hw_ops as ops;
 use exitless_slat::{Ept, Format, Grant, Level, MemType, Npt, Perm};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
+use exitless_vcpu::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, vendor};
 
 /// Whose virtualisation the CPU has.
@@ -96,7 +97,7 @@ pub fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
 /// This CPU, where `cpu_on` succeeded, stops running guests. Interrupts are off.
 pub fn cpu_off(g: &Global, slot: &CpuSlot) {
     match g.kind {
-        Kind::Svm => svm::cpu_off(),
+        Kind::Svm => svm::cpu_off(g),
         Kind::Vmx => vmx::cpu_off(slot),
     }
 }
@@ -129,6 +130,14 @@ pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
 /// multihit"), and the host wants that prevented: code runs from small pages, large ones are data.
 pub fn guards_exec(g: &Global) -> bool {
     g.kind == Kind::Vmx && vmx::guards_exec()
+}
+
+/// How guests' TSCs can be scaled.
+pub fn tsc_scaling(g: &Global) -> Option<Scaling> {
+    match g.kind {
+        Kind::Svm => g.svm.caps.tsc_scaling(),
+        Kind::Vmx => g.vmx.caps.tsc_scaling(),
+    }
 }
 
 /// The page behind the APIC's registers, for a VM whose vCPUs have their APICs virtualised.

@@ -9,9 +9,11 @@ use exitless_host::mem::{KSlice, Pages, encryption_bit};
 use exitless_host::{Errno, cpu, enter, pr_err};
 use exitless_hw_ops as ops;
 use exitless_slat::Level;
+use exitless_svm::enter::TSC_RATIO;
 use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
+use exitless_vcpu::tsc::Scaling;
 
 const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
@@ -127,7 +129,11 @@ pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> 
     Ok(())
 }
 
-pub(super) fn cpu_off() {
+pub(super) fn cpu_off(g: &Global) {
+    if g.svm.caps.tsc_scaling().is_some() {
+        // SAFETY: the MSR exists. As after reset, for whoever comes and does not know it.
+        unsafe { ops::wrmsr(TSC_RATIO, 1 << Scaling::SVM.fraction) };
+    }
     // SAFETY: SVM is on here by us; no guest runs any more, so the host save page is not needed.
     unsafe {
         ops::wrmsr(VM_HSAVE_PA, 0);
@@ -145,8 +151,9 @@ pub(super) fn cpu_emergency() {
 
 pub(super) fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     let aux = g.has_tsc_aux.then(|| v.tsc_aux.load(Ordering::Relaxed));
-    // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's.
-    unsafe { exitless_svm::enter::load(&slot.svm.per_cpu, v.identity(), aux) };
+    let ratio = g.svm.caps.tsc_scaling().map(|_| v.tsc_ratio.load(Ordering::Relaxed));
+    // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's; CPUID shows the registers.
+    unsafe { exitless_svm::enter::load(&slot.svm.per_cpu, v.identity(), aux, ratio) };
     // Fails when a shutdown has turned SVM off; then the next entry fails too and says so.
     // SAFETY: as above, and the page is this CPU's own.
     let _ = unsafe { enter::save_host(slot.svm.per_cpu.host_save_pa.load(Ordering::Relaxed)) };

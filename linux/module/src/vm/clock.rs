@@ -3,6 +3,7 @@
 use super::Vm;
 use exitless_host::time;
 use exitless_vcpu::host::MasterClock;
+use exitless_vcpu::tsc::{Rate, factors};
 
 /// See the file's head.
 #[derive(Clone, Copy, bytemuck::Zeroable)]
@@ -13,35 +14,14 @@ pub struct Clock {
     ns: u64,
     mul: u32,
     shift: i32,
-    /// The last TSC value user space or creation wrote, and the offset it got.
+    /// The last TSC value user space or creation wrote, the offset it got, and the rate of that vCPU, kHz.
     last_value: u64,
     last_offset: u64,
     last_host: u64,
+    last_khz: u32,
     written: bool,
     stable: bool,
-    _pad: [u8; 6],
-}
-
-/// pvclock's factors for a rate in kHz: ns = ((ticks << shift) * mul) >> 32, shift negative = right.
-fn factors(khz: u32) -> (u32, i32) {
-    let mut base = u64::from(khz.max(1)) * 1000;
-    let mut scaled = 1_000_000_000u64;
-    let mut shift = 0;
-    // Bring the rate into (1e9/2, 2e9], so that the multiplier keeps its precision.
-    while base > scaled * 2 || base >> 32 != 0 {
-        base >>= 1;
-        shift -= 1;
-    }
-    while base <= scaled / 2 {
-        base <<= 1;
-        shift += 1;
-    }
-    if base <= scaled {
-        // mul must stay below 2^32: halve the quotient.
-        scaled >>= 1;
-        shift += 1;
-    }
-    (((scaled << 32) / base) as u32, shift)
+    _pad: [u8; 2],
 }
 
 fn scale(ticks: u64, mul: u32, shift: i32) -> u64 {
@@ -94,22 +74,25 @@ impl Vm {
             c.ns = c.at(tsc);
             c.tsc = tsc;
         }
-        MasterClock { tsc: c.tsc, ns: c.ns, mul: c.mul, shift: c.shift as i8, stable: c.stable }
+        MasterClock { tsc: c.tsc, ns: c.ns, stable: c.stable }
     }
 
     /// Offset for a TSC write. Writes that fall within a second of where the last written TSC is now mean "the same
-    /// time on all vCPUs" and get the same offset, as on stock KVM.
-    pub fn match_tsc(&self, value: u64) -> u64 {
+    /// time on all vCPUs" and get the same offset, as on stock KVM, if their rates are the same.
+    pub fn match_tsc(&self, value: u64, rate: &Rate) -> u64 {
         let mut c = self.clock.lock();
         let host = time::rdtsc_ordered();
-        let second = u64::from(time::tsc_khz()) * 1000;
-        let expected = c.last_value.wrapping_add(host.wrapping_sub(c.last_host));
+        let second = u64::from(rate.khz()) * 1000;
+        let expected = c.last_value.wrapping_add(rate.guest_ticks(host.wrapping_sub(c.last_host)));
         let near = value.wrapping_sub(expected).wrapping_add(second) < 2 * second;
-        let offset = if c.written && (near || value == 0) { c.last_offset } else { value.wrapping_sub(host) };
+        let same = c.written && c.last_khz == rate.khz() && (near || value == 0);
+        let now = rate.guest_ticks(host);
+        let offset = if same { c.last_offset } else { value.wrapping_sub(now) };
         c.written = true;
-        c.last_value = host.wrapping_add(offset);
+        c.last_value = now.wrapping_add(offset);
         c.last_host = host;
         c.last_offset = offset;
+        c.last_khz = rate.khz();
         offset
     }
 }

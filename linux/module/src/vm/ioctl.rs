@@ -3,7 +3,7 @@
 use super::irq::RouteTable;
 use super::{MAX_VCPUS, Vm, irqfd};
 use crate::dev::check_extension;
-use crate::user;
+use crate::{global, user, vendor};
 use core::sync::atomic::Ordering;
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox, KSlice};
@@ -14,6 +14,7 @@ use exitless_irqchip::pic::PicId;
 use exitless_irqchip::routes::{self, DEFAULT_ROUTES, MAX_ROUTES};
 use exitless_kvm_abi::*;
 use exitless_memslots::MAX_SLOTS;
+use exitless_vcpu::tsc::Rate;
 
 /// The dispatcher.
 pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
@@ -47,6 +48,8 @@ pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
         KVM_UNREGISTER_COALESCED_MMIO => vm.remove_zones(&user::get(arg)?),
         KVM_GET_CLOCK => get_clock(vm, arg),
         KVM_SET_CLOCK => set_clock(vm, &user::get(arg)?),
+        KVM_GET_TSC_KHZ => Ok(vm.lock.lock().tsc_rate.khz() as isize),
+        KVM_SET_TSC_KHZ => set_tsc_khz(vm, arg),
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -70,7 +73,7 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
     let bsp = id == config.boot_cpu;
     // SAFETY: `vm` is the object behind a KArc: this reference is the fd's own.
     let extra = unsafe { KArc::clone_raw(core::ptr::from_ref(vm)) }.ok_or(Errno::EINVAL)?;
-    let v = crate::vcpu::create(vm, id, bsp)?;
+    let v = crate::vcpu::create(vm, id, bsp, config.tsc_rate)?;
     let raw = KArc::into_raw(extra);
     let mut name = *b"kvm-vcpu:000\0";
     for (place, digit) in [(9, id / 100), (10, id / 10 % 10), (11, id % 10)] {
@@ -354,6 +357,18 @@ fn signal_msi(vm: &Vm, m: &kvm_msi) -> Result<isize> {
 }
 
 // --- clock ---
+
+/// The rate of vCPUs to come.
+fn set_tsc_khz(vm: &Vm, arg: usize) -> Result<isize> {
+    vm.lock.lock().tsc_rate = tsc_rate(arg)?;
+    Ok(0)
+}
+
+/// The rate that `KVM_SET_TSC_KHZ` asks for.
+pub fn tsc_rate(arg: usize) -> Result<Rate> {
+    let scaling = global::get().and_then(vendor::tsc_scaling);
+    Rate::asked(arg as u32, time::tsc_khz(), scaling).ok_or(Errno::EINVAL)
+}
 
 fn get_clock(vm: &Vm, arg: usize) -> Result<isize> {
     let m = vm.master_clock();

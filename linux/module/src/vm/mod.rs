@@ -24,9 +24,10 @@ use exitless_host::mmu::MmuNotifier;
 use exitless_host::srcu::Srcu;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result, cpu, task};
+use exitless_host::{Errno, Result, cpu, task, time};
 use exitless_vcpu::Request;
 use exitless_vcpu::section::Changes;
+use exitless_vcpu::tsc::Rate;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
 pub const MAX_VCPUS: usize = 255;
@@ -43,6 +44,8 @@ pub struct Config {
     pub boot_cpu: u32,
     /// `KVM_CAP_MAX_VCPU_ID`: vCPU ids stay below this; 0: not set.
     pub max_id: u32,
+    /// TSC rate of vCPUs to come (`KVM_SET_TSC_KHZ` of the VM).
+    pub tsc_rate: Rate,
 }
 
 /// See the file's head.
@@ -157,6 +160,7 @@ impl Vm {
         vm.slots_lock.get_mut().init()?;
         vm.mmu.get_mut().init()?;
         vm.clock.get_mut().start();
+        vm.lock.get_mut().tsc_rate = Rate::host(time::tsc_khz());
         vm.notifier = Some(MmuNotifier::register(cookie)?);
         Ok(arc)
     }
