@@ -60,7 +60,7 @@ impl Rate {
         if u64::from(whole) > scaling.most >> scaling.fraction {
             return None;
         }
-        let ratio = u64::from(whole) << scaling.fraction | fraction(rest, host_khz, scaling.fraction);
+        let ratio = (u64::from(whole) << scaling.fraction) | fraction(rest, host_khz, scaling.fraction);
         if ratio == 0 || ratio > scaling.most {
             return None;
         }
@@ -112,7 +112,7 @@ fn fraction(rest: u32, by: u32, bits: u32) -> u64 {
     while done < bits {
         let step = (bits - done).min(16);
         left <<= step;
-        value = value << step | left / by;
+        value = (value << step) | (left / by);
         left %= by;
         done += step;
     }
@@ -169,7 +169,7 @@ mod tests {
         // A third cannot be held: cut off where the CPU's ratio ends, and the software's with it.
         let third = Rate::asked(1_000_000, 3_000_000, Some(Scaling::SVM)).unwrap();
         assert_eq!(third.ratio(Scaling::SVM), 0x5555_5555);
-        assert_eq!(third.guest_ticks(3 << 40), (u128::from(3u64 << 40) * 0x5555_5555 >> 32) as u64);
+        assert_eq!(third.guest_ticks(3 << 40), ((u128::from(3u64 << 40) * 0x5555_5555) >> 32) as u64);
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
             let (mul, shift) = factors(khz);
             let ticks = u64::from(khz) * 1000;
             let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
-            let ns = (u128::from(shifted) * u128::from(mul) >> 32) as u64;
+            let ns = ((u128::from(shifted) * u128::from(mul)) >> 32) as u64;
             prop_assert!(ns.abs_diff(1_000_000_000) <= 10, "{ns} ns");
         }
     }

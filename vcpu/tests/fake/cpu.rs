@@ -585,7 +585,7 @@ impl Cpu {
 
     fn guest_tsc(&self, ns: u64) -> u64 {
         let host = u128::from(ns * super::world::TICKS);
-        ((host * u128::from(self.tsc_ratio) >> 48) as u64).wrapping_add(self.tsc_offset)
+        (((host * u128::from(self.tsc_ratio)) >> 48) as u64).wrapping_add(self.tsc_offset)
     }
 
     fn deadline(&mut self, ns: u64) -> Option<Exit> {
