@@ -86,6 +86,8 @@ pub enum ApicKind {
     XApic = 1,
     /// The CPU delivers interrupts; the registers are MSRs.
     X2Apic = 2,
+    /// As [`Self::X2Apic`], but self-IPIs exit: the APIC's enable bit in SVR is clear, of which the CPU knows nothing.
+    X2ApicOff = 3,
 }
 
 /// The page of registers that hardware works on while it virtualises the APIC: each 32-bit register at its xAPIC offset.

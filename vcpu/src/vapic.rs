@@ -71,9 +71,11 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let kind = match v.lapic.mode() {
         _ if !host.irqchip() => ApicKind::Software,
         Mode::Disabled => ApicKind::Software,
-        // Hardware knows nothing of the enable bit in SVR.
-        _ if !v.lapic.sw_enabled() => ApicKind::Software,
+        // Hardware knows nothing of the enable bit in SVR, and would accept self-IPIs. As MSRs they can exit, all else is
+        // software's to refuse; as writes to the page they cannot.
+        Mode::XApic if !v.lapic.sw_enabled() => ApicKind::Software,
         Mode::XApic => ApicKind::XApic,
+        Mode::X2Apic if !v.lapic.sw_enabled() => ApicKind::X2ApicOff,
         Mode::X2Apic => ApicKind::X2Apic,
     };
     if kind == v.vapic.kind {

@@ -38,8 +38,10 @@ fn readable() -> impl Iterator<Item = u32> {
 /// And those whose writes hardware does by itself.
 const WRITABLE: [u32; 3] = {
     use exitless_x86::apic::reg as r;
-    [X2APIC + (r::TPR >> 4), X2APIC + (r::EOI >> 4), X2APIC + (r::SELF_IPI >> 4)]
+    [X2APIC + (r::TPR >> 4), X2APIC + (r::EOI >> 4), SELF_IPI]
 };
+
+const SELF_IPI: u32 = X2APIC + (exitless_x86::apic::reg::SELF_IPI >> 4);
 
 const X2APIC: u32 = exitless_x86::msr::Msr::X2APIC.0;
 
@@ -51,6 +53,14 @@ pub fn open_x2apic(map: &mut [u8]) {
         if let Some(b) = map.get_mut(at) {
             *b &= !(1 << bit);
         }
+    }
+}
+
+/// Lets self-IPIs exit again.
+pub fn close_self_ipi(map: &mut [u8]) {
+    let own = position(SELF_IPI).and_then(|(byte, bit)| Some((map.get_mut(byte + WRITE)?, bit)));
+    if let Some((byte, bit)) = own {
+        *byte |= 1 << bit;
     }
 }
 

@@ -41,7 +41,7 @@ fn controls(kind: ApicKind) -> u32 {
         // The page may be mapped for other vCPUs: an access to it must exit.
         ApicKind::Software => secondary::VIRTUALIZE_APIC_ACCESSES,
         ApicKind::XApic => BOTH | secondary::VIRTUALIZE_APIC_ACCESSES,
-        ApicKind::X2Apic => BOTH | secondary::VIRTUALIZE_X2APIC,
+        ApicKind::X2Apic | ApicKind::X2ApicOff => BOTH | secondary::VIRTUALIZE_X2APIC,
     }
 }
 
@@ -99,10 +99,13 @@ impl<M: Machine> Vmx<M> {
         let apic = if self.caps.apicv() { controls(kind) } else { 0 };
         self.m.put(f::SECONDARY_CONTROLS, self.caps.secondary | apic);
         if self.caps.msr_bitmaps() {
-            let x2apic = kind == ApicKind::X2Apic;
             let pages = &self.pages;
-            self.m
-                .put(f::MSR_BITMAPS, if x2apic { pages.x2apic_msr_bitmaps_pa } else { pages.msr_bitmaps_pa });
+            let bitmaps = match kind {
+                ApicKind::Software | ApicKind::XApic => pages.msr_bitmaps_pa,
+                ApicKind::X2Apic => pages.x2apic_msr_bitmaps_pa,
+                ApicKind::X2ApicOff => pages.x2apic_off_msr_bitmaps_pa,
+            };
+            self.m.put(f::MSR_BITMAPS, bitmaps);
         }
     }
 

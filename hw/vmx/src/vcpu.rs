@@ -54,6 +54,8 @@ pub struct Pages {
     pub msr_bitmaps_pa: u64,
     /// The same with the x2APIC's MSRs open as far as hardware virtualises them.
     pub x2apic_msr_bitmaps_pa: u64,
+    /// The same again, but self-IPIs exit.
+    pub x2apic_off_msr_bitmaps_pa: u64,
     /// Physical address of the posted-interrupt descriptor, aligned to 64 bytes.
     pub descriptor_pa: u64,
     /// Physical address of the page whose accesses, through EPT, are those to the APIC's; shared by the VM's vCPUs.
@@ -66,6 +68,7 @@ pub(crate) struct Addresses {
     pub(crate) virtual_apic_pa: u64,
     pub(crate) msr_bitmaps_pa: u64,
     pub(crate) x2apic_msr_bitmaps_pa: u64,
+    pub(crate) x2apic_off_msr_bitmaps_pa: u64,
     pub(crate) descriptor_pa: u64,
     pub(crate) apic_access_pa: u64,
 }
@@ -141,6 +144,7 @@ impl<M: Machine> Vmx<M> {
             virtual_apic_pa: pages.virtual_apic_pa,
             msr_bitmaps_pa: pages.msr_bitmaps_pa,
             x2apic_msr_bitmaps_pa: pages.x2apic_msr_bitmaps_pa,
+            x2apic_off_msr_bitmaps_pa: pages.x2apic_off_msr_bitmaps_pa,
             descriptor_pa: pages.descriptor_pa,
             apic_access_pa: pages.apic_access_pa,
         };

@@ -84,13 +84,55 @@ fn disabled_masks() {
     check_eq(read(LVT_ERR) as u64, 0x1_0032, "enabling does not unmask");
 }
 
-test!(disabled_drops, "lapic/software_disabled_takes_no_ipi");
-fn disabled_drops() {
-    setup(false);
+both!(disabled_drops, "lapic/software_disabled_takes_no_ipi", "lapic/software_disabled_takes_no_ipi_x2apic");
+fn disabled_drops(x2: bool) {
+    setup(x2);
     write(SVR, 0xff);
     sti();
     self_ipi(0x40);
     check_eq(count(), 0, "interrupts");
+    // Nor is it kept.
+    write(SVR, 0x1ff);
+    check_eq(count(), 0, "interrupts once enabled");
+    self_ipi(0x40);
+    check_eq(count(), 1, "the next one");
+}
+
+both!(disabled_reads, "lapic/registers_while_software_disabled_xapic", "lapic/registers_while_software_disabled_x2apic");
+fn disabled_reads(x2: bool) {
+    setup(x2);
+    let (id, version, ldr) = (read(ID), read(VERSION), read(LDR));
+    // One in service, one waiting below it.
+    cli();
+    write(TPR, 0);
+    trap::on(0x91, |_| {
+        self_ipi(0x41);
+        write(SVR, 0xff);
+        check_eq(read(SVR) as u64, 0xff, "SVR");
+        check_eq(read(ISR + 0x40) as u64, 1 << (0x91 - 0x80), "ISR");
+        check_eq(read(IRR + 0x20) as u64, 1 << (0x41 - 0x40), "IRR");
+        check_eq(read(PPR) as u64, 0x90, "PPR by what is in service");
+        write(TPR, 0xa0);
+        check_eq(read(TPR) as u64, 0xa0, "TPR");
+        check_eq(read(PPR) as u64, 0xa0, "PPR by the TPR");
+        write(TPR, 0);
+        eoi();
+        check_eq(read(ISR + 0x40) as u64, 0, "ISR after the EOI");
+    });
+    trap::on(0x41, irq);
+    self_ipi(0x91);
+    sti();
+    check(host::wait_ms(1000, || read(SVR) == 0xff), "the handler did not run");
+    cli();
+    check_eq(read(ID) as u64, id as u64, "ID");
+    check_eq(read(VERSION) as u64, version as u64, "version");
+    check_eq(read(LDR) as u64, ldr as u64, "LDR");
+    write(LVT_ERR, 0x32);
+    check_eq(read(LVT_ERR) as u64, 0x1_0032, "LVT error, masked");
+    write(TMICT, 0x1234);
+    check_eq(read(TMICT) as u64, 0x1234, "initial count");
+    write(SVR, 0x1ff);
+    check_eq(read(SVR) as u64, 0x1ff, "SVR, enabled");
 }
 
 test!(x2_faults, "lapic/x2apic_invalid_accesses");

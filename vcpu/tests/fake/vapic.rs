@@ -193,10 +193,11 @@ impl Cpu {
                     _ => Some(self.exit(Instruction { exit: Exit::ApicAccess(at), ..insn })),
                 }
             }
-            (ApicKind::X2Apic, Exit::Wrmsr) if [reg::TPR, reg::EOI, SELF_IPI].contains(&msr) => {
+            (ApicKind::X2Apic, Exit::Wrmsr) if msr == SELF_IPI => self.virtual_write(len, msr, rax),
+            (ApicKind::X2Apic | ApicKind::X2ApicOff, Exit::Wrmsr) if [reg::TPR, reg::EOI].contains(&msr) => {
                 self.virtual_write(len, msr, rax)
             }
-            (ApicKind::X2Apic, Exit::Rdmsr)
+            (ApicKind::X2Apic | ApicKind::X2ApicOff, Exit::Rdmsr)
                 if (reg::ID..TMCCT).contains(&msr) && ![reg::ICR, reg::EOI].contains(&msr) =>
             {
                 self.virtual_read(len, msr)

@@ -298,6 +298,7 @@ impl Bench {
             virtual_apic_pa: 0x5000,
             msr_bitmaps_pa: 0x6000,
             x2apic_msr_bitmaps_pa: 0x6800,
+            x2apic_off_msr_bitmaps_pa: 0x6c00,
             descriptor_pa: 0x7040,
             apic_access_pa: 0x8000,
         };

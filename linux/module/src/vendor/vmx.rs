@@ -30,6 +30,8 @@ pub struct Shared {
     msr_bitmaps: Option<Pages>,
     /// The same for vCPUs whose x2APIC the CPU virtualises.
     x2apic_msr_bitmaps: Option<Pages>,
+    /// The same again, but self-IPIs exit.
+    x2apic_off_msr_bitmaps: Option<Pages>,
     /// Per CPU: the VMXON region.
     pages: KSlice<Option<Pages>>,
 }
@@ -80,6 +82,7 @@ impl Vendor for Vmx {
             virtual_apic_pa: apic.phys(),
             msr_bitmaps_pa: g.vmx.msr_bitmaps.as_ref().map_or(0, Pages::phys),
             x2apic_msr_bitmaps_pa: g.vmx.x2apic_msr_bitmaps.as_ref().map_or(0, Pages::phys),
+            x2apic_off_msr_bitmaps_pa: g.vmx.x2apic_off_msr_bitmaps.as_ref().map_or(0, Pages::phys),
             descriptor_pa: phys_of(v.shared.apic.posted()),
             apic_access_pa: v.vm().apic_access_pa(),
         };
@@ -140,7 +143,11 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
     let mut open = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
     open.bytes_mut().copy_from_slice(bitmaps.bytes());
     msr_bitmap::open_x2apic(open.bytes_mut());
+    let mut off = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    off.bytes_mut().copy_from_slice(open.bytes());
+    msr_bitmap::close_self_ipi(off.bytes_mut());
     vmx.msr_bitmaps = Some(bitmaps);
+    vmx.x2apic_off_msr_bitmaps = Some(off);
     vmx.x2apic_msr_bitmaps = Some(open);
     Ok(())
 }
