@@ -31,30 +31,39 @@ pub struct Choice {
     /// CPUs of the emulated host.
     #[arg(long, default_value = "2")]
     pub cpus: u32,
-    /// Boots on each module; the table shows the mean.
+    /// Boots on each module; the table shows mean and range.
     #[arg(long, default_value = "3")]
     pub rounds: u32,
 }
 
 const SCRIPT: &str = r#"
-GUEST_APPEND=exitless.hold=1
+GUEST_APPEND=exitless.hold=3
 trace=/sys/kernel/tracing
 mount -t tracefs tracefs $trace 2>/dev/null
+# Counters are read once, at the same moment on both: reading them takes time from the guest.
+boot() {
+    start_guest $VCPUS boot /tmp/log
+    wait_line 60 /tmp/log '^--- GUEST job boot rc=0' || return 1
+    counts_$MODULE >/tmp/counts
+    [ -s /tmp/counts ] || { echo "the guest ended before its exits could be read"; return 1; }
+    echo "=== JSON $MODULE boot"
+    cat /tmp/counts
+    wait $guest_pid
+    guest_passed /tmp/log
+}
+counts_kvm() {
+    sed -n 's/^{ exit_reason: *\([0-9]*\) *} hitcount: *\([0-9]*\).*/=== JSON kvm \1 \2/p' $trace/events/kvm/kvm_exit/hist
+}
+counts_exitless() {
+    exits_of_all | sed 's/^/=== JSON exitless /'
+}
 boot_kvm() {
     sed -n 's/^print fmt:/=== JSON names/p' $trace/events/kvm/kvm_exit/format
     echo 'hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger || return 1
-    guest $VCPUS boot 60 || return 1
-    sed -n 's/^{ exit_reason: *\([0-9]*\) *} hitcount: *\([0-9]*\).*/=== JSON kvm \1 \2/p' $trace/events/kvm/kvm_exit/hist
+    boot || return 1
     echo '!hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger
 }
-boot_exitless() {
-    rm -f /tmp/exits
-    sample_exits /tmp/exits &
-    sampler=$!
-    guest $VCPUS boot 60 || return 1
-    kill $sampler
-    sed 's/^/=== JSON exitless /' /tmp/exits
-}
+boot_exitless() { boot; }
 for MODULE in kvm exitless; do
     check load-$MODULE load_module
     round=0
@@ -89,19 +98,21 @@ pub fn run(choice: &Choice) -> Result<()> {
     println!("-> boot-exits ({machine}, {vcpus} vCPU on {cpus} CPU, {rounds} boots each)");
     let machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir, None)?;
     let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Report::default())?;
-    table(&counts(machine.kind, &report.json), choice.rounds);
+    table(&counts(machine.kind, &report.json));
     if report.totals().failed > 0 {
         bail!("a boot failed; the log is {}", paths::shown(&machine.serial_log()));
     }
-    if choice.machine == Kind::Svm {
-        say::note("docs/exits.md explains the differences");
-    }
+    say::note("docs/exits.md explains the differences");
     Ok(())
 }
 
-/// Sums by reason: on Exitless, on stock KVM.
-fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, (u64, u64)> {
-    let mut sums = BTreeMap::<String, (u64, u64)>::new();
+/// Exits of each boot.
+type Boots = Vec<u64>;
+
+/// By reason: on Exitless, on stock KVM. A line `<module> boot` begins a boot.
+fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, [Boots; 2]> {
+    let mut all = BTreeMap::<String, [Boots; 2]>::new();
+    let mut boots = [0; 2];
     let names = lines.iter().find_map(|line| line.strip_prefix("names ")).map(vmx_names).unwrap_or_default();
     let name_of = |code: u64| match machine {
         Kind::Svm => ExitCode(code).name().map(str::to_string),
@@ -111,18 +122,31 @@ fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, (u64, u64)> {
     for line in lines {
         let mut words = line.split_whitespace();
         let Some(module) = words.next() else { continue };
+        let stock = module == "kvm";
         let rest: Vec<_> = words.collect();
         let Some((count, name)) = rest.split_last() else { continue };
+        if *count == "boot" {
+            boots[usize::from(stock)] += 1;
+            continue;
+        }
         let Ok(count) = count.parse::<u64>() else { continue };
-        if module == "kvm" {
-            let Some(code) = name.first().and_then(|n| n.parse().ok()) else { continue };
-            let name = name_of(code).unwrap_or_else(|| format!("exit_{code:#x}"));
-            sums.entry(name).or_default().1 += count;
-        } else {
-            sums.entry(name.join(" ")).or_default().0 += count;
+        let name = match name.first().and_then(|n| n.parse().ok()) {
+            Some(code) if stock => name_of(code).unwrap_or_else(|| format!("exit_{code:#x}")),
+            None if stock => continue,
+            _ => name.join(" "),
+        };
+        let list = &mut all.entry(name).or_default()[usize::from(stock)];
+        list.resize(boots[usize::from(stock)].max(1), 0);
+        if let Some(last) = list.last_mut() {
+            *last += count;
         }
     }
-    sums
+    for lists in all.values_mut() {
+        for (list, boots) in lists.iter_mut().zip(boots) {
+            list.resize(boots.max(1), 0);
+        }
+    }
+    all
 }
 
 /// Numbers and names of VMX's exits, from the format of the `kvm_exit` tracepoint: its first symbolic table is VMX's.
@@ -135,28 +159,57 @@ fn vmx_names(format: &str) -> BTreeMap<u64, String> {
     table.split('{').filter_map(entry).collect()
 }
 
-fn table(sums: &BTreeMap<String, (u64, u64)>, rounds: u32) {
-    let mean = |n: u64| n as f64 / f64::from(rounds.max(1));
-    println!("\n{:<24} {:>10} {:>10} {:>7}", "exits of one boot", "exitless", "kvm", "ratio");
-    let total = sums.values().fold((0, 0), |t, v| (t.0 + v.0, t.1 + v.1));
-    for (name, (ours, stock)) in sums.iter().map(|(n, v)| (n.as_str(), *v)).chain([("all", total)]) {
-        let ratio = if stock == 0 { "-".into() } else { format!("{:.2}", ours as f64 / stock as f64) };
-        println!("{name:<24} {:>10.1} {:>10.1} {ratio:>7}", mean(ours), mean(stock));
+fn table(all: &BTreeMap<String, [Boots; 2]>) {
+    println!(
+        "\n{:<20} {:>24}   {:>24} {:>7}",
+        "exits of one boot", "exitless (from-to)", "kvm (from-to)", "ratio"
+    );
+    let mut total = [Boots::new(), Boots::new()];
+    for lists in all.values() {
+        for (sum, list) in total.iter_mut().zip(lists) {
+            sum.resize(list.len().max(sum.len()), 0);
+            sum.iter_mut().zip(list).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    for (name, [ours, stock]) in all.iter().map(|(n, v)| (n.as_str(), v)).chain([("all", &total)]) {
+        let ratio = if mean(stock) == 0.0 { "-".into() } else { format!("{:.2}", mean(ours) / mean(stock)) };
+        println!("{name:<20} {:>24}   {:>24} {ratio:>7}", shown(ours), shown(stock));
     }
     println!();
 }
 
+fn mean(boots: &Boots) -> f64 {
+    boots.iter().sum::<u64>() as f64 / boots.len().max(1) as f64
+}
+
+/// The mean, and the range where there is one.
+fn shown(boots: &Boots) -> String {
+    match (boots.iter().min(), boots.iter().max()) {
+        (Some(least), Some(most)) if least != most => format!("{:.1} ({least}-{most})", mean(boots)),
+        _ => format!("{:.0}", mean(boots)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Kind, counts};
+    use super::{Kind, counts, shown};
 
     /// Both modules' lines meet in one row, whatever way they name the reason.
     #[test]
     fn rows_meet() {
-        let lines = ["kvm 114 10".to_string(), "exitless cpuid 7".into(), "exitless DB excp 1".into()];
-        let sums = counts(Kind::Svm, &lines);
-        assert_eq!(sums["cpuid"], (7, 10));
-        assert_eq!(sums["DB excp"], (1, 0));
+        let lines = [
+            "kvm boot",
+            "kvm 114 10",
+            "exitless boot",
+            "exitless cpuid 7",
+            "exitless boot",
+            "exitless cpuid 9",
+            "exitless DB excp 1",
+        ];
+        let all = counts(Kind::Svm, &lines.map(str::to_string));
+        assert_eq!(all["cpuid"], [vec![7, 9], vec![10]]);
+        assert_eq!(all["DB excp"], [vec![0, 1], vec![0]], "a boot without it counts as well");
+        assert_eq!((shown(&all["cpuid"][0]), shown(&all["cpuid"][1])), ("8.0 (7-9)".into(), "10".into()));
     }
 
     /// VMX's names are those of the tracepoint, whose second table, SVM's, has other names for the same numbers.
@@ -167,6 +220,6 @@ mod tests {
             "kvm 10 6".into(),
             "exitless CPUID 7".into(),
         ];
-        assert_eq!(counts(Kind::Vmx, &lines)["CPUID"], (7, 6));
+        assert_eq!(counts(Kind::Vmx, &lines)["CPUID"], [vec![7], vec![6]]);
     }
 }
