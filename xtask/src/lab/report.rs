@@ -285,6 +285,9 @@ const HARMLESS: &[&str] = &[
     "kmemleak: Kernel memory leak detector initialized",
     "rcu: \tRCU",
     "lockdep checking",
+    // Frames of a backtrace; what it is printed for has a line of its own.
+    "? lockdep_",
+    " lockdep_hardirqs_",
 ];
 
 /// The lines of a kernel's log that tell of trouble. A panic that is asked for is none, nor the one backtrace it prints.
@@ -432,5 +435,8 @@ mod tests {
     fn trouble_is_told_from_greetings() {
         let log = "[1] Lock dependency validator: Copyright\n[2] WARNING: CPU: 1 PID: 3 at x.c:4\n[3] fine\n";
         assert_eq!(trouble(log, None), ["[2] WARNING: CPU: 1 PID: 3 at x.c:4"]);
+        // A frame of a panic's backtrace on the debug kernel; what the validator itself says stays.
+        assert!(trouble(" ? lockdep_hardirqs_on_prepare+0x17b/0x410\n", None).is_empty());
+        assert_eq!(trouble("WARNING: possible circular locking\nlockdep: x\n", None).len(), 2);
     }
 }
