@@ -175,6 +175,16 @@ static bool ex_preemption_timer = true;
 module_param_named(preemption_timer, ex_preemption_timer, bool, 0444);
 MODULE_PARM_DESC(preemption_timer, "Keep a running vCPU's APIC timer in the VMX-preemption timer (default: on)");
 
+/* modprobe exitless vpid=0: each entry and exit flushes the guest's translations, as on CPUs without VPIDs. */
+static bool ex_vpid = true;
+module_param_named(vpid, ex_vpid, bool, 0444);
+MODULE_PARM_DESC(vpid, "Tag the translations of Intel guests by virtual-processor identifiers (default: on)");
+
+bool ex_vmx_wants_vpid(void)
+{
+	return ex_vpid;
+}
+
 bool ex_vmx_wants_timer(void)
 {
 	return ex_preemption_timer && !check_tsc_unstable();

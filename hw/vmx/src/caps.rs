@@ -134,6 +134,8 @@ pub struct Wish {
     pub guard_l1d: bool,
     /// Use the preemption timer; the host's TSC is the same on all CPUs.
     pub preemption_timer: bool,
+    /// Tag translations by VPIDs.
+    pub vpid: bool,
 }
 
 /// Why VMX cannot be used here.
@@ -323,7 +325,8 @@ impl Caps {
         caps.secondary = choose(secondaries, SECONDARY_NEEDED, SECONDARY_WANTED, &[])?;
         caps.ept_vpid = rdmsr(msr::EPT_VPID_CAP);
         ept(caps.ept_vpid)?;
-        if caps.ept_vpid & ept_vpid::INVVPID == 0 || caps.ept_vpid & ept_vpid::INVVPID_ALL == 0 {
+        let flushes = ept_vpid::INVVPID | ept_vpid::INVVPID_ALL;
+        if !wish.vpid || caps.ept_vpid & flushes != flushes {
             // Without a way to flush all of them VPIDs could never be used again.
             caps.secondary &= !secondary::ENABLE_VPID;
         }

@@ -4,6 +4,7 @@
 # in test: svm, vmx
 # also on vmx 1: apicv=0
 # also on vmx 1: preemption_timer=0
+# also on vmx 1: vpid=0
 # timeout: 360
 # needs: runner
 

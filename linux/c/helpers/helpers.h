@@ -213,6 +213,7 @@ void ex_irq_window(void);
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);
 bool ex_vmx_wants_timer(void);
+bool ex_vmx_wants_vpid(void);
 bool ex_vmx_flushes_l1d(void);
 bool ex_vmx_guards_exec(void);
 bool ex_vmx_host_x2apic(void);

@@ -230,6 +230,7 @@ unsafe extern "C" {
     // ../vmx.c
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
     pub(crate) fn ex_vmx_wants_timer() -> bool;
+    pub(crate) fn ex_vmx_wants_vpid() -> bool;
     pub(crate) fn ex_vmx_flushes_l1d() -> bool;
     pub(crate) fn ex_vmx_guards_exec() -> bool;
     pub(crate) fn ex_vmx_host_x2apic() -> bool;

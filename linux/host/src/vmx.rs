@@ -26,6 +26,12 @@ pub fn wants_timer() -> bool {
     unsafe { ffi::ex_vmx_wants_timer() }
 }
 
+/// The module's parameter `vpid`.
+pub fn wants_vpid() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { ffi::ex_vmx_wants_vpid() }
+}
+
 /// Entries must flush the L1 data cache when it is dirty.
 pub fn flushes_l1d() -> bool {
     // SAFETY: reads what the kernel decided at boot.

@@ -239,7 +239,7 @@ pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missin
     Caps::negotiate(
         cpuid,
         |n| *msrs.get(&n).expect("an MSR that does not exist"),
-        Wish { apicv: true, guard_l1d: true, preemption_timer: true },
+        Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true },
     )
 }
 

@@ -101,7 +101,12 @@ impl Vendor for Vmx {
 
 /// What this host wants of its CPUs.
 fn wish() -> Wish {
-    Wish { apicv: host::wants_apicv(), guard_l1d: host::flushes_l1d(), preemption_timer: host::wants_timer() }
+    Wish {
+        apicv: host::wants_apicv(),
+        guard_l1d: host::flushes_l1d(),
+        preemption_timer: host::wants_timer(),
+        vpid: host::wants_vpid(),
+    }
 }
 
 /// A capability MSR, or IA32_FEATURE_CONTROL; `Caps::negotiate` asks for those only that exist.
