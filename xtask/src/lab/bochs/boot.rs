@@ -129,7 +129,9 @@ impl Layout {
             }
         }
         if layout.entry == 0 || layout.parts.is_empty() {
-            bail!("the kernel has no PVH entry point (CONFIG_PVH)");
+            bail!(
+                "the kernel has no PVH entry point (CONFIG_PVH); the debug kernel runs on the other machine only"
+            );
         }
         Ok(layout)
     }
