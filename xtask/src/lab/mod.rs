@@ -245,7 +245,15 @@ pub fn prepare(
     if scenario.needs("kvmtool") {
         kvmtool::add(&mut job)?;
     }
+    let mut swap = Vec::new();
+    if scenario.needs("swap") {
+        for (name, file) in kernel.modules(&["lzo", "lzo-rle", "zram"])? {
+            job.files.push((format!("{name}.ko"), file));
+            swap.push(format!("{name}.ko"));
+        }
+    }
     let variables = [
+        ("SWAP_MODULES", swap.join(" ")),
         ("MODULE", options.module.to_string()),
         ("PARAMS", all_params(scenario, options)),
         ("SCENARIO", scenario.name.clone()),

@@ -5,7 +5,7 @@
 //! # cpus: 1 2 4                        (CPUs of the emulated host; one run for each number; default 2)
 //! # memory: 1024                       (MiB of the emulated host)
 //! # timeout: 60                        (seconds of real time on two idle cores)
-//! # needs: guest runner suite          (QEMU with a Linux guest; the lab's own programs)
+//! # needs: guest runner suite swap     (QEMU with a Linux guest; the lab's own programs; modules for swap space)
 //! # modules: kvm exitless              (modules it is meant for; default both)
 //! # not on vmx: reason                 (why it cannot run on that machine)
 //! # in test: svm, vmx 2                (machines where it is part of `cargo xtask test`, with these CPUs only if there are
@@ -55,7 +55,7 @@ pub struct Scenario {
     pub memory: u32,
     /// Real time it may take on two idle cores.
     pub timeout: Duration,
-    /// `guest`, `runner`, `suite`.
+    /// `guest`, `runner`, `suite`, `swap`, ..
     pub needs: Vec<String>,
     /// Modules it is meant for.
     pub modules: Vec<Module>,
