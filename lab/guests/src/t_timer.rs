@@ -490,9 +490,10 @@ test!(state, "deadline/expires_while_user_space_has_the_state");
 fn state() {
     deadline_setup(true);
     // Armed, read back, set again when it is past: one interrupt, at once.
-    arm(rdtsc() + us(2000));
-    let t = host::must(op::GET_MSR, &[MSR_TSC_DEADLINE as u64]);
-    host::must(op::SLEEP_US, &[5000]);
+    let t = rdtsc() + us(AHEAD);
+    arm(t);
+    check_eq(host::must(op::GET_MSR, &[MSR_TSC_DEADLINE as u64]), t, "the deadline, read back");
+    host::must(op::SLEEP_US, &[AHEAD + 3000]);
     let n = count();
     check(n <= 1, "interrupts");
     host::must(op::STATE_ROUND_TRIP, &[]);
