@@ -90,6 +90,14 @@ impl Rate {
 
     /// Ticks of the guest for ticks of the host, as the CPU computes them.
     pub fn guest_ticks(&self, host: u64) -> u64 {
+        if !self.is_scaled() {
+            return host;
+        }
+        self.scaled(host)
+    }
+
+    #[cold]
+    fn scaled(&self, host: u64) -> u64 {
         (u128::from(host).wrapping_mul(u128::from(self.ratio)) >> FRACTION) as u64
     }
 

@@ -46,7 +46,7 @@ kills() {
         [ $lost -lt 16384 ] && return 0
     done
     echo "kB before and after, where they differ by more than 1 MB:"
-    awk 'NR == FNR { was[$1] = $2; next } ($2 - was[$1])^2 > 1e6 { print "=== NOTE " $1, was[$1], $2 }' \
+    awk 'NR == FNR { was[$1] = $2; next } { more = $2 - was[$1] } more > 1000 || more < -1000 { print "=== NOTE " $1, was[$1], $2 }' \
         /tmp/meminfo /proc/meminfo
     return 1
 } 2>/dev/null
