@@ -333,7 +333,7 @@ pub trait Backend {
 
     /// Value added to the host's TSC, in ticks, modulo 2^64.
     fn set_tsc_offset(&mut self, offset: u64);
-    /// The TSC's ratio in the CPU's format; called only where the CPU scales.
+    /// The TSC's ratio in the CPU's format; nothing where the CPU does not scale, or keeps it outside of the vCPU.
     fn set_tsc_ratio(&mut self, ratio: u64);
     /// Root of the second-level tables.
     fn set_slat_root(&mut self, hpa: u64);

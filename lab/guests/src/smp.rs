@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use crate::{apic, cpu, host, report, trap};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 static WORK: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
 pub static UP: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
@@ -51,6 +51,38 @@ pub fn start_all(count: usize) {
 /// Gives a started application processor something to do.
 pub fn run(index: usize, f: fn()) {
     WORK[index].store(f as usize, Ordering::SeqCst);
+}
+
+/// CPUs that read one clock: none may read less than another has read before.
+pub struct Race {
+    newest: AtomicU64,
+    back: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Race {
+    pub const fn new() -> Race {
+        Race { newest: AtomicU64::new(0), back: AtomicU64::new(0), done: AtomicU64::new(0) }
+    }
+
+    /// This CPU's part.
+    pub fn run(&self, rounds: u32, clock: fn() -> u64) {
+        for _ in 0..rounds {
+            let seen = self.newest.load(Ordering::SeqCst);
+            let now = clock();
+            if now < seen {
+                self.back.fetch_max(seen - now, Ordering::SeqCst);
+            }
+            self.newest.fetch_max(now, Ordering::SeqCst);
+        }
+        self.done.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How far it went back, once so many CPUs are through.
+    pub fn back(&self, cpus: u64) -> u64 {
+        report::check(host::wait_ms(20_000, || self.done.load(Ordering::SeqCst) == cpus), "not finished");
+        self.back.load(Ordering::SeqCst)
+    }
 }
 
 /// Waits until an application processor has taken its work.

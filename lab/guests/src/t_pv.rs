@@ -92,20 +92,10 @@ fn kvmclock_host() {
     check(h + 1_000_000 >= a && h <= b + 1_000_000, "KVM_GET_CLOCK lies between two readings");
 }
 
-static NOW: AtomicU64 = AtomicU64::new(0);
-static BACK: AtomicU64 = AtomicU64::new(0);
-static END: AtomicU64 = AtomicU64::new(0);
+static RACE: smp::Race = smp::Race::new();
 fn racer() {
     clock_on();
-    for _ in 0..300 {
-        let seen = NOW.load(Ordering::SeqCst);
-        let t = clock();
-        if t < seen {
-            BACK.fetch_max(seen - t, Ordering::SeqCst);
-        }
-        NOW.fetch_max(t, Ordering::SeqCst);
-    }
-    END.fetch_add(1, Ordering::SeqCst);
+    RACE.run(300, clock);
 }
 test!(kvmclock_smp, "pv/kvmclock_across_vcpus", cpus(4));
 fn kvmclock_smp() {
@@ -115,11 +105,11 @@ fn kvmclock_smp() {
         smp::run(i, racer);
     }
     racer();
-    check(host::wait_ms(20_000, || END.load(Ordering::SeqCst) == 4), "not finished");
+    let back = RACE.back(4);
     if features() >> 24 & 1 == 0 {
         skip("the clock is not marked stable")
     }
-    check_eq(BACK.load(Ordering::SeqCst), 0, "nanoseconds backwards between vCPUs");
+    check_eq(back, 0, "nanoseconds backwards between vCPUs");
 }
 
 test!(kvmclock_off, "pv/kvmclock_off");

@@ -87,6 +87,14 @@ fn spin_past(t: u64) {
         pause();
     }
 }
+/// Initial count 0 ends the timer: nothing comes within so many milliseconds.
+fn stops(ms: u64) {
+    write(TMICT, 0);
+    settle();
+    let n = count();
+    host::wait_ms(ms, || false);
+    check_eq(count(), n, "initial count 0 did not stop it");
+}
 /// `n` interrupts in all, then no more.
 fn exactly(n: u64, what: &str) {
     check(host::wait_ms(5000, || count() >= n), what);
@@ -679,11 +687,7 @@ fn periods(x2: bool) {
         check(host::wait_ms(10_000, || count() >= before + 4), "no four periods");
         let n = count() - before;
         check(rdtsc() - start >= us(1800) * n, "more interrupts than periods");
-        write(TMICT, 0);
-        settle();
-        let stopped = count();
-        host::wait_ms(5, || false);
-        check_eq(count(), stopped, "initial count 0 did not stop it");
+        stops(5);
     }
 }
 
@@ -723,11 +727,7 @@ fn tiny() {
     check(host::wait_ms(10_000, || count() >= 20), "no interrupts");
     let limit = rdtsc() + us(5000);
     spin_past(limit);
-    write(TMICT, 0);
-    settle();
-    let n = count();
-    host::wait_ms(3, || false);
-    check_eq(count(), n, "initial count 0 did not stop it");
+    stops(3);
 }
 
 test!(rewrite, "timer/count_rewritten_while_running");

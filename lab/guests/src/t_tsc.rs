@@ -121,10 +121,8 @@ fn halted() {
 }
 
 static KHZ: AtomicU64 = AtomicU64::new(0);
-static NOW: AtomicU64 = AtomicU64::new(0);
-static BACK: AtomicU64 = AtomicU64::new(0);
 static READY: AtomicU64 = AtomicU64::new(0);
-static END: AtomicU64 = AtomicU64::new(0);
+static RACE: smp::Race = smp::Race::new();
 
 fn race() {
     check_eq(set(KHZ.load(Ordering::SeqCst)) as u64, 0, "KVM_SET_TSC_KHZ");
@@ -132,15 +130,7 @@ fn race() {
     while READY.load(Ordering::SeqCst) < 2 {
         pause();
     }
-    for _ in 0..1000 {
-        let seen = NOW.load(Ordering::SeqCst);
-        let t = rdtsc();
-        if t < seen {
-            BACK.fetch_max(seen - t, Ordering::SeqCst);
-        }
-        NOW.fetch_max(t, Ordering::SeqCst);
-    }
-    END.fetch_add(1, Ordering::SeqCst);
+    RACE.run(1000, rdtsc);
 }
 
 test!(agree, "tsc/vcpus_of_one_rate_agree", cpus(2));
@@ -150,8 +140,7 @@ fn agree() {
     smp::start_all(2);
     smp::run(1, race);
     race();
-    check(host::wait_ms(20_000, || END.load(Ordering::SeqCst) == 2), "not finished");
-    check_eq(BACK.load(Ordering::SeqCst), 0, "ticks backwards between vCPUs");
+    check_eq(RACE.back(2), 0, "ticks backwards between vCPUs");
 }
 
 test!(bounds, "tsc/rates_that_cannot_be");

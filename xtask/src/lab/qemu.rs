@@ -22,17 +22,9 @@ const SOURCE: Source = Source {
     edits: "lab/qemu/edits.toml",
 };
 
-const PACKAGES: &[&str] = &[
-    "gcc",
-    "libc6-dev",
-    "ninja-build",
-    "pkg-config",
-    "python3-venv",
-    "xz-utils",
-    "libglib2.0-dev",
-    "libfdt-dev",
-    "zlib1g-dev",
-];
+/// For the build, besides what the lab needs anyway; the packaged QEMU brings the libraries that the program needs.
+const PACKAGES: &[&str] =
+    &["ninja-build", "pkg-config", "python3-venv", "libglib2.0-dev", "libfdt-dev", "zlib1g-dev"];
 const CONFIGURE: &[&str] = &[
     // Where Debian's meson is a module of.
     "--python=/usr/bin/python3",
@@ -47,11 +39,11 @@ const FIRMWARE: &[&str] = &["/usr/share/seabios", "/usr/share/qemu"];
 
 /// The program, built on first use.
 fn built() -> Result<PathBuf> {
-    apt::install(PACKAGES, None)?;
-    apt::install_newer("meson", "meson", (1, 5))?;
     let compiler = sh::output(&mut cmd("gcc", ["--version"]))?;
     let recipe = format!("{}\n{compiler}", CONFIGURE.join(" "));
     let dir = SOURCE.built(&recipe, |tree, to| {
+        apt::install(PACKAGES, None)?;
+        apt::install_newer("meson", "meson", (1, 5))?;
         let build = paths::made(tree.join("build"))?;
         sh::quiet(cmd("../configure", CONFIGURE).current_dir(&build))?;
         sh::quiet(
