@@ -281,7 +281,11 @@ fn two_senders() {
     for round in 1..=ROUNDS {
         // Even rounds with IF set: one or two; odd ones with IF clear: exactly one.
         let shut = round & 1 == 1;
-        if shut { cli() } else { sti() }
+        if shut {
+            cli()
+        } else {
+            sti()
+        }
         GO.store(round, Ordering::SeqCst);
         check(host::wait_ms(5000, || ready() == 2 + 2 * round), "the senders are stuck");
         if shut {

@@ -98,7 +98,11 @@ fn disabled_drops(x2: bool) {
     check_eq(count(), 1, "the next one");
 }
 
-both!(disabled_reads, "lapic/registers_while_software_disabled_xapic", "lapic/registers_while_software_disabled_x2apic");
+both!(
+    disabled_reads,
+    "lapic/registers_while_software_disabled_xapic",
+    "lapic/registers_while_software_disabled_x2apic"
+);
 fn disabled_reads(x2: bool) {
     setup(x2);
     let (id, version, ldr) = (read(ID), read(VERSION), read(LDR));

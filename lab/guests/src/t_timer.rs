@@ -417,13 +417,21 @@ both!(tpr, "deadline/expires_under_tpr_xapic", "deadline/expires_under_tpr_x2api
 fn tpr(x2: bool) {
     deadline_setup(x2);
     for n in 0..3 {
-        if n == 1 { set_cr8(5) } else { write(TPR, 0x50) }
+        if n == 1 {
+            set_cr8(5)
+        } else {
+            write(TPR, 0x50)
+        }
         arm(rdtsc() + us(500));
         check(host::wait_ms(5000, || apic::bit(IRR, 0x40)), "not requested");
         host::wait_ms(1, || false);
         check_eq(count(), n, "delivered under the TPR");
         check_eq(deadline(), 0, "MSR after firing");
-        if n == 1 { set_cr8(0) } else { write(TPR, 0) }
+        if n == 1 {
+            set_cr8(0)
+        } else {
+            write(TPR, 0)
+        }
         settle();
         check_eq(count(), n + 1, "after the TPR was lowered");
     }
