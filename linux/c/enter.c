@@ -34,8 +34,9 @@ noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spe
 }
 
 /*
- * The guest exited for a machine check. The intercept has eaten the exception, so the host's handler must be called: it
- * also clears MCG_STATUS.MCIP, without which the next machine check resets the machine. Interrupts off.
+ * The guest exited for a machine check, on either vendor. The intercept has eaten the exception, so the host's handler must
+ * be called: it also clears MCG_STATUS.MCIP, without which the next machine check resets the machine. By a call, not by
+ * "int $18": the handler takes one that hits the kernel for fatal. Interrupts off.
  */
 void ex_machine_check(void)
 {

@@ -21,7 +21,6 @@
 #include <asm/nospec-branch.h>
 #include <asm/perf_event.h>
 #include <asm/tlbflush.h>
-#include <asm/trapnr.h>
 #include <asm/tsc.h>
 #include "guest.h"
 #include "helpers/helpers.h"
@@ -30,10 +29,8 @@
 #define EX_VMCS_EXIT_REASON		0x4402
 #define EX_VMCS_EXIT_INTERRUPTION_INFO	0x4404
 #define EX_REASON_EXCEPTION_OR_NMI	0
-#define EX_REASON_ENTRY_MACHINE_CHECK	(1u << 31 | 41)
 #define EX_INTERRUPTION_TYPE		(7u << 8)
 #define EX_INTERRUPTION_NMI		(2u << 8)
-#define EX_VECTOR			0xffu
 
 /* How to enter; hw/vmx/src/machine.rs, How, is the same. */
 #define EX_HOW_LAUNCHED		1u
@@ -122,13 +119,12 @@ void ex_vmx_interrupt(u8 vector)
 
 /*
  * Interrupts off, the vCPU's VMCS current on this CPU. 0: a VM exit; 1: VMfail; 2: VMX is off.
- * NMIs and machine checks that ended the guest's time have been handled when it returns; an acknowledged interrupt is the
- * caller's to hand to ex_vmx_interrupt().
+ * An NMI that ended the guest's time has been handled when it returns; an acknowledged interrupt and a machine check are the
+ * caller's to hand to ex_vmx_interrupt() and ex_machine_check(), once the guest's XCR0, XSS and debug registers are gone.
  */
 noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 {
 	u64 host_spec_ctrl = 0;
-	bool machine_check = false;
 	u32 failed;
 
 #ifdef EX_HAVE_SPEC_CTRL_CURRENT
@@ -149,13 +145,8 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 			/* An NMI exit leaves NMIs blocked; the IRET of the handler unblocks them. Nothing may fault before. */
 			if ((run->interruption & EX_INTERRUPTION_TYPE) == EX_INTERRUPTION_NMI)
 				asm volatile("int $2" : : : "memory", "cc");
-			else if ((run->interruption & EX_VECTOR) == X86_TRAP_MC)
-				machine_check = true;
 		}
-		machine_check |= run->exit_reason == EX_REASON_ENTRY_MACHINE_CHECK;
 	}
-	if (machine_check)
-		asm volatile("int $18" : : : "memory", "cc");
 	ex_guest_exit();
 #ifdef EX_HAVE_IBPB_EXIT_TO_USER
 	/* The guest may have trained branches that this task's user part would follow. */

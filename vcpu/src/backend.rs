@@ -215,6 +215,10 @@ pub trait Backend {
     /// Enters the guest once. Interrupts are off, the vCPU's FPU state is live, `cpu` is the CPU we run on.
     /// `true` in `flush` drops the vCPU's guest-physical translations first.
     fn enter(&mut self, cpu: &Self::Cpu, flush: bool) -> Exit;
+    /// The slice is over: the host's XCR0, IA32_XSS and debug registers are back, and nobody takes the vCPU for running any
+    /// more. Hands to the host what the exit took from it: an acknowledged interrupt, a machine check. Interrupts are off;
+    /// a handler's softirqs turn them on for a while.
+    fn end(&mut self) {}
     /// The vendor's number of the last exit, for counters and traces.
     fn exit_number(&self) -> u64;
     /// The event whose delivery the last exit interrupted, if any; reading it forgets it.

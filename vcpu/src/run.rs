@@ -172,6 +172,8 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         v.debug_unloaded(dr);
     }
     sh.end_guest();
+    // Handlers of the host, and softirqs behind them, use the kernel's FPU: not before everything above is the host's again.
+    v.b.end();
     host.slice_end();
     exit
 }

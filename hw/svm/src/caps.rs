@@ -22,6 +22,8 @@ pub struct Caps {
     pub tsc_rate: bool,
     /// PAUSE can be filtered.
     pub pause_filter: bool,
+    /// The host takes machine checks (its CR4.MCE), so guests must not turn them off.
+    pub machine_checks: bool,
 }
 
 /// Why SVM cannot be used here.
@@ -57,7 +59,8 @@ impl Caps {
         self.tsc_rate.then_some(Scaling::SVM)
     }
 
-    /// Wanted, needed, present: decides from CPUID and VM_CR. `vm_cr` is asked only when SVM exists.
+    /// Wanted, needed, present: decides from CPUID and VM_CR. `vm_cr` is asked only when SVM exists. What the host wants for
+    /// itself is the caller's to add.
     pub fn negotiate(
         mut cpuid: impl FnMut(u32) -> CpuidResult,
         vm_cr: impl FnOnce() -> u64,
@@ -83,6 +86,7 @@ impl Caps {
             flush_by_asid: has(feature::FLUSH_BY_ASID),
             tsc_rate: has(feature::TSC_RATE),
             pause_filter: has(feature::PAUSE_FILTER) && has(feature::PAUSE_THRESHOLD),
+            machine_checks: false,
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
 use exitless_x86::exception::Vector;
-use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, rflags};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
@@ -182,11 +182,15 @@ impl Backend for Svm {
         }
         self.exit_code = self.control().exit_code;
         let exit = self.decode_exit();
-        if matches!(exit, Exit::Exception(x) if x.vector == Vector::MC) {
-            // SAFETY: interrupts are off and the host's state is loaded.
+        self.machine_check = matches!(exit, Exit::Exception(x) if x.vector == Vector::MC);
+        if self.nmi_masked || self.stepping { self.track_iret(exit) } else { exit }
+    }
+
+    fn end(&mut self) {
+        if core::mem::take(&mut self.machine_check) {
+            // SAFETY: interrupts are off and the host's state is loaded (trait contract).
             unsafe { ex_machine_check() };
         }
-        if self.nmi_masked || self.stepping { self.track_iret(exit) } else { exit }
     }
 
     fn exit_number(&self) -> u64 {
@@ -285,10 +289,16 @@ impl Backend for Svm {
         self.save_mut().cr3 = v;
     }
     fn cr4(&self) -> u64 {
-        self.save().cr4
+        if self.lent_mce { self.save().cr4 & !cr4::MCE } else { self.save().cr4 }
     }
     fn set_cr4(&mut self, v: u64) {
-        self.save_mut().cr4 = v;
+        // A machine check with CR4.MCE clear shuts the machine down, intercepted or not (APM vol. 2, 9.2 and 15.12.13). The
+        // guest must not see the bit that it did not set.
+        self.lent_mce = self.machine_checks && v & cr4::MCE == 0;
+        let watch = u16::from(self.lent_mce) << 4;
+        let c = self.control_mut();
+        c.intercept_cr_read = c.intercept_cr_read & !(1 << 4) | watch;
+        self.save_mut().cr4 = if self.lent_mce { v | cr4::MCE } else { v };
     }
     fn efer(&self) -> u64 {
         self.save().efer & !exitless_x86::regs::efer::SVME

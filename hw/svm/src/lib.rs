@@ -19,3 +19,6 @@ pub use vcpu::{Pages, Svm};
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+extern crate std;

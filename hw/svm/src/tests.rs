@@ -1,7 +1,5 @@
 //! The backend without a CPU: a VMCB on the heap, and a world switch that plays the CPU.
 
-extern crate std;
-
 use crate::inject::{decode, encode};
 use crate::percpu::PerCpu;
 use crate::vcpu::{Pages, Svm};
@@ -17,7 +15,20 @@ use exitless_x86::svm::{Vmcb, event_inj, int_ctl, intercept1, intercept2, tlb_co
 use std::boxed::Box;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::vec::Vec;
+
+mod hands;
+
+/// The run loop's fakes, as far as a backend can use them.
+#[path = "../../../vcpu/tests/fake/bare.rs"]
+mod bare;
+#[path = "../../../vcpu/tests/fake/os.rs"]
+#[allow(dead_code)]
+mod os;
+#[path = "../../../vcpu/tests/fake/world.rs"]
+#[allow(dead_code)]
+mod world;
 
 /// What the CPU does in one entry: looks at the VMCB as VMRUN finds it, and leaves it as #VMEXIT does. Answers whether VMRUN
 /// faulted.
@@ -25,6 +36,8 @@ type Play = Box<dyn FnOnce(&mut Vmcb, &mut [u64; 16]) -> bool>;
 
 std::thread_local! {
     static PLAY: RefCell<Option<Play>> = const { RefCell::new(None) };
+    /// What else happens around the run loop, where the test has one.
+    static OUTSIDE: RefCell<Option<Rc<world::World>>> = const { RefCell::new(None) };
 }
 
 #[unsafe(no_mangle)]
@@ -39,7 +52,13 @@ extern "C" fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, _host_save_pa: u64, _sp
 extern "C" fn ex_ibpb() {}
 
 #[unsafe(no_mangle)]
-extern "C" fn ex_machine_check() {}
+extern "C" fn ex_machine_check() {
+    OUTSIDE.with_borrow(|w| {
+        if let Some(w) = w {
+            w.host_runs(world::Hand::MachineCheck);
+        }
+    });
+}
 
 /// A vCPU over a VMCB of its own.
 struct Machine {
@@ -56,6 +75,7 @@ const ALL: Caps = Caps {
     flush_by_asid: true,
     tsc_rate: true,
     pause_filter: true,
+    machine_checks: false,
 };
 
 impl Machine {
@@ -749,4 +769,20 @@ fn optional_features() {
         assert_eq!(bits(with(edx)), want);
     }
     assert_eq!(bits(with(1 << 10)), [false; 5]);
+}
+
+/// The host's CR4.MCE is on while the guest runs, and the guest sees what it wrote: without it a machine check would shut the
+/// host down.
+#[test]
+fn machine_checks_stay_on() {
+    const READ_CR4: u16 = 1 << 4;
+    let mut m = Machine::new(&Caps { machine_checks: true, ..ALL });
+    for (guest, watched) in [(0x20, true), (0x60, false), (0x40, false), (0, true)] {
+        m.v.set_cr4(guest);
+        assert_eq!((m.v.cr4(), m.v.save().cr4), (guest, guest | 0x40));
+        assert_eq!(m.v.control().intercept_cr_read & READ_CR4 != 0, watched, "the guest reads CR4 by itself");
+    }
+    let mut m = Machine::new(&ALL);
+    m.v.set_cr4(0x20);
+    assert_eq!((m.v.cr4(), m.v.save().cr4, m.v.control().intercept_cr_read & READ_CR4), (0x20, 0x20, 0));
 }

@@ -45,7 +45,13 @@ pub struct Svm {
     pub(crate) stepping: bool,
     /// The step is over an IRET.
     pub(crate) step_iret: bool,
-    pub(crate) pad: [bool; 2],
+    /// CR4.MCE must be set while the guest runs.
+    pub(crate) machine_checks: bool,
+    /// CR4.MCE in the VMCB is the host's wish, not the guest's.
+    pub(crate) lent_mce: bool,
+    /// The last exit was for a machine check that the host has yet to hear of.
+    pub(crate) machine_check: bool,
+    pub(crate) pad: [bool; 7],
     pub(crate) iret_rip: u64,
     pub(crate) step_rip: u64,
     pub(crate) step_rflags: u64,
@@ -62,6 +68,7 @@ impl Svm {
         self.next_rip = caps.next_rip;
         self.flush_by_asid = caps.flush_by_asid;
         self.decode_assists = caps.decode_assists;
+        self.machine_checks = caps.machine_checks;
         let c = self.control_mut();
         // CR3 and CR0.TS/MP belong to the guest; other CR0 bits and CR4 need checks; CR8 goes to V_TPR.
         c.intercept_cr_write = 1 << 4;

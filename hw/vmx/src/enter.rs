@@ -223,6 +223,16 @@ impl<M: Machine> Backend for Vmx<M> {
         }
     }
 
+    fn end(&mut self) {
+        match core::mem::take(&mut self.acknowledged) {
+            0 => {}
+            vector => self.m.interrupt(vector),
+        }
+        if core::mem::take(&mut self.machine_check) {
+            self.m.machine_check();
+        }
+    }
+
     fn exit_number(&self) -> u64 {
         u64::from(self.exit_reason().basic().0)
     }

@@ -17,6 +17,7 @@ impl<M: Machine> Vmx<M> {
     pub(crate) fn decode_exit(&mut self) -> Exit {
         let reason = self.exit_reason();
         if reason.entry_failed() {
+            self.machine_check = reason.basic() == R::ENTRY_MACHINE_CHECK;
             return Exit::FailEntry(u64::from(reason.0));
         }
         match reason.basic() {
@@ -61,24 +62,26 @@ impl<M: Machine> Vmx<M> {
         Exit::Pause
     }
 
-    /// Without acknowledge-on-exit it stays pending until the host enables interrupts.
-    fn external_interrupt(&self) -> Exit {
+    /// Without acknowledge-on-exit it stays pending until the host enables interrupts. With it, it is due when the slice has
+    /// ended.
+    fn external_interrupt(&mut self) -> Exit {
         if self.caps.apicv() {
             let info = self.m.get(f::EXIT_INTERRUPTION_INFO);
             if info & i::VALID != 0 {
-                self.m.interrupt((info & i::VECTOR) as u8);
+                self.acknowledged = (info & i::VECTOR) as u8;
             }
         }
         Exit::ExternalInterrupt
     }
 
-    /// NMIs go to the host before we get here: the world switch runs the handler. #MC likewise.
+    /// NMIs go to the host before we get here: the world switch runs the handler. #MC is due when the slice has ended.
     fn exception_or_nmi(&mut self) -> Exit {
         let info = self.run.interruption;
         if info & i::TYPE == i::TYPE_NMI {
             return Exit::Nmi;
         }
         let vector = Vector((info & i::VECTOR) as u8);
+        self.machine_check = vector == Vector::MC;
         if info & i::NMI_UNBLOCKING != 0 && vector != Vector::DF {
             self.iret_faulted();
         }

@@ -12,8 +12,8 @@
 //! ```
 //! *Live*: the guest's syscall MSRs and no host selectors are in the CPU; `put` undoes that before anyone else may look.
 //!
-//! With APIC virtualisation ([`vapic`]) an exit acknowledges the external interrupt that caused it, and the world switch calls
-//! the kernel's handler; without, the interrupt stays pending and is taken when the host enables interrupts.
+//! With APIC virtualisation ([`vapic`]) an exit acknowledges the external interrupt that caused it, and the backend
+//! calls the kernel's handler when the slice is over; without, the interrupt stays pending and is taken when the host enables interrupts.
 //!
 //! [`Backend`]: exitless_vcpu::backend::Backend
 #![no_std]

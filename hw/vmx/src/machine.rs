@@ -56,6 +56,8 @@ pub trait Machine {
     fn enter(&self, run: &mut Run, how: u32) -> u32;
     /// Calls the host's handler of an interrupt that the exit has acknowledged. Interrupts are off.
     fn interrupt(&self, vector: u8);
+    /// Calls the host's handler of machine checks: the exit has eaten the exception. Interrupts are off.
+    fn machine_check(&self);
     /// Where a VM exit lands.
     fn exit_address(&self) -> u64;
     /// RDMSR.
@@ -102,6 +104,8 @@ unsafe extern "C" {
     fn ex_vmx_call_on_user_return();
     /// linux/c/vmx.c: through the IDT's gate.
     fn ex_vmx_interrupt(vector: u8);
+    /// linux/c/enter.c: the host's handler.
+    fn ex_machine_check();
     /// The label in linux/c/enter-vmx.S at which VM exits arrive.
     static ex_vmx_exit_here: u8;
     /// linux/c/vmx.c: loads selectors with the kernel's own, fault-proof macros.
@@ -136,6 +140,10 @@ impl Machine for Hardware {
     fn interrupt(&self, vector: u8) {
         // SAFETY: interrupts are off, and the CPU is in the host: as if the interrupt came now.
         unsafe { ex_vmx_interrupt(vector) };
+    }
+    fn machine_check(&self) {
+        // SAFETY: interrupts are off, and the CPU is in the host.
+        unsafe { ex_machine_check() };
     }
     fn exit_address(&self) -> u64 {
         (&raw const ex_vmx_exit_here).addr() as u64

@@ -102,8 +102,11 @@ impl<M: Machine> Vmx<M> {
         hardware & CR4_GUEST_OWNED | shadow & !CR4_GUEST_OWNED
     }
 
+    /// CR4.MCE is the host's: with it clear a machine check shuts the machine down, whatever the exception bitmap says (SDM
+    /// vol. 3B, 16.6; vol. 3C, 26.2).
     pub(crate) fn set_cr4_field(&mut self, v: u64) {
-        self.cache.set(c::CR4, v | self.caps.cr4_must);
+        let host_mce = self.m.host_cr3_cr4().1 & cr4::MCE;
+        self.cache.set(c::CR4, v | self.caps.cr4_must | host_mce);
         self.cache.set(c::CR4_READ_SHADOW, v);
     }
 

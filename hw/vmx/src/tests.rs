@@ -6,5 +6,16 @@ mod entry;
 mod events;
 mod exits;
 mod fake;
+mod hands;
 mod registers;
 mod residence;
+
+/// The run loop's fakes, as far as a backend can use them.
+#[path = "../../../vcpu/tests/fake/bare.rs"]
+mod bare;
+#[path = "../../../vcpu/tests/fake/os.rs"]
+#[allow(dead_code)]
+mod os;
+#[path = "../../../vcpu/tests/fake/world.rs"]
+#[allow(dead_code)]
+mod world;

@@ -120,7 +120,11 @@ pub struct Vmx<M = Hardware> {
     pub(crate) nmi_behind_sti: bool,
     /// The timer's field holds the largest count.
     pub(crate) timer_idle: bool,
-    pub(crate) pad: [bool; 2],
+    /// An interrupt that the last exit acknowledged and the host has yet to hear of; 0: none (vectors below 16 are not
+    /// interrupts').
+    pub(crate) acknowledged: u8,
+    /// The last exit was for a machine check that the host has yet to hear of.
+    pub(crate) machine_check: bool,
     pub(crate) m: M,
 }
 

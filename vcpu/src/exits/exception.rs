@@ -28,7 +28,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         },
         // Hardware has set DR6 before the intercept; do not set its bits twice.
         Vector::DB => fault(v, sh, Exception { payload: v.b.dr6() & 0xe00f, ..x }),
-        // The machine check was the host's: its handler has run or will run as soon as interrupts are on.
+        // The machine check was the host's: its handler has run behind the slice.
         Vector::MC => Next::Again,
         Vector::AC => fault(v, sh, Exception { error_code: Some(0), ..x }),
         _ => fault(v, sh, x),

@@ -5,7 +5,7 @@
 
 use super::os::Core;
 use super::vapic::Apic;
-use super::world::{Env, Step, Touch, World};
+use super::world::{Env, Hand, Step, Touch, World};
 use exitless_vcpu::backend::{ApicKind, ApicPage, Backend, Event, Exit, InterruptStatus, SlatFault, SysReg};
 use exitless_vcpu::shared::{mode, mp};
 use exitless_x86::exception::{Exception, Vector};
@@ -619,6 +619,7 @@ impl Backend for Cpu {
 
     fn enter(&mut self, core: &Core, flush: bool) -> Exit {
         self.check_entry(core);
+        self.w.trail.borrow_mut().push(Hand::Entered);
         self.entries += 1;
         self.next = None;
         if flush {
@@ -680,6 +681,10 @@ impl Backend for Cpu {
                 return exit;
             }
         }
+    }
+
+    fn end(&mut self) {
+        self.w.host_runs(Hand::Ended);
     }
 
     fn exit_number(&self) -> u64 {

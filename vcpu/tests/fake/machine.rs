@@ -1,5 +1,6 @@
 //! One vCPU put together: power-up, flat mode, APIC on, CPUID set; and user space that answers what it is asked.
 
+use super::bare::bare;
 use super::cpu::{Cpu, Op, PV_EOI_FLAG};
 use super::os::Os;
 use super::world::{Env, World, pattern};
@@ -8,9 +9,8 @@ use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
 use exitless_policy::{GuestCaps, Origin};
 use exitless_vcpu::backend::Event;
-use exitless_vcpu::journal::{Access, Journal};
+use exitless_vcpu::journal::Access;
 use exitless_vcpu::shared::mp;
-use exitless_vcpu::tsc::Rate;
 use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
 use exitless_x86::apic::{lvt, reg};
 use exitless_x86::regs::rflags;
@@ -59,36 +59,7 @@ impl Machine {
         let sh = Rc::new(VcpuShared::zeroed());
         let w = World::new(sh.clone());
         w.irqchip.set(irqchip);
-        let v = Vcpu {
-            advance: Default::default(),
-            timer_on_host: false,
-            vapic: exitless_vcpu::vapic::Vapic::default(),
-            b: Cpu::new(w.clone()),
-            lapic: Zeroable::zeroed(),
-            journal: Journal::default(),
-            pending_port: None,
-            reinject: None,
-            exception: None,
-            user_interrupt: None,
-            user_eoi: None,
-            want_window: false,
-            nmi_pending: 0,
-            injecting: None,
-            event_dirty: false,
-            flush: false,
-            mp_state: 0,
-            bsp: false,
-            dr: [0; 4],
-            dr_live: false,
-            xcr0: 0,
-            rate: Rate::host(0),
-            tsc_offset: 0,
-            cpuid: Zeroable::zeroed(),
-            msrs: Zeroable::zeroed(),
-            pv: Zeroable::zeroed(),
-            started: false,
-            id: 0,
-        };
+        let v = bare(Cpu::new(w.clone()));
         let mut m = Self { os: Os::new(w.clone()), w, sh, v: Box::new(v), answered: vec![] };
         m.v.init(&m.sh, &m.os, 0, bsp);
         m.set_cpuid();

@@ -9,6 +9,7 @@
 //! ```
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub(crate) mod bare;
 pub(crate) mod cpu;
 pub(crate) mod guest;
 pub(crate) mod machine;

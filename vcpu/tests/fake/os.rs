@@ -1,6 +1,10 @@
 //! The operating system: every service asserts the context it may be called in.
 
-use super::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, TICKS, World, pattern};
+// The tests of the backends, which are no_std, include this file.
+#[allow(unused_imports)]
+use std::prelude::v1::*;
+
+use super::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, Hand, ROM, TICKS, World, pattern};
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
 use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
@@ -10,14 +14,21 @@ use std::rc::Rc;
 pub(crate) struct Core(pub(crate) u32);
 
 /// See the file's head.
-pub(crate) struct Os {
+pub(crate) struct Os<C: 'static = Core> {
     pub(crate) w: Rc<World>,
-    cores: [Core; 4],
+    cores: [&'static C; 4],
 }
 
 impl Os {
     pub(crate) fn new(w: Rc<World>) -> Self {
-        Self { w, cores: [Core(0), Core(1), Core(2), Core(3)] }
+        Self::with(w, [&Core(0), &Core(1), &Core(2), &Core(3)])
+    }
+}
+
+impl<C> Os<C> {
+    /// For a backend that keeps something else per CPU.
+    pub(crate) fn with(w: Rc<World>, cores: [&'static C; 4]) -> Self {
+        Self { w, cores }
     }
 
     fn chip(&self, at: u64, data: &mut [u8]) {
@@ -34,12 +45,12 @@ fn chip_page(gpa: u64) -> bool {
     gpa & !0xfff == CHIP_MMIO
 }
 
-impl Host for Os {
-    type Cpu = Core;
+impl<C> Host for Os<C> {
+    type Cpu = C;
 
-    fn cpu(&self) -> &Core {
+    fn cpu(&self) -> &C {
         assert!(self.w.in_slice.get(), "the CPU may change under a caller outside a slice");
-        &self.cores[self.w.cpu.get() as usize]
+        self.cores[self.w.cpu.get() as usize]
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
@@ -88,6 +99,9 @@ impl Host for Os {
     fn pio_write(&self, port: u16, data: &[u8]) -> bool {
         chip_port(port) && {
             self.w.touch(false, true, u64::from(port), data);
+            if let Some(effect) = self.w.chip_writes.get() {
+                effect(&self.w);
+            }
             true
         }
     }
@@ -188,6 +202,7 @@ impl Host for Os {
     fn slice_begin(&self) {
         self.w.point();
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
+        self.w.trail.borrow_mut().clear();
         // Interrupts were on until here: a pending IPI was taken.
         self.w.ipi.set(false);
         self.w.notified.set(false);
@@ -201,6 +216,7 @@ impl Host for Os {
         // Interrupts are on: a pending IPI is taken here, and a notification: the host has nothing to do for it.
         self.w.ipi.set(false);
         self.w.notified.set(false);
+        self.w.check_trail();
         self.w.point();
     }
     fn work_pending(&self) -> bool {
@@ -220,11 +236,13 @@ impl Host for Os {
     fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>) {
         assert!(self.w.in_slice.get() && self.w.fpu_live.get(), "load_state before fpu_live");
         assert!(self.w.loaded.replace(Some((xcr0, debug))).is_none(), "loaded twice");
+        self.w.trail.borrow_mut().push(Hand::Loaded);
     }
     fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4] {
         let (have, dr) = self.w.loaded.take().expect("unloaded what was not loaded");
         assert_eq!(have, xcr0, "another XCR0 unloaded than loaded");
         assert_eq!(dr.is_some(), debug, "debug registers unloaded but not loaded, or the reverse");
+        self.w.trail.borrow_mut().push(Hand::Unloaded);
         dr.unwrap_or_default()
     }
     fn branch_barrier(&self) {

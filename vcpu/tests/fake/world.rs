@@ -1,5 +1,9 @@
 //! What guest CPU, operating system and user space share: memory, time, the model of pending interrupts, the log of devices.
 
+// The tests of the backends, which are no_std, include this file.
+#[allow(unused_imports)]
+use std::prelude::v1::*;
+
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
@@ -75,6 +79,23 @@ pub(crate) enum Step {
     Kick,
 }
 
+/// See [`World::trail`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hand {
+    /// The guest's XCR0, XSS and debug registers are loaded.
+    Loaded,
+    /// An entry, up to its exit.
+    Entered,
+    /// The host's are back.
+    Unloaded,
+    /// The backend was told that the slice is over.
+    Ended,
+    /// The host's handler of the interrupt with this vector.
+    Interrupt(u8),
+    /// Its handler of machine checks.
+    MachineCheck,
+}
+
 /// One access that reached a device, in the kernel or in user space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Touch {
@@ -89,6 +110,9 @@ pub(crate) struct World {
     pub(crate) sh: Rc<VcpuShared>,
     pub(crate) ram: RefCell<Vec<u8>>,
     pub(crate) log: RefCell<Vec<Touch>>,
+    /// Who had the CPU in this slice, or in the last, in order: written by the fakes of the operating system and of the CPU
+    /// alike, checked at each slice's end.
+    pub(crate) trail: RefCell<Vec<Hand>>,
     /// The host's writes to guest memory.
     pub(crate) written: RefCell<Vec<(u64, Vec<u8>)>>,
     /// Pages whose second-level mapping exists.
@@ -109,6 +133,8 @@ pub(crate) struct World {
     pub(crate) fpu_live: Cell<bool>,
     /// XCR0 and debug registers loaded for the guest.
     pub(crate) loaded: Cell<Option<(u64, Option<[u64; 4]>)>>,
+    /// What a write to the chip in the kernel does to its writer, on this very CPU: nobody sends an IPI for it.
+    pub(crate) chip_writes: Cell<Option<fn(&World)>>,
     pub(crate) signal: Cell<bool>,
     pub(crate) work: Cell<bool>,
     pub(crate) immediate: Cell<bool>,
@@ -176,6 +202,7 @@ impl World {
             sh,
             ram: RefCell::new(vec![0; RAM]),
             log: RefCell::default(),
+            trail: RefCell::default(),
             written: RefCell::default(),
             mapped: RefCell::default(),
             schedule: RefCell::default(),
@@ -187,6 +214,7 @@ impl World {
             in_slice: Cell::new(false),
             fpu_live: Cell::new(false),
             loaded: Cell::new(None),
+            chip_writes: Cell::new(None),
             signal: Cell::new(false),
             work: Cell::new(false),
             immediate: Cell::new(false),
@@ -231,6 +259,23 @@ impl World {
     /// Something that may sleep was called.
     pub(crate) fn may_sleep(&self, what: &str) {
         assert!(!self.in_slice.get(), "{what} inside a slice");
+    }
+
+    /// The host's own code runs: handlers, and softirqs behind them, which use the FPU and take kicks.
+    pub(crate) fn host_runs(&self, hand: Hand) {
+        assert!(self.in_slice.get(), "{hand:?} outside a slice: preemption may be on");
+        assert!(self.loaded.get().is_none(), "{hand:?} on the guest's XCR0, XSS and debug registers");
+        assert!(!self.sh.needs_ipi(), "{hand:?} in guest mode: kicks would find nobody");
+        self.trail.borrow_mut().push(hand);
+    }
+
+    /// A slice ends: the guest's state was loaded before the first entry and gone before the host heard of anything.
+    pub(crate) fn check_trail(&self) {
+        let trail = self.trail.borrow();
+        let (inside, outside) = trail.split_at(trail.iter().position(|h| *h == Hand::Unloaded).unwrap_or(0));
+        assert!(inside.iter().skip(1).all(|h| *h == Hand::Entered), "{trail:?}");
+        assert!(inside.first().is_none_or(|h| *h == Hand::Loaded), "{trail:?}");
+        assert!(outside.iter().skip(1).all(|h| *h != Hand::Entered), "{trail:?}");
     }
 
     /// What a requester does: the request, then the kick if the mode asks for it.

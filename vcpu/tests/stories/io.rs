@@ -32,6 +32,31 @@ fn ports() {
     }
 }
 
+/// A fast exit that interrupts its own vCPU: a kick would be an IPI to this CPU, and none is sent. Who enters again without a
+/// look lets the guest close its interrupts first.
+#[test]
+fn a_chip_interrupts_its_writer() {
+    let mut m = Machine::new([out(CHIP_PORT, 1, 7), Op::Cli, Op::Nop]);
+    m.w.chip_writes.set(Some(|w| {
+        w.happen(Env::Irq(0x41));
+        w.ipi.set(false);
+    }));
+    m.go();
+    assert_eq!(m.events(), [Event::Interrupt(0x41)]);
+    assert_eq!(m.sh.stats.fast.get(), 1);
+}
+
+/// A fast exit that wakes a thread of this CPU: the scheduler marks the task and sends no IPI. The next fast exit must not be
+/// reached before the scheduler was let in.
+#[test]
+fn a_chip_wakes_a_thread_of_this_cpu() {
+    let mut m = Machine::new([out(CHIP_PORT, 1, 7), out(CHIP_PORT, 1, 8), out(CHIP_PORT, 1, 9), Op::Nop]);
+    m.w.chip_writes
+        .set(Some(|w| assert!(!w.work.replace(true), "a slice went on with the scheduler waiting")));
+    m.go();
+    assert_eq!(m.sh.stats.fast.get(), 3);
+}
+
 /// The code is swapped out, so nothing can be decoded with interrupts off: the same, the slow way.
 #[test]
 fn ports_and_cpuid_from_swapped_code() {

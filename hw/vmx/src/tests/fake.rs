@@ -1,5 +1,6 @@
 //! A processor in VMX operation, as far as the backend can tell.
 
+use super::world::{Hand, World};
 use crate::caps::Wish;
 use crate::machine::{Machine, TaskSegments, how, switched};
 use crate::vcpu::Run;
@@ -11,6 +12,7 @@ use exitless_x86::vmx::field::{Access, Field, Width};
 use std::boxed::Box;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::vec::Vec;
 
 type Script = Box<dyn FnMut(&Cpu, &mut Run) -> u32>;
@@ -31,6 +33,8 @@ pub(super) struct Cpu {
     pub(super) segments: Cell<TaskSegments>,
     pub(super) restored: Cell<Option<TaskSegments>>,
     pub(super) cr3: Cell<u64>,
+    /// The host's; `None`: as after boot, without machine checks.
+    pub(super) cr4: Cell<Option<u64>>,
     pub(super) tsc: Cell<u64>,
     /// How often the return to user mode was asked to call back.
     pub(super) user_returns: Cell<u32>,
@@ -42,8 +46,8 @@ pub(super) struct Cpu {
     pub(super) invepts: RefCell<Vec<(u64, u64)>>,
     pub(super) invvpids: Cell<u32>,
     pub(super) barriers: Cell<u32>,
-    /// Acknowledged interrupts that were handed to the host.
-    pub(super) interrupts: RefCell<Vec<u8>>,
+    /// What else happens around the run loop, where the test has one.
+    pub(super) outside: RefCell<Option<Rc<World>>>,
     pub(super) flushed_l1d: Cell<bool>,
 }
 
@@ -70,6 +74,12 @@ impl Cpu {
     }
     pub(super) fn read_count<W: Width, A: Access>(&self, f: Field<W, A>) -> usize {
         self.reads.borrow().iter().filter(|&&e| e == f.encoding()).count()
+    }
+    /// The host's handler runs.
+    fn hand(&self, hand: Hand) {
+        if let Some(w) = &*self.outside.borrow() {
+            w.host_runs(hand);
+        }
     }
     /// The next entry ends like this.
     pub(super) fn next(&self, f: impl FnMut(&Cpu, &mut Run) -> u32 + 'static) {
@@ -142,6 +152,9 @@ impl Machine for Fake {
     }
     fn enter(&self, run: &mut Run, bits: u32) -> u32 {
         let cpu = self.cpu();
+        if let Some(w) = &*cpu.outside.borrow() {
+            w.trail.borrow_mut().push(Hand::Entered);
+        }
         let launched = bits & how::LAUNCHED != 0;
         cpu.flushed_l1d.set(bits & how::GUARD_L1D != 0 && bits & how::L1D_DIRTY != 0);
         {
@@ -162,7 +175,10 @@ impl Machine for Fake {
         ended
     }
     fn interrupt(&self, vector: u8) {
-        self.cpu().interrupts.borrow_mut().push(vector);
+        self.cpu().hand(Hand::Interrupt(vector));
+    }
+    fn machine_check(&self) {
+        self.cpu().hand(Hand::MachineCheck);
     }
     fn exit_address(&self) -> u64 {
         0xe817
@@ -181,7 +197,7 @@ impl Machine for Fake {
         self.cpu().tsc.get()
     }
     fn host_cr3_cr4(&self) -> (u64, u64) {
-        (self.cpu().cr3.get(), 0x2020)
+        (self.cpu().cr3.get(), self.cpu().cr4.get().unwrap_or(0x2020))
     }
     fn dr6(&self) -> u64 {
         self.cpu().dr6.get()

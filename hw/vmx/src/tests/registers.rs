@@ -334,3 +334,19 @@ fn msr_bitmaps() {
     assert_eq!(map[0x400 + 0x102 / 8] & 1 << 2, 0);
     assert_eq!(map[0xc00 + 0x102 / 8] & 1 << 2, 0);
 }
+
+/// The host's CR4.MCE is on while the guest runs, and the guest sees what it wrote: without it a machine check would shut the
+/// host down.
+#[test]
+fn machine_checks_stay_on() {
+    let mut b = Bench::new();
+    b.cpu.cr4.set(Some(0x2060));
+    for guest in [0x20, 0x60, 0] {
+        b.v.set_cr4(guest);
+        b.run(10, 0);
+        assert_eq!(b.v.cr4(), guest);
+        assert_eq!(b.cpu.field(f::GUEST_CR4), guest | 0x2040);
+        assert_eq!(b.cpu.field(f::CR4_SHADOW), guest);
+        assert_ne!(b.cpu.field(f::CR4_MASK) & 0x40, 0, "the guest's writes exit");
+    }
+}

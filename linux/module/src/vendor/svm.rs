@@ -14,6 +14,7 @@ use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
 use exitless_vcpu::tsc::Scaling;
+use exitless_x86::regs::cr4;
 
 const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
@@ -91,6 +92,7 @@ pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
         pr_err!("{}", why.message());
         Errno::EOPNOTSUPP
     })?;
+    g.svm.caps.machine_checks = ops::cr4() & cr4::MCE != 0;
     Ok(())
 }
 

@@ -1,0 +1,39 @@
+//! A vCPU from zeroes around any backend: `Vcpu::init` makes it a CPU after power-up. The tests of the backends use it too.
+
+use bytemuck::Zeroable;
+use exitless_vcpu::Vcpu;
+use exitless_vcpu::journal::Journal;
+use exitless_vcpu::tsc::Rate;
+
+pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
+    Vcpu {
+        advance: Default::default(),
+        timer_on_host: false,
+        vapic: exitless_vcpu::vapic::Vapic::default(),
+        b,
+        lapic: Zeroable::zeroed(),
+        journal: Journal::default(),
+        pending_port: None,
+        reinject: None,
+        exception: None,
+        user_interrupt: None,
+        user_eoi: None,
+        want_window: false,
+        nmi_pending: 0,
+        injecting: None,
+        event_dirty: false,
+        flush: false,
+        mp_state: 0,
+        bsp: false,
+        dr: [0; 4],
+        dr_live: false,
+        xcr0: 0,
+        rate: Rate::host(0),
+        tsc_offset: 0,
+        cpuid: Zeroable::zeroed(),
+        msrs: Zeroable::zeroed(),
+        pv: Zeroable::zeroed(),
+        started: false,
+        id: 0,
+    }
+}
