@@ -130,8 +130,9 @@ pub trait Host {
     fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>);
     /// Switches them back; `debug` says they were loaded and returns the guest's DR0 to DR3 (atomic).
     fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4];
-    /// The guest asked for an indirect branch prediction barrier.
-    fn branch_barrier(&self);
+    /// The guest asked for an indirect branch prediction barrier: for it alone, so what the host does for itself plays no part.
+    /// `false`: the CPU has none.
+    fn branch_barrier(&self) -> bool;
     /// The guest wrote TSC_AUX: load the new value.
     fn reload_tsc_aux(&self, value: u64);
     /// Gives up and retakes the lock on slots and routes, so that an update may finish.

@@ -147,9 +147,9 @@ impl<B: Backend> Vcpu<B> {
                 return self.msrs.mce.write(kind, value, origin, writable);
             }
             K::PredCmd => {
-                // Only the guest's own wish counts, and only where its CPUID (so the host's) has IBPB.
-                if value != 0 && origin == Origin::Guest {
-                    host.branch_barrier();
+                // Only the guest's own wish counts: what user space restores has happened.
+                if value != 0 && origin == Origin::Guest && !host.branch_barrier() {
+                    return Err(Invalid);
                 }
             }
             K::PvWallClock(_) => {

@@ -44,7 +44,7 @@ pub use level::{Backing, Level, max_level};
 pub use map::{MapError, Mapped, Mapping};
 pub use npt::Npt;
 pub use sweep::{Aged, Swept};
-pub use tables::{Counts, Dropped, Leaf, Slat, TABLES_PER_MAP};
+pub use tables::{Counts, Dropped, Leaf, Slat, TABLES_PER_MAP, gpa_bits};
 
 #[cfg(test)]
 mod tests;

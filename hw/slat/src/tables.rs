@@ -11,6 +11,11 @@ use crate::{Format, Level, MemType, Perm};
 /// taking the mmu lock.
 pub const TABLES_PER_MAP: usize = 4;
 
+/// Bits of guest physical addresses that so many levels of tables translate.
+pub const fn gpa_bits(levels: u32) -> u32 {
+    if levels >= 5 { 52 } else { 48 }
+}
+
 /// Second-level page tables of one VM. All-zero is valid and means "no root yet".
 #[derive(Debug, Default, Zeroable)]
 #[zeroable(bound = "F: Zeroable")]
@@ -126,9 +131,9 @@ impl<F: Format> Slat<F> {
         self.counts
     }
 
-    /// One past the highest guest physical address that can be mapped: 2^48, or 2^52 with five levels.
+    /// One past the highest guest physical address that can be mapped.
     pub const fn gpa_end(&self) -> u64 {
-        if self.levels >= 5 { 1 << 52 } else { 1 << 48 }
+        1 << gpa_bits(self.levels)
     }
 
     pub(crate) fn root(&self) -> Option<TableAddr> {

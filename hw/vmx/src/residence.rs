@@ -145,6 +145,13 @@ impl Residence {
         Ok(())
     }
 
+    /// The vCPU, loaded on the CPU whose part `cpu` is, has executed a branch barrier of its own: what other CPUs remember of
+    /// it is a stranger's. Preemption is off; `identity` as in [`Residence::init`].
+    pub fn renew(&self, cpu: &PerCpu, identity: u64) {
+        self.identity.store(identity, Relaxed);
+        cpu.last_vcpu.store(identity, Relaxed);
+    }
+
     /// Makes the VMCS inactive, on the CPU whose part `cpu` is, with interrupts off. Harmless if it is not active here.
     pub fn clear_here<M: Machine>(&self, m: &M, cpu: &PerCpu) {
         if self.cpu.load(Relaxed) != cpu.number() + 1 {

@@ -208,6 +208,15 @@ void ex_ibpb(void)
 	indirect_branch_prediction_barrier();
 }
 
+/* The guest's own barrier: also where the kernel uses none for itself. False: the CPU has none. Preemption off. */
+bool ex_ibpb_for_guest(void)
+{
+	if (!boot_cpu_has(X86_FEATURE_IBPB))
+		return false;
+	wrmsrl(MSR_IA32_PRED_CMD, PRED_CMD_IBPB);
+	return true;
+}
+
 /* The value SPEC_CTRL must have while this CPU runs the host. Preemption off. */
 u64 ex_host_spec_ctrl(void)
 {

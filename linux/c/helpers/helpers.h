@@ -55,6 +55,7 @@ bool ex_hw_breakpoint_active(void);
 void ex_hw_breakpoint_restore(void);
 void ex_ldt_reload(void);
 void ex_ibpb(void);
+bool ex_ibpb_for_guest(void);
 u64 ex_host_spec_ctrl(void);
 
 /* debugfs.c */

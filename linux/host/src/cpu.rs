@@ -236,6 +236,13 @@ pub fn ibpb() {
     unsafe { ffi::ex_ibpb() }
 }
 
+/// The barrier that a guest asked for, for itself: also where the kernel does not use IBPB. `false`: the CPU has none.
+/// Preemption off.
+pub fn ibpb_for_guest() -> bool {
+    // SAFETY: writes PRED_CMD if the CPU has it.
+    unsafe { ffi::ex_ibpb_for_guest() }
+}
+
 /// What SPEC_CTRL must hold while this CPU runs the host. Preemption off.
 pub fn host_spec_ctrl() -> u64 {
     // SAFETY: reads a per-CPU variable.

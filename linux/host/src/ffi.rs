@@ -55,6 +55,7 @@ unsafe extern "C" {
     pub(crate) fn ex_hw_breakpoint_restore();
     pub(crate) fn ex_ldt_reload();
     pub(crate) fn ex_ibpb();
+    pub(crate) fn ex_ibpb_for_guest() -> bool;
     pub(crate) fn ex_host_spec_ctrl() -> u64;
 
     // debugfs.c

@@ -18,6 +18,7 @@ use exitless_x86::msr::Msr;
 /// The host's CPUID.
 struct Cpu<'a> {
     xcr0: u64,
+    gpa_bits: u32,
     /// Takes out what guests cannot have although the host has it.
     hide: &'a dyn Fn(u32, u32, &mut CpuidResult),
 }
@@ -30,6 +31,9 @@ impl HostCpuid for Cpu<'_> {
     }
     fn xcr0(&self) -> u64 {
         self.xcr0
+    }
+    fn gpa_bits(&self) -> u32 {
+        self.gpa_bits
     }
 }
 
@@ -45,12 +49,16 @@ pub struct Supported {
 
 impl Supported {
     /// Asks the CPU.
-    pub fn compute(xcr0: u64, hide: &dyn Fn(u32, u32, &mut CpuidResult)) -> Option<KBox<Supported>> {
+    pub fn compute(
+        xcr0: u64,
+        gpa_bits: u32,
+        hide: &dyn Fn(u32, u32, &mut CpuidResult),
+    ) -> Option<KBox<Supported>> {
         let mut s = KBox::<Supported>::zeroed()?;
         let this = &mut *s;
         // PKRU is not switched around an entry, so protection keys are not offered.
         const PKRU: u64 = 1 << 9;
-        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU, hide }, &mut this.entries).ok()?;
+        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU, gpa_bits, hide }, &mut this.entries).ok()?;
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);

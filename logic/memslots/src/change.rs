@@ -42,6 +42,14 @@ pub struct Limits {
     pub phys_bits: u32,
 }
 
+impl Limits {
+    /// `width`: bits of the CPU's physical addresses. `held`: bits that the second-level tables translate; with four levels
+    /// that is less than the widest CPUs can address.
+    pub const fn new(max_slots: u32, width: u32, held: u32) -> Self {
+        Self { max_slots, phys_bits: if width < held { width } else { held } }
+    }
+}
+
 /// Why a region is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -55,7 +63,7 @@ pub enum Refusal {
     Misaligned,
     /// More than [`MAX_SLOT_PAGES`] pages.
     TooManyPages,
-    /// Guest range wraps or ends beyond MAXPHYADDR, or the host range wraps.
+    /// Guest range wraps, ends beyond MAXPHYADDR or beyond what the tables hold, or the host range wraps.
     OutOfRange,
     /// Deleting a slot that is not there.
     Missing,

@@ -70,6 +70,19 @@ fn limits_are_inclusive() {
     assert_eq!(errno(&mut vec![], region(MAX_SLOTS - 1, 0, (1 << 40) - 0x1000, 0x1000, 0)), 0);
 }
 
+/// A CPU with 52 bits and tables of four levels: a slot above 2^48 was taken, and its first access ended KVM_RUN with EFAULT.
+#[test]
+fn tables_limit_too() {
+    for (width, held, bits) in [(52, 48, 48), (52, 52, 52), (48, 48, 48), (46, 52, 46), (40, 48, 40)] {
+        let limits = Limits::new(MAX_SLOTS, width, held);
+        let last = (1 << bits) - 0x1000;
+        assert!(plan(&[], &region(0, 0, last, 0x1000, 0), &limits).is_ok(), "{width} {held}");
+        for beyond in [region(0, 0, last, 0x2000, 0), region(0, 0, 1 << bits, 0x1000, 0)] {
+            assert_eq!(plan(&[], &beyond, &limits), Err(Refusal::OutOfRange), "{width} {held}");
+        }
+    }
+}
+
 /// Deleting what is not there is an error: VMMs probe KVM_CAP_DESTROY_MEMORY_REGION_WORKS semantics with it.
 #[test]
 fn delete() {

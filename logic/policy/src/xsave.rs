@@ -105,6 +105,9 @@ mod tests {
 
     struct Host(u64, u64);
     impl HostCpuid for Host {
+        fn gpa_bits(&self) -> u32 {
+            48
+        }
         fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult {
             match (leaf, sub) {
                 (0xd, 0) => CpuidResult { eax: self.0 as u32, ebx: 0, ecx: 0, edx: (self.0 >> 32) as u32 },

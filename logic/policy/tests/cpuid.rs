@@ -135,11 +135,29 @@ fn zen3_as_offered() {
     assert_eq!(c.efer_allowed & (efer::SVME | efer::AUTOIBRS | efer::LMSLE | efer::TCE), 0);
 }
 
+/// Tables of four levels under a CPU with 52-bit addresses: firmware must not place a BAR where nothing can be mapped.
+#[test]
+fn what_can_be_mapped() {
+    for (host, offered) in
+        [(0x3934, 0x30_3934), (0x30_3934, 0x30_3934), (0x3030, 0x3030), (0x20_302e, 0x302e)]
+    {
+        let cpu = zen3();
+        let answer = |l, sub| {
+            let r = cpu.cpuid(l, sub);
+            if l == 0x8000_0008 { CpuidResult { eax: host, ..r } } else { r }
+        };
+        assert_eq!(must(&list(&Host(answer, cpu.xcr0())), 0x8000_0008, 0).eax, offered, "{host:#x}");
+    }
+}
+
 /// A host kernel without AVX or PKRU state must not have a guest use them, though CPUID has the bits.
 #[test]
 fn features_follow_their_state() {
     struct Less<H>(H, u64);
     impl<H: HostCpuid> HostCpuid for Less<H> {
+        fn gpa_bits(&self) -> u32 {
+            self.0.gpa_bits()
+        }
         fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult {
             self.0.cpuid(leaf, sub)
         }

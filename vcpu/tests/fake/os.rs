@@ -245,8 +245,9 @@ impl<C> Host for Os<C> {
         self.w.trail.borrow_mut().push(Hand::Unloaded);
         dr.unwrap_or_default()
     }
-    fn branch_barrier(&self) {
+    fn branch_barrier(&self) -> bool {
         self.w.barriers.set(self.w.barriers.get() + 1);
+        self.w.has_barrier.get()
     }
     fn reload_tsc_aux(&self, _value: u64) {}
     fn quiesce(&self) {

@@ -182,6 +182,8 @@ pub(crate) struct World {
     pub(crate) quiesced: Cell<u32>,
     pub(crate) moved_apic: Cell<u32>,
     pub(crate) barriers: Cell<u32>,
+    /// The CPU has an indirect branch prediction barrier.
+    pub(crate) has_barrier: Cell<bool>,
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
     /// Destinations that the guest meant.
     pub(crate) ipis_owed: RefCell<Vec<u32>>,
@@ -244,6 +246,7 @@ impl World {
             quiesced: Cell::new(0),
             moved_apic: Cell::new(0),
             barriers: Cell::new(0),
+            has_barrier: Cell::new(true),
             ipis: RefCell::default(),
             ipis_owed: RefCell::default(),
             eois: RefCell::default(),

@@ -37,6 +37,10 @@ fn msrs() {
         rdmsr(0x802),
         wrmsr(0x277, 0x0202),
         rdmsr(0x48),
+        // PRED_CMD: bits other than IBPB; FLUSH_CMD, which no CPUID here offers.
+        wrmsr(0x49, 2),
+        wrmsr(0x49, 1 << 32 | 1),
+        wrmsr(0x10b, 1),
     ] {
         let mut m = Machine::new([faulting(op.clone()), Op::Nop]);
         m.go();
@@ -45,6 +49,11 @@ fn msrs() {
     let mut m = Machine::new([wrmsr(0x49, 1), wrmsr(0x49, 0), Op::Nop]);
     m.go();
     assert_eq!(m.w.barriers.get(), 1);
+    // A CPU without it, whatever CPUID the guest was given.
+    let mut m = Machine::new([faulting(wrmsr(0x49, 1)), wrmsr(0x49, 0), Op::Nop]);
+    m.w.has_barrier.set(false);
+    m.go();
+    assert_eq!(m.events(), [GP]);
 }
 
 /// x2APIC: the mode by APIC_BASE, registers by MSR, an IPI by ICR, EOI of nothing.

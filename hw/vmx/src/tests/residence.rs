@@ -59,6 +59,23 @@ fn turns_on_one_cpu() {
     assert_eq!(cpu.current.get(), 0);
 }
 
+/// A guest's own barrier cleans the CPU that executes it; where the vCPU ran before, one follows when it comes back.
+#[test]
+fn own_barrier_counts_everywhere() {
+    let (m, cpu) = Fake::new();
+    let (a, b) = (online(m, 0), online(m, 1));
+    let at = residence(0x1000);
+    load(at, &m, a).unwrap();
+    at.clear_here(&m, a);
+    load(at, &m, b).unwrap();
+    at.renew(b, 77);
+    load(at, &m, b).unwrap();
+    assert_eq!(cpu.barriers.get(), 2, "once on each CPU, none after its own");
+    at.clear_here(&m, b);
+    load(at, &m, a).unwrap();
+    assert_eq!(cpu.barriers.get(), 3, "back where the old training is");
+}
+
 /// A CPU that goes offline keeps no VMCS; its vCPUs go on elsewhere, and it refuses new ones.
 #[test]
 fn offline() {

@@ -276,8 +276,16 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         }
         dr
     }
-    fn branch_barrier(&self) {
-        cpu::ibpb();
+    fn branch_barrier(&self) -> bool {
+        cpu::preempt_disable();
+        let done = cpu::ibpb_for_guest();
+        if let Some(g) = global::get().filter(|_| done && self.loaded)
+            && let Some(slot) = g.cpus.get(cpu::id() as usize)
+        {
+            self.me.renew_identity(g, slot);
+        }
+        cpu::preempt_enable();
+        done
     }
     fn reload_tsc_aux(&self, value: u64) {
         self.me.tsc_aux.store(value, Ordering::Relaxed);

@@ -7,7 +7,7 @@ pub mod run;
 pub mod state;
 pub mod sync;
 
-use crate::global::{self, Global};
+use crate::global::{self, CpuSlot, Global};
 use crate::runpage::RunPage;
 use crate::vendor::{self, Vendor, with_backend};
 use crate::vm::Vm;
@@ -55,7 +55,7 @@ pub struct VcpuObj {
     /// Position in the VM.
     pub index: u32,
     /// Number for the branch predictor barrier.
-    identity: u64,
+    identity: AtomicU64,
     /// The guest's TSC_AUX.
     pub tsc_aux: AtomicU64,
     /// The guest's TSC ratio, where it is no field of the VMCB or VMCS.
@@ -116,9 +116,17 @@ impl VcpuObj {
         unsafe { &mut *B::place(&self.inner) }
     }
 
-    /// A number no other vCPU of this load has, for the branch predictor barrier.
+    /// A number no other vCPU of this load has had, for the branch predictor barrier.
     pub fn identity(&self) -> u64 {
-        self.identity
+        self.identity.load(Ordering::Relaxed)
+    }
+
+    /// After the guest's own barrier: what it trained on other CPUs is a stranger's from now on, so the barrier follows
+    /// when it comes there. `slot` is this CPU's; preemption is off.
+    pub fn renew_identity(&self, g: &Global, slot: &CpuSlot) {
+        let fresh = global::next_identity();
+        self.identity.store(fresh, Ordering::Relaxed);
+        vendor::renew(g, self, slot, fresh);
     }
 
     /// `struct kvm_run`.
@@ -224,7 +232,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
     let cookie: *mut c_void = v.as_ptr().cast();
     v.id = id;
     v.index = vm.vcpu_count() as u32;
-    v.identity = global::next_identity();
+    v.identity.store(global::next_identity(), Ordering::Relaxed);
     v.vm.store(core::ptr::from_ref(vm) as u64, Ordering::Relaxed);
     v.shared.cpu.store(-1, Ordering::Relaxed);
     v.task.init(cookie)?;

@@ -126,6 +126,14 @@ pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     }
 }
 
+/// The vCPU, loaded on this CPU, has another identity. Preemption is off.
+pub fn renew(g: &Global, v: &VcpuObj, slot: &CpuSlot, identity: u64) {
+    match g.kind {
+        Kind::Svm => svm::renew(slot, identity),
+        Kind::Vmx => vmx::renew(v, slot, identity),
+    }
+}
+
 /// A guest that executes from large pages and changes their size under itself can hang these CPUs (CVE-2018-12207, "iTLB
 /// multihit"), and the host wants that prevented: code runs from small pages, large ones are data.
 pub fn guards_exec(g: &Global) -> bool {

@@ -167,6 +167,10 @@ pub(super) fn put(g: &Global, slot: &CpuSlot) {
     cpu::reload_ldt();
 }
 
+pub(super) fn renew(slot: &CpuSlot, identity: u64) {
+    slot.svm.per_cpu.last_vcpu.store(identity, Ordering::Relaxed);
+}
+
 /// Nested paging follows the host's number of levels (APM vol. 2, 15.25.3).
 pub(super) fn table_shape() -> (u32, Level) {
     let five = ops::cr4() & exitless_x86::regs::cr4::LA57 != 0;

@@ -231,6 +231,10 @@ pub(super) fn put(v: &VcpuObj) {
     unsafe { v.vmx.residence.put(&Hardware) };
 }
 
+pub(super) fn renew(v: &VcpuObj, slot: &CpuSlot, identity: u64) {
+    v.vmx.residence.renew(&slot.vmx.per_cpu, identity);
+}
+
 /// Before a vCPU is freed: no CPU may keep parts of its VMCS. Process context.
 pub(crate) fn forget(v: &VcpuObj) {
     while let Some(at) = v.vmx.residence.active_on() {

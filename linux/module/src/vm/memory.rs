@@ -23,7 +23,7 @@ use exitless_kvm_abi::kvm_userspace_memory_region;
 use exitless_memslots::{self as ms, Change, DirtyBitmap, GfnRange, Limits, MAX_SLOTS, Slot, Table};
 use exitless_slat::{
     Backing, Entries, Frames, FreeList, Level, MapError, Mapped, Mapping, MemType, Perm, Slat,
-    TABLES_PER_MAP, TableAddr, TablePage, max_level,
+    TABLES_PER_MAP, TableAddr, TablePage, gpa_bits, max_level,
 };
 use exitless_vcpu::Request;
 use exitless_vcpu::host::FaultOutcome;
@@ -238,7 +238,8 @@ impl Vm {
         {
             return Err(Errno::EINVAL);
         }
-        let limits = Limits { max_slots: MAX_SLOTS, phys_bits: phys_bits() };
+        let held = gpa_bits(self.mmu.lock().slat.levels());
+        let limits = Limits::new(MAX_SLOTS, phys_bits(), held);
         // SAFETY: `slots_lock` is held.
         let current = unsafe { self.table() };
         let mut change =

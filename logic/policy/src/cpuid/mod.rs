@@ -15,4 +15,6 @@ pub trait HostCpuid {
     fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult;
     /// State components the host kernel lets its tasks use (its XCR0).
     fn xcr0(&self) -> u64;
+    /// Bits of guest-physical addresses that the second-level tables translate.
+    fn gpa_bits(&self) -> u32;
 }

@@ -55,6 +55,9 @@ impl<H: HostCpuid> HostCpuid for InRange<'_, H> {
     fn xcr0(&self) -> u64 {
         self.host.xcr0()
     }
+    fn gpa_bits(&self) -> u32 {
+        self.host.gpa_bits()
+    }
 }
 
 struct List<'a, H> {
@@ -207,8 +210,11 @@ impl<H: HostCpuid> List<'_, H> {
         let mut r = self.host.cpuid(leaf::ADDRESS_SIZES, 0);
         translate_speculation(&mut self.host.cpuid(leaf::STRUCTURED_FEATURES, 0), &mut r);
         let f = self.features(leaf::ADDRESS_SIZES, 0, r);
-        // Bits 23:16 would tell a guest of ours what its own guests may use; there are none.
-        self.plain(leaf::ADDRESS_SIZES, CpuidResult { eax: r.eax & 0xffff, ..f })
+        // Bits 23:16: the width of what can be mapped, where that is less than page tables may name; firmware places devices by
+        // it. The host's own bits speak of the hypervisor below it.
+        let held = self.host.gpa_bits();
+        let mapped = if r.eax & 0xff > held { held << 16 } else { 0 };
+        self.plain(leaf::ADDRESS_SIZES, CpuidResult { eax: r.eax & 0xffff | mapped, ..f })
     }
 
     fn amd_extended(&mut self, max: u32) -> Result<(), Full> {

@@ -20,6 +20,9 @@ impl<F: Fn(u32, u32) -> CpuidResult> HostCpuid for Host<F> {
     fn xcr0(&self) -> u64 {
         self.1
     }
+    fn gpa_bits(&self) -> u32 {
+        48
+    }
 }
 
 fn id(max: u32, v: [u32; 3]) -> CpuidResult {
