@@ -10,6 +10,7 @@
 #include <linux/hardirq.h>
 #include <linux/kvm_host.h>
 #include <linux/moduleparam.h>
+#include <linux/perf_event.h>
 #include <linux/percpu.h>
 #include <linux/stddef.h>
 #include <linux/user-return-notifier.h>
@@ -64,10 +65,18 @@ struct ex_vmx_host_state {
 	u64 sysenter_eip;
 };
 
+/* hw/vmx/src/pmu.rs, struct Switched, is the same. */
+struct ex_vmx_pmu_msr {
+	u64 msr;
+	u64 host;
+	u64 guest;
+};
+
 void ex_vmx_call_gate(unsigned long handler);
 u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
 u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
 void ex_vmx_interrupt(u8 vector);
+u32 ex_vmx_pmu_list(struct ex_vmx_pmu_msr *list, u32 longest);
 void ex_vmx_call_on_user_return(void);
 void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
 
@@ -76,6 +85,7 @@ static_assert(offsetof(struct ex_vmx_run, host_rsp) == 136);
 static_assert(offsetof(struct ex_vmx_run, spec_ctrl) == 144);
 static_assert(offsetof(struct ex_vmx_run, interruption) == 156);
 static_assert(sizeof(struct ex_vmx_host_state) == 13 * 8);
+static_assert(sizeof(struct ex_vmx_pmu_msr) == 3 * 8);
 static_assert(sizeof(struct exception_table_entry) == 12);
 static_assert(offsetof(struct exception_table_entry, fixup) == 4);
 static_assert(EX_TYPE_DEFAULT == 1);
@@ -154,6 +164,32 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
 #endif
 	return failed;
+}
+
+/*
+ * What perf wants to differ between host and guest on this CPU now. Interrupts off: the array is this CPU's. No guest has
+ * counters or a PEBS buffer of its own here, so there is no guest's state to tell.
+ */
+u32 ex_vmx_pmu_list(struct ex_vmx_pmu_msr *list, u32 longest)
+{
+	u32 n = 0;
+#ifdef EX_HAVE_GUEST_MSRS
+	/* Without counters perf answers NULL and leaves the number alone. */
+	struct perf_guest_switch_msr *all;
+	int i, count = 0;
+
+	all = perf_guest_get_msrs(&count, NULL);
+	for (i = 0; all && i < count; i++) {
+		if (all[i].host == all[i].guest)
+			continue;
+		if (WARN_ON_ONCE(n == longest))
+			break;
+		list[n++] = (struct ex_vmx_pmu_msr){ all[i].msr, all[i].host, all[i].guest };
+	}
+#elif IS_ENABLED(CONFIG_CPU_SUP_INTEL)
+#error "this kernel keeps perf's list of guest registers to kvm.ko: host profiling could write into guests' memory"
+#endif
+	return n;
 }
 
 /* modprobe exitless apicv=0: interrupts as on CPUs that cannot virtualise the APIC. Read once, at load. */

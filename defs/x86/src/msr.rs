@@ -52,6 +52,10 @@ impl Msr {
     pub const PAT: Self = Self(0x277);
     pub const MTRR_DEF_TYPE: Self = Self(0x2ff);
 
+    // --- performance monitoring ---
+    pub const PERF_GLOBAL_CTRL: Self = Self(0x38f);
+    pub const PEBS_ENABLE: Self = Self(0x3f1);
+
     // --- machine check, power, APIC, extended state ---
     /// First of four per bank: CTL, STATUS, ADDR, MISC.
     pub const MC0_CTL: Self = Self(0x400);
@@ -144,6 +148,8 @@ pub mod misc_enable {
 pub mod debugctl {
     pub const LBR: u64 = 1 << 0;
     pub const BTF: u64 = 1 << 1;
+    /// Intel: counters and last-branch records stand still in system-management mode.
+    pub const FREEZE_WHILE_SMM: u64 = 1 << 14;
 }
 
 /// IA32_MTRRCAP and IA32_MTRR_DEF_TYPE bits (SDM vol. 3A, 12.11).

@@ -46,6 +46,7 @@ const ANY_ERROR_CODE: u32 = 1 << 1;
 const UNLOCKED: u32 = 1 << 2;
 const APICV: u32 = 1 << 3;
 const GUARD_L1D: u32 = 1 << 4;
+const PERF_GLOBAL_CTRL: u32 = 1 << 5;
 
 impl Caps {
     /// The CPU has a preemption timer that works, and the host wants it used.
@@ -59,6 +60,10 @@ impl Caps {
     /// Entries must not show the guest what is in the L1 data cache.
     pub fn guard_l1d(&self) -> bool {
         self.flags & GUARD_L1D != 0
+    }
+    /// Entries and exits can load IA32_PERF_GLOBAL_CTRL, and do it right.
+    pub fn perf_global_ctrl(&self) -> bool {
+        self.flags & PERF_GLOBAL_CTRL != 0
     }
     /// Hardware exceptions take an error code or not, whatever their vector.
     pub fn any_error_code(&self) -> bool {
@@ -186,6 +191,12 @@ const BROKEN_TIMER: [u32; 9] =
 /// Those fields.
 const SIGNATURE: u32 = 0x0fff_3fff;
 
+/// CPUs whose VM exits may lose bits 34:32 when they load IA32_PERF_GLOBAL_CTRL (Intel's specification updates for Nehalem and
+/// Westmere: AAK155, AAP115, AAT100, BC86, BA97), by family and model in CPUID.01H:EAX.
+const BROKEN_GLOBAL_CTRL: [u32; 5] = [0x106a0, 0x106e0, 0x20650, 0x206c0, 0x206e0];
+/// Those fields.
+const MODEL: u32 = SIGNATURE & !0xf;
+
 /// A bit and its name in messages.
 type Named = (u32, &'static str);
 
@@ -244,7 +255,12 @@ const ENTRY_NEEDED: &[Named] = &[
     (entry::IA32E_MODE_GUEST, "IA-32e mode guest"),
     (entry::LOAD_EFER, "load IA32_EFER (entry)"),
 ];
-const ENTRY_OFF: &[Named] = &[(entry::IA32E_MODE_GUEST, "IA-32e mode guest")];
+/// These come and go too.
+const EXIT_OFF: &[Named] = &[(exit::LOAD_PERF_GLOBAL_CTRL, "load IA32_PERF_GLOBAL_CTRL (exit)")];
+const ENTRY_OFF: &[Named] = &[
+    (entry::IA32E_MODE_GUEST, "IA-32e mode guest"),
+    (entry::LOAD_PERF_GLOBAL_CTRL, "load IA32_PERF_GLOBAL_CTRL (entry)"),
+];
 /// Bits of [`PRIMARY_NEEDED`] and [`ENTRY_NEEDED`] that a fresh VMCS does not have yet.
 const PRIMARY_DYNAMIC: u32 = primary::INTERRUPT_WINDOW_EXITING
     | primary::NMI_WINDOW_EXITING
@@ -320,7 +336,7 @@ impl Caps {
             && secondaries.may() & SECONDARY_APIC == SECONDARY_APIC
             && caps.msr_bitmaps();
         let acknowledge = if apicv { exit::ACKNOWLEDGE_INTERRUPT } else { 0 };
-        caps.exit = choose(exits, EXIT_NEEDED, pat_exit | acknowledge, &[])?;
+        caps.exit = choose(exits, EXIT_NEEDED, pat_exit | acknowledge, EXIT_OFF)?;
         caps.entry = choose(entries, ENTRY_NEEDED, pat_entry, ENTRY_OFF)? & !ENTRY_DYNAMIC;
         caps.secondary = choose(secondaries, SECONDARY_NEEDED, SECONDARY_WANTED, &[])?;
         caps.ept_vpid = rdmsr(msr::EPT_VPID_CAP);
@@ -336,11 +352,15 @@ impl Caps {
         let timer = wish.preemption_timer
             && pins.may() & pin::PREEMPTION_TIMER != 0
             && !BROKEN_TIMER.contains(&(cpuid(1).eax & SIGNATURE));
+        let global_ctrl = exits.may() & exit::LOAD_PERF_GLOBAL_CTRL != 0
+            && entries.may() & entry::LOAD_PERF_GLOBAL_CTRL != 0
+            && !BROKEN_GLOBAL_CTRL.contains(&(cpuid(1).eax & MODEL));
         let flag = |on: bool, bit| if on { bit } else { 0 };
         caps.flags = flag(timer, PREEMPTION_TIMER)
             | flag(basic.any_error_code(), ANY_ERROR_CODE)
             | flag(apicv, APICV)
             | flag(wish.guard_l1d, GUARD_L1D)
+            | flag(global_ctrl, PERF_GLOBAL_CTRL)
             | flag(!locked, UNLOCKED);
         Ok(caps)
     }

@@ -30,10 +30,12 @@ mod plan {
     pub(super) const UNSETTLED: u32 = 1 << 10;
     /// Not launched yet.
     pub(super) const FRESH: u32 = 1 << 11;
+    /// Registers of performance monitoring change hands.
+    pub(super) const PMU: u32 = 1 << 12;
     /// There is something to do before the switch.
-    pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | how::GUARD_L1D;
+    pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | PMU | how::GUARD_L1D;
     /// There is something to do after it.
-    pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | how::GUARD_L1D;
+    pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | PMU | how::GUARD_L1D;
 }
 
 impl<M: Machine> Vmx<M> {
@@ -53,6 +55,7 @@ impl<M: Machine> Vmx<M> {
             self.m.put(f::GUEST_RSP, self.vmcs_rsp);
         }
         self.follow_host();
+        self.follow_pmu();
         if self.caps.vpid() && (moved || self.vpid_generation != cpu.generation.load(Relaxed)) {
             self.choose_vpid(cpu);
         }
@@ -118,6 +121,7 @@ impl<M: Machine> Vmx<M> {
             | bit(!at.launched(), plan::FRESH)
             | bit(self.caps.guard_l1d(), how::GUARD_L1D)
             | bit(!self.dr_intercept, plan::DEBUG_REGISTERS)
+            | bit(self.switches_pmu(), plan::PMU)
             | bit(self.host_debugctl != 0, plan::HOST_DEBUGCTL);
     }
 
@@ -127,6 +131,10 @@ impl<M: Machine> Vmx<M> {
         let mut bits = self.plan;
         if bits & plan::UNSETTLED != 0 {
             return None;
+        }
+        if bits & plan::PMU != 0 {
+            self.follow_pmu();
+            self.quiet_pebs();
         }
         if bits & plan::DEBUG_REGISTERS != 0 {
             self.m.set_dr6(self.dr6);
@@ -145,6 +153,7 @@ impl<M: Machine> Vmx<M> {
             self.m.set_dr6(DR6_NEUTRAL);
         }
         if switched != switched::EXIT {
+            self.resume_pebs();
             return;
         }
         if self.plan & plan::HOST_DEBUGCTL != 0 {

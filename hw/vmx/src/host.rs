@@ -1,10 +1,11 @@
 //! The host's half of the VMCS, and the change of hands between host and guest around entries.
 
+use crate::cache as c;
 use crate::machine::Machine;
 use crate::percpu::{HostState, PerCpu};
 use crate::residence::Residence;
 use crate::vcpu::{PLE_WINDOW, Vmx};
-use exitless_x86::msr::Msr;
+use exitless_x86::msr::{Msr, debugctl};
 use exitless_x86::vmx::field as f;
 
 /// Everything of the host that is constant on a CPU. Selectors that a task may have set (DS, ES, FS, GS) must be 0 here,
@@ -47,12 +48,11 @@ impl<M: Machine> Vmx<M> {
             self.ple_window = PLE_WINDOW;
             self.m.put(f::PLE_WINDOW, PLE_WINDOW);
         }
-        self.host_debugctl = self.m.rdmsr(Msr::DEBUGCTL.0);
         // Whatever ran here in between left its data in the cache.
         self.l1d_dirty = true;
     }
 
-    /// What may change from one entry to the next: the address space (and its PCID) and CR4.
+    /// What may change from one slice to the next: the address space (and its PCID), CR4, and what perf records of branches.
     pub(crate) fn follow_host(&mut self) {
         let (cr3, cr4) = self.m.host_cr3_cr4();
         if cr3 != self.host_cr3 {
@@ -63,6 +63,19 @@ impl<M: Machine> Vmx<M> {
             self.host_cr4 = cr4;
             self.m.put(f::HOST_CR4, cr4);
         }
+        let debugctl = self.m.rdmsr(Msr::DEBUGCTL.0);
+        let changed = debugctl ^ self.host_debugctl;
+        self.host_debugctl = debugctl;
+        if changed & debugctl::FREEZE_WHILE_SMM != 0 {
+            let guest = self.cache.get(&self.m, c::DEBUGCTL);
+            self.set_debugctl(guest);
+        }
+    }
+
+    /// The guest's IA32_DEBUGCTL, with the one bit that is the host's wish for its own counters, whoever runs.
+    pub(crate) fn set_debugctl(&self, guest: u64) {
+        let bit = debugctl::FREEZE_WHILE_SMM;
+        self.cache.set(c::DEBUGCTL, guest & !bit | self.host_debugctl & bit);
     }
 
     /// A VM exit clears IA32_DEBUGCTL (SDM vol. 3C, 28.5.1).

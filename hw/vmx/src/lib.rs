@@ -35,6 +35,7 @@ pub mod machine;
 pub mod msr_bitmap;
 pub mod ops;
 pub mod percpu;
+pub mod pmu;
 pub mod residence;
 pub mod state;
 pub mod timer;

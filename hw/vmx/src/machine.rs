@@ -1,6 +1,7 @@
 //! What the backend asks of the CPU: the current VMCS, VMX instructions, MSRs, one entry. Tests answer with an array.
 
 use crate::ops;
+use crate::pmu::{LONGEST, Switched};
 use crate::vcpu::Run;
 use exitless_x86::vmx::field::{Access, Field, Rw, Width};
 
@@ -66,6 +67,9 @@ pub trait Machine {
     fn wrmsr(&self, msr: u32, value: u64);
     /// Before this CPU next returns to user mode, [`crate::PerCpu::take_back_lent`] is to be called. Preemption is off.
     fn call_on_user_return(&self);
+    /// The registers of performance monitoring that must differ between host and guest now, to the front of `list`: how many.
+    /// Interrupts are off.
+    fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize;
     /// RDTSC.
     fn tsc(&self) -> u64;
     /// CR3 and CR4 as they are now.
@@ -102,6 +106,8 @@ unsafe extern "C" {
     fn ex_vmx_enter(run: *mut Run, how: u32) -> u32;
     /// linux/c/vmx.c: the user-return notifier of this CPU.
     fn ex_vmx_call_on_user_return();
+    /// linux/c/vmx.c: asks perf.
+    fn ex_vmx_pmu_list(list: *mut Switched, longest: u32) -> u32;
     /// linux/c/vmx.c: through the IDT's gate.
     fn ex_vmx_interrupt(vector: u8);
     /// linux/c/enter.c: the host's handler.
@@ -153,12 +159,17 @@ impl Machine for Hardware {
         unsafe { exitless_hw_ops::rdmsr(msr) }
     }
     fn wrmsr(&self, msr: u32, value: u64) {
-        // SAFETY: as in `rdmsr`; guest values passed the policy's checks, and `put` restores the host's.
+        // SAFETY: as in `rdmsr`, and PEBS_ENABLE when perf names it; guest values passed the policy's checks, and `put`
+        // restores the host's.
         unsafe { exitless_hw_ops::wrmsr(msr, value) };
     }
     fn call_on_user_return(&self) {
         // SAFETY: interrupts, and so preemption, are off.
         unsafe { ex_vmx_call_on_user_return() };
+    }
+    fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize {
+        // SAFETY: the list has that many entries, and interrupts are off.
+        unsafe { ex_vmx_pmu_list(list.as_mut_ptr(), LONGEST as u32) as usize }
     }
     fn tsc(&self) -> u64 {
         exitless_hw_ops::rdtsc()

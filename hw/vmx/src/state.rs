@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::residence::Travelling as T;
 use crate::vcpu::Vmx;
 use exitless_vcpu::backend::SysReg;
+use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{SegReg, Segment, TableReg, cr0, cr4, efer};
 use exitless_x86::vmx::access_rights as ar;
 use exitless_x86::vmx::control::entry;
@@ -146,7 +147,7 @@ impl<M: Machine> Vmx<M> {
             SysReg::SysenterEsp => cache.get(m, c::SYSENTER_ESP),
             SysReg::SysenterEip => cache.get(m, c::SYSENTER_EIP),
             SysReg::Pat => cache.get(m, c::PAT),
-            SysReg::DebugCtl => cache.get(m, c::DEBUGCTL),
+            SysReg::DebugCtl => cache.get(m, c::DEBUGCTL) & !debugctl::FREEZE_WHILE_SMM,
             SysReg::SpecCtrl => self.run.spec_ctrl,
             // Last-branch records are not virtualised.
             _ => 0,
@@ -166,7 +167,7 @@ impl<M: Machine> Vmx<M> {
             SysReg::SysenterEip => self.cache.set(c::SYSENTER_EIP, v),
             SysReg::Pat => self.cache.set(c::PAT, v),
             SysReg::DebugCtl => {
-                self.cache.set(c::DEBUGCTL, v);
+                self.set_debugctl(v);
                 self.debug_touched = true;
             }
             SysReg::SpecCtrl => self.run.spec_ctrl = v,

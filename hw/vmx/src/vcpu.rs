@@ -2,6 +2,7 @@
 
 use crate::cache::{self, Cache};
 use crate::machine::{Hardware, Machine};
+use crate::pmu::MsrAreas;
 use crate::residence::Residence;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
@@ -50,6 +51,10 @@ pub struct Pages {
     pub virtual_apic: NonNull<u8>,
     /// Its physical address.
     pub virtual_apic_pa: u64,
+    /// The MSR-load areas: zeroed memory within one page, for this vCPU alone.
+    pub msr_areas: NonNull<MsrAreas>,
+    /// Their physical address.
+    pub msr_areas_pa: u64,
     /// Physical address of the MSR bitmaps (one page; may be shared by all vCPUs).
     pub msr_bitmaps_pa: u64,
     /// The same with the x2APIC's MSRs open as far as hardware virtualises them.
@@ -66,6 +71,7 @@ pub struct Pages {
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
 pub(crate) struct Addresses {
     pub(crate) virtual_apic_pa: u64,
+    pub(crate) msr_areas_pa: u64,
     pub(crate) msr_bitmaps_pa: u64,
     pub(crate) x2apic_msr_bitmaps_pa: u64,
     pub(crate) x2apic_off_msr_bitmaps_pa: u64,
@@ -74,7 +80,7 @@ pub(crate) struct Addresses {
 }
 
 /// # Invariants
-/// After [`Vmx::init`], `residence` and `virtual_apic` point to memory that lives as long as `self`.
+/// After [`Vmx::init`], `residence`, `virtual_apic` and `msr_areas` point to memory that lives as long as `self`.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Vmx<M = Hardware> {
@@ -83,9 +89,11 @@ pub struct Vmx<M = Hardware> {
     pub(crate) caps: crate::Caps,
     residence: Option<NonNull<Residence>>,
     virtual_apic: Option<NonNull<u8>>,
+    msr_areas: Option<NonNull<MsrAreas>>,
     pub(crate) pages: Addresses,
     pub(crate) apic: crate::vapic::Apic,
     pub(crate) timer: crate::timer::Timer,
+    pub(crate) pmu: crate::pmu::Pmu,
     pub(crate) dr6: u64,
     /// After how many ticks a loop of PAUSEs exits.
     pub(crate) ple_window: u32,
@@ -95,7 +103,7 @@ pub struct Vmx<M = Hardware> {
     pub(crate) host_cr3: u64,
     pub(crate) host_cr4: u64,
     pub(crate) host_fs_base: u64,
-    /// The host's IA32_DEBUGCTL, which an exit clears.
+    /// The host's IA32_DEBUGCTL in this slice; an exit clears the register.
     pub(crate) host_debugctl: u64,
     pub(crate) vpid_generation: u64,
     /// Decided when the slice began.
@@ -144,8 +152,10 @@ impl<M: Machine> Vmx<M> {
     pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
         self.residence = Some(pages.residence);
         self.virtual_apic = Some(pages.virtual_apic);
+        self.msr_areas = Some(pages.msr_areas);
         self.pages = Addresses {
             virtual_apic_pa: pages.virtual_apic_pa,
+            msr_areas_pa: pages.msr_areas_pa,
             msr_bitmaps_pa: pages.msr_bitmaps_pa,
             x2apic_msr_bitmaps_pa: pages.x2apic_msr_bitmaps_pa,
             x2apic_off_msr_bitmaps_pa: pages.x2apic_off_msr_bitmaps_pa,
@@ -192,6 +202,8 @@ impl<M: Machine> Vmx<M> {
         m.put(f::EXIT_MSR_STORE_COUNT, 0);
         m.put(f::EXIT_MSR_LOAD_COUNT, 0);
         m.put(f::ENTRY_MSR_LOAD_COUNT, 0);
+        m.put(f::ENTRY_MSR_LOAD_ADDRESS, self.pages.msr_areas_pa);
+        m.put(f::EXIT_MSR_LOAD_ADDRESS, self.pages.msr_areas_pa + MsrAreas::EXIT);
         m.put(f::VMCS_LINK_POINTER, NO_LINK);
         m.put(f::GUEST_ACTIVITY, activity::ACTIVE);
         m.put(f::CR0_MASK, !crate::state::CR0_GUEST_OWNED);
@@ -225,6 +237,12 @@ impl<M: Machine> Vmx<M> {
         // SAFETY: type invariant: the page is ours and lives as long as `self`; the type is atomics of a page's size and
         // alignment.
         self.virtual_apic.map(|p| unsafe { p.cast::<ApicPage>().as_ref() })
+    }
+
+    /// The MSR-load areas.
+    pub(crate) fn msr_areas(&self) -> Option<&MsrAreas> {
+        // SAFETY: type invariant; they are all atomics.
+        self.msr_areas.map(|p| unsafe { p.as_ref() })
     }
 
     /// MOV CR8 reads and writes the page's task priority (SDM vol. 3C, 30.1.1).

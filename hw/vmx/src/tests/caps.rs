@@ -1,6 +1,6 @@
 //! Negotiation against tables of capability MSRs.
 
-use super::fake::{negotiate, skylake};
+use super::fake::{negotiate, negotiate_as, skylake};
 use crate::Missing;
 use exitless_x86::vmx::caps::{Allowed, msr};
 use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
@@ -88,6 +88,20 @@ fn wanted_controls() {
     assert!(!c.pat());
     assert!(!without(&[msr::TRUE_PROCBASED_CTLS], primary::USE_MSR_BITMAPS).unwrap().msr_bitmaps());
     assert!(!without(&[msr::PROCBASED_CTLS2], secondary::PAUSE_LOOP_EXITING).unwrap().pause_loop());
+}
+
+/// IA32_PERF_GLOBAL_CTRL by hardware on both ways or on none, and on no CPU that loses bits of it.
+#[test]
+fn perf_global_ctrl() {
+    let c = negotiate(&skylake()).unwrap();
+    assert!(c.perf_global_ctrl());
+    assert_eq!(c.exit & exit::LOAD_PERF_GLOBAL_CTRL, 0, "only while perf needs it");
+    assert_eq!(c.entry & entry::LOAD_PERF_GLOBAL_CTRL, 0, "only while perf needs it");
+    assert!(!without(&[msr::TRUE_EXIT_CTLS], exit::LOAD_PERF_GLOBAL_CTRL).unwrap().perf_global_ctrl());
+    assert!(!without(&[msr::TRUE_ENTRY_CTLS], entry::LOAD_PERF_GLOBAL_CTRL).unwrap().perf_global_ctrl());
+    // CPUID.01H:EAX of a Westmere-EP, its newest stepping; and of its successor, which is not concerned.
+    assert!(!negotiate_as(0x206c2, &skylake()).unwrap().perf_global_ctrl());
+    assert!(negotiate_as(0x206d7, &skylake()).unwrap().perf_global_ctrl());
 }
 
 /// The first VT-x CPUs force CR3 exits; nobody here handles them.

@@ -3,12 +3,15 @@
 use super::world::{Hand, World};
 use crate::caps::Wish;
 use crate::machine::{Machine, TaskSegments, how, switched};
+use crate::pmu::{LONGEST, MsrAreas, Switched};
 use crate::vcpu::Run;
 use crate::{Caps, HostState, Pages, PerCpu, Residence, Vmx};
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::vmx::caps::msr;
-use exitless_x86::vmx::field::{Access, Field, Width};
+use exitless_x86::vmx::control::{entry, exit};
+use exitless_x86::vmx::field::{self as f, Access, Field, Width};
 use std::boxed::Box;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -49,12 +52,43 @@ pub(super) struct Cpu {
     /// What else happens around the run loop, where the test has one.
     pub(super) outside: RefCell<Option<Rc<World>>>,
     pub(super) flushed_l1d: Cell<bool>,
+    /// What perf wants exchanged.
+    pub(super) pmu: RefCell<Vec<Switched>>,
+    pub(super) pmu_looks: Cell<u32>,
+    /// What a guest of the tests in `pmu` found.
+    pub(super) seen: RefCell<Vec<u64>>,
+    /// What is in memory at `AREAS`.
+    areas: Cell<Option<&'static MsrAreas>>,
 }
 
 impl Cpu {
     pub(super) fn field<W: Width, A: Access>(&self, f: Field<W, A>) -> W::Value {
         let all = self.vmcs.borrow();
         W::value(all[&self.current.get()].fields.get(&f.encoding()).copied().unwrap_or(0))
+    }
+    /// A VM entry or exit loads MSRs: by the control for IA32_PERF_GLOBAL_CTRL, then from its area.
+    fn load_msrs(&self, by_control: Option<u64>, address: u64, count: u32) {
+        let mut msrs = self.msrs.borrow_mut();
+        if let Some(value) = by_control {
+            msrs.insert(0x38f, value);
+        }
+        assert!(count as usize <= LONGEST);
+        let Some(areas) = self.areas.get().filter(|_| count != 0) else { return };
+        let area = if address == AREAS { &areas.entry } else { &areas.exit };
+        assert!(address == AREAS || address == AREAS + MsrAreas::EXIT);
+        for [number, value] in area.iter().take(count as usize) {
+            msrs.insert(number.load(Relaxed) as u32, value.load(Relaxed));
+        }
+    }
+    fn load_guest_msrs(&self) {
+        let on = self.field(f::ENTRY_CONTROLS) & entry::LOAD_PERF_GLOBAL_CTRL != 0;
+        let control = on.then(|| self.field(f::GUEST_PERF_GLOBAL_CTRL));
+        self.load_msrs(control, self.field(f::ENTRY_MSR_LOAD_ADDRESS), self.field(f::ENTRY_MSR_LOAD_COUNT));
+    }
+    fn load_host_msrs(&self) {
+        let on = self.field(f::EXIT_CONTROLS) & exit::LOAD_PERF_GLOBAL_CTRL != 0;
+        let control = on.then(|| self.field(f::HOST_PERF_GLOBAL_CTRL));
+        self.load_msrs(control, self.field(f::EXIT_MSR_LOAD_ADDRESS), self.field(f::EXIT_MSR_LOAD_COUNT));
     }
     /// What hardware stores on an exit, read-only fields too.
     pub(super) fn store<W: Width, A: Access>(&self, f: Field<W, A>, v: W::Value) {
@@ -164,7 +198,11 @@ impl Machine for Fake {
             v.launched = true;
         }
         let mut script = cpu.script.borrow_mut().pop_front().expect("an entry nobody expected");
+        cpu.load_guest_msrs();
         let ended = script(cpu, run);
+        if ended == switched::EXIT {
+            cpu.load_host_msrs();
+        }
         let late_failure = ended == switched::EXIT && run.reason >> 31 != 0;
         if ended != switched::EXIT || late_failure {
             cpu.vmcs.borrow_mut().get_mut(&cpu.current.get()).unwrap().launched = launched;
@@ -192,6 +230,13 @@ impl Machine for Fake {
     }
     fn call_on_user_return(&self) {
         self.cpu().user_returns.set(self.cpu().user_returns.get() + 1);
+    }
+    fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize {
+        let cpu = self.cpu();
+        cpu.pmu_looks.set(cpu.pmu_looks.get() + 1);
+        let wanted = cpu.pmu.borrow();
+        list[..wanted.len()].copy_from_slice(&wanted);
+        wanted.len()
     }
     fn tsc(&self) -> u64 {
         self.cpu().tsc.get()
@@ -248,9 +293,14 @@ pub(super) fn skylake() -> BTreeMap<u32, u64> {
 }
 
 pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missing> {
+    negotiate_as(0x50654, msrs)
+}
+
+/// `signature`: CPUID.01H:EAX.
+pub(super) fn negotiate_as(signature: u32, msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missing> {
     let cpuid = |leaf| match leaf {
         0 => CpuidResult { eax: 0x16, ..CpuidResult::default() },
-        _ => CpuidResult { ecx: 1 << 5, ..CpuidResult::default() },
+        _ => CpuidResult { eax: signature, ecx: 1 << 5, ..CpuidResult::default() },
     };
     Caps::negotiate(
         cpuid,
@@ -287,6 +337,9 @@ pub(super) struct Bench {
     pub(super) m: Fake,
 }
 
+/// Where a bench's MSR-load areas are for the CPU.
+const AREAS: u64 = 0x9000;
+
 #[repr(align(4096))]
 struct Page(#[allow(dead_code)] [u8; 4096]);
 
@@ -308,10 +361,14 @@ impl Bench {
         let mut v: Box<Vmx<Fake>> = Box::new(bytemuck::Zeroable::zeroed());
         v.m = m;
         let page = Box::leak(Box::new(Page([0; 4096])));
+        let areas: &'static MsrAreas = Box::leak(Box::new(bytemuck::Zeroable::zeroed()));
+        cpu.areas.set(Some(areas));
         let pages = Pages {
             residence: NonNull::from(at),
             virtual_apic: NonNull::from(page).cast(),
             virtual_apic_pa: 0x5000,
+            msr_areas: NonNull::from(areas),
+            msr_areas_pa: AREAS,
             msr_bitmaps_pa: 0x6000,
             x2apic_msr_bitmaps_pa: 0x6800,
             x2apic_off_msr_bitmaps_pa: 0x6c00,

@@ -56,6 +56,7 @@ pub struct Parts {
     residence: Residence,
     vmcs: Option<Pages>,
     virtual_apic: Option<Pages>,
+    msr_areas: Option<Pages>,
 }
 
 impl Vendor for Vmx {
@@ -75,11 +76,14 @@ impl Vendor for Vmx {
         let identity = v.identity();
         let vmcs = region(&g.vmx.caps)?;
         let apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+        let areas = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         v.vmx.residence.init(vmcs.phys(), identity);
         let pages = exitless_vmx::Pages {
             residence: NonNull::from(&v.vmx.residence),
             virtual_apic: NonNull::new(apic.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
             virtual_apic_pa: apic.phys(),
+            msr_areas: NonNull::new(areas.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
+            msr_areas_pa: areas.phys(),
             msr_bitmaps_pa: g.vmx.msr_bitmaps.as_ref().map_or(0, Pages::phys),
             x2apic_msr_bitmaps_pa: g.vmx.x2apic_msr_bitmaps.as_ref().map_or(0, Pages::phys),
             x2apic_off_msr_bitmaps_pa: g.vmx.x2apic_off_msr_bitmaps.as_ref().map_or(0, Pages::phys),
@@ -88,6 +92,7 @@ impl Vendor for Vmx {
         };
         v.vmx.vmcs = Some(vmcs);
         v.vmx.virtual_apic = Some(apic);
+        v.vmx.msr_areas = Some(areas);
         // SAFETY: the caller's object alone refers to it.
         let inner = unsafe { v.own::<Vmx>() };
         inner.b.init(pages, &g.vmx.caps);
