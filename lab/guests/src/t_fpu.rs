@@ -201,3 +201,74 @@ fn shared_cpu() {
     busy();
     check(host::wait_ms(20_000, || DONE.load(Ordering::SeqCst) == 3), "the other vCPUs did not finish");
 }
+
+/// Computes and exits for a while, without touching vector registers: interrupts of the host come in between.
+fn meanwhile() {
+    let until = rdtsc() + host::tsc_khz() * 5;
+    while rdtsc() < until {
+        for _ in 0..2000 {
+            unsafe { asm!("nop", options(nomem, nostack, preserves_flags)) }
+        }
+        let _ = cpuid(1, 0);
+    }
+}
+
+/// Breakpoints where nothing ever is, so that the CPU holds the guest's debug registers too.
+const BREAKPOINTS: [u64; 4] = [0x7f01_1000, 0x7f02_2000, 0x7f03_3000, 0x7f04_4000];
+
+fn with_breakpoints(keeps: fn(u64, fn()) -> bool, what: &str) {
+    unsafe {
+        asm!("mov dr0, {0}", "mov dr1, {1}", "mov dr2, {2}", "mov dr3, {3}", "mov dr7, {4}",
+            in(reg) BREAKPOINTS[0], in(reg) BREAKPOINTS[1], in(reg) BREAKPOINTS[2], in(reg) BREAKPOINTS[3],
+            in(reg) 0x455u64);
+    }
+    for i in 0..100 {
+        check(keeps(i, meanwhile), what);
+        let dr: [u64; 4];
+        unsafe {
+            let (a, b, c, d): (u64, u64, u64, u64);
+            asm!("mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3",
+                out(reg) a, out(reg) b, out(reg) c, out(reg) d);
+            dr = [a, b, c, d];
+        }
+        check(dr == BREAKPOINTS, "debug registers changed");
+    }
+}
+
+// Interrupts of the host hit a guest whose XCR0 is not the host's, with registers full. Where their handlers ran on the guest's
+// XCR0, the host panicked, or XMM0 was lost. Scenario `softirq-fpu` gives the host something to do in them.
+test!(interrupted_sse, "fpu/interrupted_at_reset_xcr0", timeout(60));
+fn interrupted_sse() {
+    with_breakpoints(sse_keeps, "SSE registers changed");
+}
+
+test!(interrupted_avx, "fpu/interrupted_avx", timeout(60));
+fn interrupted_avx() {
+    avx_on();
+    with_breakpoints(avx_keeps, "AVX registers changed");
+}
+
+/// zmm0, zmm15, zmm31 and k1.
+fn avx512_keeps(seed: u64, f: fn()) -> bool {
+    let src = fill(seed);
+    let mut dst = Area([0; 128]);
+    unsafe {
+        asm!(
+            "vmovaps zmm0, [r12]", "vmovaps zmm15, [r12+64]", "vmovaps zmm31, [r12+128]", "kmovw k1, [r12+192]",
+            "call {f}",
+            "vmovaps [r13], zmm0", "vmovaps [r13+64], zmm15", "vmovaps [r13+128], zmm31", "kmovw [r13+192], k1",
+            f = in(reg) f, in("r12") &src, in("r13") &mut dst, clobber_abi("C"),
+        )
+    }
+    src.0[..24] == dst.0[..24] && src.0[24] as u16 == dst.0[24] as u16
+}
+
+test!(interrupted_avx512, "fpu/interrupted_avx512", timeout(60));
+fn interrupted_avx512() {
+    if cpuid(7, 0)[1] & 1 << 16 == 0 {
+        skip("no AVX-512")
+    }
+    set_cr4(cr4() | 1 << 18);
+    xsetbv(0, 0xe7);
+    with_breakpoints(avx512_keeps, "AVX-512 registers changed");
+}

@@ -55,6 +55,10 @@ pub fn build_with_log(kdir: &Path, out: &Path) -> Result<Built> {
     copy_sources(&root.join("linux/c"), &dir)?;
     write_if_changed(&dir.join("ex_config.h"), &probe(&dir, kdir)?)?;
     let log = dir.join("build.log");
+    // objtool and modpost warn only while they look at an object: look each time.
+    for old in ["exitless.ko", "exitless.o", "rustcore.o", ".rustcore.o.cmd"] {
+        let _ = fs::remove_file(dir.join(old));
+    }
     kbuild(kdir, &dir, &log)?;
     Ok(Built { ko: dir.join("exitless.ko"), log })
 }
@@ -119,13 +123,17 @@ fn probe(dir: &Path, kdir: &Path) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
+/// Builds a module of plain C, one of the lab's, for the kernel whose headers are in `kdir`.
+pub fn build_plain(name: &str, from: &Path, kdir: &Path, out: &Path) -> Result<PathBuf> {
+    let dir = paths::made(out.join(kernel_release(kdir)?).join(name))?;
+    copy_sources(from, &dir)?;
+    kbuild(kdir, &dir, &dir.join("build.log"))?;
+    Ok(dir.join(format!("{name}.ko")))
+}
+
 /// The kernel's own build. Its output goes to the log; it is shown when the build fails.
 fn kbuild(kdir: &Path, dir: &Path, log: &Path) -> Result<()> {
     let module = dir.canonicalize()?;
-    // objtool and modpost warn only while they look at an object: look each time.
-    for old in ["exitless.ko", "exitless.o", "rustcore.o", ".rustcore.o.cmd"] {
-        let _ = fs::remove_file(dir.join(old));
-    }
     let mut make = Command::new("make");
     make.arg("-C").arg(kdir).arg(format!("M={}", module.display())).arg("modules");
     if !sh::have("pahole") {

@@ -239,6 +239,13 @@ pub fn prepare(
             job.files.push((need.to_string(), programs::built(package)?));
         }
     }
+    for need in &scenario.needs {
+        let source = paths::root().join("lab/hosts/modules").join(need);
+        if source.is_dir() {
+            let file = kmod::build_plain(need, &source, &kernel.headers_dir, &paths::target().join("kmod"))?;
+            job.files.push((format!("{need}.ko"), file));
+        }
+    }
     if scenario.needs("selftests") {
         selftests::add(options.module, &dir, &mut job)?;
     }

@@ -5,7 +5,8 @@
 //! # cpus: 1 2 4                        (CPUs of the emulated host; one run for each number; default 2)
 //! # memory: 1024                       (MiB of the emulated host)
 //! # timeout: 60                        (seconds of real time on two idle cores)
-//! # needs: guest runner suite swap     (QEMU with a Linux guest; the lab's own programs; modules for swap space)
+//! # needs: guest runner suite swap     (QEMU with a Linux guest; the lab's own programs; modules for swap space; a module of the
+//!                                      lab's own by its folder in lab/hosts/modules)
 //! # modules: kvm exitless              (modules it is meant for; default both)
 //! # not on vmx: reason                 (why it cannot run on that machine)
 //! # in test: svm, vmx 2                (machines where it is part of `cargo xtask test`, with these CPUs only if there are
