@@ -83,9 +83,30 @@ pub struct Emulation<'a, B, H> {
     pub sh: &'a VcpuShared,
     /// The host.
     pub host: &'a H,
-    /// Guest-physical address of the instruction's only memory operand, where the exit told it: hardware has walked the guest's
-    /// tables for it and checked every right a moment ago.
-    pub operand: Option<u64>,
+    /// Where the instruction's only memory operand lies, if the exit told it.
+    pub operand: Option<Walked>,
+}
+
+/// Hardware walked the guest's tables to here a moment ago, at the same privilege level, and checked every right for this kind
+/// of access. Code may have changed since: another kind is walked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// For a write, which may be read as well; otherwise for a read.
+    pub write: bool,
+}
+
+impl Walked {
+    /// Answers an access at `linear`: its offset in the page is the same, and the right was asked for.
+    fn allows(self, linear: u64, operation: Operation) -> bool {
+        let right = match operation {
+            Operation::Read => true,
+            Operation::Write => self.write,
+            Operation::Fetch => false,
+        };
+        right && (self.gpa ^ linear) & 4095 == 0
+    }
 }
 
 /// A stretch of one page: guest-physical address and length.
@@ -116,10 +137,8 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     fn gpa(&self, linear: u64, access: Access) -> Result<u64, Stop> {
-        if let Some(gpa) = self.operand
-            && (gpa ^ linear) & 4095 == 0
-        {
-            return Ok(gpa);
+        if let Some(known) = self.operand.filter(|o| o.allows(linear, access.operation)) {
+            return Ok(known.gpa);
         }
         let mode = self.v.paging(self.v.b.cpl());
         match translate(&PagedMemory(self.host), &mode, linear, access) {
@@ -217,6 +236,9 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn cpl(&self) -> u8 {
         self.v.b.cpl()
     }
+    fn cr0(&self) -> u64 {
+        self.v.b.cr0()
+    }
     fn gpr(&self, r: Gpr) -> u64 {
         self.v.b.gprs().get(r)
     }
@@ -285,6 +307,10 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         // A device, 16 bytes or a split lock: not atomic against other vCPUs, as on stock KVM for devices.
         self.write(linear, new)?;
         Ok(true)
+    }
+    fn read_system(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let linear = if self.mode() == Mode::Bits64 { linear } else { linear & 0xffff_ffff };
+        self.system_read(linear, buf)
     }
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
         let len = usize::from(size.min(4));

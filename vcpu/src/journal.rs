@@ -13,6 +13,8 @@
 //!                                             +--- next access ---------+
 //! ```
 
+use crate::emul::Walked;
+
 /// What user space is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -59,7 +61,7 @@ const BLANK: Entry = Entry { access: Access::Mmio { gpa: 0 }, write: false, len:
 /// Posted writes that can wait; a string instruction stops when they do.
 const POSTED: usize = 8;
 
-/// The instruction's bytes, how many of them count, and the guest-physical address of the exit where that saves a walk.
+/// The instruction's bytes, how many of them count, and what the exit told where that saves a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// From RIP on.
@@ -67,7 +69,7 @@ pub struct Source {
     /// Fetched, at most 15.
     pub valid: usize,
     /// Where the one memory operand lies, as the exit told.
-    pub gpa: Option<u64>,
+    pub operand: Option<Walked>,
 }
 
 /// See the file's head.

@@ -1,8 +1,8 @@
 //! Effective and linear addresses: base, index, displacement, segment checks (SDM vol. 1, 3.7.5; vol. 3A, 5.3).
 
-use exitless_x86::exception::Exception;
+use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::paging::canonical;
-use exitless_x86::regs::{Gpr, SegReg, Segment};
+use exitless_x86::regs::{Gpr, SegReg, Segment, cr0, rflags};
 use iced_x86::{Instruction, Register};
 
 use crate::decode::Mode;
@@ -82,6 +82,29 @@ pub fn linearize<C: Cpu>(
         in_limit(&s, offset, last) && (!cpu.protected() || attributes_allow(&s, write))
     };
     if allowed { Ok(linear) } else { Err(Stop::Fault(segment_fault(segment))) }
+}
+
+/// [`linearize`] for one operand of `len` bytes (1, 2, 4 or 8) that the program itself accesses: also the alignment check.
+pub(crate) fn data<C: Cpu>(
+    cpu: &C,
+    segment: SegReg,
+    offset: u64,
+    len: usize,
+    write: bool,
+) -> Result<u64, Stop> {
+    let linear = linearize(cpu, segment, offset, len, write)?;
+    aligned(cpu, linear, len)?;
+    Ok(linear)
+}
+
+/// #AC(0) for an address off `to` bytes, where user code has alignment checked (SDM vol. 3A, 6.15, interrupt 17).
+pub(crate) fn aligned<C: Cpu>(cpu: &C, linear: u64, to: usize) -> Result<(), Stop> {
+    let checked = cpu.cpl() == 3 && cpu.rflags() & rflags::AC != 0 && cpu.cr0() & cr0::AM != 0;
+    if checked && !linear.is_multiple_of(to as u64) {
+        let code = Some(0);
+        return Err(Stop::Fault(Exception { error_code: code, ..Exception::plain(Vector::AC) }));
+    }
+    Ok(())
 }
 
 /// In 64-bit mode only FS and GS have a base.

@@ -3,6 +3,7 @@
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, rflags};
 
+use crate::address;
 use crate::alu::{self, Op, Size};
 use crate::emulate::{Cpu, Stop};
 use crate::operand::{Exec, Flow, Halt, LOCK_TRIES, Step, write_gpr};
@@ -121,10 +122,11 @@ pub(crate) fn compare_exchange<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
 /// CMPXCHG8B (`half` is 4 bytes) and CMPXCHG16B (8 bytes): only ZF changes.
 pub(crate) fn compare_exchange_pair<C: Cpu>(x: &mut Exec<'_, C>, half: Size) -> Step {
     let len = half.bytes() * 2;
-    let linear = x.linear(len, true)?;
+    let linear = x.place(0, len, true)?;
     if half == Size::B8 && !linear.is_multiple_of(16) {
         return Err(Stop::Fault(Exception::gp(0)).into());
     }
+    address::aligned(x.cpu, linear, 8)?;
     let expected = pair(half, x.cpu.gpr(Gpr::Rax), x.cpu.gpr(Gpr::Rdx));
     let source = pair(half, x.cpu.gpr(Gpr::Rbx), x.cpu.gpr(Gpr::Rcx));
     let old = exchange_pair(x, linear, len, expected, source)?;

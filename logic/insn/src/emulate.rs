@@ -42,6 +42,8 @@ pub trait Cpu {
     fn linear_bits(&self) -> u8;
     /// Current privilege level.
     fn cpl(&self) -> u8;
+    /// CR0 as the guest sees it.
+    fn cr0(&self) -> u64;
     /// The full 64-bit register.
     fn gpr(&self, r: Gpr) -> u64;
     /// Replaces the full 64 bits.
@@ -54,7 +56,7 @@ pub trait Cpu {
     fn rflags(&self) -> u64;
     /// Replaces RFLAGS.
     fn set_rflags(&mut self, value: u64);
-    /// A segment register with its hidden part.
+    /// A segment register with its hidden part, TR among them.
     fn segment(&self, s: SegReg) -> Segment;
     /// XMM register `i` (0 to 15). `Err(Stop::Unhandled)` when not reachable, or the #NM or #UD of CR0.TS/EM.
     fn xmm(&mut self, i: u8) -> Result<[u8; 16], Stop>;
@@ -73,7 +75,9 @@ pub trait Cpu {
     /// Locked write-back: replaces `old` by `new` atomically, `Ok(false)` when memory has changed since it was
     /// read. MMIO has no atomics: write `new` and return true.
     fn compare_exchange(&mut self, linear: u64, old: &[u8], new: &[u8]) -> Result<bool, Stop>;
-    /// IN or one element of INS: `size` is 1, 2 or 4. Permission checks were the processor's.
+    /// Reads a descriptor table or a task state: supervisor rights at any CPL. Memory only, no journal.
+    fn read_system(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop>;
+    /// IN or one element of INS: `size` is 1, 2 or 4. The port may be used.
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop>;
     /// OUT or one element of OUTS.
     fn io_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop>;

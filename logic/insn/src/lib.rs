@@ -26,6 +26,7 @@ pub mod emulate;
 pub mod length;
 mod mov;
 mod operand;
+mod ports;
 mod stack;
 mod string;
 pub mod task;

@@ -4,10 +4,11 @@ use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg};
 use iced_x86::{Mnemonic, OpKind, Register};
 
-use crate::address::segment_of;
+use crate::address::{self, segment_of};
 use crate::alu::{self, Size};
 use crate::emulate::{Cpu, Stop};
 use crate::operand::{Exec, Flow, Step, read, write_gpr};
+use crate::ports;
 
 /// MOV between general registers, memory and immediates, MOVNTI, and the store of a segment selector.
 pub(crate) fn mov<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
@@ -88,6 +89,7 @@ pub(crate) fn xlat<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
 pub(crate) fn input<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
     let size = x.size(0)?;
     let port = x.load(1, Size::B2)? as u16;
+    ports::check(x.cpu, port, size as u8)?;
     let value = x.cpu.io_in(port, size as u8)?;
     x.store(0, size, u64::from(value))?;
     Ok(Flow::Next)
@@ -98,6 +100,7 @@ pub(crate) fn output<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
     let size = x.size(1)?;
     let port = x.load(0, Size::B2)? as u16;
     let value = x.load(1, size)? as u32;
+    ports::check(x.cpu, port, size as u8)?;
     x.cpu.io_out(port, size as u8, value)?;
     Ok(Flow::Next)
 }
@@ -145,10 +148,12 @@ fn xmm_number<C: Cpu>(x: &Exec<'_, C>, op: u32) -> Result<u8, Stop> {
 
 /// Linear address of the memory side, with the alignment rule.
 fn sse_linear<C: Cpu>(x: &Exec<'_, C>, m: SseMove, write: bool) -> Result<u64, Stop> {
-    let linear = x.linear(m.bytes, write)?;
+    let linear = x.place(0, m.bytes, write)?;
     if m.aligned && !linear.is_multiple_of(16) {
         return Err(Stop::Fault(Exception::gp(0)));
     }
+    // Whether 16 bytes off 16 are checked is the processor's choice (SDM vol. 2B, MOVUPS); off 8 they are.
+    address::aligned(x.cpu, linear, m.bytes.min(8))?;
     Ok(linear)
 }
 

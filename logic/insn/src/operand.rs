@@ -161,14 +161,21 @@ impl<C: Cpu> Exec<'_, C> {
         size.ok_or(Stop::Unhandled)
     }
 
-    /// Linear address of `len` bytes at the explicit memory operand, moved by `by` bytes.
-    pub(crate) fn linear_at(&self, by: u64, len: usize, write: bool) -> Result<u64, Stop> {
+    /// Linear address of `len` bytes at the explicit memory operand, moved by `by` bytes. Alignment is not checked.
+    pub(crate) fn place(&self, by: u64, len: usize, write: bool) -> Result<u64, Stop> {
         let offset = address::offset(self.cpu, &self.instr, 0).wrapping_add(by);
         let offset = if self.mode == Mode::Bits64 { offset } else { offset & 0xffff_ffff };
         address::linearize(self.cpu, segment_of(self.instr.memory_segment()), offset, len, write)
     }
 
-    /// Linear address of the explicit memory operand.
+    /// The same for one value of 1, 2, 4 or 8 bytes: alignment is checked.
+    pub(crate) fn linear_at(&self, by: u64, len: usize, write: bool) -> Result<u64, Stop> {
+        let linear = self.place(by, len, write)?;
+        address::aligned(self.cpu, linear, len)?;
+        Ok(linear)
+    }
+
+    /// Linear address of the explicit memory operand, a value of 1, 2, 4 or 8 bytes.
     pub(crate) fn linear(&self, len: usize, write: bool) -> Result<u64, Stop> {
         self.linear_at(0, len, write)
     }

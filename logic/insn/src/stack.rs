@@ -40,7 +40,7 @@ fn moved<C: Cpu>(cpu: &C, by: u64) -> u64 {
 /// Writes below the stack pointer and returns the new one, which is not yet in RSP.
 fn push_value<C: Cpu>(x: &mut Exec<'_, C>, size: Size, value: u64) -> Result<u64, Stop> {
     let top = moved(x.cpu, (size.bytes() as u64).wrapping_neg());
-    let linear = address::linearize(x.cpu, SegReg::Ss, top, size.bytes(), true)?;
+    let linear = address::data(x.cpu, SegReg::Ss, top, size.bytes(), true)?;
     write(x.cpu, linear, size, value)?;
     Ok(top)
 }
@@ -64,11 +64,11 @@ pub(crate) fn pop<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
     let size = pushed_size(x)?;
     let step = size.bytes() as u64;
     let top = moved(x.cpu, 0);
-    let linear = address::linearize(x.cpu, SegReg::Ss, top, size.bytes(), false)?;
+    let linear = address::data(x.cpu, SegReg::Ss, top, size.bytes(), false)?;
     if x.is_memory(0) {
         let offset = address::offset(x.cpu, &x.instr, step);
         let segment = segment_of(x.instr.memory_segment());
-        let to = address::linearize(x.cpu, segment, offset, size.bytes(), true)?;
+        let to = address::data(x.cpu, segment, offset, size.bytes(), true)?;
         x.cpu.check_write(to, size.bytes())?;
         let value = read(x.cpu, linear, size)?;
         write(x.cpu, to, size, value)?;

@@ -11,6 +11,7 @@ use crate::address::{self, address_mask, segment_of};
 use crate::alu::{self, Op, Size};
 use crate::emulate::{Cpu, Stop};
 use crate::operand::{Exec, Flow, Step, memory_size, read, write, write_gpr};
+use crate::ports;
 
 /// Iterations of one call: bounds the time until the caller looks at pending events.
 const MAX_ITERATIONS: u32 = 64;
@@ -84,6 +85,7 @@ pub(crate) fn string<C: Cpu>(x: &mut Exec<'_, C>, kind: Kind) -> Step {
     if x.instr.has_rep_prefix() || x.instr.has_repne_prefix() {
         return repeat(x, shape);
     }
+    check_port(x.cpu, shape)?;
     iteration(x.cpu, shape)?;
     Ok(Flow::Next)
 }
@@ -96,6 +98,7 @@ fn repeat<C: Cpu>(x: &mut Exec<'_, C>, shape: Shape) -> Step {
         if count == 0 {
             return Ok(Flow::Next);
         }
+        check_port(x.cpu, shape)?;
         let done = iterations(x.cpu, shape, count)?;
         write_gpr(x.cpu, Gpr::Rcx, shape.address, count.saturating_sub(done));
         if done >= count || ends(x, shape.kind) {
@@ -104,6 +107,14 @@ fn repeat<C: Cpu>(x: &mut Exec<'_, C>, shape: Shape) -> Step {
         x.cpu.commit();
     }
     Ok(Flow::Repeat)
+}
+
+/// INS and OUTS: the port is asked for before memory is.
+fn check_port<C: Cpu>(cpu: &mut C, s: Shape) -> Result<(), Stop> {
+    match s.kind {
+        Kind::Ins | Kind::Outs => ports::check(cpu, cpu.gpr(Gpr::Rdx) as u16, s.size as u8),
+        _ => Ok(()),
+    }
 }
 
 /// REPE ends on ZF clear, REPNE on ZF set; only SCAS and CMPS look.
@@ -134,7 +145,7 @@ fn block<C: Cpu>(cpu: &mut C, s: Shape, count: u64) -> Result<u64, Stop> {
     let (segment, index) = if s.kind == Kind::Ins { (SegReg::Es, Gpr::Rdi) } else { (s.source, Gpr::Rsi) };
     let (size, mask, write) = (s.size.bytes() as u64, address_mask(s.address.bytes()), s.kind == Kind::Ins);
     let offset = cpu.gpr(index) & mask;
-    let linear = address::linearize(cpu, segment, offset, s.size.bytes(), write)?;
+    let linear = address::data(cpu, segment, offset, s.size.bytes(), write)?;
     let max = count.min((PAGE - (linear & (PAGE - 1))) >> s.size.bytes().trailing_zeros());
     let len = max * size;
     if max < 2 || len - 1 > mask - offset {
@@ -170,13 +181,13 @@ fn iteration<C: Cpu>(cpu: &mut C, s: Shape) -> Result<(), Stop> {
 /// Linear address of the source element.
 fn source<C: Cpu>(cpu: &C, s: Shape) -> Result<u64, Stop> {
     let offset = cpu.gpr(Gpr::Rsi) & address_mask(s.address.bytes());
-    address::linearize(cpu, s.source, offset, s.size.bytes(), false)
+    address::data(cpu, s.source, offset, s.size.bytes(), false)
 }
 
 /// Linear address of the destination element, always in ES.
 fn destination<C: Cpu>(cpu: &C, s: Shape, write: bool) -> Result<u64, Stop> {
     let offset = cpu.gpr(Gpr::Rdi) & address_mask(s.address.bytes());
-    address::linearize(cpu, SegReg::Es, offset, s.size.bytes(), write)
+    address::data(cpu, SegReg::Es, offset, s.size.bytes(), write)
 }
 
 /// Moves rSI or rDI by one element in the direction of DF.

@@ -1,5 +1,7 @@
 //! Control and debug register accesses that exit.
 //!
+//! These bytes are read after the exit, and user code may have changed them: see `permitted`.
+//!
 //! CR0 writes that change more than TS and MP are checked here although hardware checks them too: a state that VMRUN
 //! refuses must never be reachable, whatever the CPU under us leaves unchecked.
 
@@ -15,7 +17,7 @@ use exitless_insn::emulate::{linearize, memory_operand};
 use exitless_insn::{Cpu, CrAccessKind as K, Mode, Stop, decode_cr_access};
 use exitless_policy::control::{Mode as Switches, check_cr0, check_cr3, check_cr4};
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg, cr0};
+use exitless_x86::regs::{Gpr, SegReg, cr0, cr4};
 
 /// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself. The other control
 /// registers are not intercepted, but emulated CPUs (QEMU TCG) report their accesses too while CR0's are.
@@ -23,6 +25,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return unreadable(v, sh, host) };
     let mode = v.mode();
     let Some(access) = decode_cr_access(&bytes, valid, mode) else { return emulation_failure(v, host) };
+    if !permitted(v, access.kind) {
+        return fault(v, sh, Exception::gp(0));
+    }
     let cr8 = v.lapic.cr8();
     let before = switches(v);
     let done = match access.kind {
@@ -52,6 +57,13 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return Next::Leave(RunExit::SetTpr);
     }
     Next::Again
+}
+
+/// Hardware checked the privilege of what it executed; these bytes were read afterwards. SMSW, which user code may execute
+/// where UMIP is off, exits as well.
+fn permitted<B: Backend>(v: &Vcpu<B>, kind: K) -> bool {
+    let anybody = matches!(kind, K::SmswReg { .. } | K::SmswMem) && v.b.cr4() & cr4::UMIP == 0;
+    anybody || v.b.cpl() == 0
 }
 
 fn source<B: Backend>(v: &Vcpu<B>, r: Gpr, mode: Mode) -> u64 {

@@ -2,7 +2,7 @@
 
 use super::{emulation_failure, fault};
 use crate::backend::Backend;
-use crate::emul::Emulation;
+use crate::emul::{Emulation, Walked};
 use crate::host::Host;
 use crate::journal::{Access, Source};
 use crate::run::{Next, RunExit};
@@ -16,19 +16,19 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
     at(v, sh, host, None)
 }
 
-/// The same after a fault of a data access at guest-physical address `gpa`.
+/// The same after a fault of a data access that had passed the guest's own tables.
 pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
-    gpa: Option<u64>,
+    walked: Option<Walked>,
 ) -> Next {
     let source = match v.journal.source() {
         Some(source) => source,
         None => match skip::fetch(v, host, false) {
             Ok((bytes, valid)) => {
-                let gpa = gpa.filter(|_| one_operand(&bytes, v.mode()));
-                Source { bytes, valid, gpa }
+                let operand = walked.filter(|_| one_operand(&bytes, v.mode()));
+                Source { bytes, valid, operand }
             }
             Err(NoBytes::Fault(x)) => {
                 v.journal.clear();
@@ -54,7 +54,8 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
     sh.stats.insn_emulation.bump();
     v.journal.rewind();
     let before = v.b.rflags();
-    let outcome = emulate(&mut Emulation { v, sh, host, operand: source.gpa }, &source.bytes, source.valid);
+    let outcome =
+        emulate(&mut Emulation { v, sh, host, operand: source.operand }, &source.bytes, source.valid);
     match outcome {
         Outcome::Done | Outcome::Again => {
             v.journal.clear();

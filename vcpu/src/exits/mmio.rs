@@ -1,6 +1,7 @@
 //! The local APIC's register page, and what APIC registers ask for.
 
 use crate::backend::Backend;
+use crate::emul::Walked;
 use crate::host::Host;
 use crate::run::Next;
 use crate::shared::{Request, VcpuShared};
@@ -67,7 +68,9 @@ pub fn refused<B: Backend, H: Host<Cpu = B::Cpu>>(
     offset: u32,
 ) -> Next {
     let Some(base) = v.lapic.mmio_base() else { return super::emulate::at(v, sh, host, None) };
-    super::slat::device(v, sh, host, base | u64::from(offset), true)
+    let gpa = base | u64::from(offset);
+    // Of the access only its place is known: rights for a write are asked for again.
+    super::slat::device(v, sh, host, gpa, Some(Walked { gpa, write: false }))
 }
 
 /// Does what a register access left to do.

@@ -2,6 +2,7 @@
 
 use super::{emulate, suberror};
 use crate::backend::{Backend, Event, SlatFault};
+use crate::emul::Walked;
 use crate::host::{FaultOutcome, Host};
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
@@ -25,7 +26,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             super::fault(v, sh, Exception::pf(0, v.b.cr2()))
         }
         FaultOutcome::Mmio | FaultOutcome::ReadOnly => {
-            device(v, sh, host, fault.gpa, !fault.table_walk && !fault.fetch)
+            let operand = !fault.table_walk && !fault.fetch;
+            let walked = operand.then_some(Walked { gpa: fault.gpa, write: fault.write });
+            device(v, sh, host, fault.gpa, walked)
         }
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
     }
@@ -37,18 +40,18 @@ fn delivers_fault<B: Backend>(v: &Vcpu<B>) -> bool {
     matches!(v.reinject, Some(Event::Exception(Exception { vector: Vector::PF | Vector::DF, .. })))
 }
 
-/// An access to a device at `gpa`; `data`: it is an operand of the instruction that lies there.
+/// An access to a device at `gpa`; `walked`: it is an operand of the instruction that lies there.
 pub(super) fn device<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
     gpa: u64,
-    data: bool,
+    walked: Option<Walked>,
 ) -> Next {
     // An interrupted INT n or hardware event whose frames or tables lie in a device: nothing can emulate that.
     if matches!(v.reinject, Some(Event::Interrupt(_) | Event::Nmi | Event::Exception(_))) {
         let data = [0, v.b.exit_number(), 0, gpa];
         return Next::Leave(RunExit::Internal { suberror: suberror::DELIVERY_EV, data, ndata: 4 });
     }
-    emulate::at(v, sh, host, data.then_some(gpa))
+    emulate::at(v, sh, host, walked)
 }

@@ -8,6 +8,7 @@ mod io;
 mod life;
 mod pv;
 mod registers;
+mod rewritten;
 mod tasks;
 mod timer;
 mod vapic;

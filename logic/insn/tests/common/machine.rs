@@ -42,11 +42,12 @@ pub struct Machine {
     pub mode: Mode,
     pub protected: bool,
     pub cpl: u8,
+    pub cr0: u64,
     pub linear_bits: u8,
     pub gpr: [u64; 16],
     pub rip: u64,
     pub rflags: u64,
-    pub segments: [Segment; 6],
+    pub segments: [Segment; 8],
     pub xmm: [[u8; 16]; 16],
     pub xmm_reachable: bool,
     pub ram_base: u64,
@@ -83,11 +84,12 @@ impl Machine {
             mode,
             protected: true,
             cpl: 0,
+            cr0: 0x8000_0011,
             linear_bits: 48,
             gpr: [0; 16],
             rip: 0x1000,
             rflags: 2,
-            segments: [data, code, data, data, data, data],
+            segments: [data, code, data, data, data, data, Segment::default(), Segment::default()],
             xmm: [[0; 16]; 16],
             xmm_reachable: true,
             ram_base: RAM,
@@ -209,6 +211,9 @@ impl Cpu for Machine {
     fn cpl(&self) -> u8 {
         self.cpl
     }
+    fn cr0(&self) -> u64 {
+        self.cr0
+    }
     fn gpr(&self, r: Gpr) -> u64 {
         self.gpr[r as usize]
     }
@@ -286,6 +291,12 @@ impl Cpu for Machine {
         }
         self.write(linear, new)?;
         Ok(true)
+    }
+
+    fn read_system(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let at = self.in_ram(linear, buf.len()).ok_or_else(|| self.page_fault(linear, false))?;
+        buf.copy_from_slice(&self.ram[at..at + buf.len()]);
+        Ok(())
     }
 
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
