@@ -144,14 +144,30 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
         match translate(&PagedMemory(self.host), &mode, linear, access) {
             Ok(gpa) => Ok(gpa),
             Err(WalkError::Fault(x)) => Err(Stop::Fault(x)),
+            Err(WalkError::NoMemory(at)) if self.host.is_ram(at, false) && !self.present(at, false) => {
+                Err(Stop::HostMemory)
+            }
             Err(WalkError::NoMemory(_)) => Err(Stop::Fault(missing_table(&mode, linear, access))),
         }
+    }
+
+    /// The host has a page behind memory of the guest, or brings one in now.
+    fn present(&self, gpa: u64, write: bool) -> bool {
+        let mut byte = [0];
+        let reads = self.host.read_guest(gpa, &mut byte);
+        let old = u64::from(u8::from_le_bytes(byte));
+        reads && (!write || self.host.cmpxchg_guest(gpa, 1, old, old).is_some())
+    }
+
+    /// Memory that could not be reached: the host has no page, or it is no memory at all.
+    fn out_of_reach(&self, gpa: u64) -> Stop {
+        if self.host.is_ram(gpa, false) { Stop::HostMemory } else { Stop::Unhandled }
     }
 
     /// Reads one piece: RAM, a chip in the kernel, or user space in steps of at most 8 bytes.
     fn read_piece(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Stop> {
         if self.host.is_ram(gpa, false) {
-            return if self.host.read_guest(gpa, buf) { Ok(()) } else { Err(Stop::Unhandled) };
+            return if self.host.read_guest(gpa, buf) { Ok(()) } else { Err(Stop::HostMemory) };
         }
         let mut at = gpa;
         for part in buf.chunks_mut(8) {
@@ -178,7 +194,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
 
     fn write_piece(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
         if self.host.is_ram(gpa, true) {
-            return if self.host.write_guest(gpa, data) { Ok(()) } else { Err(Stop::Unhandled) };
+            return self.memory(gpa, data);
         }
         let mut at = gpa;
         for part in data.chunks(8) {
@@ -186,6 +202,10 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
             at = at.wrapping_add(part.len() as u64);
         }
         Ok(())
+    }
+
+    fn memory(&self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+        if self.host.write_guest(gpa, data) { Ok(()) } else { Err(Stop::HostMemory) }
     }
 
     fn write_device(&mut self, gpa: u64, part: &[u8]) -> Result<(), Stop> {
@@ -281,6 +301,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     }
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
         let (a, b) = self.pieces(linear, data.len(), Operation::Write)?;
+        self.both_present(a, b)?;
         for p in [Some(a), b].into_iter().flatten() {
             self.write_piece(p.gpa, data.get(p.from..p.from + p.len).unwrap_or(&[]))?;
         }
@@ -296,13 +317,14 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn compare_exchange(&mut self, linear: u64, old: &[u8], new: &[u8]) -> Result<bool, Stop> {
         let (a, b) = self.pieces(linear, new.len(), Operation::Write)?;
         let size = new.len();
-        if b.is_none() && matches!(size, 1 | 2 | 4 | 8) && self.host.is_ram(a.gpa, true) {
+        let whole = b.is_none() && matches!(size, 1 | 2 | 4 | 8) && a.gpa & (size as u64 - 1) == 0;
+        if whole && self.host.is_ram(a.gpa, true) {
             let word = |s: &[u8]| {
                 let mut w = [0; 8];
                 copy(&mut w, s);
                 u64::from_le_bytes(w)
             };
-            return self.host.cmpxchg_guest(a.gpa, size as u8, word(old), word(new)).ok_or(Stop::Unhandled);
+            return self.host.cmpxchg_guest(a.gpa, size as u8, word(old), word(new)).ok_or(Stop::HostMemory);
         }
         // A device, 16 bytes or a split lock: not atomic against other vCPUs, as on stock KVM for devices.
         self.write(linear, new)?;
@@ -344,14 +366,21 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn io_in_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop> {
         let Some(block) = self.block(size, max, linear, Operation::Write)? else { return Ok(0) };
         let entry = Entry { access: Where::Port { port }, write: false, len: size, count: max, data: [0; 8] };
+        let one = Entry { count: 1, ..entry };
+        let first = usize::from(size.min(4));
+        if self.v.journal.next_is(&one)
+            && let Step::Done(data) = self.v.journal.step(&one)
+        {
+            return self.first_element(block, &data, first);
+        }
         if let Step::Done(_) = self.v.journal.step(&entry) {
             self.page_to_memory(block)?;
             return Ok(max);
         }
-        let mut data = [0; 4];
-        let first = data.get_mut(..usize::from(size)).unwrap_or(&mut []);
-        if self.host.pio_read(port, first) {
-            return if self.host.write_guest(block.gpa, first) { Ok(1) } else { Err(Stop::Unhandled) };
+        let mut data = [0; 8];
+        if self.host.pio_read(port, data.get_mut(..first).unwrap_or(&mut [])) {
+            self.note(Entry { data, ..one })?;
+            return self.first_element(block, &data, first);
         }
         self.v.journal.ask(entry);
         Err(Stop::NeedUser)
@@ -366,6 +395,17 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
 }
 
 impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
+    /// A write across two pages begins when the host has both, so that it is not left half done.
+    fn both_present(&self, a: Piece, b: Option<Piece>) -> Result<(), Stop> {
+        let Some(b) = b else { return Ok(()) };
+        for p in [a, b] {
+            if self.host.is_ram(p.gpa, true) && !self.present(p.gpa, true) {
+                return Err(Stop::HostMemory);
+            }
+        }
+        Ok(())
+    }
+
     fn read_pieces(&mut self, a: Piece, b: Option<Piece>, buf: &mut [u8]) -> Result<(), Stop> {
         for p in [Some(a), b].into_iter().flatten() {
             self.read_piece(p.gpa, buf.get_mut(p.from..p.from + p.len).unwrap_or(&mut []))?;
@@ -389,7 +429,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
         for p in [Some(a), b].into_iter().flatten() {
             let part = buf.get_mut(p.from..p.from + p.len).unwrap_or(&mut []);
             if !self.host.read_guest(p.gpa, part) {
-                return Err(Stop::Unhandled);
+                return Err(self.out_of_reach(p.gpa));
             }
         }
         Ok(())
@@ -400,7 +440,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
         for p in [Some(a), b].into_iter().flatten() {
             let part = data.get(p.from..p.from + p.len).unwrap_or(&[]);
             if !self.host.write_guest(p.gpa, part) {
-                return Err(Stop::Unhandled);
+                return Err(self.out_of_reach(p.gpa));
             }
         }
         Ok(())
@@ -432,14 +472,17 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
         Ok(whole.then_some(piece))
     }
 
+    /// The first element of a block alone, from the journal.
+    fn first_element(&self, block: Piece, data: &[u8; 8], len: usize) -> Result<u32, Stop> {
+        self.memory(block.gpa, data.get(..len).unwrap_or(&[])).map(|()| 1)
+    }
+
     fn page_to_memory(&self, block: Piece) -> Result<(), Stop> {
         for at in (0..block.len).step_by(CHUNK) {
             let mut chunk = [0; CHUNK];
             let part = chunk.get_mut(..CHUNK.min(block.len - at)).unwrap_or(&mut []);
             self.host.io_page_read(at, part);
-            if !self.host.write_guest(block.gpa + at as u64, part) {
-                return Err(Stop::Unhandled);
-            }
+            self.memory(block.gpa + at as u64, part)?;
         }
         Ok(())
     }

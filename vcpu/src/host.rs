@@ -63,6 +63,9 @@ pub trait Host {
     /// Resolves a second-level fault; may sleep.
     fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome;
 
+    /// User space wants to hear of every instruction that the emulator cannot do (KVM_CAP_EXIT_ON_EMULATION_FAILURE).
+    fn exits_on_failure(&self) -> bool;
+
     // --- devices in the kernel ---
     /// Reads `data.len()` bytes from a port; `false`: nobody in the kernel (atomic).
     fn pio_read(&self, port: u16, data: &mut [u8]) -> bool;

@@ -165,12 +165,18 @@ impl Journal {
         self.cursor = 0;
     }
 
+    /// This access was done before and is the next in line.
+    pub fn next_is(&self, wanted: &Entry) -> bool {
+        let next = self.entries.get(self.cursor);
+        self.cursor < self.done && next.is_some_and(|e| e.same_access(wanted))
+    }
+
     /// The next access of this pass: was it done before? If something else was done at this place, another vCPU has changed
     /// translations or code between two passes. What was done from here on is forgotten: its answers belong to other
     /// addresses, and the guest that races with itself sees a device access more than it asked for.
     pub fn step(&mut self, wanted: &Entry) -> Step {
         match self.entries.get(self.cursor) {
-            Some(e) if self.cursor < self.done && e.same_access(wanted) => {
+            Some(e) if self.next_is(wanted) => {
                 self.cursor += 1;
                 Step::Done(e.data)
             }

@@ -235,9 +235,12 @@ fn complete<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
             }
         }
         v.journal.answer(data);
-        return exits::emulate::run(v, sh, host);
     }
-    Next::Again
+    // An instruction in the middle: answered, or the host had no page for the guest's memory.
+    match v.journal.source() {
+        Some(_) => exits::emulate::run(v, sh, host),
+        None => Next::Again,
+    }
 }
 
 /// A port read (IN) that user space answered.

@@ -17,6 +17,8 @@ pub enum NoBytes {
     Fault(Exception),
     /// The memory is not there (or not now, in atomic context).
     Missing,
+    /// It is the guest's, but the host has no page for it.
+    Host,
 }
 
 /// Fetches up to 15 bytes at CS:RIP: the bytes and how many are valid. `atomic`: never sleeps.
@@ -82,7 +84,34 @@ fn fetch_part<B: Backend, H: Host<Cpu = B::Cpu>>(
         Err(WalkError::NoMemory(_)) => return Err(NoBytes::Fault(missing_table(&mode, at, Access::FETCH))),
     };
     let ok = if atomic { host.read_guest_atomic(gpa, part) } else { host.read_guest(gpa, part) };
-    if ok { Ok(()) } else { Err(NoBytes::Missing) }
+    if ok {
+        return Ok(());
+    }
+    Err(if !atomic && host.is_ram(gpa, false) { NoBytes::Host } else { NoBytes::Missing })
+}
+
+/// Bytes from RIP to the end of the code segment, 15 at most.
+pub fn code_room<B: Backend>(v: &Vcpu<B>) -> usize {
+    if v.mode() == Mode::Bits64 {
+        return 15;
+    }
+    let end = u64::from(v.b.segment(SegReg::Cs).limit) + 1;
+    end.saturating_sub(v.b.rip()).min(15) as usize
+}
+
+/// Why the bytes of an instruction end after `valid` of them: it is too long, the segment ends, or the next page faults. `Ok`:
+/// they do not any more.
+pub fn cut_short<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &Vcpu<B>,
+    host: &H,
+    valid: usize,
+) -> Result<(), NoBytes> {
+    if valid >= code_room(v) {
+        return Err(NoBytes::Fault(Exception::gp(0)));
+    }
+    let at = linear_rip(v).wrapping_add(valid as u64);
+    let at = if v.mode() == Mode::Bits64 { at } else { at & 0xffff_ffff };
+    fetch_part(v, host, at, &mut [0], false)
 }
 
 /// RIP behind the instruction at RIP. `None`: its bytes cannot be read or decoded (in atomic context: try again

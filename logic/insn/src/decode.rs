@@ -1,7 +1,7 @@
 //! From bytes to an instruction: the decoder's door, and the operands of control and debug register accesses.
 
 use exitless_x86::regs::{Gpr, Segment};
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use crate::operand::RegRef;
 
@@ -107,8 +107,10 @@ pub(crate) fn control(r: Register) -> Option<(bool, u8)> {
 /// Why bytes are not an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecodeError {
-    /// It goes on after the bytes fetched, is not valid, or is not known to this decoder (EVEX, XOP, 3DNow!).
+    /// It is not valid, or not known to this decoder (EVEX, XOP, 3DNow!).
     Unknown,
+    /// It goes on after the bytes fetched.
+    CutShort,
     /// Valid, but for a LOCK prefix that it does not take: #UD.
     Lock,
 }
@@ -126,28 +128,42 @@ pub(crate) fn decode(
     rip: u64,
 ) -> Result<Instruction, DecodeError> {
     let fetched = bytes.get(..valid.min(15)).unwrap_or_default();
-    if let Some(instr) = decode_with(fetched, mode, rip, OPTIONS) {
-        return Ok(instr);
+    match decode_with(fetched, mode, rip, OPTIONS) {
+        Err(DecodeError::Unknown) => {}
+        other => return other,
     }
     match decode_with(fetched, mode, rip, OPTIONS | DecoderOptions::NO_INVALID_CHECK) {
-        Some(instr) if instr.has_lock_prefix() => Err(DecodeError::Lock),
+        Ok(instr) if instr.has_lock_prefix() => Err(DecodeError::Lock),
+        _ if fetched.len() == 15 && too_long(fetched, mode) => Err(DecodeError::CutShort),
         _ => Err(DecodeError::Unknown),
     }
+}
+
+/// 14 bytes did not suffice and 15 do not. (The decoder calls all that do not fit into 15 bytes invalid; an opcode that is invalid
+/// in its 15th byte counts as too long here.)
+fn too_long(fetched: &[u8], mode: Mode) -> bool {
+    let front = fetched.get(..14).unwrap_or_default();
+    decode_with(front, mode, 0, OPTIONS).is_err_and(|e| e == DecodeError::CutShort)
 }
 
 /// A function of its own: constructing the decoder checks the length of its constant table, a panic that the module's
 /// gates know by this name.
 #[inline(never)]
-fn decode_with(fetched: &[u8], mode: Mode, rip: u64, options: u32) -> Option<Instruction> {
+fn decode_with(fetched: &[u8], mode: Mode, rip: u64, options: u32) -> Result<Instruction, DecodeError> {
     let bitness = match mode {
         Mode::Bits16 => 16,
         Mode::Bits32 => 32,
         Mode::Bits64 => 64,
     };
-    let mut decoder = Decoder::try_with_ip(bitness, fetched, rip, options).ok()?;
+    let mut decoder =
+        Decoder::try_with_ip(bitness, fetched, rip, options).map_err(|_| DecodeError::Unknown)?;
     let mut instr = Instruction::default();
     decoder.decode_out(&mut instr);
-    if instr.is_invalid() { None } else { Some(instr) }
+    match decoder.last_error() {
+        DecoderError::None => Ok(instr),
+        DecoderError::NoMoreBytes => Err(DecodeError::CutShort),
+        _ => Err(DecodeError::Unknown),
+    }
 }
 
 /// Makes the decoder build its tables.

@@ -100,6 +100,10 @@ pub enum Stop {
     Fault(Exception),
     /// The `Cpu` has recorded a request for user space. Emulate the instruction again after the answer.
     NeedUser,
+    /// The host has no page for the guest's memory just now. Nothing is lost: emulate the instruction again when it may have.
+    HostMemory,
+    /// The instruction goes on after the bytes given.
+    CutShort,
     /// Not an instruction or a situation this emulator knows.
     Unhandled,
 }
@@ -122,6 +126,7 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8; 15], valid: usize) -> Outcome {
     let instr = match decode(bytes, valid, mode, rip) {
         Ok(instr) => instr,
         Err(DecodeError::Lock) => return Outcome::Stop(Stop::Fault(Exception::ud())),
+        Err(DecodeError::CutShort) => return Outcome::Stop(Stop::CutShort),
         Err(DecodeError::Unknown) => return Outcome::Stop(Stop::Unhandled),
     };
     let next = in_code_segment(mode, rip.wrapping_add(instr.len() as u64));

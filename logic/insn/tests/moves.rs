@@ -214,10 +214,12 @@ fn resume_flag() {
 fn refused() {
     let mut m = Machine::new(Mode::Bits64);
     let before = m.gpr;
-    for code in
-        [&[][..], &[0x8b], &[0x48, 0x8b, 0x05, 0, 0], &[0x0f, 0x0b], &[0xc5, 0xfa, 0x6f, 0x03], &[0xd8, 0x03]]
-    {
+    for code in [&[0x0f, 0x0b][..], &[0xc5, 0xfa, 0x6f, 0x03], &[0xd8, 0x03]] {
         assert_eq!(m.step(code), UNHANDLED, "{code:02x?}");
+    }
+    let prefixes = [0x66; 15];
+    for code in [&[][..], &[0x8b], &[0x48, 0x8b, 0x05, 0, 0], &prefixes] {
+        assert_eq!(m.step(code), Outcome::Stop(Stop::CutShort), "{code:02x?}");
     }
     assert_eq!(m.gpr, before);
 }

@@ -1,6 +1,6 @@
 //! One instruction through the emulator, from its first pass to its last replay.
 
-use super::{emulation_failure, fault};
+use super::{emulation_failure, fault, no_host_page};
 use crate::backend::Backend;
 use crate::emul::{Emulation, Walked};
 use crate::host::Host;
@@ -26,7 +26,8 @@ pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
     let source = match v.journal.source() {
         Some(source) => source,
         None => match skip::fetch(v, host, false) {
-            Ok((bytes, valid)) => {
+            Ok((bytes, fetched)) => {
+                let valid = fetched.min(skip::code_room(v));
                 let operand = walked.filter(|_| one_operand(&bytes, v.mode()));
                 Source { bytes, valid, operand }
             }
@@ -34,6 +35,7 @@ pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
                 v.journal.clear();
                 return fault(v, sh, x);
             }
+            Err(NoBytes::Host) => return no_host_page(),
             Err(NoBytes::Missing) => return emulation_failure(v, host),
         },
     };
@@ -71,10 +73,32 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
             v.journal.clear();
             fault(v, sh, x)
         }
+        // What was done outside of memory stays done: the next KVM_RUN goes on from there.
+        Outcome::Stop(Stop::HostMemory) => {
+            v.journal.keep(*source);
+            no_host_page()
+        }
+        Outcome::Stop(Stop::CutShort) => cut_short(v, sh, host, source.valid),
         Outcome::Stop(Stop::Unhandled) => {
             v.journal.clear();
             emulation_failure(v, host)
         }
+    }
+}
+
+/// The instruction does not end where its bytes do.
+fn cut_short<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    valid: usize,
+) -> Next {
+    v.journal.clear();
+    match skip::cut_short(v, host, valid) {
+        Ok(()) => Next::Again,
+        Err(NoBytes::Fault(x)) => fault(v, sh, x),
+        Err(NoBytes::Host) => no_host_page(),
+        Err(NoBytes::Missing) => emulation_failure(v, host),
     }
 }
 

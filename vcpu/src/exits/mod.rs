@@ -82,6 +82,7 @@ fn timer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
 }
 
 const EIO: i32 = 5;
+const EFAULT: i32 = 14;
 
 fn window<B: Backend>(v: &mut Vcpu<B>) -> Next {
     v.b.set_interrupt_window(false);
@@ -125,12 +126,31 @@ pub fn skip_over<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuSh
 pub fn unreadable<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     match skip::fetch(v, host, false) {
         Err(NoBytes::Fault(x)) => fault(v, sh, x),
+        Err(NoBytes::Host) => no_host_page(),
         _ => emulation_failure(v, host),
     }
 }
 
-/// Neither hardware nor the emulator can do this instruction: to user space, with its bytes.
-pub fn emulation_failure<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Next {
+/// The host has no page where the guest has memory, as for a second-level fault there.
+pub fn no_host_page() -> Next {
+    Next::Leave(RunExit::Error(-EFAULT))
+}
+
+/// Neither hardware nor the emulator can do this instruction. As on stock KVM the guest gets #UD, and user space hears of it
+/// besides if the guest's kernel asked for it, which will hardly live on, or instead if it wants to
+/// (KVM_CAP_EXIT_ON_EMULATION_FAILURE).
+pub fn emulation_failure<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) -> Next {
+    if host.exits_on_failure() {
+        return failure_exit(v, host);
+    }
+    if !v.raise(Exception::ud()) {
+        return Next::Leave(RunExit::Shutdown);
+    }
+    if v.b.cpl() == 0 { failure_exit(v, host) } else { Next::Again }
+}
+
+/// To user space, with the instruction's bytes.
+pub fn failure_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Next {
     let (bytes, valid) = skip::fetch(v, host, false).unwrap_or(([0; 15], 0));
     let word = |from: usize| {
         let mut w = [0; 8];

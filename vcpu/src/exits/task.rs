@@ -8,7 +8,7 @@
 //! Hardware has checked privileges and the new TSS's descriptor before it exited (SDM vol. 3C, 26.4.2; APM vol. 2, 15.14.1). The
 //! descriptor is checked again: another vCPU may have changed it meanwhile.
 
-use super::{emulation_failure, fault, unreadable};
+use super::{failure_exit, fault, unreadable};
 use crate::backend::{Backend, Event, TaskSource, TaskSwitch};
 use crate::emul::Emulation;
 use crate::host::Host;
@@ -42,7 +42,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     // There are none in real and in long mode.
     if v.b.cr0() & cr0::PE == 0 || v.b.efer() & efer::LMA != 0 {
-        return emulation_failure(v, host);
+        return failure_exit(v, host);
     }
     let Some(eip) = saved_eip(v, host, t.source) else { return unreadable(v, sh, host) };
     take_event(v, t.source);
@@ -58,7 +58,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         }
         // An exception under delivery still counts: two of them may be a double fault.
         Err(Stop::Fault(x)) => fault(v, sh, x),
-        Err(_) => emulation_failure(v, host),
+        Err(_) => failure_exit(v, host),
     }
 }
 

@@ -8,12 +8,12 @@ use bytemuck::Zeroable;
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
 use exitless_policy::{GuestCaps, Origin};
-use exitless_vcpu::backend::Event;
+use exitless_vcpu::backend::{Backend, Event};
 use exitless_vcpu::journal::Access;
 use exitless_vcpu::shared::mp;
 use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
 use exitless_x86::apic::{lvt, reg};
-use exitless_x86::regs::rflags;
+use exitless_x86::regs::{SegReg, Segment, rflags};
 use std::rc::Rc;
 
 /// The APIC timer's vector.
@@ -125,6 +125,12 @@ impl Machine {
         let mut host = GuestCaps::default();
         host.compute(GuestCpuid::new(&entries, &index), None);
         self.v.cpuid.commit(entries.len(), &host);
+    }
+
+    /// Code of this privilege level runs.
+    pub(crate) fn set_cpl(&mut self, cpl: u16) {
+        let ss = self.v.b.segment(SegReg::Ss);
+        self.v.b.set_segment(SegReg::Ss, &Segment { attrib: ss.attrib & !0x60 | cpl << 5, ..ss });
     }
 
     /// One KVM_RUN.

@@ -31,6 +31,10 @@ impl<C> Os<C> {
         Self { w, cores }
     }
 
+    fn lost(&self, gpa: u64) -> bool {
+        self.w.lost.get() == Some(gpa >> 12)
+    }
+
     fn chip(&self, at: u64, data: &mut [u8]) {
         data.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(at + i as u64));
         self.w.touch(false, false, at, data);
@@ -55,21 +59,24 @@ impl<C> Host for Os<C> {
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.w.may_sleep("read_guest");
-        self.w.read_ram(gpa, buf)
+        !self.lost(gpa) && self.w.read_ram(gpa, buf)
     }
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
         self.w.may_sleep("write_guest");
+        if self.lost(gpa) {
+            return false;
+        }
         self.w.written.borrow_mut().push((gpa, data.to_vec()));
         self.w.write_ram(gpa, data)
     }
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
-        !self.w.swapped.get() && self.w.read_ram(gpa, buf)
+        !self.w.swapped.get() && !self.lost(gpa) && self.w.read_ram(gpa, buf)
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
         self.w.may_sleep("cmpxchg_guest");
         let mut have = [0; 8];
         let n = usize::from(size);
-        if !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
+        if self.lost(gpa) || !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
             return None;
         }
         let same = have[..n] == old.to_le_bytes()[..n];
@@ -88,6 +95,10 @@ impl<C> Host for Os<C> {
             return FaultOutcome::Fixed;
         }
         if self.is_ram(gpa, false) { FaultOutcome::ReadOnly } else { FaultOutcome::Mmio }
+    }
+
+    fn exits_on_failure(&self) -> bool {
+        self.w.exits_on_failure.get()
     }
 
     fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {

@@ -141,6 +141,9 @@ pub(crate) struct World {
     pub(crate) irqchip: Cell<bool>,
     /// Guest memory is never there for those who must not sleep.
     pub(crate) swapped: Cell<bool>,
+    /// The host has no page behind this one of the guest's, and no memory to make one.
+    pub(crate) lost: Cell<Option<u64>>,
+    pub(crate) exits_on_failure: Cell<bool>,
     /// The local APIC is in the kernel, the 8259 pair and the I/O APIC are in user space.
     pub(crate) split: Cell<bool>,
     pub(crate) script_over: Cell<bool>,
@@ -222,6 +225,8 @@ impl World {
             immediate: Cell::new(false),
             irqchip: Cell::new(true),
             swapped: Cell::new(false),
+            lost: Cell::new(None),
+            exits_on_failure: Cell::new(false),
             split: Cell::new(false),
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),

@@ -4,9 +4,10 @@ use crate::fake::guest::*;
 use crate::fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
-use exitless_vcpu::backend::{Event, Exit, SlatFault};
+use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
 use exitless_vcpu::exits::suberror;
 use exitless_x86::exception::Exception;
+use exitless_x86::regs::{SegReg, Segment};
 
 /// IN and OUT of every width, in the kernel (without leaving the slice), at an eventfd and in user space.
 #[test]
@@ -262,16 +263,121 @@ fn forgotten_instruction() {
     assert_eq!((m.v.b.gprs.0[0], m.v.b.rip), (77, 0x2001));
 }
 
-/// What the emulator does not know goes to user space with its bytes; nothing has moved.
+/// FADD [0xd0000000], which the emulator does not do.
+fn unknown() -> Op {
+    faulting(Op::Exit(Box::new(insn(&[0xd8, 0x05, 0, 0, 0, 0xd0], fault()))))
+}
+
+fn check_failure(exit: RunExit) {
+    let RunExit::Internal { suberror: s, data, ndata } = exit else { panic!("{exit:?}") };
+    assert_eq!((s, ndata), (suberror::EMULATION, 3));
+    assert_eq!(data[0], 1, "instruction bytes are there");
+    assert_eq!(data[1] & 0xffff_ff00, 0x0005_d800, "after the size");
+}
+
+/// What the emulator does not know: to user space with its bytes, and #UD for the guest when it runs again, as on stock KVM.
 #[test]
 fn unknown_instruction_on_mmio() {
-    let mut i = insn(&[0x0f, 0x01, 0x15, 0, 0, 0, 0xd0], fault()); // LGDT [0xd0000000]
-    i.faults = true;
-    let mut m = Machine::new([Op::Exit(Box::new(i))]);
-    let RunExit::Internal { suberror: s, data, ndata } = m.go() else { panic!() };
-    assert_eq!((s, ndata, m.v.b.rip), (suberror::EMULATION, 3, 0x1000));
-    assert_eq!(data[0], 1, "instruction bytes are there");
-    assert_eq!(data[1] & 0xffff_ff00, 0x1501_0f00, "after the size");
+    let mut m = Machine::new([unknown(), Op::Nop]);
+    check_failure(m.go());
+    assert_eq!(m.v.b.rip, 0x1000);
+    m.go();
+    assert_eq!(m.events(), [Event::Exception(Exception::ud())]);
+}
+
+/// The same in user code: #UD alone. QEMU goes on after the exit, and would come back with it for ever.
+#[test]
+fn unknown_instruction_of_user_code() {
+    for cpl in [1, 3] {
+        let mut m = Machine::new([unknown(), Op::Nop]);
+        m.set_cpl(cpl);
+        assert_eq!(m.go(), RunExit::Interrupted);
+        assert_eq!(m.events(), [Event::Exception(Exception::ud())]);
+    }
+}
+
+/// User space asked to hear of it (KVM_CAP_EXIT_ON_EMULATION_FAILURE): the exit, and no #UD.
+#[test]
+fn unknown_instruction_is_told() {
+    for cpl in [0, 3] {
+        let mut m = Machine::new([Op::Exit(Box::new(insn(&[0x0f, 0xae, 0x05, 0, 0, 0, 0xd0], fault())))]);
+        m.set_cpl(cpl);
+        m.w.exits_on_failure.set(true);
+        let RunExit::Internal { suberror: suberror::EMULATION, .. } = m.go() else { panic!() };
+        m.v.forget_instruction();
+        m.v.b.rip += 7;
+        assert_eq!((m.go(), m.events()), (RunExit::Interrupted, vec![]));
+    }
+}
+
+/// An instruction that does not end where the fetch did: #GP(0) behind 15 bytes or the segment's end, the fault of the next page
+/// otherwise.
+#[test]
+fn instructions_cut_short() {
+    let long = [&[0x66; 14][..], &[0xa1]].concat();
+    let end = |m: &mut Machine, at: u64, bytes: &[u8]| {
+        m.w.write_ram(at, bytes);
+        m.v.b.rip = at;
+        assert_eq!(m.then([Op::Event(fault()), Op::Nop]), RunExit::Interrupted);
+        m.events()
+    };
+    let mut m = Machine::new([]);
+    assert_eq!(end(&mut m, 0x2000, &long), [Event::Exception(Exception::gp(0))]);
+    let mut m = Machine::new([]);
+    let cs = m.v.b.segment(SegReg::Cs);
+    m.v.b.set_segment(SegReg::Cs, &Segment { limit: 0x2003, ..cs });
+    assert_eq!(end(&mut m, 0x2000, &[0xa1, 0, 0, 0, 0xd0]), [Event::Exception(Exception::gp(0))]);
+    // The last page of memory, as its directory has it.
+    let mut m = Machine::new([]);
+    m.v.b.cr0 |= 1 << 31;
+    m.v.b.cr3 = 0x10_0000;
+    m.w.write_ram(0x10_0000, &0x10_1007u32.to_le_bytes());
+    m.w.write_ram(0x10_1008, &0x2007u32.to_le_bytes());
+    assert_eq!(end(&mut m, 0x2ffc, &[0xa1, 0, 0, 0]), [Event::Exception(Exception::pf(0, 0x3000))]);
+}
+
+/// MOVSD from memory, of 7s, to a device.
+fn movs_memory(device: u64) -> Op {
+    let Op::Exit(mut i) = movs(0x8000, device) else { panic!() };
+    i.owes.iter_mut().for_each(|t| t.data = vec![7; 4]);
+    i.exit =
+        Exit::Slat(SlatFault { gpa: device, write: true, fetch: false, present: false, table_walk: false });
+    Op::Exit(i)
+}
+
+/// The host has lost a page of the guest's, and has no memory to make one. Nothing that a device has given or taken is lost or
+/// done twice: KVM_RUN fails, and goes on where it was when there is memory again.
+#[test]
+fn host_out_of_memory() {
+    let out_of_memory = |op: Op, page: u64, devices: usize| {
+        let mut m = Machine::new([op.clone(), Op::Nop]);
+        m.w.write_ram(0x8000, &[7; 0x1000]);
+        m.w.lost.set(Some(page));
+        assert_eq!(m.go(), RunExit::Error(-14), "{op:?}");
+        assert_eq!(m.v.b.rip, 0x1000);
+        assert_eq!(m.go(), RunExit::Error(-14), "{op:?}, again");
+        assert_eq!(m.w.log.borrow().len(), devices, "{op:?}");
+        m.w.lost.set(None);
+        // The machine checks that the devices' accesses are those that the instruction owes.
+        assert_eq!(m.go(), RunExit::Interrupted, "{op:?}");
+    };
+    for port in [CHIP_PORT, 0x80] {
+        out_of_memory(ins(port, 0x9000, 1), 9, 1);
+        out_of_memory(outs(port, 0x8000, 2, &[7; 8]), 8, 0);
+    }
+    // A block: from user space all of it, from the chip one by one.
+    out_of_memory(ins(0x80, 0x9000, 6), 9, 6);
+    out_of_memory(ins(CHIP_PORT, 0x9000, 6), 9, 1);
+    for device in [USER_MMIO, CHIP_MMIO] {
+        out_of_memory(movs(device, 0x9000), 9, 1);
+        out_of_memory(movs_memory(device), 8, 0);
+        out_of_memory(movs(device, 0x8ffe), 8, 1);
+        out_of_memory(movs(device, 0x8ffe), 9, 1);
+    }
+    // The code itself: nothing was begun.
+    let mut m = Machine::new([Op::Event(fault())]);
+    m.w.lost.set(Some(1));
+    assert_eq!((m.go(), m.events()), (RunExit::Error(-14), vec![]));
 }
 
 fn fault() -> Exit {

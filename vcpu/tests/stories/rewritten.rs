@@ -213,12 +213,9 @@ fn machine(r: &Race) -> Machine {
     for at in (0..0x2000).step_by(8) {
         m.w.write_ram(TSS + BITMAP + at, &r.bitmap.to_le_bytes());
     }
+    m.set_cpl(if r.user { 3 } else { 0 });
     let b = &mut m.v.b;
     b.set_segment(SegReg::Tr, &Segment { base: TSS, limit: r.tss_limit, selector: 0x28, attrib: 0x8b });
-    if r.user {
-        let ss = b.segment(SegReg::Ss);
-        b.set_segment(SegReg::Ss, &Segment { attrib: ss.attrib | 0x60, ..ss });
-    }
     b.rflags |= r.iopl << 12 | if r.aligned { rflags::AC } else { 0 };
     // PE, ET, WP, AM, PG.
     b.cr0 = 0x8005_0011;

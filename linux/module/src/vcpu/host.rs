@@ -120,6 +120,10 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.fault(gpa, write, fetch)
     }
 
+    fn exits_on_failure(&self) -> bool {
+        self.vm.exit_on_failure.load(Ordering::Relaxed)
+    }
+
     fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
         self.vm.chip_port_read(port, data)
     }

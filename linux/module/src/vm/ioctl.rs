@@ -123,6 +123,7 @@ fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
         KVM_CAP_MAX_VCPU_ID => set_max_id(vm, c.args[0]),
         KVM_CAP_SPLIT_IRQCHIP => split_irqchip(vm, c.args[0]),
         KVM_CAP_HALT_POLL => set_halt_poll(vm, c.args[0]),
+        KVM_CAP_EXIT_ON_EMULATION_FAILURE => set_exit_on_failure(vm, c.args[0]),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -131,6 +132,14 @@ fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
 fn set_halt_poll(vm: &Vm, ns: u64) -> Result<isize> {
     let ns = u32::try_from(ns).map_err(|_| Errno::EINVAL)?;
     vm.halt_poll_ns.store(ns, Ordering::Relaxed);
+    Ok(0)
+}
+
+fn set_exit_on_failure(vm: &Vm, on: u64) -> Result<isize> {
+    if on > 1 {
+        return Err(Errno::EINVAL);
+    }
+    vm.exit_on_failure.store(on != 0, Ordering::Relaxed);
     Ok(0)
 }
 

@@ -94,7 +94,9 @@ pub struct Vm {
     pub ids_moved: AtomicBool,
     /// The address space is gone.
     pub dead: AtomicBool,
-    _pad: [u8; 2],
+    /// `KVM_CAP_EXIT_ON_EMULATION_FAILURE`.
+    pub exit_on_failure: AtomicBool,
+    _pad: [u8; 1],
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
     /// Rotates lowest-priority delivery.
