@@ -46,6 +46,8 @@ int ex_rs_mmu_age(void *vm, u64 start, u64 end, bool clear);
 void ex_rs_mmu_release(void *vm);
 
 /* Between C files. */
+void ex_cpu_fit(u32 cpu, bool fit);
+int ex_cpu_welcome(u32 cpu);
 extern const struct file_operations ex_dev_fops;
 int ex_irqfd_setup(void);
 void ex_irqfd_teardown(void);

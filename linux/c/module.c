@@ -6,7 +6,8 @@
  *   notifier -> /dev/kvm.  Unload walks the same list backwards.
  *
  * The cpuhp slot is the one kvm.ko uses. It comes before the misc minor on purpose: while it is held, stock
- * kvm fails to load cleanly, and if stock kvm holds it, we fail before touching any CPU.
+ * kvm fails to load cleanly, and if stock kvm holds it, we fail before touching any CPU. A CPU that cannot run guests is
+ * turned away, before it gets tasks, while there are virtual machines; otherwise there will be none as long as it is online.
  */
 #define pr_fmt(fmt) "exitless: " fmt
 
@@ -30,7 +31,7 @@
 static atomic_t ex_cpu_failures = ATOMIC_INIT(0);
 
 /* Any context; the callback itself always runs with interrupts off. */
-static int ex_cpu_up(unsigned int cpu)
+static void ex_cpu_on(unsigned int cpu)
 {
 	unsigned long flags;
 	int err;
@@ -38,12 +39,32 @@ static int ex_cpu_up(unsigned int cpu)
 	local_irq_save(flags);
 	err = ex_rs_cpu_online(cpu);
 	local_irq_restore(flags);
+	ex_cpu_fit(cpu, !err);
 	if (err) {
 		atomic_inc(&ex_cpu_failures);
 		pr_err("cpu %u cannot run guests (error %d)\n", cpu, err);
 	}
-	/* A STARTING callback must not fail: Rust remembers that this CPU is unusable. */
+}
+
+/* Before any task of user space may run there. */
+static int ex_cpu_welcomed(unsigned int cpu)
+{
+	int err = ex_cpu_welcome(cpu);
+
+	if (err)
+		pr_err("cpu %u stays offline while there are virtual machines\n", cpu);
+	return err;
+}
+
+/* A STARTING callback must not fail; there a later state, ex_welcome_state, does it. */
+static int ex_cpu_up(unsigned int cpu)
+{
+	ex_cpu_on(cpu);
+#ifdef EX_HAVE_CPUHP_KVM_ONLINE
+	return ex_cpu_welcomed(cpu);
+#else
 	return 0;
+#endif
 }
 
 static int ex_cpu_down(unsigned int cpu)
@@ -58,13 +79,42 @@ static int ex_cpu_down(unsigned int cpu)
 
 static void ex_cpu_up_ipi(void *unused)
 {
-	ex_cpu_up(smp_processor_id());
+	ex_cpu_on(smp_processor_id());
 }
 
 static void ex_cpu_down_ipi(void *unused)
 {
 	ex_cpu_down(smp_processor_id());
 }
+
+/* The hotplug lock is held. */
+#ifdef EX_HAVE_CPUHP_KVM_ONLINE
+static int ex_welcome_setup(void)
+{
+	return 0;
+}
+
+static void ex_welcome_teardown(void)
+{
+}
+#else
+static enum cpuhp_state ex_welcome_state;
+
+static int ex_welcome_setup(void)
+{
+	int state = cpuhp_setup_state_nocalls_cpuslocked(CPUHP_AP_ONLINE_DYN, "exitless:welcome", ex_cpu_welcomed, NULL);
+
+	if (state < 0)
+		return state;
+	ex_welcome_state = state;
+	return 0;
+}
+
+static void ex_welcome_teardown(void)
+{
+	cpuhp_remove_state_nocalls_cpuslocked(ex_welcome_state);
+}
+#endif
 
 static int __init ex_claim_cpus(void)
 {
@@ -79,7 +129,7 @@ static int __init ex_claim_cpus(void)
 		return err;
 	}
 	on_each_cpu(ex_cpu_up_ipi, NULL, 1);
-	err = atomic_read(&ex_cpu_failures) ? -EIO : 0;
+	err = atomic_read(&ex_cpu_failures) ? -EIO : ex_welcome_setup();
 	if (err) {
 		on_each_cpu(ex_cpu_down_ipi, NULL, 1);
 		cpuhp_remove_state_nocalls_cpuslocked(EX_CPUHP_STATE);
@@ -91,6 +141,7 @@ static int __init ex_claim_cpus(void)
 static void ex_release_cpus(void)
 {
 	cpus_read_lock();
+	ex_welcome_teardown();
 	on_each_cpu(ex_cpu_down_ipi, NULL, 1);
 	cpuhp_remove_state_nocalls_cpuslocked(EX_CPUHP_STATE);
 	cpus_read_unlock();
@@ -105,7 +156,7 @@ static int ex_suspend(void *unused)
 
 static void ex_resume(void *unused)
 {
-	ex_cpu_up(smp_processor_id());
+	ex_cpu_on(smp_processor_id());
 }
 
 static const struct syscore_ops ex_syscore_ops = { .suspend = ex_suspend, .resume = ex_resume };
@@ -120,7 +171,7 @@ static int ex_suspend(void)
 
 static void ex_resume(void)
 {
-	ex_cpu_up(smp_processor_id());
+	ex_cpu_on(smp_processor_id());
 }
 
 static struct syscore_ops ex_syscore_ops = { .suspend = ex_suspend, .resume = ex_resume };

@@ -59,6 +59,22 @@ impl Caps {
         self.tsc_rate.then_some(Scaling::SVM)
     }
 
+    /// What keeps a VMCB made for `self` from a CPU that has `other`; `None`: nothing. A new field must be given its line here.
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        #[rustfmt::skip]
+        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, machine_checks } = *self;
+        let compared = [
+            (asids == other.asids, "the number of ASIDs"),
+            (next_rip == other.next_rip, "next-RIP save"),
+            (decode_assists == other.decode_assists, "decode assists"),
+            (flush_by_asid == other.flush_by_asid, "flush by ASID"),
+            (tsc_rate == other.tsc_rate, "the TSC ratio MSR"),
+            (pause_filter == other.pause_filter, "the PAUSE filter"),
+            (machine_checks == other.machine_checks, "the host's CR4.MCE"),
+        ];
+        compared.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
+    }
+
     /// Wanted, needed, present: decides from CPUID and VM_CR. `vm_cr` is asked only when SVM exists. What the host wants for
     /// itself is the caller's to add.
     pub fn negotiate(

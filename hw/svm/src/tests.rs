@@ -771,6 +771,31 @@ fn optional_features() {
     assert_eq!(bits(with(1 << 10)), [false; 5]);
 }
 
+/// A CPU that comes online must do for each VMCB what the first one does.
+#[test]
+fn another_cpu() {
+    let with = |ebx, edx: u32| {
+        negotiate(0x8000_001f, 4, CpuidResult { ebx, edx: edx | 1, ..CpuidResult::default() }, 0).unwrap()
+    };
+    let all = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 12;
+    let first = with(64, all);
+    assert_eq!(first.difference(&with(64, all)), None);
+    assert_eq!(first.difference(&with(64, !0)), None, "what nobody here uses");
+    assert_eq!(first.difference(&with(32, all)), Some("the number of ASIDs"));
+    for (bit, what) in [
+        (1 << 3, "next-RIP save"),
+        (1 << 4, "the TSC ratio MSR"),
+        (1 << 6, "flush by ASID"),
+        (1 << 7, "decode assists"),
+        (1 << 10, "the PAUSE filter"),
+    ] {
+        assert_eq!(first.difference(&with(64, all & !bit)), Some(what));
+        assert_eq!(with(64, all & !bit).difference(&first), Some(what), "more is no better");
+    }
+    let deaf = Caps { machine_checks: !first.machine_checks, ..first };
+    assert_eq!(first.difference(&deaf), Some("the host's CR4.MCE"));
+}
+
 /// The host's CR4.MCE is on while the guest runs, and the guest sees what it wrote: without it a machine check would shut the
 /// host down.
 #[test]

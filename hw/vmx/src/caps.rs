@@ -37,6 +37,8 @@ pub struct Caps {
     pub cr4_may: u64,
     /// The preemption timer ticks once each 2^n TSC ticks; meaningful if `preemption_timer`.
     pub timer_shift: u32,
+    /// What the host wanted.
+    wish: Wish,
     /// Flags below, one bit each: no padding, all-zero valid.
     flags: u32,
 }
@@ -87,10 +89,31 @@ impl Caps {
     pub fn ept_format(&self) -> exitless_slat::Ept {
         exitless_slat::Ept::new(self.ept_accessed_dirty(), true)
     }
-    /// A VMCS made for `self` works on a CPU that has `other`: all but the lock of IA32_FEATURE_CONTROL is the same.
-    pub fn same_machine(&self, other: &Self) -> bool {
-        let locked = |c: &Self| Self { flags: c.flags & !UNLOCKED, ..*c };
-        locked(self) == locked(other)
+    /// What keeps a VMCS made for `self` from a CPU that has `other`; `None`: nothing. Whether IA32_FEATURE_CONTROL is locked is
+    /// each CPU's own. A new field must be given its line here.
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        #[rustfmt::skip]
+        let Self {
+            revision, pin, primary, secondary, exit, entry, ept_vpid, cr0_must, cr0_may, cr4_must, cr4_may, timer_shift, wish, flags,
+        } = *self;
+        let compared = [
+            (revision == other.revision, "the VMCS revision (IA32_VMX_BASIC)"),
+            (pin == other.pin, "pin-based controls"),
+            (primary == other.primary, "primary processor-based controls"),
+            (secondary == other.secondary, "secondary processor-based controls"),
+            (exit == other.exit, "VM-exit controls"),
+            (entry == other.entry, "VM-entry controls"),
+            (ept_vpid == other.ept_vpid, "EPT and VPIDs (IA32_VMX_EPT_VPID_CAP)"),
+            (cr0_must == other.cr0_must && cr0_may == other.cr0_may, "the fixed bits of CR0"),
+            (cr4_must == other.cr4_must && cr4_may == other.cr4_may, "the fixed bits of CR4"),
+            (timer_shift == other.timer_shift, "the rate of the preemption timer (IA32_VMX_MISC)"),
+            (wish == other.wish, "what the host wants"),
+            (
+                (flags ^ other.flags) & !UNLOCKED == 0,
+                "preemption timer, APIC, performance counters or error codes",
+            ),
+        ];
+        compared.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
     }
     /// EPT leaves of 2 MiB.
     pub fn ept_2m(&self) -> bool {
@@ -131,7 +154,7 @@ impl Caps {
 }
 
 /// What the host wants of the CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
 pub struct Wish {
     /// Virtualise the APIC if the CPU can.
     pub apicv: bool,
@@ -318,7 +341,7 @@ impl Caps {
         let mut allowed =
             |plain: u32, real: u32| Allowed(rdmsr(if basic.true_controls() { real } else { plain }));
         let pins = allowed(msr::PINBASED_CTLS, msr::TRUE_PINBASED_CTLS);
-        let mut caps = Self { revision: basic.revision(), ..Self::default() };
+        let mut caps = Self { revision: basic.revision(), wish, ..Self::default() };
         caps.pin = choose(pins, PIN_NEEDED, 0, &[])?;
         caps.pin &= !(pin::PREEMPTION_TIMER | pin::POSTED_INTERRUPTS);
         let primaries = allowed(msr::PROCBASED_CTLS, msr::TRUE_PROCBASED_CTLS);
@@ -363,6 +386,19 @@ impl Caps {
             | flag(global_ctrl, PERF_GLOBAL_CTRL)
             | flag(!locked, UNLOCKED);
         Ok(caps)
+    }
+
+    /// The same for the CPU that comes online or wakes up. It is asked for what the first was asked for, whatever the host would
+    /// wish now: a TSC found unstable meanwhile must not keep every CPU away.
+    ///
+    /// # Errors
+    /// What is missing there.
+    pub fn negotiate_again(
+        &self,
+        cpuid: impl FnMut(u32) -> CpuidResult,
+        rdmsr: impl FnMut(u32) -> u64,
+    ) -> Result<Self, Missing> {
+        Self::negotiate(cpuid, rdmsr, self.wish)
     }
 
     /// CR0 and CR4 bits that VMX operation fixes (SDM vol. 3C, 24.8; vol. 3D, A.7 and A.8).

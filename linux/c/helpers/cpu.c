@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* linux/cpu.h, linux/smp.h, linux/preempt.h, linux/irqflags.h, asm/processor.h: this CPU and the others. */
+#include <linux/cpu.h>
 #include <linux/cpumask.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/irqflags.h>
@@ -111,6 +112,48 @@ void ex_cpu_post(u32 cpu)
 #else
 	apic->send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
 #endif
+}
+
+/*
+ * CPUs that are online and cannot run guests, and how many virtual machines there are. Both are never there together: the
+ * first change under the write side of the hotplug lock (or while the module loads), the second's zero is left under the read
+ * side.
+ */
+static struct cpumask ex_unfit;
+static atomic_t ex_vms = ATOMIC_INIT(0);
+
+/* What came of turning virtualization on in a CPU; interrupts may be off. */
+void ex_cpu_fit(u32 cpu, bool fit)
+{
+	if (fit)
+		cpumask_clear_cpu(cpu, &ex_unfit);
+	else
+		cpumask_set_cpu(cpu, &ex_unfit);
+}
+
+/* A CPU is about to be given to tasks. -EIO: threads of virtual machines could come there, and it cannot run guests. */
+int ex_cpu_welcome(u32 cpu)
+{
+	return cpumask_test_cpu(cpu, &ex_unfit) && atomic_read(&ex_vms) ? -EIO : 0;
+}
+
+/* A virtual machine is made. -EBUSY: there is a CPU that cannot run it. Pairs with ex_vm_gone(). */
+int ex_vm_born(void)
+{
+	int err = 0;
+
+	cpus_read_lock();
+	if (cpumask_intersects(cpu_online_mask, &ex_unfit))
+		err = -EBUSY;
+	else
+		atomic_inc(&ex_vms);
+	cpus_read_unlock();
+	return err;
+}
+
+void ex_vm_gone(void)
+{
+	atomic_dec(&ex_vms);
 }
 
 struct ex_call {

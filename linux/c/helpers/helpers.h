@@ -43,6 +43,8 @@ void ex_irq_restore(unsigned long flags);
 bool ex_irqs_disabled(void);
 void ex_cpu_kick(u32 cpu);
 void ex_cpu_post(u32 cpu);
+int ex_vm_born(void);
+void ex_vm_gone(void);
 void ex_on_each_cpu(void *arg, u32 op);
 int ex_on_one_cpu(u32 cpu, void *arg, u32 op);
 void *ex_cpumask_new(void);

@@ -4,8 +4,10 @@ use crate::errno::check;
 use crate::ffi;
 use crate::handle::{Handle, handle_type};
 use crate::{Errno, Result};
+use bytemuck::ZeroableInOption;
 use core::ffi::c_void;
 use core::marker::PhantomData;
+use core::num::NonZeroU8;
 
 /// The number of this CPU. Means something only while preemption or interrupts are off.
 #[inline]
@@ -204,6 +206,28 @@ impl CpuMask {
     pub fn kick_and_wait(&self) {
         // SAFETY: the handle is live.
         unsafe { ffi::ex_kick_all_ack(self.handle.get()) }
+    }
+}
+
+/// A virtual machine is about to be; dropping says that it is gone. As long as there is one, CPUs that cannot run guests are
+/// not let online.
+pub struct VmCount(#[allow(dead_code)] NonZeroU8); // What makes None of all zeroes.
+
+// SAFETY: the number is never zero, so all-zero is None.
+unsafe impl ZeroableInOption for VmCount {}
+
+impl VmCount {
+    /// Process context; waits for CPUs on their way. `EBUSY`: a CPU is online that cannot run guests.
+    pub fn one() -> Result<Self> {
+        // SAFETY: counts; the drop is its pair.
+        check(unsafe { ffi::ex_vm_born() }).map(|_| Self(NonZeroU8::MIN))
+    }
+}
+
+impl Drop for VmCount {
+    fn drop(&mut self) {
+        // SAFETY: the pair of `one`.
+        unsafe { ffi::ex_vm_gone() }
     }
 }
 

@@ -78,6 +78,8 @@ pub struct Machine {
     pub x2apic: bool,
     /// CPUs of the emulated host.
     pub cpus: u32,
+    /// Features of the last of them where they are not the others' (`Svm` only).
+    pub odd_cpu: Option<String>,
     /// Memory in MiB.
     pub memory: u32,
     /// The kernel's bootable image.
@@ -131,9 +133,17 @@ impl Machine {
             command.args(["-accel", "tcg,thread=multi"]);
         }
         if !self.hardware {
-            command.args(["-cpu", "EPYC,+svm,+x2apic"]);
+            command.args(["-cpu", "EPYC,svm=on,x2apic=on"]);
         }
-        command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
+        if let Some(features) = &self.odd_cpu {
+            let alike = self.cpus.saturating_sub(1);
+            command.args(["-smp", &format!("{alike},maxcpus={cpus},cores={cpus}", cpus = self.cpus)]);
+            let place = format!("socket-id=0,core-id={alike},thread-id=0");
+            command.args(["-device", &format!("EPYC-x86_64-cpu,{features},{place}")]);
+        } else {
+            command.args(["-smp", &self.cpus.to_string()]);
+        }
+        command.args(["-m", &self.memory.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
         let fixed = "console=ttyS0,115200 loglevel=5 tsc=reliable no_timer_check mitigations=off panic=-1 unknown_nmi_panic cryptomgr.notests";

@@ -3,6 +3,7 @@
 //! ```text
 //! # about: what it shows               (one sentence)
 //! # cpus: 1 2 4                        (CPUs of the emulated host; one run for each number; default 2)
+//! # odd cpu: svm=off                   (the last CPU has other features than the others; SVM machine only)
 //! # memory: 1024                       (MiB of the emulated host)
 //! # timeout: 60                        (seconds of real time on two idle cores)
 //! # needs: guest runner suite swap     (QEMU with a Linux guest; the lab's own programs; modules for swap space; a module of the
@@ -52,6 +53,8 @@ pub struct Scenario {
     pub about: String,
     /// CPUs of the emulated host.
     pub cpus: u32,
+    /// Features of the last CPU where they are not the others', as QEMU writes them.
+    pub odd_cpu: Option<String>,
     /// Its memory in MiB.
     pub memory: u32,
     /// Real time it may take on two idle cores.
@@ -158,6 +161,7 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "cpus" => {
                 cpus = value.split_whitespace().map(str::parse).collect::<Result<_, _>>().context("cpus")?
             }
+            "odd cpu" => one.odd_cpu = Some(value.to_string()),
             "memory" => one.memory = number()?,
             "timeout" => one.timeout = Duration::from_secs(number()?.into()),
             "needs" => one.needs = value.split_whitespace().map(Into::into).collect(),

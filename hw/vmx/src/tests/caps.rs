@@ -1,9 +1,12 @@
 //! Negotiation against tables of capability MSRs.
 
-use super::fake::{negotiate, negotiate_as, skylake};
-use crate::Missing;
+use super::fake::{cpuid, negotiate, negotiate_as, skylake};
+use crate::caps::Wish;
+use crate::{Caps, Missing};
+use exitless_x86::regs::cr0;
 use exitless_x86::vmx::caps::{Allowed, msr};
 use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
+use std::collections::BTreeMap;
 
 /// Takes a bit away from those that may be 1 (in both forms of the MSR, where there are two).
 fn without(msrs: &[u32], bit: u32) -> Result<crate::Caps, Missing> {
@@ -152,5 +155,67 @@ fn regions() {
         let mut t = skylake();
         *t.get_mut(&msr::BASIC).unwrap() ^= bit;
         assert_eq!(negotiate(&t), Err(Missing::Region));
+    }
+}
+
+/// A CPU that comes online: each bit of each capability MSR that differs makes it unfit, or makes no difference to what a VMCS
+/// of the first CPU asks for. Nothing but the lock may differ unseen.
+#[test]
+fn another_cpu() {
+    let first = negotiate(&skylake()).unwrap();
+    assert_eq!(first.difference(&first), None);
+    let mut unseen = BTreeMap::<u32, u64>::new();
+    for (&n, &value) in &skylake() {
+        for bit in 0..64 {
+            let mut t = skylake();
+            t.insert(n, value ^ 1 << bit);
+            if let Ok(here) = negotiate(&t)
+                && first.difference(&here).is_none()
+            {
+                *unseen.entry(n).or_default() |= 1 << bit;
+            }
+        }
+    }
+    let seen = |n: u32| !unseen.get(&n).copied().unwrap_or(0);
+    // Every control that the words have or must have, in the half that says "may be 1".
+    for (n, word) in [
+        (msr::TRUE_PINBASED_CTLS, first.pin),
+        (msr::TRUE_PROCBASED_CTLS, first.primary),
+        (msr::PROCBASED_CTLS2, first.secondary),
+        (msr::TRUE_EXIT_CTLS, first.exit),
+        (msr::TRUE_ENTRY_CTLS, first.entry),
+    ] {
+        // What must be 1 is in the word whether or not it may.
+        let chosen = word & !Allowed(skylake()[&n]).must();
+        assert_eq!(seen(n) >> 32 & u64::from(chosen), u64::from(chosen), "{n:#x}: a control that is missing");
+        let off = !word & Allowed(skylake()[&n]).may();
+        // These two come and go with what each vCPU needs; no CPU forces them.
+        let own =
+            if n == msr::TRUE_PINBASED_CTLS { pin::PREEMPTION_TIMER | pin::POSTED_INTERRUPTS } else { 0 };
+        let forced = u64::from(off & !own);
+        assert_eq!(seen(n) & forced, forced, "{n:#x}: a control that is forced");
+    }
+    for n in [msr::EPT_VPID_CAP, msr::CR0_FIXED1, msr::CR4_FIXED0, msr::CR4_FIXED1] {
+        assert_eq!(seen(n), !0, "{n:#x}");
+    }
+    assert_eq!(seen(msr::CR0_FIXED0), !(cr0::PE | cr0::PG));
+    assert_eq!(seen(msr::MISC) & 0x1f, 0x1f, "the timer's rate");
+    assert_eq!(seen(msr::BASIC) & 0x7fff_ffff, 0x7fff_ffff, "the revision");
+    assert_eq!(seen(0x3a), 4, "VMX outside SMX; whether firmware locked it is each CPU's own");
+}
+
+/// The host would wish otherwise now (its TSC was found unstable, after which the preemption timer is not used): the CPU that
+/// comes online fits all the same, or none could ever come back.
+#[test]
+fn a_later_wish_counts_for_nothing() {
+    let t = skylake();
+    let (cpuid, msr) = (cpuid(0x50654), |n| t[&n]);
+    for timer in [false, true] {
+        let wish = Wish { preemption_timer: timer, ..Wish::default() };
+        let first = Caps::negotiate(cpuid, msr, wish).unwrap();
+        assert_eq!(first.preemption_timer(), timer);
+        assert_eq!(first.difference(&first.negotiate_again(cpuid, msr).unwrap()), None);
+        let now = Wish { preemption_timer: !timer, ..wish };
+        assert!(first.difference(&Caps::negotiate(cpuid, msr, now).unwrap()).is_some());
     }
 }

@@ -292,18 +292,21 @@ pub(super) fn skylake() -> BTreeMap<u32, u64> {
     ])
 }
 
+/// CPUID of a CPU with VMX; `signature`: CPUID.01H:EAX.
+pub(super) fn cpuid(signature: u32) -> impl Fn(u32) -> CpuidResult + Copy {
+    move |leaf| match leaf {
+        0 => CpuidResult { eax: 0x16, ..CpuidResult::default() },
+        _ => CpuidResult { eax: signature, ecx: 1 << 5, ..CpuidResult::default() },
+    }
+}
+
 pub(super) fn negotiate(msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missing> {
     negotiate_as(0x50654, msrs)
 }
 
-/// `signature`: CPUID.01H:EAX.
 pub(super) fn negotiate_as(signature: u32, msrs: &BTreeMap<u32, u64>) -> Result<Caps, crate::Missing> {
-    let cpuid = |leaf| match leaf {
-        0 => CpuidResult { eax: 0x16, ..CpuidResult::default() },
-        _ => CpuidResult { eax: signature, ecx: 1 << 5, ..CpuidResult::default() },
-    };
     Caps::negotiate(
-        cpuid,
+        cpuid(signature),
         |n| *msrs.get(&n).expect("an MSR that does not exist"),
         Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true },
     )

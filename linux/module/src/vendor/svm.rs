@@ -85,14 +85,20 @@ impl Vendor for Svm {
     }
 }
 
-pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
+/// What this CPU can do; the kernel's log says why it is no use.
+fn negotiate() -> Result<Caps, Errno> {
     // SAFETY: asked only when CPUID shows SVM, which brings VM_CR.
     let vm_cr = || unsafe { ops::rdmsr(VM_CR) };
-    g.svm.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), vm_cr).map_err(|why| {
+    let mut caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), vm_cr).map_err(|why| {
         pr_err!("{}", why.message());
         Errno::EOPNOTSUPP
     })?;
-    g.svm.caps.machine_checks = ops::cr4() & cr4::MCE != 0;
+    caps.machine_checks = ops::cr4() & cr4::MCE != 0;
+    Ok(caps)
+}
+
+pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
+    g.svm.caps = negotiate()?;
     Ok(())
 }
 
@@ -116,13 +122,19 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
 }
 
 pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
+    // First of all: without SVM, or with SVM off by firmware, setting EFER.SVME is #GP.
+    let here = negotiate()?;
+    if let Some(what) = g.svm.caps.difference(&here) {
+        pr_err!("cpu {cpu} is not like the CPU that loaded the module: {what}");
+        return Err(Errno::EOPNOTSUPP);
+    }
     // SAFETY: every x86-64 CPU has EFER.
     let efer = unsafe { ops::rdmsr(EFER) };
     if efer & EFER_SVME != 0 && !slot.enabled() {
         // Another hypervisor drives SVM here.
         return Err(Errno::EBUSY);
     }
-    // SAFETY: `probe` saw SVM; the kernel caches no copy of EFER.SVME; the page is this CPU's own.
+    // SAFETY: SVM is here and not off; the kernel caches no copy of EFER.SVME; the page is this CPU's own.
     unsafe {
         ops::wrmsr(EFER, efer | EFER_SVME);
         ops::wrmsr(VM_HSAVE_PA, slot.svm.hsave_pa.load(Ordering::Relaxed));

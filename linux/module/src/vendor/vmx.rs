@@ -15,7 +15,7 @@ use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
 use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
-use exitless_vmx::{Caps, Hardware, LoadError, PerCpu, Residence, Vmx, msr_bitmap};
+use exitless_vmx::{Caps, Hardware, LoadError, Missing, PerCpu, Residence, Vmx, msr_bitmap};
 use exitless_x86::cpuid::{CpuidResult, ext1_edx, leaf, leaf7_ebx, leaf7_ecx};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::feature_control as fc;
@@ -120,14 +120,17 @@ fn capability(msr: u32) -> u64 {
     unsafe { ops::rdmsr(msr) }
 }
 
+/// The kernel's log says why this CPU is no use.
+fn refused(why: Missing) -> Errno {
+    match why.control() {
+        Some(name) => pr_err!("{}: {name}", why.message()),
+        None => pr_err!("{}", why.message()),
+    }
+    Errno::EOPNOTSUPP
+}
+
 pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
-    g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(|why| {
-        match why.control() {
-            Some(name) => pr_err!("{}: {name}", why.message()),
-            None => pr_err!("{}", why.message()),
-        }
-        Errno::EOPNOTSUPP
-    })?;
+    g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(refused)?;
     Ok(())
 }
 
@@ -163,10 +166,9 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
 }
 
 pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
-    let here =
-        Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(|_| Errno::EOPNOTSUPP)?;
-    if !here.same_machine(&g.vmx.caps) {
-        pr_err!("cpu {cpu} has other VMX capabilities than the CPU that loaded the module");
+    let here = g.vmx.caps.negotiate_again(|leaf| ops::cpuid(leaf, 0), capability).map_err(refused)?;
+    if let Some(what) = g.vmx.caps.difference(&here) {
+        pr_err!("cpu {cpu} is not like the CPU that loaded the module: {what}");
         return Err(Errno::EOPNOTSUPP);
     }
     if here.feature_control_unlocked() {

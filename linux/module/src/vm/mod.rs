@@ -16,7 +16,7 @@ use crate::publish::Published;
 use crate::stats::VmStats;
 use crate::vcpu::VcpuObj;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use exitless_host::cpu::CpuMask;
+use exitless_host::cpu::{CpuMask, VmCount};
 use exitless_host::debugfs::Dir;
 use exitless_host::lock::{LockClass, Mutex, SpinLock};
 use exitless_host::mem::{KArc, Pages};
@@ -122,7 +122,9 @@ pub struct Vm {
     /// Scratch for interrupting many CPUs at once.
     kick_mask: Mutex<CpuMask>,
     built: AtomicBool,
-    _pad2: [u8; 7],
+    /// Keeps CPUs away that could not run it.
+    counted: Option<VmCount>,
+    _pad2: [u8; 6],
     /// Counters in debugfs.
     pub debugfs: Mutex<Dir>,
     /// Counters of the VM.
@@ -153,6 +155,7 @@ impl Vm {
         vm.kick_mask.get_mut().init()?;
         vm.halt_poll_ns.store(u32::MAX, Ordering::Relaxed);
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
+        vm.counted = Some(VmCount::one()?);
         let g = crate::global::get().ok_or(Errno::ENXIO)?;
         vm.apic_access = crate::vendor::apic_access_page(g)?;
         vm.mm = Some(Mm::current().ok_or(Errno::EINVAL)?);
