@@ -5,10 +5,11 @@ use crate::host::Host;
 use crate::journal::{Access as Where, Entry, Step};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
+use exitless_insn::emulate::{Table, X87Word};
 use exitless_insn::walk::{Operation, missing_table};
 use exitless_insn::{Access, Cpu, GuestMemory, Mode, Stop, WalkError, translate};
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Gpr, SegReg, Segment, cr0, cr4, rflags};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, cr4, efer, rflags};
 
 /// Page tables read with the right to sleep. Those in a read-only slot keep their flags as they are.
 pub struct PagedMemory<'a, H>(pub &'a H);
@@ -129,10 +130,9 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
         if len <= room {
             return Ok((first, None));
         }
-        let mut next = linear.wrapping_add(room as u64);
-        if self.mode() != Mode::Bits64 {
-            next &= 0xffff_ffff;
-        }
+        // The program's addresses have 32 bits outside of 64-bit code; the system's in all of long mode 64.
+        let wide = self.mode() == Mode::Bits64 || access.implicit_supervisor && self.long_mode();
+        let next = linear.wrapping_add(room as u64) & if wide { !0 } else { 0xffff_ffff };
         Ok((first, Some(Piece { gpa: self.gpa(next, access)?, from: room, len: len - room })))
     }
 
@@ -259,6 +259,18 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn cr0(&self) -> u64 {
         self.v.b.cr0()
     }
+    fn cr4(&self) -> u64 {
+        self.v.b.cr4()
+    }
+    fn long_mode(&self) -> bool {
+        self.v.b.efer() & efer::LMA != 0
+    }
+    fn load_msw(&mut self, value: u16) -> Result<(), Stop> {
+        if crate::exits::cr::load_msw(self.v, self.host, value) {
+            return Ok(());
+        }
+        Err(Stop::Fault(Exception::gp(0)))
+    }
     fn gpr(&self, r: Gpr) -> u64 {
         self.v.b.gprs().get(r)
     }
@@ -282,6 +294,24 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn segment(&self, s: SegReg) -> Segment {
         self.v.b.segment(s)
     }
+    fn set_segment(&mut self, s: SegReg, to: &Segment) {
+        self.v.b.set_segment(s, to);
+    }
+    fn table(&self, t: Table) -> TableReg {
+        match t {
+            Table::Global => self.v.b.gdtr(),
+            Table::Interrupt => self.v.b.idtr(),
+        }
+    }
+    fn set_table(&mut self, t: Table, to: &TableReg) {
+        match t {
+            Table::Global => self.v.b.set_gdtr(to),
+            Table::Interrupt => self.v.b.set_idtr(to),
+        }
+    }
+    fn hold_interrupts(&mut self) {
+        self.v.b.set_interrupt_shadow(true);
+    }
     fn xmm(&mut self, i: u8) -> Result<[u8; 16], Stop> {
         if self.v.b.cr0() & cr0::EM != 0 || self.v.b.cr4() & cr4::OSFXSR == 0 {
             return Err(Stop::Fault(Exception::ud()));
@@ -293,6 +323,33 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     }
     fn set_xmm(&mut self, i: u8, value: [u8; 16]) {
         self.host.set_xmm(usize::from(i), value);
+    }
+    fn mmx_usable(&mut self) -> Result<(), Stop> {
+        /// ES: an unmasked exception waits.
+        const ES: u16 = 1 << 7;
+        if self.v.b.cr0() & cr0::EM != 0 {
+            return Err(Stop::Fault(Exception::ud()));
+        }
+        if self.v.b.cr0() & cr0::TS != 0 {
+            return Err(Stop::Fault(Exception::plain(Vector::NM)));
+        }
+        let waits = self.host.x87_status() & ES != 0;
+        if waits { Err(Stop::Fault(Exception::plain(Vector::MF))) } else { Ok(()) }
+    }
+    fn mmx(&mut self, i: u8) -> u64 {
+        self.host.mmx(usize::from(i))
+    }
+    fn set_mmx(&mut self, i: u8, value: u64) {
+        self.host.set_mmx(usize::from(i), value);
+    }
+    fn x87(&mut self, word: X87Word) -> Result<u16, Stop> {
+        if self.v.b.cr0() & (cr0::EM | cr0::TS) != 0 {
+            return Err(Stop::Fault(Exception::plain(Vector::NM)));
+        }
+        Ok(match word {
+            X87Word::Control => self.host.x87_control(),
+            X87Word::Status => self.host.x87_status(),
+        })
     }
 
     fn read(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
@@ -310,6 +367,9 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn read_for_write(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
         let (a, b) = self.pieces(linear, buf.len(), Operation::Write)?;
         self.read_pieces(a, b, buf)
+    }
+    fn check_read(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        self.pieces(linear, len, Operation::Read).map(|_| ())
     }
     fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
         self.pieces(linear, len, Operation::Write).map(|_| ())
@@ -331,8 +391,10 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         Ok(true)
     }
     fn read_system(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
-        let linear = if self.mode() == Mode::Bits64 { linear } else { linear & 0xffff_ffff };
-        self.system_read(linear, buf)
+        self.system_read(self.system_address(linear), buf)
+    }
+    fn exchange_system(&mut self, linear: u64, old: u8, new: u8) -> Result<bool, Stop> {
+        self.system_exchange(self.system_address(linear), old, new)
     }
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
         let len = usize::from(size.min(4));
@@ -417,6 +479,11 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
 /// The processor's own accesses to descriptor tables, task states and frames: to memory only. At most one page boundary lies
 /// in them.
 impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
+    /// An address of the system's, of 32 bits outside of long mode.
+    fn system_address(&self, linear: u64) -> u64 {
+        if self.long_mode() { linear } else { linear & 0xffff_ffff }
+    }
+
     /// Would the access succeed?
     pub(crate) fn system_check(&self, linear: u64, len: usize, access: Access) -> Result<(), Stop> {
         let (a, b) = self.pieces_for(linear, len, access)?;

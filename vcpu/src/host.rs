@@ -159,4 +159,12 @@ pub trait Host {
     fn xmm(&self, i: usize) -> [u8; 16];
     /// Extended state: writes XMM register `i`.
     fn set_xmm(&self, i: usize, v: [u8; 16]);
+    /// MMX register `i`, as MOVQ reads it: the x87 registers are MMX registers afterwards.
+    fn mmx(&self, i: usize) -> u64;
+    /// Writes MMX register `i`, as MOVQ does.
+    fn set_mmx(&self, i: usize, v: u64);
+    /// The x87 control word.
+    fn x87_control(&self) -> u16;
+    /// The x87 status word; bit 7: an unmasked exception waits, and MMX registers are out of reach.
+    fn x87_status(&self) -> u16;
 }

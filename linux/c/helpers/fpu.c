@@ -47,6 +47,83 @@ void ex_fpu_before_enter(void)
 		switch_fpu_return();
 }
 
+/*
+ * Single registers of the guest, between ex_fpu_load_guest and ex_fpu_put_guest, process context. The lock keeps softirqs,
+ * interrupt handlers that use the FPU and the scheduler away while they are in the CPU.
+ */
+static void registers_begin(void)
+{
+	fpregs_lock();
+	ex_fpu_before_enter();
+}
+
+static void registers_end(void)
+{
+	fpregs_unlock();
+}
+
+/* One case of a switch over registers: VALUE to or from register N by MOVE. */
+#define EX_MOVE(n, move, reg, type)						\
+	case n:									\
+		if (write)							\
+			asm volatile(move " %0, %%" reg #n : : "m"(*(type *)value));	\
+		else								\
+			asm volatile(move " %%" reg #n ", %0" : "=m"(*(type *)value));	\
+		break;
+
+struct ex_xmm {
+	u64 part[2];
+};
+
+void ex_fpu_xmm(u32 i, void *value, bool write)
+{
+#define EX_XMM(n) EX_MOVE(n, "movups", "xmm", struct ex_xmm)
+	registers_begin();
+	switch (i & 15) {
+	EX_XMM(0) EX_XMM(1) EX_XMM(2) EX_XMM(3) EX_XMM(4) EX_XMM(5) EX_XMM(6) EX_XMM(7)
+	EX_XMM(8) EX_XMM(9) EX_XMM(10) EX_XMM(11) EX_XMM(12) EX_XMM(13) EX_XMM(14) EX_XMM(15)
+	}
+	registers_end();
+#undef EX_XMM
+}
+
+/* An unmasked x87 exception that waits would be raised here, in the kernel: nothing is moved then (ex_fpu_status tells). */
+void ex_fpu_mmx(u32 i, void *value, bool write)
+{
+#define EX_MMX(n) EX_MOVE(n, "movq", "mm", u64)
+	u16 status;
+
+	registers_begin();
+	asm volatile("fnstsw %0" : "=m"(status));
+	if (!(status & 0x80)) {
+		switch (i & 7) {
+		EX_MMX(0) EX_MMX(1) EX_MMX(2) EX_MMX(3) EX_MMX(4) EX_MMX(5) EX_MMX(6) EX_MMX(7)
+		}
+	}
+	registers_end();
+#undef EX_MMX
+}
+
+u16 ex_fpu_control(void)
+{
+	u16 v;
+
+	registers_begin();
+	asm volatile("fnstcw %0" : "=m"(v));
+	registers_end();
+	return v;
+}
+
+u16 ex_fpu_status(void)
+{
+	u16 v;
+
+	registers_begin();
+	asm volatile("fnstsw %0" : "=m"(v));
+	registers_end();
+	return v;
+}
+
 void ex_fpu_to_uabi(void *fpu, void *buf, u32 size, u64 xfeatures, u32 pkru)
 {
 #ifdef EX_HAVE_FPU_UABI_XFEATURES

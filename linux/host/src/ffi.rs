@@ -95,6 +95,10 @@ unsafe extern "C" {
     pub(crate) fn ex_fpu_load_guest(fpu: *mut c_void);
     pub(crate) fn ex_fpu_put_guest(fpu: *mut c_void);
     pub(crate) fn ex_fpu_before_enter();
+    pub(crate) fn ex_fpu_xmm(i: u32, value: *mut c_void, write: bool);
+    pub(crate) fn ex_fpu_mmx(i: u32, value: *mut c_void, write: bool);
+    pub(crate) fn ex_fpu_control() -> u16;
+    pub(crate) fn ex_fpu_status() -> u16;
     pub(crate) fn ex_fpu_to_uabi(fpu: *mut c_void, buf: *mut c_void, size: u32, xfeatures: u64, pkru: u32);
     pub(crate) fn ex_fpu_from_uabi(fpu: *mut c_void, buf: *const c_void, xcr0: u64, pkru: *mut u32) -> c_int;
     pub(crate) fn ex_host_xcr0() -> u64;

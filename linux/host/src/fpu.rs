@@ -10,6 +10,7 @@ use crate::errno::check;
 use crate::ffi;
 use crate::handle::{Handle, handle_type};
 use crate::{Errno, Result};
+use core::marker::PhantomData;
 
 /// The kernel's size limit for the register image of KVM_GET_XSAVE, bytes.
 pub const UABI_SIZE: usize = 4096;
@@ -51,6 +52,14 @@ impl GuestFpu {
         unsafe { ffi::ex_fpu_put_guest(self.handle.get()) }
     }
 
+    /// The door to single registers.
+    ///
+    /// # Safety
+    /// This task has loaded this guest, and does not put it away while the answer lives; process context, interrupts on.
+    pub unsafe fn loaded(&self) -> Loaded<'_> {
+        Loaded(PhantomData)
+    }
+
     /// Writes the registers in XSAVE format (KVM_GET_XSAVE, and its first 512 bytes KVM_GET_FPU). `xfeatures` names the
     /// components user space knows; `pkru` is the guest's. Under the vCPU's mutex, not loaded.
     pub fn to_uabi(&self, image: &mut [u8], xfeatures: u64, pkru: u32) {
@@ -69,6 +78,52 @@ impl GuestFpu {
             ffi::ex_fpu_from_uabi(self.handle.get(), image.as_ptr().cast(), xcr0, &raw mut pkru)
         })?;
         Ok(pkru)
+    }
+}
+
+/// Single registers of a guest whose registers are loaded, without the image and without an allocation: the emulator's way. The
+/// x87 registers change as by the MMX instructions that these are.
+pub struct Loaded<'a>(PhantomData<&'a GuestFpu>);
+
+impl Loaded<'_> {
+    /// XMM register `i`, of 16.
+    pub fn xmm(&self, i: usize) -> [u8; 16] {
+        let mut v = [0; 16];
+        // SAFETY: the promise of `GuestFpu::loaded`; the helper writes 16 bytes.
+        unsafe { ffi::ex_fpu_xmm(i as u32, v.as_mut_ptr().cast(), false) };
+        v
+    }
+
+    /// Writes it.
+    pub fn set_xmm(&self, i: usize, mut v: [u8; 16]) {
+        // SAFETY: the promise of `GuestFpu::loaded`; the helper reads 16 bytes.
+        unsafe { ffi::ex_fpu_xmm(i as u32, v.as_mut_ptr().cast(), true) }
+    }
+
+    /// MMX register `i`, of 8; 0 while an x87 exception waits.
+    pub fn mmx(&self, i: usize) -> u64 {
+        let mut v = 0u64;
+        // SAFETY: the promise of `GuestFpu::loaded`; the helper writes 8 bytes.
+        unsafe { ffi::ex_fpu_mmx(i as u32, (&raw mut v).cast(), false) };
+        v
+    }
+
+    /// Writes it, unless an x87 exception waits.
+    pub fn set_mmx(&self, i: usize, mut v: u64) {
+        // SAFETY: the promise of `GuestFpu::loaded`; the helper reads 8 bytes.
+        unsafe { ffi::ex_fpu_mmx(i as u32, (&raw mut v).cast(), true) }
+    }
+
+    /// The x87 control word.
+    pub fn control(&self) -> u16 {
+        // SAFETY: the promise of `GuestFpu::loaded`.
+        unsafe { ffi::ex_fpu_control() }
+    }
+
+    /// The x87 status word.
+    pub fn status(&self) -> u16 {
+        // SAFETY: the promise of `GuestFpu::loaded`.
+        unsafe { ffi::ex_fpu_status() }
     }
 }
 

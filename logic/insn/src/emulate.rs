@@ -17,13 +17,14 @@
 //! ```
 
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
-use iced_x86::{Mnemonic, OpKind};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, rflags};
+use iced_x86::Mnemonic;
 
 use crate::alu::{Op, Size};
+use crate::bits::Count;
 use crate::decode::{DecodeError, Mode, decode};
 use crate::operand::{Exec, Flow, Halt, Step};
-use crate::{address, arith, bits, mov, stack, string};
+use crate::{arith, bits, mov, segment, stack, string, system};
 
 pub use crate::address::linearize;
 
@@ -44,6 +45,12 @@ pub trait Cpu {
     fn cpl(&self) -> u8;
     /// CR0 as the guest sees it.
     fn cr0(&self) -> u64;
+    /// CR4 as the guest sees it.
+    fn cr4(&self) -> u64;
+    /// EFER.LMA.
+    fn long_mode(&self) -> bool;
+    /// LMSW: TS, EM, MP and PE of CR0, of which PE is only set; #GP(0) for what CR0 cannot hold.
+    fn load_msw(&mut self, value: u16) -> Result<(), Stop>;
     /// The full 64-bit register.
     fn gpr(&self, r: Gpr) -> u64;
     /// Replaces the full 64 bits.
@@ -56,12 +63,28 @@ pub trait Cpu {
     fn rflags(&self) -> u64;
     /// Replaces RFLAGS.
     fn set_rflags(&mut self, value: u64);
-    /// A segment register with its hidden part, TR among them.
+    /// A segment register with its hidden part, LDTR and TR among them.
     fn segment(&self, s: SegReg) -> Segment;
+    /// Replaces it; called at commit.
+    fn set_segment(&mut self, s: SegReg, to: &Segment);
+    /// GDTR or IDTR.
+    fn table(&self, t: Table) -> TableReg;
+    /// Replaces it; called at commit.
+    fn set_table(&mut self, t: Table, to: &TableReg);
+    /// No interrupt before the next instruction is over; called after [`Cpu::set_rip`].
+    fn hold_interrupts(&mut self);
     /// XMM register `i` (0 to 15). `Err(Stop::Unhandled)` when not reachable, or the #NM or #UD of CR0.TS/EM.
     fn xmm(&mut self, i: u8) -> Result<[u8; 16], Stop>;
     /// Replaces XMM register `i`; called at commit, only after `xmm(i)` succeeded in the same emulation.
     fn set_xmm(&mut self, i: u8, value: [u8; 16]);
+    /// An MMX instruction may be executed; otherwise the #UD, #NM or #MF.
+    fn mmx_usable(&mut self) -> Result<(), Stop>;
+    /// MMX register `i` (0 to 7), after [`Cpu::mmx_usable`]: from here on the x87 registers are MMX registers.
+    fn mmx(&mut self, i: u8) -> u64;
+    /// Replaces MMX register `i`; called at commit, after [`Cpu::mmx_usable`].
+    fn set_mmx(&mut self, i: u8, value: u64);
+    /// A word of the x87's, or the #NM of CR0.EM and CR0.TS.
+    fn x87(&mut self, word: X87Word) -> Result<u16, Stop>;
 
     /// Reads guest memory or MMIO at a linear address, as a data read at the current CPL.
     fn read(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop>;
@@ -69,6 +92,8 @@ pub trait Cpu {
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
     /// Reads the old value of a read-modify-write: faults as a write would, before anything is read.
     fn read_for_write(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop>;
+    /// Checks that a read would succeed, without reading.
+    fn check_read(&mut self, linear: u64, len: usize) -> Result<(), Stop>;
     /// Checks that a write would succeed, without writing and without a journal entry (INS: the port must not be
     /// read when memory would fault).
     fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop>;
@@ -77,6 +102,8 @@ pub trait Cpu {
     fn compare_exchange(&mut self, linear: u64, old: &[u8], new: &[u8]) -> Result<bool, Stop>;
     /// Reads a descriptor table or a task state: supervisor rights at any CPL. Memory only, no journal.
     fn read_system(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop>;
+    /// Replaces a byte there atomically; `Ok(false)`: it is not `old` any more.
+    fn exchange_system(&mut self, linear: u64, old: u8, new: u8) -> Result<bool, Stop>;
     /// IN or one element of INS: `size` is 1, 2 or 4. The port may be used.
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop>;
     /// OUT or one element of OUTS.
@@ -90,6 +117,23 @@ pub trait Cpu {
     fn io_out_block(&mut self, port: u16, size: u8, max: u32, linear: u64) -> Result<u32, Stop>;
     /// Everything up to here is in the registers: forget the journal.
     fn commit(&mut self);
+}
+
+/// The tables that have a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// GDTR.
+    Global,
+    /// IDTR.
+    Interrupt,
+}
+
+/// The words that x87 instructions store without waiting for exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum X87Word {
+    Control,
+    Status,
 }
 
 /// Why an instruction stopped in the middle. Nothing since the last commit has reached a register. After `Fault`
@@ -132,8 +176,9 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8; 15], valid: usize) -> Outcome {
     let next = in_code_segment(mode, rip.wrapping_add(instr.len() as u64));
     let mut x = Exec { cpu, instr, mode, next };
     match dispatch(&mut x) {
-        Ok(Flow::Next) => complete(x.cpu, next),
-        Ok(Flow::Jump(to)) => complete(x.cpu, to),
+        Ok(Flow::Next) => complete(x.cpu, next, false),
+        Ok(Flow::Shadow) => complete(x.cpu, next, true),
+        Ok(Flow::Jump(to)) => complete(x.cpu, to, false),
         Ok(Flow::Repeat) | Err(Halt::Contended) => Outcome::Again,
         Err(Halt::Stop(stop)) => Outcome::Stop(stop),
     }
@@ -145,8 +190,11 @@ fn in_code_segment(mode: Mode, rip: u64) -> u64 {
 }
 
 /// The instruction is done: RIP moves, RF clears.
-fn complete<C: Cpu>(cpu: &mut C, rip: u64) -> Outcome {
+fn complete<C: Cpu>(cpu: &mut C, rip: u64, shadow: bool) -> Outcome {
     cpu.set_rip(rip);
+    if shadow {
+        cpu.hold_interrupts();
+    }
     let flags = cpu.rflags() & !rflags::RF;
     cpu.set_rflags(flags);
     cpu.commit();
@@ -168,7 +216,7 @@ fn dispatch<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
         None => {}
     }
     match m {
-        Mnemonic::Mov | Mnemonic::Movnti => mov::mov(x),
+        Mnemonic::Mov | Mnemonic::Movnti | Mnemonic::Movdiri => mov::mov(x),
         Mnemonic::Movzx => mov::zero_extend(x),
         Mnemonic::Movsx | Mnemonic::Movsxd => mov::sign_extend(x),
         Mnemonic::Movbe => mov::swap_bytes(x),
@@ -210,10 +258,41 @@ fn dispatch<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
         Mnemonic::Bts => bits::bit(x, Op::Bts),
         Mnemonic::Btr => bits::bit(x, Op::Btr),
         Mnemonic::Btc => bits::bit(x, Op::Btc),
+        Mnemonic::Bsf => bits::scan(x, true),
+        Mnemonic::Bsr => bits::scan(x, false),
+        Mnemonic::Popcnt => bits::count(x, Count::Ones),
+        Mnemonic::Tzcnt => bits::count(x, Count::TrailingZeros),
+        Mnemonic::Lzcnt => bits::count(x, Count::LeadingZeros),
         Mnemonic::Push => stack::push(x),
         Mnemonic::Pop => stack::pop(x),
+        Mnemonic::Pusha | Mnemonic::Pushad => stack::push_registers(x),
+        Mnemonic::Popa | Mnemonic::Popad => stack::pop_registers(x),
+        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => stack::push_flags(x),
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => stack::pop_flags(x),
+        Mnemonic::Enter => stack::enter(x),
+        Mnemonic::Leave => stack::leave(x),
         Mnemonic::Call => stack::call(x),
         Mnemonic::Jmp => stack::jump(x),
+        Mnemonic::Ret => stack::ret(x),
+        Mnemonic::Retf => stack::ret_far(x),
+        Mnemonic::Lds => segment::load_pointer(x, SegReg::Ds),
+        Mnemonic::Les => segment::load_pointer(x, SegReg::Es),
+        Mnemonic::Lfs => segment::load_pointer(x, SegReg::Fs),
+        Mnemonic::Lgs => segment::load_pointer(x, SegReg::Gs),
+        Mnemonic::Lss => segment::load_pointer(x, SegReg::Ss),
+        Mnemonic::Sldt => segment::store(x, SegReg::Ldtr),
+        Mnemonic::Str => segment::store(x, SegReg::Tr),
+        Mnemonic::Lldt => segment::load_ldt(x),
+        Mnemonic::Ltr => segment::load_task(x),
+        Mnemonic::Sgdt => system::store_table(x, Table::Global),
+        Mnemonic::Sidt => system::store_table(x, Table::Interrupt),
+        Mnemonic::Lgdt => system::load_table(x, Table::Global),
+        Mnemonic::Lidt => system::load_table(x, Table::Interrupt),
+        Mnemonic::Smsw => system::store_status(x),
+        Mnemonic::Lmsw => system::load_status(x),
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => system::cache_line(x),
+        Mnemonic::Fnstcw => mov::store_x87(x, X87Word::Control),
+        Mnemonic::Fnstsw => mov::store_x87(x, X87Word::Status),
         _ => Err(Stop::Unhandled.into()),
     }
 }
@@ -261,29 +340,4 @@ fn condition_of(m: Mnemonic) -> Option<Condition> {
         Mnemonic::Cmovg => Some(Condition::Move(15)),
         _ => None,
     }
-}
-
-/// The memory operand of an instruction that the caller executes itself (INVLPG, LMSW m16, SMSW m16).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryOperand {
-    /// Linear address: segment base added, wrapped to the linear width; limit and canonical form not checked.
-    pub linear: u64,
-    /// Offset in the segment.
-    pub offset: u64,
-    /// The segment used.
-    pub segment: SegReg,
-    /// Instruction length in bytes.
-    pub length: u8,
-}
-
-/// The memory operand of the instruction at the front of `bytes`; `None` when it has none or does not decode.
-pub fn memory_operand<C: Cpu>(cpu: &C, bytes: &[u8; 15], valid: usize) -> Option<MemoryOperand> {
-    let instr = decode(bytes, valid, cpu.mode(), cpu.rip()).ok()?;
-    if !(0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory) {
-        return None;
-    }
-    let offset = address::offset(cpu, &instr, 0);
-    let segment = address::segment_of(instr.memory_segment());
-    let linear = address::unchecked(cpu, segment, offset);
-    Some(MemoryOperand { linear, offset, segment, length: instr.len() as u8 })
 }

@@ -27,8 +27,10 @@ pub mod length;
 mod mov;
 mod operand;
 mod ports;
+mod segment;
 mod stack;
 mod string;
+mod system;
 pub mod task;
 pub mod walk;
 

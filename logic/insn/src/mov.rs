@@ -1,17 +1,20 @@
-//! Moves: MOV, MOVZX, MOVSX, MOVBE, CMOVcc, SETcc, XLAT, SSE moves, IN and OUT.
+//! Moves: MOV, MOVZX, MOVSX, MOVBE, CMOVcc, SETcc, XLAT, SSE and MMX moves, the x87's control and status, IN and OUT.
 
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg};
 use iced_x86::{Mnemonic, OpKind, Register};
 
-use crate::address::{self, segment_of};
+use crate::address;
 use crate::alu::{self, Size};
-use crate::emulate::{Cpu, Stop};
-use crate::operand::{Exec, Flow, Step, read, write_gpr};
-use crate::ports;
+use crate::emulate::{Cpu, Stop, X87Word};
+use crate::operand::{Exec, Flow, Step, read, write, write_gpr};
+use crate::{ports, segment};
 
-/// MOV between general registers, memory and immediates, MOVNTI, and the store of a segment selector.
+/// MOV between general registers, memory and immediates, MOVNTI and MOVDIRI, load and store of a segment register.
 pub(crate) fn mov<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
+    if let Some(r) = segment::named(x.instr.op0_register()).filter(|_| !x.is_memory(0)) {
+        return segment::mov(x, r);
+    }
     if let Some(segment) = selector_source(x) {
         return store_selector(x, segment);
     }
@@ -23,9 +26,7 @@ pub(crate) fn mov<C: Cpu>(x: &mut Exec<'_, C>) -> Step {
 
 /// The segment register of `mov r/m, sreg`.
 fn selector_source<C: Cpu>(x: &Exec<'_, C>) -> Option<SegReg> {
-    let r = x.instr.op1_register();
-    let segment = (Register::ES as u32..=Register::GS as u32).contains(&(r as u32));
-    (x.instr.op1_kind() == OpKind::Register && segment).then(|| segment_of(r))
+    segment::named(x.instr.op1_register()).filter(|_| x.instr.op1_kind() == OpKind::Register)
 }
 
 /// Memory takes 16 bits whatever the prefixes; a register its full size, zero-extended.
@@ -127,8 +128,8 @@ pub(crate) fn sse_move(m: Mnemonic) -> Option<SseMove> {
         Mnemonic::Movdqu | Mnemonic::Movups | Mnemonic::Movupd | Mnemonic::Lddqu => Some(whole(false)),
         Mnemonic::Movdqa | Mnemonic::Movaps | Mnemonic::Movapd => Some(whole(true)),
         Mnemonic::Movntdq | Mnemonic::Movntps | Mnemonic::Movntpd | Mnemonic::Movntdqa => Some(whole(true)),
-        Mnemonic::Movd | Mnemonic::Movss => Some(low(4)),
-        Mnemonic::Movq | Mnemonic::Movsd => Some(low(8)),
+        Mnemonic::Movd | Mnemonic::Movss | Mnemonic::Movntss => Some(low(4)),
+        Mnemonic::Movq | Mnemonic::Movsd | Mnemonic::Movntsd | Mnemonic::Movntq => Some(low(8)),
         Mnemonic::Movlps | Mnemonic::Movlpd => Some(half(0)),
         Mnemonic::Movhps | Mnemonic::Movhpd => Some(half(8)),
         _ => None,
@@ -137,10 +138,16 @@ pub(crate) fn sse_move(m: Mnemonic) -> Option<SseMove> {
 
 /// A move between an XMM register and memory.
 pub(crate) fn sse<C: Cpu>(x: &mut Exec<'_, C>, m: SseMove) -> Step {
+    if let Some(i) = mmx_number(x, 0) {
+        return mmx_load(x, i, m);
+    }
+    if let Some(i) = mmx_number(x, 1) {
+        return mmx_store(x, i, m);
+    }
     if x.is_memory(0) { sse_store(x, m) } else { sse_load(x, m) }
 }
 
-/// XMM number of operand `op`; MMX and register-to-register forms are not handled.
+/// XMM number of operand `op`.
 fn xmm_number<C: Cpu>(x: &Exec<'_, C>, op: u32) -> Result<u8, Stop> {
     let n = (x.instr.op_register(op) as u32).wrapping_sub(Register::XMM0 as u32);
     if x.instr.op_kind(op) == OpKind::Register && n < 16 { Ok(n as u8) } else { Err(Stop::Unhandled) }
@@ -176,5 +183,53 @@ fn sse_load<C: Cpu>(x: &mut Exec<'_, C>, m: SseMove) -> Step {
     let part = new.get_mut(m.at..m.at + m.bytes).ok_or(Stop::Unhandled)?;
     x.cpu.read(linear, part)?;
     x.cpu.set_xmm(number, new);
+    Ok(Flow::Next)
+}
+
+/// MMX number of operand `op`.
+fn mmx_number<C: Cpu>(x: &Exec<'_, C>, op: u32) -> Option<u8> {
+    let n = (x.instr.op_register(op) as u32).wrapping_sub(Register::MM0 as u32);
+    (x.instr.op_kind(op) == OpKind::Register && n < 8).then_some(n as u8)
+}
+
+/// MOVD and MOVQ from memory. A register is written, and with it the x87's tags, when nothing can fail any more.
+fn mmx_load<C: Cpu>(x: &mut Exec<'_, C>, i: u8, m: SseMove) -> Step {
+    if !x.is_memory(1) {
+        return Err(Stop::Unhandled.into());
+    }
+    x.cpu.mmx_usable()?;
+    let size = mmx_size(m)?;
+    let linear = x.linear(size.bytes(), false)?;
+    let value = read(x.cpu, linear, size)?;
+    x.cpu.set_mmx(i, value);
+    Ok(Flow::Next)
+}
+
+/// MOVD, MOVQ and MOVNTQ to memory.
+fn mmx_store<C: Cpu>(x: &mut Exec<'_, C>, i: u8, m: SseMove) -> Step {
+    if !x.is_memory(0) {
+        return Err(Stop::Unhandled.into());
+    }
+    x.cpu.mmx_usable()?;
+    let size = mmx_size(m)?;
+    let linear = x.linear(size.bytes(), true)?;
+    x.cpu.check_write(linear, size.bytes())?;
+    let value = x.cpu.mmx(i);
+    write(x.cpu, linear, size, value)?;
+    Ok(Flow::Next)
+}
+
+fn mmx_size(m: SseMove) -> Result<Size, Stop> {
+    Size::from_bytes(m.bytes).ok_or(Stop::Unhandled)
+}
+
+/// FNSTCW and FNSTSW to memory.
+pub(crate) fn store_x87<C: Cpu>(x: &mut Exec<'_, C>, word: X87Word) -> Step {
+    if !x.is_memory(0) {
+        return Err(Stop::Unhandled.into());
+    }
+    let value = x.cpu.x87(word)?;
+    let linear = x.linear(2, true)?;
+    write(x.cpu, linear, Size::B2, u64::from(value))?;
     Ok(Flow::Next)
 }

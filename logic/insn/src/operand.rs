@@ -16,6 +16,8 @@ pub(crate) const LOCK_TRIES: u32 = 16;
 pub(crate) enum Flow {
     /// The next instruction.
     Next,
+    /// The next instruction, before which no interrupt comes.
+    Shadow,
     /// This offset in CS.
     Jump(u64),
     /// The same instruction; what was done is committed.

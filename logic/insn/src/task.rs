@@ -100,18 +100,23 @@ impl Descriptor {
     }
 
     /// Code that runs at its caller's privilege.
-    fn conforming(self) -> bool {
+    pub(crate) fn conforming(self) -> bool {
         self.is_code() && self.segment(0).typ() & 4 != 0
     }
 }
 
-/// Linear address of a selector's descriptor; `None` if it is null or beyond its table's limit.
+/// Linear address, of 32 bits, of a selector's descriptor; `None` if it is null or beyond its table's limit.
 pub fn lookup(selector: u16, gdtr: &TableReg, ldtr: &Segment) -> Option<u64> {
+    place(selector, gdtr, ldtr).map(|at| at & 0xffff_ffff)
+}
+
+/// As [`lookup`], in long mode too.
+pub(crate) fn place(selector: u16, gdtr: &TableReg, ldtr: &Segment) -> Option<u64> {
     let local = selector & 4 != 0;
     let (base, limit) = if local { (ldtr.base, ldtr.limit) } else { (gdtr.base, gdtr.limit) };
     let offset = u32::from(selector & 0xfff8);
     let inside = offset + 7 <= limit && !is_null(selector) && (!local || ldtr.present());
-    inside.then_some(base.wrapping_add(u64::from(offset)) & 0xffff_ffff)
+    inside.then_some(base.wrapping_add(u64::from(offset)))
 }
 
 /// The two formats of a TSS.

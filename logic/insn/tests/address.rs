@@ -2,9 +2,8 @@
 
 mod common;
 
-use common::fetch;
 use common::machine::{Machine, RAM};
-use exitless_insn::emulate::{linearize, memory_operand};
+use exitless_insn::emulate::linearize;
 use exitless_insn::{Mode, Outcome, Stop};
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg, Segment};
@@ -14,8 +13,13 @@ const SS: Outcome = Outcome::Stop(Stop::Fault(Exception::ss(0)));
 
 /// The linear address of the memory operand of `code`.
 fn operand(m: &Machine, code: &[u8]) -> u64 {
-    let (bytes, valid) = fetch(code);
-    memory_operand(m, &bytes, valid).expect("has a memory operand").linear
+    // All that there is is a device.
+    let mut m = Machine { mmio: 0..u64::MAX, ram: vec![], protected: false, ..m.clone() };
+    for s in &mut m.segments {
+        s.limit = u32::MAX;
+    }
+    assert_eq!(m.step(code), Outcome::Done, "{code:x?}");
+    m.device.log[0].address
 }
 
 /// All eight 16-bit forms, the displacement-only form, and the wrap at 64 KiB.

@@ -7,14 +7,12 @@
 
 use super::{emulation_failure, fault, unreadable};
 use crate::backend::Backend;
-use crate::emul::Emulation;
 use crate::host::Host;
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
-use exitless_insn::emulate::{linearize, memory_operand};
-use exitless_insn::{Cpu, CrAccessKind as K, Mode, Stop, decode_cr_access};
+use exitless_insn::{CrAccessKind as K, Mode, decode_cr_access};
 use exitless_policy::control::{Mode as Switches, check_cr0, check_cr3, check_cr4};
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg, cr0, cr4};
@@ -40,10 +38,10 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         K::WriteCr { cr: 2, from } => write_cr2(v, source(v, from, mode)),
         K::WriteCr { cr: 3, from } => write_cr3(v, source(v, from, mode)),
         K::SmswReg { to, size } => read_cr0(v, to, size),
-        K::SmswMem => return smsw_mem(v, sh, host, &bytes, valid),
+        // The operand may lie in a device.
+        K::SmswMem | K::LmswMem => return super::emulate::run(v, sh, host),
         K::Clts => write_cr0(v, v.b.cr0() & !cr0::TS),
         K::LmswReg { from } => lmsw(v, v.b.gprs().get(from)),
-        K::LmswMem => return lmsw_mem(v, sh, host, &bytes, valid),
         K::WriteCr { cr: 4, from } => write_cr4(v, source(v, from, mode)),
         K::WriteCr { cr: 8, from } => write_cr8(v, sh, source(v, from, mode)),
         _ => return emulation_failure(v, host),
@@ -134,59 +132,16 @@ fn read_cr0<B: Backend>(v: &mut Vcpu<B>, to: Gpr, size: u8) -> bool {
     true
 }
 
-fn smsw_mem<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    sh: &VcpuShared,
-    host: &H,
-    bytes: &[u8; 15],
-    valid: usize,
-) -> Next {
-    let word = (v.b.cr0() as u16).to_le_bytes();
-    let mut e = Emulation { v, sh, host, operand: None };
-    let Some(m) = memory_operand(&e, bytes, valid) else { return emulation_failure(e.v, host) };
-    let written = linearize(&e, m.segment, m.offset, 2, true).and_then(|at| e.write(at, &word));
-    v.journal.clear();
-    match written {
-        Ok(()) => {
-            let next = v.b.rip().wrapping_add(u64::from(m.length));
-            v.finish_skip(skip::wrap(next, v.mode()));
-            Next::Again
-        }
-        Err(Stop::Fault(x)) => fault(v, sh, x),
-        // As for LMSW.
-        Err(_) => emulation_failure(v, host),
-    }
-}
-
 /// LMSW sets PE, MP, EM and TS, and never clears PE (SDM vol. 2A).
 fn lmsw<B: Backend>(v: &mut Vcpu<B>, source: u64) -> bool {
     let old = v.b.cr0();
     write_cr0(v, old & !0xe | source & 0xf)
 }
 
-fn lmsw_mem<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    sh: &VcpuShared,
-    host: &H,
-    bytes: &[u8; 15],
-    valid: usize,
-) -> Next {
-    let mut e = Emulation { v, sh, host, operand: None };
-    let Some(m) = memory_operand(&e, bytes, valid) else { return emulation_failure(e.v, host) };
-    let mut word = [0; 2];
-    let read = linearize(&e, m.segment, m.offset, 2, false).and_then(|at| e.read(at, &mut word));
-    v.journal.clear();
-    match read {
-        Ok(()) if lmsw(v, u64::from(u16::from_le_bytes(word))) => {
-            let next = v.b.rip().wrapping_add(u64::from(m.length));
-            v.finish_skip(skip::wrap(next, v.mode()));
-            Next::Again
-        }
-        Ok(()) => fault(v, sh, Exception::gp(0)),
-        Err(Stop::Fault(x)) => fault(v, sh, x),
-        // The operand lies in a device that only user space knows: nothing anybody does.
-        Err(_) => emulation_failure(v, host),
-    }
+/// LMSW for the emulator. `false`: #GP(0), and nothing has changed.
+pub fn load_msw<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, value: u16) -> bool {
+    let before = switches(v);
+    lmsw(v, u64::from(value)) && follow_pdptes(v, host, &before)
 }
 
 fn write_cr4<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {

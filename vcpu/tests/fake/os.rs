@@ -318,4 +318,16 @@ impl<C> Host for Os<C> {
     fn set_xmm(&self, i: usize, v: [u8; 16]) {
         self.w.xmm.borrow_mut()[i] = v;
     }
+    fn mmx(&self, i: usize) -> u64 {
+        self.w.mmx.borrow()[i]
+    }
+    fn set_mmx(&self, i: usize, v: u64) {
+        self.w.mmx.borrow_mut()[i] = v;
+    }
+    fn x87_control(&self) -> u16 {
+        0x37f
+    }
+    fn x87_status(&self) -> u16 {
+        self.w.x87_status.get()
+    }
 }

@@ -199,6 +199,8 @@ pub(crate) struct World {
     pub(crate) io_page: RefCell<Box<[u8; 4096]>>,
     pub(crate) answer: Cell<[u8; 8]>,
     pub(crate) xmm: RefCell<[[u8; 16]; 16]>,
+    pub(crate) mmx: RefCell<[u64; 8]>,
+    pub(crate) x87_status: Cell<u16>,
 }
 
 impl World {
@@ -261,6 +263,8 @@ impl World {
             io_page: RefCell::new(Box::new([0; 4096])),
             answer: Cell::new([0; 8]),
             xmm: RefCell::new([[0; 16]; 16]),
+            mmx: RefCell::new([0; 8]),
+            x87_status: Cell::new(0),
         })
     }
 

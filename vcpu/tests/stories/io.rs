@@ -1,13 +1,14 @@
 //! Ports and MMIO: answered in the kernel, by an eventfd or by user space; each access once, each instruction once.
 
+use crate::fake::cpu::Instruction;
 use crate::fake::guest::*;
-use crate::fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
+use crate::fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
 use exitless_vcpu::exits::suberror;
-use exitless_x86::exception::Exception;
-use exitless_x86::regs::{SegReg, Segment};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, rflags};
 
 /// IN and OUT of every width, in the kernel (without leaving the slice), at an eventfd and in user space.
 #[test]
@@ -426,4 +427,120 @@ fn code_unmapped_under_the_exit() {
     m.go();
     let [Event::Exception(x)] = m.events()[..] else { panic!() };
     assert_eq!(x, Exception::pf(0x0, 0x1000));
+}
+
+/// An instruction whose operand is [`USER_MMIO`], in its last four bytes.
+fn on_device(bytes: &[u8], owes: Vec<Touch>) -> Op {
+    let code = [bytes, &(USER_MMIO as u32).to_le_bytes()].concat();
+    Op::Exit(Box::new(Instruction { owes, ..insn(&code, fault()) }))
+}
+
+fn touch(write: bool, at: u64, data: &[u8]) -> Touch {
+    Touch { user: true, write, at: USER_MMIO + at, data: data.to_vec() }
+}
+
+fn answer(at: u64, n: u64) -> Vec<u8> {
+    (at..at + n).map(|i| pattern(USER_MMIO + i)).collect()
+}
+
+/// MMX registers and the x87's words, and what stands before them: #UD, #NM, #MF.
+#[test]
+fn mmx_and_x87() {
+    let load = || on_device(&[0x0f, 0x6f, 0x1d], vec![touch(false, 0, &answer(0, 8))]);
+    let store = || on_device(&[0x0f, 0x7f, 0x15], vec![touch(true, 0, &[2, 0, 0, 0, 0, 0, 0, 9])]);
+    let control = || on_device(&[0xd9, 0x3d], vec![touch(true, 0, &[0x7f, 3])]);
+    let status = || on_device(&[0xdd, 0x3d], vec![touch(true, 0, &[0x80, 0])]);
+    let mut m = Machine::new([load(), store(), control(), Op::Nop]);
+    m.w.mmx.borrow_mut()[2] = 0x0900_0000_0000_0002;
+    m.go();
+    assert_eq!(m.w.mmx.borrow()[3].to_le_bytes()[..], answer(0, 8));
+    let first = |op: Op, cr0: u64, status: u16| {
+        let mut m = Machine::new([faulting(op), Op::Nop]);
+        m.v.b.cr0 |= cr0;
+        m.w.x87_status.set(status);
+        m.go();
+        m.events()
+    };
+    let plain = |v: Vector| vec![Event::Exception(Exception::plain(v))];
+    for op in [load, store] {
+        assert_eq!(first(op(), cr0::EM, 0), plain(Vector::UD));
+        assert_eq!(first(op(), cr0::TS, 0), plain(Vector::NM));
+        assert_eq!(first(op(), 0, 0x80), plain(Vector::MF));
+    }
+    assert_eq!(
+        (first(control(), cr0::EM, 0), first(control(), cr0::TS, 0)),
+        (plain(Vector::NM), plain(Vector::NM))
+    );
+    // FNSTSW does not wait.
+    let mut m = Machine::new([status(), Op::Nop]);
+    m.w.x87_status.set(0x80);
+    m.go();
+}
+
+/// SMSW and LMSW exit as accesses to CR0, with their operand in a device: it is asked all the same.
+#[test]
+fn status_word_on_a_device() {
+    let on = |bytes: &[u8], owes| {
+        let Op::Exit(mut i) = on_device(bytes, owes) else { panic!() };
+        i.exit = Exit::CrAccess;
+        Op::Exit(i)
+    };
+    let smsw = on(&[0x0f, 0x01, 0x25], vec![touch(true, 0, &[0x11, 0])]);
+    let lmsw = on(&[0x0f, 0x01, 0x35], vec![touch(false, 0, &answer(0, 2))]);
+    let mut m = Machine::new([smsw, lmsw, Op::Nop]);
+    m.go();
+    let low = u64::from(answer(0, 1)[0]) & 0xe;
+    assert_eq!(m.v.b.cr0, 0x11 | low);
+}
+
+/// MOV to SS from a device: the interrupt that waits comes one instruction later, and so does the single-step trap.
+#[test]
+fn stack_segment_from_a_device() {
+    let mut m = Machine::new([on_device(&[0x8e, 0x15], vec![touch(false, 0, &answer(0, 2))])]);
+    let selector = u16::from_le_bytes([answer(0, 1)[0], answer(1, 1)[0]]) & 0xfff8;
+    let b = &mut m.v.b;
+    b.set_gdtr(&TableReg { base: 0x20_0000, limit: 0xffff, ..TableReg::default() });
+    m.w.write_ram(0x20_0000 + u64::from(selector), &0x00cf_f200_0000_ffff_u64.to_le_bytes());
+    // The selector that the device answers has RPL 3.
+    assert_eq!(answer(0, 1)[0] & 7, 3);
+    m.set_cpl(3);
+    m.v.b.rflags |= rflags::TF;
+    let exit = m.run();
+    m.answer(exit);
+    m.w.immediate.set(true);
+    assert_eq!(m.run(), RunExit::Interrupted);
+    assert!(m.v.b.shadow && m.v.exception.is_none(), "{:?}", m.v.exception);
+    assert_eq!(m.v.b.segment(SegReg::Ss).selector, selector | 3);
+}
+
+/// 32-bit code on a 64-bit kernel: its TSS lies above 4 GiB, and the bitmap there is asked, across two pages.
+#[test]
+fn bitmap_of_a_64_bit_kernel() {
+    const KERNEL: u64 = 0xffff_8000_0000_0000;
+    let mut m = Machine::new([Op::Event(fault()), Op::Nop]);
+    // 4-level tables: the code's page for the program, 2 MiB for the kernel.
+    let tables = [
+        (0x10_0000, 0x10_3007u64),
+        (0x10_0800, 0x10_1007),
+        (0x10_1000, 0x10_2007),
+        (0x10_2000, 0x83),
+        (0x10_3000, 0x10_4007),
+        (0x10_4000, 0x10_5007),
+        (0x10_5008, 0x1005),
+    ];
+    for (at, entry) in tables {
+        m.w.write_ram(at, &entry.to_le_bytes());
+    }
+    m.w.write_ram(0x1000, &[0xee]);
+    m.w.write_ram(0x5f87 + 102, &104u16.to_le_bytes());
+    let b = &mut m.v.b;
+    b.set_segment(
+        SegReg::Tr,
+        &Segment { base: KERNEL + 0x5f87, limit: 0x2067, selector: 0x28, attrib: 0x8b },
+    );
+    (b.cr0, b.cr3, b.cr4, b.efer) = (0x8000_0011, 0x10_0000, 0x20, 0x500);
+    b.gprs.set(Gpr::Rdx, 0x80);
+    m.set_cpl(3);
+    assert_eq!(m.go(), RunExit::Interrupted);
+    assert_eq!(m.w.log.take(), [Touch { user: true, write: true, at: 0x80, data: vec![0] }]);
 }

@@ -8,6 +8,7 @@ use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
+use exitless_host::fpu::Loaded;
 use exitless_host::task::WorkWord;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
@@ -63,6 +64,13 @@ impl<'a, B> RunHost<'a, B> {
             self.slot.set(Slot::default());
             self.me.shared.section.enter(&self.vm.changes);
         }
+    }
+
+    /// The guest's registers, which are loaded in KVM_RUN alone.
+    fn registers(&self) -> Option<Loaded<'_>> {
+        // SAFETY: `loaded` says that this is KVM_RUN, which loads them before the run loop and puts them away behind it; the
+        // emulator, who asks, runs there with interrupts on.
+        self.loaded.then(|| unsafe { self.me.fpu.loaded() })
     }
 
     /// Leaves it.
@@ -336,9 +344,25 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         d
     }
     fn xmm(&self, i: usize) -> [u8; 16] {
-        self.me.xmm_in_registers(i)
+        self.registers().map_or([0; 16], |r| r.xmm(i))
     }
     fn set_xmm(&self, i: usize, v: [u8; 16]) {
-        self.me.set_xmm_in_registers(i, v);
+        if let Some(r) = self.registers() {
+            r.set_xmm(i, v);
+        }
+    }
+    fn mmx(&self, i: usize) -> u64 {
+        self.registers().map_or(0, |r| r.mmx(i))
+    }
+    fn set_mmx(&self, i: usize, v: u64) {
+        if let Some(r) = self.registers() {
+            r.set_mmx(i, v);
+        }
+    }
+    fn x87_control(&self) -> u16 {
+        self.registers().map_or(0, |r| r.control())
+    }
+    fn x87_status(&self) -> u16 {
+        self.registers().map_or(0, |r| r.status())
     }
 }

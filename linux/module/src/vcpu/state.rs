@@ -383,43 +383,4 @@ impl VcpuObj {
             *b &= keep;
         }
     }
-
-    /// Runs `f` on the guest's XSAVE image while the guest is loaded; slow, for instructions that move vector registers
-    /// to or from devices.
-    fn with_image(&self, f: impl FnOnce(&mut [u8; UABI_SIZE]), write: bool) {
-        let Some(mut image) = KBox::<[u8; UABI_SIZE]>::zeroed() else { return };
-        // SAFETY: called by the emulator inside KVM_RUN, where the guest's registers are loaded and interrupts are on.
-        unsafe { self.fpu.put_guest() };
-        self.registers_to_image(&mut image);
-        f(&mut image);
-        if write {
-            if let Some(header) = image.get_mut(512) {
-                *header |= 2;
-            }
-            let _ = self.fpu.from_uabi(&image, image_features(), 0);
-        }
-        // SAFETY: as above; the pair of `put_guest`.
-        unsafe { self.fpu.load_guest() };
-    }
-
-    /// XMM register `i`.
-    pub fn xmm_in_registers(&self, i: usize) -> [u8; 16] {
-        let mut out = [0; 16];
-        let at = 160 + (i & 15) * 16;
-        self.with_image(|m| out = m.get(at..at + 16).and_then(|x| x.try_into().ok()).unwrap_or(out), false);
-        out
-    }
-
-    /// Writes XMM register `i`.
-    pub fn set_xmm_in_registers(&self, i: usize, v: [u8; 16]) {
-        let at = 160 + (i & 15) * 16;
-        self.with_image(
-            |m| {
-                if let Some(x) = m.get_mut(at..at + 16) {
-                    x.copy_from_slice(&v);
-                }
-            },
-            true,
-        );
-    }
 }

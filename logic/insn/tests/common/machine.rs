@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use exitless_insn::emulate::{Table, X87Word};
 use exitless_insn::{Cpu, Mode, Outcome, Stop, emulate};
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg, Segment};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg};
 
 use super::fetch;
 
@@ -43,6 +44,14 @@ pub struct Machine {
     pub protected: bool,
     pub cpl: u8,
     pub cr0: u64,
+    pub cr4: u64,
+    /// GDTR and IDTR.
+    pub tables: [TableReg; 2],
+    pub mmx: [u64; 8],
+    /// Why MMX, or a word of the x87's, is out of reach.
+    pub no_mmx: Option<Exception>,
+    /// Interrupts are held back.
+    pub shadow: bool,
     pub linear_bits: u8,
     pub gpr: [u64; 16],
     pub rip: u64,
@@ -85,6 +94,11 @@ impl Machine {
             protected: true,
             cpl: 0,
             cr0: 0x8000_0011,
+            cr4: 0,
+            tables: [TableReg::default(); 2],
+            mmx: [0; 8],
+            no_mmx: None,
+            shadow: false,
             linear_bits: 48,
             gpr: [0; 16],
             rip: 0x1000,
@@ -214,6 +228,40 @@ impl Cpu for Machine {
     fn cr0(&self) -> u64 {
         self.cr0
     }
+    fn cr4(&self) -> u64 {
+        self.cr4
+    }
+    fn long_mode(&self) -> bool {
+        self.mode == Mode::Bits64
+    }
+    fn load_msw(&mut self, value: u16) -> Result<(), Stop> {
+        self.cr0 = self.cr0 & !0xe | u64::from(value & 0xf);
+        Ok(())
+    }
+    fn set_segment(&mut self, s: SegReg, to: &Segment) {
+        self.segments[s as usize] = *to;
+    }
+    fn table(&self, t: Table) -> TableReg {
+        self.tables[t as usize]
+    }
+    fn set_table(&mut self, t: Table, to: &TableReg) {
+        self.tables[t as usize] = *to;
+    }
+    fn hold_interrupts(&mut self) {
+        self.shadow = true;
+    }
+    fn mmx_usable(&mut self) -> Result<(), Stop> {
+        self.no_mmx.map_or(Ok(()), |x| Err(Stop::Fault(x)))
+    }
+    fn mmx(&mut self, i: u8) -> u64 {
+        self.mmx[usize::from(i)]
+    }
+    fn set_mmx(&mut self, i: u8, value: u64) {
+        self.mmx[usize::from(i)] = value;
+    }
+    fn x87(&mut self, word: X87Word) -> Result<u16, Stop> {
+        self.no_mmx.map_or(Ok(if word == X87Word::Control { 0x37f } else { 0x3801 }), |x| Err(Stop::Fault(x)))
+    }
     fn gpr(&self, r: Gpr) -> u64 {
         self.gpr[r as usize]
     }
@@ -276,6 +324,20 @@ impl Cpu for Machine {
 
     fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
         self.write_allowed(linear, len)
+    }
+
+    fn check_read(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        let there = self.in_ram(linear, len).is_some() || self.mmio.contains(&linear);
+        if there { Ok(()) } else { Err(self.page_fault(linear, false)) }
+    }
+
+    fn exchange_system(&mut self, linear: u64, old: u8, new: u8) -> Result<bool, Stop> {
+        let at = self.in_ram(linear, 1).ok_or_else(|| self.page_fault(linear, true))?;
+        let same = self.ram[at] == old;
+        if same {
+            self.ram[at] = new;
+        }
+        Ok(same)
     }
 
     fn compare_exchange(&mut self, linear: u64, old: &[u8], new: &[u8]) -> Result<bool, Stop> {
