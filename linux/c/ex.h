@@ -18,6 +18,10 @@ void ex_rs_cpu_offline(u32 cpu);
 void ex_rs_cpu_emergency(void);
 void ex_rs_on_cpu(void *arg, u32 op);
 void ex_rs_user_return(u32 cpu);
+void ex_rs_host_suspends(void);
+void ex_rs_host_resumes(void);
+void ex_rs_guests_stop(void);
+void ex_rs_clock_source_changed(void);
 
 /* Files. */
 long ex_rs_dev_ioctl(u32 cmd, unsigned long arg);
@@ -53,6 +57,8 @@ int ex_irqfd_setup(void);
 void ex_irqfd_teardown(void);
 int ex_sched_setup(void);
 void ex_sched_teardown(void);
+void ex_timekeeping_setup(void);
+void ex_timekeeping_teardown(void);
 void ex_debugfs_setup(void);
 void ex_debugfs_teardown(void);
 

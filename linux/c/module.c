@@ -3,7 +3,7 @@
  * Load and unload: what is claimed, in which order, and how each claim is undone.
  *
  *   ex_rs_init -> helpers -> cpuhp slot -> SVM on in each CPU -> emergency callback -> syscore -> reboot
- *   notifier -> /dev/kvm.  Unload walks the same list backwards.
+ *   and suspend notifiers -> clock source -> /dev/kvm.  Unload walks the same list backwards.
  *
  * The cpuhp slot is the one kvm.ko uses. It comes before the misc minor on purpose: while it is held, stock
  * kvm fails to load cleanly, and if stock kvm holds it, we fail before touching any CPU. A CPU that cannot run guests is
@@ -18,6 +18,7 @@
 #include <linux/notifier.h>
 #include <linux/reboot.h>
 #include <linux/smp.h>
+#include <linux/suspend.h>
 #include <linux/syscore_ops.h>
 #include <asm/reboot.h>
 #include "ex.h"
@@ -147,16 +148,31 @@ static void ex_release_cpus(void)
 	cpus_read_unlock();
 }
 
-/* Suspend and resume run on the last CPU, interrupts off; the others went through hotplug. */
+/*
+ * Suspend and resume run on the last CPU, interrupts off; the others went through hotplug, and no thread of user space
+ * is anywhere but on its way there. The kernel's clocks stop after us and run again before us, being registered first.
+ */
+static int ex_go_down(void)
+{
+	ex_rs_host_suspends();
+	return ex_cpu_down(smp_processor_id());
+}
+
+static void ex_come_up(void)
+{
+	ex_cpu_on(smp_processor_id());
+	ex_rs_host_resumes();
+}
+
 #ifdef EX_HAVE_SYSCORE_OBJECT
 static int ex_suspend(void *unused)
 {
-	return ex_cpu_down(smp_processor_id());
+	return ex_go_down();
 }
 
 static void ex_resume(void *unused)
 {
-	ex_cpu_on(smp_processor_id());
+	ex_come_up();
 }
 
 static const struct syscore_ops ex_syscore_ops = { .suspend = ex_suspend, .resume = ex_resume };
@@ -166,12 +182,12 @@ static struct syscore ex_syscore = { .ops = &ex_syscore_ops };
 #else
 static int ex_suspend(void)
 {
-	return ex_cpu_down(smp_processor_id());
+	return ex_go_down();
 }
 
 static void ex_resume(void)
 {
-	ex_cpu_on(smp_processor_id());
+	ex_come_up();
 }
 
 static struct syscore_ops ex_syscore_ops = { .suspend = ex_suspend, .resume = ex_resume };
@@ -188,6 +204,16 @@ static int ex_reboot(struct notifier_block *nb, unsigned long event, void *unuse
 }
 
 static struct notifier_block ex_reboot_nb = { .notifier_call = ex_reboot };
+
+/* Guests learn that they were stopped, also when no CPU is turned off (suspend to idle). */
+static int ex_pm(struct notifier_block *nb, unsigned long event, void *unused)
+{
+	if (event == PM_SUSPEND_PREPARE || event == PM_HIBERNATION_PREPARE)
+		ex_rs_guests_stop();
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block ex_pm_nb = { .notifier_call = ex_pm };
 
 static struct miscdevice ex_misc = {
 	.minor = KVM_MINOR,
@@ -218,16 +244,23 @@ static int __init ex_module_init(void)
 	err = register_reboot_notifier(&ex_reboot_nb);
 	if (err)
 		goto out_cpus;
+	err = register_pm_notifier(&ex_pm_nb);
+	if (err)
+		goto out_reboot;
+	ex_timekeeping_setup();
 	ex_debugfs_setup();
 	err = misc_register(&ex_misc);
 	if (err) {
 		pr_err("cannot register /dev/kvm (error %d)\n", err);
-		goto out_reboot;
+		goto out_clocks;
 	}
 	return 0;
 
-out_reboot:
+out_clocks:
 	ex_debugfs_teardown();
+	ex_timekeeping_teardown();
+	unregister_pm_notifier(&ex_pm_nb);
+out_reboot:
 	unregister_reboot_notifier(&ex_reboot_nb);
 out_cpus:
 	ex_syscore_unregister();
@@ -249,6 +282,8 @@ static void __exit ex_module_exit(void)
 {
 	misc_deregister(&ex_misc);
 	ex_debugfs_teardown();
+	ex_timekeeping_teardown();
+	unregister_pm_notifier(&ex_pm_nb);
 	unregister_reboot_notifier(&ex_reboot_nb);
 	ex_syscore_unregister();
 #ifdef EX_HAVE_EMERGENCY_CALLBACK

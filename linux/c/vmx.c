@@ -214,7 +214,7 @@ bool ex_vmx_wants_vpid(void)
 
 bool ex_vmx_wants_timer(void)
 {
-	return ex_preemption_timer && !check_tsc_unstable();
+	return ex_preemption_timer;
 }
 
 bool ex_vmx_wants_apicv(void)

@@ -32,7 +32,7 @@ pub struct MasterClock {
     pub tsc: u64,
     /// Guest time (kvmclock) of the pair, ns.
     pub ns: u64,
-    /// The same on all CPUs for ever: the host's TSC is synchronised.
+    /// It is the same in all pages, and all vCPUs' TSCs agree: whichever page a vCPU reads, it finds the same time.
     pub stable: bool,
 }
 
@@ -113,8 +113,14 @@ pub trait Host {
     fn master_clock(&self) -> MasterClock;
     /// Wall-clock time of guest time zero, ns since the epoch.
     fn wall_clock_base(&self) -> u64;
-    /// Offset for a TSC write at that rate, matched with the other vCPUs' writes.
+    /// The host's TSC counts the same on all CPUs, as far as the host knows (atomic).
+    fn steady_tsc(&self) -> bool;
+    /// Offset for a TSC write of user space at that rate, matched with its writes to the other vCPUs.
     fn match_tsc(&self, value: u64, rate: &Rate) -> u64;
+    /// This vCPU's TSC in [`crate::VcpuShared::tsc`] is another: do all still agree?
+    fn tsc_moved(&self);
+    /// By how many ticks the host's TSC is behind where this vCPU left it and time has gone since; negative: before. Told once.
+    fn take_tsc_jump(&self) -> i64;
     /// How long this thread waited runnable, ns since it began.
     fn run_delay(&self) -> u64;
 

@@ -21,6 +21,7 @@ extern crate std;
 
 pub mod advance;
 pub mod backend;
+pub mod clock;
 pub mod cpuid;
 pub mod emul;
 pub mod entry;

@@ -29,9 +29,6 @@ pub struct Pv {
     pad: [u8; 6],
     /// Run delay already accounted, ns.
     pub last_delay: u64,
-    /// Version of the clock page.
-    pub clock_version: u32,
-    pad2: u32,
 }
 
 fn enabled(msr: u64) -> bool {
@@ -45,16 +42,19 @@ pub fn write_clock<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H)
     }
     let gpa = v.pv.system_time & !KVM_MSR_ENABLED;
     let m = host.master_clock();
-    let version = v.pv.clock_version.wrapping_add(2) & !1;
-    let mut flags = 0;
+    let mut info: pvclock_vcpu_time_info = bytemuck::Zeroable::zeroed();
+    if !host.read_guest(gpa, bytemuck::bytes_of_mut(&mut info)) {
+        return;
+    }
+    // Who is told that it was stopped clears that flag itself, when it has seen it.
+    let mut flags = info.flags & PVCLOCK_GUEST_STOPPED;
+    if v.pv.stopped {
+        flags |= PVCLOCK_GUEST_STOPPED;
+    }
     if m.stable {
         flags |= PVCLOCK_TSC_STABLE_BIT;
     }
-    if core::mem::take(&mut v.pv.stopped) {
-        flags |= PVCLOCK_GUEST_STOPPED;
-    }
-    let mut info: pvclock_vcpu_time_info = bytemuck::Zeroable::zeroed();
-    info.version = version.wrapping_sub(1);
+    info.version = info.version.wrapping_add(1) | 1;
     info.tsc_timestamp = v.guest_tsc(m.tsc);
     info.system_time = m.ns;
     (info.tsc_to_system_mul, info.tsc_shift) = v.rate.clock_factors();
@@ -65,8 +65,13 @@ pub fn write_clock<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H)
     {
         return;
     }
-    host.write_guest(gpa, &version.to_le_bytes());
-    v.pv.clock_version = version;
+    host.write_guest(gpa, &info.version.wrapping_add(1).to_le_bytes());
+    v.pv.stopped = false;
+}
+
+/// The guest was stopped: it hears so with its clock page, if it has one.
+pub fn note_stopped<B: Backend>(v: &mut Vcpu<B>) {
+    v.pv.stopped = enabled(v.pv.system_time);
 }
 
 /// The guest asked for the wall-clock time of its boot.

@@ -34,11 +34,18 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if has(R::QUIESCE) {
         host.quiesce();
     }
+    // Before whatever reads it.
+    if has(R::TSC) {
+        v.follow_host_tsc(sh, host);
+    }
     if has(R::APIC_STATE) {
         apic_state(v, sh, host);
     }
     if has(R::TIMER) {
         crate::timer::fired(v, sh, host);
+    }
+    if has(R::STOPPED) {
+        crate::pv::note_stopped(v);
     }
     if has(R::CLOCK) {
         crate::pv::write_clock(v, host);

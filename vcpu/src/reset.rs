@@ -29,8 +29,8 @@ impl<B: Backend> Vcpu<B> {
         self.user_eoi = None;
         self.want_window = false;
         self.xcr0 = 1;
-        self.rate = Rate::host(host.tsc_khz());
-        self.tsc_offset = 0;
+        self.set_tsc_rate(sh, Rate::host(host.tsc_khz()), None);
+        self.set_tsc_offset(sh, 0);
         self.started = false;
         self.msrs.init();
         self.lapic.init(&sh.apic, id, bsp, Config::default());

@@ -43,6 +43,10 @@ impl Request {
     pub const TRIPLE_FAULT: Self = Self(1 << 9);
     /// Only look again.
     pub const KICK: Self = Self(1 << 10);
+    /// The host's TSC is not where this vCPU left it.
+    pub const TSC: Self = Self(1 << 11);
+    /// The guest is to be told that it was stopped.
+    pub const STOPPED: Self = Self(1 << 12);
 }
 
 /// Where the vCPU's thread is.
@@ -62,6 +66,29 @@ pub mod mp {
     pub const SIPI_RECEIVED: u32 = 4;
 }
 
+/// The guest's TSC, as whoever compares those of several vCPUs sees it.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Tsc {
+    /// [`crate::tsc::Rate::raw_ratio`].
+    pub ratio: AtomicU64,
+    /// In the guest's ticks.
+    pub offset: AtomicU64,
+}
+
+impl Tsc {
+    /// Ratio and offset.
+    pub fn get(&self) -> (u64, u64) {
+        (self.ratio.load(Ordering::Relaxed), self.offset.load(Ordering::Relaxed))
+    }
+
+    /// The host's TSC went back by so many ticks, and the owner will make up for it before it runs.
+    pub fn host_back(&self, ticks: u64) {
+        let moved = crate::tsc::scale(ticks, self.ratio.load(Ordering::Relaxed));
+        self.offset.fetch_add(moved, Ordering::Relaxed);
+    }
+}
+
 /// The shared part of one vCPU.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -78,6 +105,8 @@ pub struct VcpuShared {
     pub section: crate::section::Section,
     /// While in the guest, the CPU delivers what is posted to `apic`: a notification is enough. Written by the owner.
     pub delivers: AtomicBool,
+    /// The TSC. Written by the owner, under the VM's clock lock read by all.
+    pub tsc: Tsc,
     /// The APIC's mailbox.
     pub apic: ApicShared,
     /// Counters; written by the owner alone.

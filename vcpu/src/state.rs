@@ -9,6 +9,7 @@ use crate::timer;
 use crate::tsc::{Rate, Scaling};
 use crate::vapic;
 use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_lapic::BaseCaps;
 use exitless_policy::control::efer_write;
 use exitless_policy::mce::Mce;
@@ -191,14 +192,16 @@ impl<B: Backend> Vcpu<B> {
     }
 
     /// Gives the TSC another offset.
-    pub fn set_tsc_offset(&mut self, offset: u64) {
+    pub fn set_tsc_offset(&mut self, sh: &VcpuShared, offset: u64) {
         self.tsc_offset = offset;
         self.b.set_tsc_offset(offset);
+        sh.tsc.offset.store(offset, Relaxed);
     }
 
     /// Lets the TSC count at another rate; the offset that fits is the caller's business. `scaling`: the CPU's.
-    pub fn set_tsc_rate(&mut self, rate: Rate, scaling: Option<Scaling>) {
+    pub fn set_tsc_rate(&mut self, sh: &VcpuShared, rate: Rate, scaling: Option<Scaling>) {
         self.rate = rate;
+        sh.tsc.ratio.store(rate.raw_ratio(), Relaxed);
         if let Some(scaling) = scaling {
             self.b.set_tsc_ratio(rate.ratio(scaling));
         }
@@ -206,9 +209,18 @@ impl<B: Backend> Vcpu<B> {
 
     /// Gives a TSC in use another offset: timers and clock pages follow.
     pub fn move_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, offset: u64) {
-        self.set_tsc_offset(offset);
+        self.set_tsc_offset(sh, offset);
         timer::sync(self, sh, host);
         sh.request(Request::CLOCK);
+        host.tsc_moved();
+    }
+
+    /// The host's TSC is not where this vCPU left it: another offset makes up for that.
+    pub fn follow_host_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H) {
+        let jump = host.take_tsc_jump();
+        let ticks = self.rate.guest_ticks(jump.unsigned_abs());
+        let moved = if jump < 0 { ticks.wrapping_neg() } else { ticks };
+        self.move_tsc(sh, host, self.tsc_offset.wrapping_add(moved));
     }
 
     /// A guest's write also moves TSC_ADJUST (SDM vol. 3B, 18.17.3); user space's sets the time of all vCPUs.

@@ -10,7 +10,7 @@
 //! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
 //! holds a moment of the host's TSC (a little before the deadline: [`crate::advance`]), and counts from there anew at each entry: on whatever CPU, after however long a
 //! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
-//! that nobody could take the interrupt.
+//! that nobody could take the interrupt. Where CPUs' TSCs differ such a moment means nothing, and the host's timer is the home.
 
 use crate::advance;
 use crate::backend::Backend;
@@ -103,7 +103,8 @@ pub fn cancel<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
 pub fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) {
     let Some((ticks, ns)) = left(v, host, m) else { return cancel(v, host) };
     let early = if v.b.has_timer() { advance::ticks(v, host) } else { 0 };
-    if v.b.set_timer(Some(m.tsc.saturating_add(ticks.saturating_sub(early))), m.tsc) {
+    let at = m.tsc.saturating_add(ticks.saturating_sub(early));
+    if host.steady_tsc() && v.b.set_timer(Some(at), m.tsc) {
         if core::mem::take(&mut v.timer_on_host) {
             host.cancel_timer();
         }
@@ -145,7 +146,7 @@ pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
 
 /// The vCPU runs again.
 pub fn to_cpu<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    if v.timer_on_host && v.b.has_timer() {
+    if v.timer_on_host && v.b.has_timer() && host.steady_tsc() {
         sync(v, sh, host);
     }
 }

@@ -88,6 +88,17 @@ impl Rate {
         (self.mul, self.shift as i8)
     }
 
+    /// Ticks of the guest in so many ns, modulo 2^64.
+    pub fn ticks_in(&self, ns: u64) -> u64 {
+        let khz = u64::from(self.khz);
+        (ns / 1_000_000).wrapping_mul(khz).wrapping_add(ns % 1_000_000 * khz / 1_000_000)
+    }
+
+    /// The ratio with 48 bits behind the point: TSCs of one ratio count at one rate.
+    pub fn raw_ratio(&self) -> u64 {
+        self.ratio
+    }
+
     /// Ticks of the guest for ticks of the host, as the CPU computes them.
     pub fn guest_ticks(&self, host: u64) -> u64 {
         if !self.is_scaled() {
@@ -98,7 +109,7 @@ impl Rate {
 
     #[cold]
     fn scaled(&self, host: u64) -> u64 {
-        (u128::from(host).wrapping_mul(u128::from(self.ratio)) >> FRACTION) as u64
+        scale(host, self.ratio)
     }
 
     /// How many ticks of the host it takes until `guest` ticks of the guest have passed, rounded up, saturating.
@@ -110,6 +121,11 @@ impl Rate {
         let (whole, rest) = (guest / khz, guest % khz);
         whole.saturating_mul(host).saturating_add((rest * host).div_ceil(khz))
     }
+}
+
+/// Ticks of a guest with that [`Rate::raw_ratio`] for ticks of the host.
+pub fn scale(host: u64, ratio: u64) -> u64 {
+    (u128::from(host).wrapping_mul(u128::from(ratio)) >> FRACTION) as u64
 }
 
 /// `rest / by` with `bits` (at most 48) behind the point, for `rest < by`.

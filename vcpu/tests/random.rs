@@ -30,7 +30,7 @@ fn env() -> impl Strategy<Value = Env> {
         2 => Just(Env::TlbFlush),
         1 => prop_oneof![
             Just(Request::KICK), Just(Request::EVENT), Just(Request::QUIESCE), Just(Request::TIMER),
-            Just(Request::CLOCK), Just(Request::STEAL), Just(Request::ROOT),
+            Just(Request::CLOCK), Just(Request::STEAL), Just(Request::TSC), Just(Request::STOPPED), Just(Request::ROOT),
         ].prop_map(Env::Ask),
         1 => Just(Env::Signal),
         1 => Just(Env::Immediate),

@@ -133,6 +133,8 @@ pub mod nr {
     pub const SMI: u32 = io(0xb7);
     pub const GET_STATS_FD: u32 = io(0xce);
     pub const CREATE_DEVICE: u32 = iowr::<kvm_create_device>(0xe0);
+    pub const SET_DEVICE_ATTR: u32 = iow::<kvm_device_attr>(0xe1);
+    pub const GET_DEVICE_ATTR: u32 = iow::<kvm_device_attr>(0xe2);
 }
 
 /// A descriptor of the API: the system, a VM or a vCPU.

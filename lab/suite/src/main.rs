@@ -3,6 +3,7 @@
 //! Each test runs in a process of its own and states what stock KVM (6.1, SVM) answers; where this module is meant to
 //! answer otherwise, the test accepts both and its comment says why.
 
+mod clock;
 mod env;
 mod host;
 mod irq;
@@ -39,6 +40,7 @@ fn main() {
         state::TESTS,
         run::TESTS,
         life::TESTS,
+        clock::TESTS,
         host::TESTS,
     ];
     let tests = groups.iter().flat_map(|g| g.iter());

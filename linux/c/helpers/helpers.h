@@ -12,9 +12,8 @@
 
 struct ex_clock_snapshot {
 	u64 tsc;
-	u64 raw_ns;
+	u64 base_ns;
 	u64 real_ns;
-	u64 boot_ns;
 };
 
 struct ex_gup_result {
@@ -188,12 +187,10 @@ void ex_srcu_synchronize_expedited(void *srcu);
 
 /* timekeeping.c */
 u64 ex_monotonic_ns(void);
-u64 ex_boottime_ns(void);
-u64 ex_raw_ns(void);
 u64 ex_real_ns(void);
 u32 ex_tsc_khz(void);
 bool ex_tsc_unstable(void);
-u64 ex_rdtsc_ordered(void);
+void ex_tsc_mark_unstable(void);
 bool ex_clock_snapshot(struct ex_clock_snapshot *out);
 
 /* uaccess.c */

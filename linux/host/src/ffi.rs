@@ -7,9 +7,8 @@ use core::ffi::{c_char, c_int, c_void};
 #[derive(Clone, Copy, Default)]
 pub(crate) struct ClockSnapshot {
     pub(crate) tsc: u64,
-    pub(crate) raw_ns: u64,
+    pub(crate) base_ns: u64,
     pub(crate) real_ns: u64,
-    pub(crate) boot_ns: u64,
 }
 
 /// `struct ex_gup_result`.
@@ -205,12 +204,10 @@ unsafe extern "C" {
 
     // timekeeping.c
     pub(crate) fn ex_monotonic_ns() -> u64;
-    pub(crate) fn ex_boottime_ns() -> u64;
-    pub(crate) fn ex_raw_ns() -> u64;
     pub(crate) fn ex_real_ns() -> u64;
     pub(crate) fn ex_tsc_khz() -> u32;
     pub(crate) fn ex_tsc_unstable() -> bool;
-    pub(crate) fn ex_rdtsc_ordered() -> u64;
+    pub(crate) fn ex_tsc_mark_unstable();
     pub(crate) fn ex_clock_snapshot(out: *mut ClockSnapshot) -> bool;
 
     // uaccess.c

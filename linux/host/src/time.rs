@@ -9,18 +9,6 @@ pub fn monotonic_ns() -> u64 {
     unsafe { ffi::ex_monotonic_ns() }
 }
 
-/// CLOCK_BOOTTIME: goes on during suspend; the base of kvmclock.
-pub fn boottime_ns() -> u64 {
-    // SAFETY: reads a clock.
-    unsafe { ffi::ex_boottime_ns() }
-}
-
-/// CLOCK_MONOTONIC_RAW: not steered by NTP.
-pub fn raw_ns() -> u64 {
-    // SAFETY: reads a clock.
-    unsafe { ffi::ex_raw_ns() }
-}
-
 /// CLOCK_REALTIME.
 pub fn real_ns() -> u64 {
     // SAFETY: reads a clock.
@@ -39,24 +27,23 @@ pub fn tsc_unstable() -> bool {
     unsafe { ffi::ex_tsc_unstable() }
 }
 
-/// RDTSC that does not move before earlier loads.
-#[inline]
-pub fn rdtsc_ordered() -> u64 {
-    // SAFETY: reads the TSC.
-    unsafe { ffi::ex_rdtsc_ordered() }
+/// A CPU's TSC was seen behind another's: tells the kernel, which then counts by something else.
+pub fn mark_tsc_unstable() {
+    // SAFETY: any context in which interrupts may be on or off; sets flags and starts a work.
+    unsafe { ffi::ex_tsc_mark_unstable() }
 }
 
 /// One instant on several clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instant {
-    /// Host TSC; `None` when the kernel's clock source is not a stable TSC.
-    pub tsc: Option<u64>,
-    /// CLOCK_MONOTONIC_RAW.
-    pub raw_ns: u64,
+    /// This CPU's TSC.
+    pub tsc: u64,
+    /// The kernel's clocks are that TSC's count, and it is stable.
+    pub by_tsc: bool,
+    /// CLOCK_MONOTONIC_RAW, and the time spent suspended: the base of kvmclock.
+    pub base_ns: u64,
     /// CLOCK_REALTIME.
     pub real_ns: u64,
-    /// CLOCK_BOOTTIME.
-    pub boot_ns: u64,
 }
 
 /// All clocks at one instant, for kvmclock's master clock.
@@ -64,5 +51,5 @@ pub fn snapshot() -> Instant {
     let mut s = ffi::ClockSnapshot::default();
     // SAFETY: s is ours to fill.
     let by_tsc = unsafe { ffi::ex_clock_snapshot(&raw mut s) };
-    Instant { tsc: by_tsc.then_some(s.tsc), raw_ns: s.raw_ns, real_ns: s.real_ns, boot_ns: s.boot_ns }
+    Instant { tsc: s.tsc, by_tsc, base_ns: s.base_ns, real_ns: s.real_ns }
 }

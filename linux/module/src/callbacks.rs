@@ -1,7 +1,7 @@
 //! The doors through which C calls in: one unsafe conversion each, then safe code.
 
 use crate::vcpu::VcpuObj;
-use crate::vm::Vm;
+use crate::vm::{Vm, clock};
 use crate::{dev, global};
 use core::ffi::{c_int, c_void};
 use exitless_host::Errno;
@@ -84,6 +84,26 @@ extern "C" fn ex_rs_user_return(cpu: u32) {
     if let Some(slot) = global::get().and_then(|g| g.cpus.get(cpu as usize)) {
         crate::vendor::vmx::user_return(slot);
     }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_host_suspends() {
+    clock::host_suspends();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_host_resumes() {
+    clock::host_resumes();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_guests_stop() {
+    clock::guests_stop();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_clock_source_changed() {
+    clock::source_changed();
 }
 
 /// What one CPU may ask of another.

@@ -4,10 +4,13 @@
 
 use crate::dev::Supported;
 use crate::vendor;
+use crate::vm::Vm;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use exitless_host::lock::{LockClass, SpinLock};
 use exitless_host::mem::{KBox, KSlice};
-use exitless_host::{Errno, cpu};
+use exitless_host::{Errno, cpu, time};
 use exitless_hw_ops as ops;
+use exitless_vcpu::clock::Instant;
 
 /// One CPU's part.
 #[derive(bytemuck::Zeroable)]
@@ -48,6 +51,63 @@ pub struct Global {
     pub host_xcr0: u64,
     /// IA32_XSS as the kernel runs with it; 0 without XSAVES.
     pub host_xss: u64,
+    /// All VMs.
+    pub vms: SpinLock<Vms>,
+    /// When the host was last suspended.
+    pub suspended: SpinLock<Instant>,
+}
+
+/// The list of all VMs.
+#[derive(bytemuck::Zeroable)]
+pub struct Vms(AtomicPtr<Vm>);
+
+impl Vms {
+    /// A VM that is complete.
+    pub fn add(&self, vm: &Vm) {
+        vm.next.store(self.0.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.0.store(core::ptr::from_ref(vm).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// A VM that ends; one that never was in the list is no harm.
+    pub fn remove(&self, vm: &Vm) {
+        let mut at = &self.0;
+        // SAFETY: what the list holds are VMs that have not been removed, so live; the list's lock is held.
+        while let Some(here) = unsafe { at.load(Ordering::Relaxed).as_ref() } {
+            if core::ptr::eq(here, vm) {
+                at.store(vm.next.load(Ordering::Relaxed), Ordering::Relaxed);
+                return;
+            }
+            at = &here.next;
+        }
+    }
+}
+
+/// Does something for each VM, with the list locked and interrupts off.
+pub fn each_vm(f: impl Fn(&Vm)) {
+    let Some(g) = get() else { return };
+    let list = g.vms.lock();
+    let mut at = &list.0;
+    // SAFETY: as in `remove`.
+    while let Some(vm) = unsafe { at.load(Ordering::Relaxed).as_ref() } {
+        f(vm);
+        at = &vm.next;
+    }
+}
+
+/// CPUs' TSCs differ, or stop: what one of them says means nothing on the next. Never taken back, as by the kernel.
+static UNSTEADY: AtomicBool = AtomicBool::new(false);
+
+/// The host's TSC was known to be the same on all CPUs when it was last asked about.
+pub fn steady_tsc() -> bool {
+    !UNSTEADY.load(Ordering::Relaxed)
+}
+
+/// Asks the kernel whether CPUs' TSCs differ.
+pub fn tsc_unsteady() -> bool {
+    if steady_tsc() && time::tsc_unstable() {
+        UNSTEADY.store(true, Ordering::Relaxed);
+    }
+    !steady_tsc()
 }
 
 impl Global {
@@ -75,6 +135,8 @@ pub fn get() -> Option<&'static Global> {
 /// Builds everything that may fail, before any CPU is touched.
 pub fn init() -> Result<(), Errno> {
     let mut g = KBox::<Global>::zeroed().ok_or(Errno::ENOMEM)?;
+    g.vms.init(LockClass::VmList)?;
+    g.suspended.init(LockClass::Other)?;
     vendor::probe(&mut g)?;
     g.cpus = KSlice::zeroed(cpu::count()).ok_or(Errno::ENOMEM)?;
     vendor::prepare(&mut g)?;

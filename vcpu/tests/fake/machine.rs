@@ -86,10 +86,14 @@ impl Machine {
         m
     }
 
-    pub(crate) fn set_x2apic(&mut self) {
+    /// KVM_SET_MSRS.
+    pub(crate) fn user_msr(&mut self, msr: u32, value: u64) {
         let caps = *self.v.cpuid.caps();
-        let base = self.v.lapic.apic_base() | 0x400;
-        self.v.write_msr(&self.sh, &self.os, 0x1b, base, Origin::Host, &caps).unwrap();
+        self.v.write_msr(&self.sh, &self.os, msr, value, Origin::Host, &caps).unwrap();
+    }
+
+    pub(crate) fn set_x2apic(&mut self) {
+        self.user_msr(0x1b, self.v.lapic.apic_base() | 0x400);
         self.w.x2apic.set(true);
     }
 

@@ -196,11 +196,22 @@ impl<C> Host for Os<C> {
     }
     fn master_clock(&self) -> MasterClock {
         self.w.may_sleep("master_clock");
-        MasterClock { tsc: 1000, ns: 500, stable: true }
+        MasterClock { tsc: 1000, ns: 500, stable: !self.w.unsteady.get() }
     }
     fn wall_clock_base(&self) -> u64 {
         self.w.may_sleep("wall_clock_base");
         1_700_000_000_123_456_789
+    }
+    fn steady_tsc(&self) -> bool {
+        !self.w.unsteady.get()
+    }
+    fn tsc_moved(&self) {
+        self.w.may_sleep("tsc_moved");
+        self.w.tscs.borrow_mut().push(self.w.sh.tsc.get());
+    }
+    fn take_tsc_jump(&self) -> i64 {
+        self.w.may_sleep("take_tsc_jump");
+        self.w.jump.take()
     }
     fn match_tsc(&self, value: u64, rate: &Rate) -> u64 {
         self.w.may_sleep("match_tsc");

@@ -154,6 +154,12 @@ pub(crate) struct World {
     /// The timer in the CPU: a moment of the host's TSC.
     pub(crate) cpu_timer: Cell<Option<u64>>,
     pub(crate) run_delay: Cell<u64>,
+    /// The host's CPUs differ in their TSCs.
+    pub(crate) unsteady: Cell<bool>,
+    /// How far the host's TSC is behind where the vCPU left it.
+    pub(crate) jump: Cell<i64>,
+    /// The guest's TSC, ratio and offset, each time that the VM was told of another.
+    pub(crate) tscs: RefCell<Vec<(u64, u64)>>,
 
     // --- models ---
     /// Vectors accepted by the APIC and not yet delivered, in order; twice if accepted again while the first is on its way.
@@ -235,6 +241,9 @@ impl World {
             timer: Cell::new(None),
             cpu_timer: Cell::new(None),
             run_delay: Cell::new(0),
+            unsteady: Cell::new(false),
+            jump: Cell::new(0),
+            tscs: RefCell::default(),
             irr: RefCell::default(),
             isr: RefCell::default(),
             tpr: Cell::new(0),

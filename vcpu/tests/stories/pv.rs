@@ -2,8 +2,10 @@
 
 use crate::fake::cpu::PV_EOI_FLAG;
 use crate::fake::guest::*;
+use crate::fake::world::TICKS;
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::backend::Event;
+use exitless_vcpu::tsc::{Rate, Scaling};
 use exitless_vcpu::{Request, RunExit};
 
 fn irq(v: u8) -> Op {
@@ -109,14 +111,91 @@ fn clock_page() {
     m.v.pv.stopped = true;
     m.happen(Env::Ask(Request::CLOCK));
     m.then([Op::Nop]);
-    assert_eq!((m.w.u32_at(at), m.w.u32_at(at + 28)), (4, 3 << 8), "told once that it was stopped");
+    assert_eq!((m.w.u32_at(at), m.w.u32_at(at + 28)), (4, 3 << 8), "told that it was stopped");
     m.happen(Env::Ask(Request::CLOCK));
     m.then([Op::Nop]);
-    assert_eq!((m.w.u32_at(at), m.w.u32_at(at + 28)), (6, 1 << 8));
+    assert_eq!((m.w.u32_at(at), m.w.u32_at(at + 28)), (6, 3 << 8), "it has not seen that yet");
+    m.w.write_ram(at + 29, &[1]);
+    m.happen(Env::Ask(Request::CLOCK));
+    m.then([Op::Nop]);
+    assert_eq!((m.w.u32_at(at), m.w.u32_at(at + 28)), (8, 1 << 8), "it has, and is told once");
     m.then([wrmsr(0x4b56_4d01, 0), Op::Nop]);
     m.happen(Env::Ask(Request::CLOCK));
     m.then([Op::Nop]);
-    assert_eq!(m.w.u32_at(at), 6, "switched off");
+    assert_eq!(m.w.u32_at(at), 8, "switched off");
+}
+
+/// The host was suspended: who has a clock page is told, who has none is not told later.
+#[test]
+fn stopped_with_the_host() {
+    let mut m = Machine::new([]);
+    let stopped = |m: &Machine| {
+        m.happen(Env::Ask(Request::STOPPED));
+        m.happen(Env::Ask(Request::CLOCK));
+    };
+    stopped(&m);
+    m.then([wrmsr(0x4b56_4d01, 0x4_0001), Op::Nop]);
+    assert_eq!(m.w.u32_at(0x4_001c), 1 << 8);
+    stopped(&m);
+    m.then([Op::Nop]);
+    assert_eq!(m.w.u32_at(0x4_001c), 3 << 8);
+}
+
+/// TSCs of the host that differ: the pages do not agree, and say so.
+#[test]
+fn clock_page_without_a_steady_tsc() {
+    let mut m = Machine::new([wrmsr(0x4b56_4d01, 0x4_0001), Op::Nop]);
+    m.w.unsteady.set(true);
+    m.go();
+    assert_eq!(m.w.u32_at(0x4_001c), 0);
+}
+
+/// A page whose version the guest left odd, as memory behind power-up may hold.
+#[test]
+fn clock_page_in_random_memory() {
+    let mut m = Machine::new([wrmsr(0x4b56_4d01, 0x4_0001), Op::Nop]);
+    m.w.write_ram(0x4_0000, &[0xff; 32]);
+    m.go();
+    assert_eq!(m.w.u32_at(0x4_0000) & 1, 0);
+}
+
+/// Each change of the TSC's offset is told to the VM, whoever makes it: others compare theirs.
+#[test]
+fn tsc_offsets_are_told() {
+    let mut m = Machine::new([wrmsr(0x10, 1 << 40), Op::Nop]);
+    m.go();
+    let one = 1 << 48;
+    assert_eq!(m.w.tscs.take(), [(one, m.v.tsc_offset)]);
+    m.then([wrmsr(0x3b, 5), Op::Nop]);
+    assert_eq!(m.w.tscs.take(), [(one, m.v.tsc_offset)]);
+    m.user_msr(0x10, 77);
+    assert_eq!(m.w.tscs.take(), [(one, m.v.tsc_offset)]);
+}
+
+/// The host's TSC fell back, or this CPU's is behind or before the last one's: the guest's goes on, at its rate, with its page and
+/// its deadline.
+#[test]
+fn the_hosts_tsc_jumps() {
+    let host = (TICKS * 1_000_000) as u32;
+    for (khz, jump, moved) in
+        [(host, 1000, 1000), (host, -70, -70), (host * 2, 1000, 2000), (host / 2, -1000, -500)]
+    {
+        let mut m =
+            Machine::virtual_apic(false, [wrmsr(0x4b56_4d01, 0x4_0001), Op::Deadline(50_000), Op::Nop]);
+        m.v.set_tsc_rate(&m.sh, Rate::asked(khz, host, Some(Scaling::VMX)).unwrap(), Some(Scaling::VMX));
+        m.go();
+        let (offset, version) = (m.v.tsc_offset, m.w.u32_at(0x4_0000));
+        let armed = m.w.cpu_timer.get().unwrap();
+        m.w.jump.set(jump);
+        m.happen(Env::Ask(Request::TSC));
+        m.then([Op::Nop]);
+        assert_eq!(m.v.tsc_offset.wrapping_sub(offset) as i64, moved);
+        assert_eq!(m.v.b.tsc_offset, m.v.tsc_offset);
+        assert_eq!(m.w.tscs.take(), [m.sh.tsc.get()]);
+        assert!(m.w.u32_at(0x4_0000) > version, "the page");
+        let shift = armed.wrapping_sub(m.w.cpu_timer.get().unwrap()) as i64;
+        assert!(shift.abs_diff(jump) < 100, "the deadline moved by {shift} for {jump}");
+    }
 }
 
 /// Replays the host's writes to the structure of `len` bytes at `at`, whose version lies at `version`: whoever reads it on

@@ -5,6 +5,7 @@ use crate::fake::machine::{TIMER_LIMIT, TIMER_VECTOR};
 use crate::fake::world::{APIC, TICKS};
 use crate::fake::{Env, Machine, Op};
 use exitless_lapic::Armed;
+use exitless_vcpu::Request;
 use exitless_vcpu::backend::{Event, Exit};
 use exitless_vcpu::tsc::{Rate, Scaling};
 use exitless_x86::apic::{lvt, reg};
@@ -113,7 +114,11 @@ fn at_another_rate() {
         for sleeps in [false, true] {
             let rest = if sleeps { hlt() } else { Op::Nop };
             both(&[Op::Deadline(50_000), rest, Op::Nop, Op::Nop], |mut m| {
-                m.v.set_tsc_rate(Rate::asked(khz, host, Some(Scaling::VMX)).unwrap(), Some(Scaling::VMX));
+                m.v.set_tsc_rate(
+                    &m.sh,
+                    Rate::asked(khz, host, Some(Scaling::VMX)).unwrap(),
+                    Some(Scaling::VMX),
+                );
                 let begin = m.w.ns.get();
                 m.go();
                 if !sleeps {
@@ -127,6 +132,25 @@ fn at_another_rate() {
                 assert!((50_000..53_000).contains(&took), "{took} ns at {khz} kHz");
             });
         }
+    }
+}
+
+/// The host's TSCs differ: a moment of one means nothing on the next CPU, so the host's timer has the deadline, also one
+/// that the CPU had before that was known.
+#[test]
+fn unsteady_tsc() {
+    for before in [true, false] {
+        both(&[Op::Deadline(10_000), Op::Nop], |mut m| {
+            m.w.unsteady.set(before);
+            m.go();
+            assert_eq!(homes(&m), (!before, before));
+            m.w.unsteady.set(true);
+            m.happen(Env::Ask(Request::TIMER));
+            m.then([Op::Nop, hlt(), Op::Nop]);
+            assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+            m.then([Op::Deadline(20_000), Op::Nop]);
+            assert_eq!(homes(&m), (false, true), "awake again");
+        });
     }
 }
 

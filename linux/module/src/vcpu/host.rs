@@ -180,7 +180,8 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
 
     fn now(&self) -> Moment {
-        Moment { ns: time::monotonic_ns(), tsc: ops::rdtsc() }
+        let now = Moment { ns: time::monotonic_ns(), tsc: ops::rdtsc() };
+        if self.loaded { now } else { self.me.moment::<B>(now) }
     }
     fn tsc_khz(&self) -> u32 {
         time::tsc_khz()
@@ -201,10 +202,20 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.master_clock()
     }
     fn wall_clock_base(&self) -> u64 {
-        time::real_ns().wrapping_sub(self.vm.clock_now())
+        let now = self.vm.read_clock();
+        now.host.real_ns.wrapping_sub(now.ns)
+    }
+    fn steady_tsc(&self) -> bool {
+        global::steady_tsc()
+    }
+    fn tsc_moved(&self) {
+        self.vm.tsc_changed();
+    }
+    fn take_tsc_jump(&self) -> i64 {
+        self.me.take_tsc_jump()
     }
     fn match_tsc(&self, value: u64, rate: &Rate) -> u64 {
-        self.vm.match_tsc(value, rate)
+        self.vm.match_tsc(value, rate, self.now().tsc)
     }
     fn run_delay(&self) -> u64 {
         task::run_delay_ns()

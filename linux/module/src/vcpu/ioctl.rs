@@ -52,6 +52,9 @@ fn chosen<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>, cmd: u32, arg: usize) -> 
     let _loaded = B::LOADED_FOR_IOCTLS.then(|| Loaded::new(v));
     let host = RunHost::new(v.vm(), v);
     host.lock();
+    if v.tsc_jumped() {
+        inner.follow_host_tsc(&v.shared, &host);
+    }
     let mut call = Call { v, inner, host };
     call.dispatch(cmd, arg)
 }
@@ -362,7 +365,7 @@ impl<B: Vendor> Call<'_, B> {
         self.v.set_tsc_rate(g, self.inner, rate);
         // Another rate's count means nothing: from 0, or with the vCPUs that have this rate already.
         if before.is_scaled() || rate.is_scaled() {
-            let offset = self.v.vm().match_tsc(0, &rate);
+            let offset = self.v.vm().join_tsc(&rate);
             self.inner.move_tsc(&self.v.shared, &self.host, offset);
         }
         Ok(0)
@@ -370,6 +373,7 @@ impl<B: Vendor> Call<'_, B> {
 
     fn set_tsc_offset(&mut self, from: usize) -> Result<isize> {
         let offset = user::get(from)?;
+        self.v.vm().tsc_offset_set(offset, &self.inner.rate);
         self.inner.move_tsc(&self.v.shared, &self.host, offset);
         Ok(0)
     }

@@ -15,15 +15,18 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::{NonNull, addr_of_mut};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
 use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result, cpu};
+use exitless_host::{Errno, Result, cpu, time};
+use exitless_hw_ops as ops;
 use exitless_svm::Svm;
+use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
+use exitless_vcpu::timer::ns_to_ticks;
 use exitless_vcpu::tsc::Rate;
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
@@ -64,11 +67,18 @@ pub struct VcpuObj {
     pub sigmask: AtomicU64,
     /// How long to wait awake in HLT, ns.
     pub poll_ns: AtomicU64,
+    /// The host's TSC when the thread last left a CPU, and its monotonic clock then, ns, 0: not taken.
+    pub left_tsc: AtomicU64,
+    left_ns: AtomicU64,
+    /// Ticks by which the host's TSC fell back while the vCPU did not run, and that its offset does not make up for yet.
+    pub tsc_debt: AtomicI64,
     /// The thread was preempted and waits for a CPU.
     pub preempted: AtomicBool,
     /// `sigmask` counts.
     pub has_sigmask: AtomicBool,
-    _pad: [u8; 6],
+    /// The thread came to a CPU whose TSC may be another than the one it left, and its offset is that one's still.
+    tsc_lost: AtomicBool,
+    _pad: [u8; 5],
 }
 
 /// The vCPU proper, of the vendor that was chosen at load.
@@ -162,6 +172,7 @@ impl VcpuObj {
 
     /// The thread was put on a CPU. Preemption is off.
     pub fn sched_in(&self, cpu: u32) {
+        self.check_tsc(cpu);
         if let Some(g) = global::get() {
             self.load_on(g, cpu);
         }
@@ -172,9 +183,71 @@ impl VcpuObj {
     /// The thread leaves its CPU, still runnable or not.
     pub fn sched_out(&self, preempted: bool) {
         self.preempted.store(preempted, Ordering::Relaxed);
+        self.leave_tsc();
         if let Some(g) = global::get() {
             self.put_on(g);
         }
+    }
+
+    /// Is the TSC of the CPU that the thread came to the one that it left? Preemption is off.
+    fn check_tsc(&self, cpu: u32) {
+        let moved = self.shared.cpu.load(Ordering::Relaxed) != cpu as i32;
+        if moved && (ops::rdtsc().wrapping_sub(self.left_tsc.load(Ordering::Relaxed)) as i64) < 0 {
+            time::mark_tsc_unstable();
+        }
+        if global::tsc_unsteady() {
+            self.tsc_lost.store(true, Ordering::Relaxed);
+            self.shared.request(Request::TSC);
+        }
+    }
+
+    /// The thread leaves its CPU. Preemption is off.
+    fn leave_tsc(&self) {
+        if !self.tsc_lost.load(Ordering::Relaxed) {
+            self.note_tsc();
+        }
+    }
+
+    fn note_tsc(&self) {
+        self.left_tsc.store(ops::rdtsc(), Ordering::Relaxed);
+        if !global::steady_tsc() {
+            self.left_ns.store(time::monotonic_ns(), Ordering::Relaxed);
+        }
+    }
+
+    /// The TSC of the CPU that the thread left, as it would be now.
+    fn left_tsc_now(&self) -> u64 {
+        let passed = match self.left_ns.load(Ordering::Relaxed) {
+            0 => 0,
+            ns => ns_to_ticks(time::monotonic_ns().saturating_sub(ns), time::tsc_khz()),
+        };
+        self.left_tsc.load(Ordering::Relaxed).wrapping_add(passed)
+    }
+
+    /// [`exitless_vcpu::host::Host::take_tsc_jump`].
+    fn take_tsc_jump(&self) -> i64 {
+        let debt = self.tsc_debt.swap(0, Ordering::Relaxed);
+        cpu::preempt_disable();
+        let mut jump = 0;
+        if self.tsc_lost.swap(false, Ordering::Relaxed) {
+            jump = self.left_tsc_now().wrapping_sub(ops::rdtsc()) as i64;
+            self.note_tsc();
+        }
+        cpu::preempt_enable();
+        debt.wrapping_add(jump)
+    }
+
+    /// `now` by the TSC that the vCPU's offset is for, in an ioctl that runs on whatever CPU.
+    fn moment<B: Vendor>(&self, now: Moment) -> Moment {
+        if global::steady_tsc() || B::LOADED_FOR_IOCTLS {
+            return now;
+        }
+        Moment { tsc: self.left_tsc_now(), ..now }
+    }
+
+    /// The offset of the vCPU's TSC is not right for the host's TSC any more.
+    fn tsc_jumped(&self) -> bool {
+        self.tsc_debt.load(Ordering::Relaxed) != 0 || self.tsc_lost.load(Ordering::Relaxed)
     }
 
     fn load_on(&self, g: &Global, cpu: u32) {
@@ -186,7 +259,7 @@ impl VcpuObj {
     /// Gives the vCPU's owner's `inner` another rate of its TSC.
     pub fn set_tsc_rate<B: Vendor>(&self, g: &Global, inner: &mut Vcpu<B>, rate: Rate) {
         let scaling = vendor::tsc_scaling(g);
-        inner.set_tsc_rate(rate, scaling);
+        inner.set_tsc_rate(&self.shared, rate, scaling);
         if let Some(scaling) = scaling {
             self.tsc_ratio.store(rate.ratio(scaling), Ordering::Relaxed);
         }
@@ -251,7 +324,8 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
         let host = host::RunHost::<B>::new(vm, &v);
         inner.init(&v.shared, &host, id, bsp);
         v.set_tsc_rate(g, inner, rate);
-        inner.set_tsc_offset(vm.match_tsc(0, &rate));
+        inner.set_tsc_offset(&v.shared, vm.join_tsc(&rate));
+        v.note_tsc();
     });
     Ok(KBox::into_raw(v))
 }

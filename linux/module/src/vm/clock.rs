@@ -1,98 +1,159 @@
-//! The VM's clocks: one pair of host TSC and guest time for all vCPUs, and the TSC offsets that user space sets.
+//! The VM's clocks: kvmclock and the generation of its TSCs, and what happens to them when the host's change.
 
 use super::Vm;
+use crate::global;
+use core::sync::atomic::Ordering;
 use exitless_host::time;
+use exitless_vcpu::Request;
+use exitless_vcpu::clock::{Clock, Generation, Instant, agree};
 use exitless_vcpu::host::MasterClock;
-use exitless_vcpu::tsc::{Rate, factors};
+use exitless_vcpu::tsc::Rate;
 
-/// See the file's head.
-#[derive(Clone, Copy, bytemuck::Zeroable)]
-pub struct Clock {
-    /// Host TSC of the pair.
-    tsc: u64,
-    /// Guest time at that TSC, ns.
-    ns: u64,
-    mul: u32,
-    shift: i32,
-    /// The last TSC value user space or creation wrote, the offset it got, and the rate of that vCPU, kHz.
-    last_value: u64,
-    last_offset: u64,
-    last_host: u64,
-    last_khz: u32,
-    written: bool,
-    stable: bool,
-    _pad: [u8; 2],
+/// Under one lock: who compares the vCPUs' TSCs holds it, so that the last to change one sees all others.
+#[derive(bytemuck::Zeroable)]
+pub struct Clocks {
+    clock: Clock,
+    generation: Generation,
 }
 
-fn scale(ticks: u64, mul: u32, shift: i32) -> u64 {
-    let t = if shift < 0 { ticks >> -shift } else { ticks << shift };
-    // 64 x 32 bits without a wide division: both halves.
-    let (hi, lo) = (t >> 32, t & 0xffff_ffff);
-    hi.wrapping_mul(u64::from(mul)).wrapping_add((lo * u64::from(mul)) >> 32)
-}
-
-impl Clock {
+impl Clocks {
     /// Guest time zero is now.
     pub fn start(&mut self) {
-        (self.mul, self.shift) = factors(time::tsc_khz());
-        self.tsc = time::rdtsc_ordered();
-        self.ns = 0;
-        self.stable = !time::tsc_unstable();
+        self.clock = Clock::start(time::tsc_khz(), instant(&time::snapshot()));
     }
+}
 
-    fn at(&self, tsc: u64) -> u64 {
-        self.ns.wrapping_add(scale(tsc.wrapping_sub(self.tsc), self.mul, self.shift))
-    }
+/// What `KVM_GET_CLOCK` tells.
+pub struct Reading {
+    /// Guest time, ns.
+    pub ns: u64,
+    /// All vCPUs' pages and TSCs agree.
+    pub stable: bool,
+    /// When that was.
+    pub host: time::Instant,
+}
+
+/// As the clocks take it.
+pub fn instant(now: &time::Instant) -> Instant {
+    let steady = now.by_tsc || !global::tsc_unsteady();
+    Instant { tsc: now.tsc, base: now.base_ns, by_tsc: now.by_tsc, steady }
 }
 
 impl Vm {
-    /// Guest time now, ns.
-    pub fn clock_now(&self) -> u64 {
-        self.clock.lock().at(time::rdtsc_ordered())
-    }
-
-    /// Guest time at a host TSC, ns.
-    pub fn clock_at(&self, tsc: u64) -> u64 {
-        self.clock.lock().at(tsc)
+    /// Guest time now.
+    pub fn read_clock(&self) -> Reading {
+        let c = self.clocks.lock();
+        let host = time::snapshot();
+        Reading { ns: c.clock.at(&instant(&host)), stable: c.clock.stable() && host.by_tsc, host }
     }
 
     /// `KVM_SET_CLOCK`: guest time is `ns` now.
-    pub fn clock_set(&self, ns: u64) {
-        let mut c = self.clock.lock();
-        c.tsc = time::rdtsc_ordered();
-        c.ns = ns;
+    pub fn set_clock(&self, ns: u64) {
+        let mut c = self.clocks.lock();
+        c.clock.set(ns, instant(&time::snapshot()));
         drop(c);
-        self.request_all(exitless_vcpu::Request::CLOCK);
+        self.request_all(Request::CLOCK);
     }
 
     /// The pair for clock pages.
     pub fn master_clock(&self) -> MasterClock {
-        let mut c = *self.clock.lock();
-        if !c.stable {
-            // Without a synchronised TSC every vCPU needs a fresh pair.
-            let tsc = time::rdtsc_ordered();
-            c.ns = c.at(tsc);
-            c.tsc = tsc;
-        }
-        MasterClock { tsc: c.tsc, ns: c.ns, stable: c.stable }
+        let mut c = self.clocks.lock();
+        let (tsc, ns) = c.clock.page(instant(&time::snapshot()));
+        MasterClock { tsc, ns, stable: c.clock.stable() }
     }
 
-    /// Offset for a TSC write. Writes that fall within a second of where the last written TSC is now mean "the same
-    /// time on all vCPUs" and get the same offset, as on stock KVM, if their rates are the same.
-    pub fn match_tsc(&self, value: u64, rate: &Rate) -> u64 {
-        let mut c = self.clock.lock();
-        let host = time::rdtsc_ordered();
-        let second = u64::from(rate.khz()) * 1000;
-        let expected = c.last_value.wrapping_add(rate.guest_ticks(host.wrapping_sub(c.last_host)));
-        let near = value.wrapping_sub(expected).wrapping_add(second) < 2 * second;
-        let same = c.written && c.last_khz == rate.khz() && (near || value == 0);
-        let now = rate.guest_ticks(host);
-        let offset = if same { c.last_offset } else { value.wrapping_sub(now) };
-        c.written = true;
-        c.last_value = now.wrapping_add(offset);
-        c.last_host = host;
-        c.last_offset = offset;
-        c.last_khz = rate.khz();
-        offset
+    /// Some vCPU's TSC is another, or a vCPU is new, or the host counts by something else: do all agree, and do the pages say so?
+    pub fn tsc_changed(&self) {
+        let mut c = self.clocks.lock();
+        let all = agree(self.each_vcpu().map(|v| v.shared.tsc.get()));
+        let due = c.clock.settle(all, instant(&time::snapshot()));
+        drop(c);
+        if due {
+            self.request_all(Request::CLOCK);
+        }
+    }
+
+    /// Offset for the TSC of a vCPU that is new, or new at this rate.
+    pub fn join_tsc(&self, rate: &Rate) -> u64 {
+        self.clocks.lock().generation.join(rate, &instant(&time::snapshot()))
+    }
+
+    /// Offset for a TSC write of user space. `tsc`: the vCPU's host TSC now.
+    pub fn match_tsc(&self, value: u64, rate: &Rate, tsc: u64) -> u64 {
+        let mut c = self.clocks.lock();
+        let mut now = instant(&time::snapshot());
+        if !now.steady {
+            now.tsc = tsc;
+        }
+        c.generation.write(value, rate, &now)
+    }
+
+    /// User space gave a vCPU's TSC this offset.
+    pub fn tsc_offset_set(&self, offset: u64, rate: &Rate) {
+        self.clocks.lock().generation.set_offset(offset, rate, &instant(&time::snapshot()));
+    }
+
+    /// The host was suspended at one instant and is back at the other. No thread of user space has run since: each vCPU finds
+    /// its requests when it does.
+    pub fn host_resumed(&self, suspended: &Instant, now: Instant) {
+        let back = suspended.tsc.saturating_sub(now.tsc);
+        let mut c = self.clocks.lock();
+        c.clock.resume(suspended, now);
+        c.generation.host_tsc_back(back);
+        for v in self.each_vcpu() {
+            v.host_tsc_back(back);
+            for r in [Request::TSC, Request::STOPPED, Request::CLOCK, Request::TIMER] {
+                v.shared.request(r);
+            }
+        }
+    }
+
+    /// The host is about to be suspended.
+    pub fn note_stop(&self) {
+        for v in self.each_vcpu() {
+            v.shared.request(Request::STOPPED);
+            v.shared.request(Request::CLOCK);
+        }
+    }
+
+    /// The host's clock source changed: pages are written anew, timers find their home.
+    pub fn clock_source_changed(&self) {
+        self.tsc_changed();
+        self.request_all(Request::TIMER);
+    }
+}
+
+/// The host is about to be suspended: this CPU's TSC now, and the base clock.
+pub fn host_suspends() {
+    if let Some(g) = global::get() {
+        *g.suspended.lock() = instant(&time::snapshot());
+    }
+}
+
+/// The host is back.
+pub fn host_resumes() {
+    let Some(g) = global::get() else { return };
+    let suspended = *g.suspended.lock();
+    let now = instant(&time::snapshot());
+    global::each_vm(|vm| vm.host_resumed(&suspended, now));
+}
+
+/// The kernel counts time by another clock source.
+pub fn source_changed() {
+    global::tsc_unsteady();
+    global::each_vm(Vm::clock_source_changed);
+}
+
+/// The guests stop, and are told so when they go on.
+pub fn guests_stop() {
+    global::each_vm(Vm::note_stop);
+}
+
+impl crate::vcpu::VcpuObj {
+    /// The host's TSC went back by so many ticks while this vCPU did not run.
+    fn host_tsc_back(&self, ticks: u64) {
+        self.tsc_debt.fetch_add(ticks as i64, Ordering::Relaxed);
+        self.left_tsc.fetch_sub(ticks, Ordering::Relaxed);
+        self.shared.tsc.host_back(ticks);
     }
 }

@@ -380,18 +380,17 @@ pub fn tsc_rate(arg: usize) -> Result<Rate> {
 }
 
 fn get_clock(vm: &Vm, arg: usize) -> Result<isize> {
-    let m = vm.master_clock();
     let mut c: kvm_clock_data = bytemuck::Zeroable::zeroed();
-    let now = time::snapshot();
-    c.clock = vm.clock_at(now.tsc.unwrap_or_else(time::rdtsc_ordered));
-    c.realtime = now.real_ns;
+    let now = vm.read_clock();
+    c.clock = now.ns;
+    c.realtime = now.host.real_ns;
     c.flags = KVM_CLOCK_REALTIME;
-    if m.stable {
+    if now.stable {
         c.flags |= KVM_CLOCK_TSC_STABLE;
     }
-    if let Some(tsc) = now.tsc {
+    if now.host.by_tsc {
         c.flags |= KVM_CLOCK_HOST_TSC;
-        c.host_tsc = tsc;
+        c.host_tsc = now.host.tsc;
     }
     user::put(arg, &c)
 }
@@ -405,6 +404,6 @@ fn set_clock(vm: &Vm, c: &kvm_clock_data) -> Result<isize> {
         // The clock went on while the VM was saved.
         ns = ns.wrapping_add(time::real_ns().saturating_sub(c.realtime));
     }
-    vm.clock_set(ns);
+    vm.set_clock(ns);
     Ok(0)
 }

@@ -1,6 +1,7 @@
 //! One virtual machine: its memory, its chips, its vCPUs. Shared by their fds; freed when the last one closes.
 //!
 //! Locks, outermost first: `lock` (configuration, vCPU creation) > `slots_lock` > `chips` (spinlock) > `mmu` (spinlock).
+//! The list of all VMs (spinlock) > `clocks` (spinlock).
 //! Readers of slots, routes and ioeventfds are in a read section: a vCPU's thread in its own ([`exitless_vcpu::section`]),
 //! everybody else in the VM's SRCU.
 
@@ -76,8 +77,10 @@ pub struct Vm {
     pub zones: Published<bus::ZoneTable>,
     /// Serialises writers of the ring.
     pub ring_lock: SpinLock<()>,
-    /// The VM's clock.
-    pub clock: SpinLock<clock::Clock>,
+    /// The VM's clocks.
+    pub clocks: SpinLock<clock::Clocks>,
+    /// The next in the list of all VMs, under that list's lock.
+    pub next: AtomicPtr<Vm>,
     /// All vCPUs by index.
     vcpus: [AtomicPtr<VcpuObj>; MAX_VCPUS],
     /// How many of `vcpus` are set; grows only.
@@ -148,7 +151,7 @@ impl Vm {
         vm.wiring.init(LockClass::Irqfds)?;
         vm.mmu.init(LockClass::Mmu)?;
         vm.chips.init(LockClass::Irqchip)?;
-        vm.clock.init(LockClass::Clock)?;
+        vm.clocks.init(LockClass::Clock)?;
         vm.ring_lock.init(LockClass::Ioeventfds)?;
         vm.debugfs.init(LockClass::Stats)?;
         vm.kick_mask.init(LockClass::Other)?;
@@ -164,9 +167,10 @@ impl Vm {
         vm.built.store(true, Ordering::Release);
         vm.slots_lock.get_mut().init()?;
         vm.mmu.get_mut().init()?;
-        vm.clock.get_mut().start();
+        vm.clocks.get_mut().start();
         vm.lock.get_mut().tsc_rate = Rate::host(time::tsc_khz());
         vm.notifier = Some(MmuNotifier::register(cookie)?);
+        g.vms.lock().add(vm);
         Ok(arc)
     }
 
@@ -200,6 +204,7 @@ impl Vm {
         let Some(slot) = self.vcpus.get(n) else { return false };
         slot.store(v, Ordering::Release);
         self.nvcpus.store(n as u32 + 1, Ordering::Release);
+        self.tsc_changed();
         true
     }
 
@@ -287,7 +292,10 @@ impl Drop for Vm {
         if !self.built.load(Ordering::Acquire) {
             return;
         }
-        // First of all: its readers look at everything else.
+        if let Some(g) = crate::global::get() {
+            g.vms.lock().remove(self);
+        }
+        // First of all that is in it: its readers look at everything else.
         *self.debugfs.get_mut() = bytemuck::Zeroable::zeroed();
         self.pit_timer.cancel();
         drop(self.notifier.take());
