@@ -22,6 +22,7 @@
 #include <asm/msr-index.h>
 #include <asm/nospec-branch.h>
 #include "ex_config.h"
+#include "verw.h"
 
 #define REG_RCX  8
 #define REG_RDX  16
@@ -91,9 +92,9 @@ SYM_FUNC_START(ex_svm_run_asm)
 	mov	REG_R15(%rsi), %r15
 	mov	REG_RSI(%rsi), %rsi
 
-#ifdef EX_HAVE_CLEAR_CPU_BUF_VM
-	/* Clobbers the zero flag only. */
-	VM_CLEAR_CPU_BUFFERS
+	/* TSA: after the last read of memory. */
+#ifdef X86_FEATURE_CLEAR_CPU_BUF_VM
+	EX_CLEAR_CPU_BUFFERS X86_FEATURE_CLEAR_CPU_BUF_VM
 #endif
 	sti
 	vmrun	%rax

@@ -24,6 +24,7 @@
 #include <asm/nospec-branch.h>
 #include <asm/segment.h>
 #include "ex_config.h"
+#include "verw.h"
 
 #define REG_RAX  0
 #define REG_RCX  8
@@ -103,10 +104,11 @@ SYM_FUNC_START(ex_vmx_run_asm)
 	mov	REG_R15(%rdi), %r15
 	mov	REG_RDI(%rdi), %rdi
 
-#ifdef EX_HAVE_CLEAR_CPU_BUF_VM
-	VM_CLEAR_CPU_BUFFERS
-#elif defined(CLEAR_CPU_BUFFERS)
-	CLEAR_CPU_BUFFERS
+	/* MDS, TAA, RFDS, MMIO stale data: after the last read of memory. Kernels from 6.19 on say it by the second feature. */
+#ifdef X86_FEATURE_CLEAR_CPU_BUF_VM
+	EX_CLEAR_CPU_BUFFERS X86_FEATURE_CLEAR_CPU_BUF, X86_FEATURE_CLEAR_CPU_BUF_VM
+#else
+	EX_CLEAR_CPU_BUFFERS X86_FEATURE_CLEAR_CPU_BUF
 #endif
 	jnc	.Llaunch
 2:	vmresume
@@ -182,7 +184,7 @@ SYM_INNER_LABEL(ex_vmx_exit_here, SYM_L_GLOBAL)
 	lfence
 .Lhost_spec_ctrl_done:
 
-#ifdef X86_FEATURE_CLEAR_BHB_LOOP_ON_VMEXIT
+#ifdef EX_HAVE_CLEAR_BHB_VMEXIT
 	CLEAR_BRANCH_HISTORY_VMEXIT
 #endif
 	mov	%ebx, %eax

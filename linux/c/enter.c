@@ -8,6 +8,7 @@
 #include <asm/ptrace.h>
 #include <asm/segment.h>
 #include "guest.h"
+#include "mitigations.h"
 #include "helpers/helpers.h"
 
 /* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
@@ -23,13 +24,10 @@ noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spe
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
 	ex_guest_enter();
+	ex_clear_divider();
 	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, guest_spec_ctrl, host_spec_ctrl);
 	ex_guest_exit();
-#ifdef EX_HAVE_IBPB_EXIT_TO_USER
-	/* The guest may have trained branches that this task's user part would follow. */
-	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
-		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
-#endif
+	ex_guard_user_part();
 	return off;
 }
 

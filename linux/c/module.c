@@ -22,6 +22,7 @@
 #include <linux/syscore_ops.h>
 #include <asm/reboot.h>
 #include "ex.h"
+#include "mitigations.h"
 
 #ifdef EX_HAVE_CPUHP_KVM_ONLINE
 #define EX_CPUHP_STATE CPUHP_AP_KVM_ONLINE
@@ -227,7 +228,7 @@ static int __init ex_module_init(void)
 
 	err = ex_rs_init();
 	if (err)
-		return err;
+		goto out_mitigations;
 	err = ex_sched_setup();
 	if (err)
 		goto out_rust;
@@ -274,6 +275,8 @@ out_sched:
 	ex_sched_teardown();
 out_rust:
 	ex_rs_exit();
+out_mitigations:
+	ex_vmx_mitigations_end();
 	return err;
 }
 
@@ -293,6 +296,7 @@ static void __exit ex_module_exit(void)
 	ex_irqfd_teardown();
 	ex_sched_teardown();
 	ex_rs_exit();
+	ex_vmx_mitigations_end();
 }
 
 module_init(ex_module_init);

@@ -13,7 +13,8 @@ common=$(sed -n 's#^include \(.*\)/Makefile$#\1#p' "$kdir/Makefile" | head -1)
 [ -n "$common" ] && [ -d "$common/include" ] || common=$kdir
 [ -d "$common/include/linux" ] || common=$kdir/source
 
-exported() { awk -v s="$2" '$2 == s { f = 1 } END { exit !f }' "$symvers" && echo "#define $1 1" || echo "/* $1: $2 is not exported */"; }
+# An export with a namespace is for certain modules only, which this one is not.
+exported() { awk -v s="$2" '$2 == s && $5 == "" { f = 1 } END { exit !f }' "$symvers" && echo "#define $1 1" || echo "/* $1: $2 is not exported */"; }
 header() { grep -qE "$3" "$common/$2" 2>/dev/null && echo "#define $1 1" || echo "/* $1: not in $2 */"; }
 
 echo "/* Made by probe.sh: do not edit. */"
@@ -37,4 +38,10 @@ header   EX_HAVE_XFER_WITHOUT_VCPU    include/linux/entry-kvm.h 'xfer_to_guest_m
 header   EX_HAVE_TASK_IS_RUNNABLE     include/linux/sched.h 'task_is_runnable'
 header   EX_HAVE_RSB_VMEXIT           arch/x86/include/asm/cpufeatures.h 'X86_FEATURE_RSB_VMEXIT\b'
 header   EX_HAVE_IBPB_ON_VMEXIT       arch/x86/include/asm/cpufeatures.h 'X86_FEATURE_IBPB_ON_VMEXIT'
-header   EX_HAVE_CLEAR_CPU_BUF_VM     arch/x86/include/asm/nospec-branch.h 'define VM_CLEAR_CPU_BUFFERS'
+header   EX_HAVE_CLEAR_BHB_VMEXIT     arch/x86/include/asm/nospec-branch.h 'macro CLEAR_BRANCH_HISTORY_VMEXIT'
+exported EX_HAVE_X86_VERW_SEL         x86_verw_sel
+exported EX_HAVE_MDS_VERW_SEL         mds_verw_sel
+exported EX_HAVE_CPU_BUF_VM_CLEAR     cpu_buf_vm_clear
+exported EX_HAVE_MMIO_STALE_DATA_CLEAR mmio_stale_data_clear
+exported EX_HAVE_L1TF_VMX_MITIGATION  l1tf_vmx_mitigation
+exported EX_HAVE_ITLB_MULTIHIT_MITIGATION itlb_multihit_kvm_mitigation

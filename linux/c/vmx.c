@@ -24,6 +24,7 @@
 #include <asm/tlbflush.h>
 #include <asm/tsc.h>
 #include "guest.h"
+#include "mitigations.h"
 #include "helpers/helpers.h"
 
 /* VMCS fields and bits (SDM vol. 3D, appendix B; vol. 3C, 25.9.2). */
@@ -103,18 +104,6 @@ static __always_inline u32 ex_vmread32(unsigned long field)
 	return value;
 }
 
-/* L1TF: the guest must not find the host's data in the L1 cache. */
-static __always_inline void ex_vmx_flush_l1d(bool dirty)
-{
-#if IS_ENABLED(CONFIG_KVM_INTEL)
-	/* Interrupt handlers since the last entry count too. */
-	dirty |= kvm_get_cpu_l1tf_flush_l1d();
-	kvm_clear_cpu_l1tf_flush_l1d();
-	if (dirty && boot_cpu_has(X86_FEATURE_FLUSH_L1D))
-		native_wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
-#endif
-}
-
 /*
  * The exit has acknowledged this interrupt: its handler has to be called, as the CPU would have. The interrupts stay off,
  * and RCU knows that this CPU is in the kernel.
@@ -141,7 +130,8 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
 	if (how & EX_HOW_GUARD_L1D)
-		ex_vmx_flush_l1d(how & EX_HOW_L1D_DIRTY);
+		ex_flush_l1d(how & EX_HOW_L1D_DIRTY);
+	ex_clear_for_device_memory();
 	ex_guest_enter();
 	if (run->cr2 != native_read_cr2())
 		native_write_cr2(run->cr2);
@@ -158,11 +148,7 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 		}
 	}
 	ex_guest_exit();
-#ifdef EX_HAVE_IBPB_EXIT_TO_USER
-	/* The guest may have trained branches that this task's user part would follow. */
-	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
-		raw_cpu_write_1(x86_ibpb_exit_to_user, true);
-#endif
+	ex_guard_user_part();
 	return failed;
 }
 
@@ -225,16 +211,6 @@ bool ex_vmx_wants_apicv(void)
 		return false;
 #endif
 	return ex_apicv;
-}
-
-/* Entries must flush the L1 data cache when it is dirty: decided by the kernel at boot. */
-bool ex_vmx_flushes_l1d(void)
-{
-#if IS_ENABLED(CONFIG_KVM_INTEL)
-	return boot_cpu_has_bug(X86_BUG_L1TF) && l1tf_mitigation != L1TF_MITIGATION_OFF;
-#else
-	return false;
-#endif
 }
 
 /* Large pages that a guest executes from can hang this CPU (iTLB multihit), and mitigations are wanted. */

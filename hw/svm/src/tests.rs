@@ -13,7 +13,7 @@ use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
 use exitless_x86::svm::{Vmcb, event_inj, int_ctl, intercept1, intercept2, tlb_control};
 use std::boxed::Box;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::vec::Vec;
@@ -36,6 +36,7 @@ type Play = Box<dyn FnOnce(&mut Vmcb, &mut [u64; 16]) -> bool>;
 
 std::thread_local! {
     static PLAY: RefCell<Option<Play>> = const { RefCell::new(None) };
+    static BARRIERS: Cell<u32> = const { Cell::new(0) };
     /// What else happens around the run loop, where the test has one.
     static OUTSIDE: RefCell<Option<Rc<world::World>>> = const { RefCell::new(None) };
 }
@@ -49,7 +50,9 @@ extern "C" fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, _host_save_pa: u64, _sp
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ex_ibpb() {}
+extern "C" fn ex_ibpb() {
+    BARRIERS.set(BARRIERS.get() + 1);
+}
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_machine_check() {
@@ -128,6 +131,18 @@ impl Drop for Machine {
 fn exception(vector: u8) -> Exception {
     let vector = Vector(vector);
     Exception { vector, error_code: vector.has_error_code().then_some(0x1234), payload: 0 }
+}
+
+/// What one guest trained must not steer the next one on the same CPU; a thread that comes back to its CPU pays nothing.
+#[test]
+fn another_vcpu_brings_a_barrier() {
+    let cpu = PerCpu::none();
+    let barriers = |identity| {
+        // SAFETY: a test has no scheduler, and without TSC_AUX and ratio no register is touched.
+        unsafe { crate::enter::load(&cpu, identity, None, None) };
+        BARRIERS.take()
+    };
+    assert_eq!([7, 7, 8, 7, 7].map(barriers), [1, 0, 1, 1, 0]);
 }
 
 /// Every event comes back as it went, when its delivery was interrupted.

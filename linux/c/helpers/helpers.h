@@ -218,11 +218,19 @@ void ex_irq_window(void);
 bool ex_vmx_wants_apicv(void);
 bool ex_vmx_wants_timer(void);
 bool ex_vmx_wants_vpid(void);
-bool ex_vmx_flushes_l1d(void);
 bool ex_vmx_guards_exec(void);
 bool ex_vmx_host_x2apic(void);
 int ex_vmx_on(u64 region_pa);
 void ex_vmx_off(void);
 void ex_vmx_host_state(u64 *words);
+
+/* ../mitigations.c */
+int ex_vmx_mitigations_begin(void);
+bool ex_vmx_flushes_l1d(void);
+void ex_guest_gets_device_memory(void);
+void ex_svm_reduce_speculation(void);
+void ex_svm_restore_speculation(void);
+void ex_guests_begin(void);
+void ex_guests_end(void);
 
 #endif

@@ -58,6 +58,7 @@ static int ex_gup_remapped(unsigned long hva, bool write, struct ex_gup_result *
 	if (!vma || !(vma->vm_flags & (VM_IO | VM_PFNMAP)) || !(vma->vm_flags & (write ? VM_WRITE : VM_READ)))
 		goto out;
 	out->counted = 0;
+	ex_guest_gets_device_memory();
 	err = ex_follow_pfn(vma, hva, out);
 	if (!err && write && !out->writable)
 		err = -EFAULT;

@@ -267,6 +267,32 @@ pub fn ibpb_for_guest() -> bool {
     unsafe { ffi::ex_ibpb_for_guest() }
 }
 
+/// Keeps guests' branch training from the host where the CPU can (SRSO, BpSpecReduce). Preemption off, before the first entry
+/// on this CPU.
+#[inline]
+pub fn reduce_speculation() {
+    // SAFETY: sets a bit of an MSR that the kernel says exists.
+    unsafe { ffi::ex_svm_reduce_speculation() }
+}
+
+/// Undoes [`reduce_speculation`]. Preemption off.
+pub fn restore_speculation() {
+    // SAFETY: clears that bit if it was set here.
+    unsafe { ffi::ex_svm_restore_speculation() }
+}
+
+/// A VM is made: [`reduce_speculation`] lasts until [`guests_end`] says that none is left. Process context.
+pub fn guests_begin() {
+    // SAFETY: counts.
+    unsafe { ffi::ex_guests_begin() }
+}
+
+/// A VM is gone, and its vCPUs. Process context.
+pub fn guests_end() {
+    // SAFETY: counts; the bit is cleared where it was set.
+    unsafe { ffi::ex_guests_end() }
+}
+
 /// What SPEC_CTRL must hold while this CPU runs the host. Preemption off.
 pub fn host_spec_ctrl() -> u64 {
     // SAFETY: reads a per-CPU variable.

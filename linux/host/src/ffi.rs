@@ -235,10 +235,17 @@ unsafe extern "C" {
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
     pub(crate) fn ex_vmx_wants_timer() -> bool;
     pub(crate) fn ex_vmx_wants_vpid() -> bool;
-    pub(crate) fn ex_vmx_flushes_l1d() -> bool;
     pub(crate) fn ex_vmx_guards_exec() -> bool;
     pub(crate) fn ex_vmx_host_x2apic() -> bool;
     pub(crate) fn ex_vmx_on(region_pa: u64) -> c_int;
     pub(crate) fn ex_vmx_off();
     pub(crate) fn ex_vmx_host_state(words: *mut u64);
+
+    // ../mitigations.c
+    pub(crate) fn ex_vmx_mitigations_begin() -> c_int;
+    pub(crate) fn ex_vmx_flushes_l1d() -> bool;
+    pub(crate) fn ex_svm_reduce_speculation();
+    pub(crate) fn ex_svm_restore_speculation();
+    pub(crate) fn ex_guests_begin();
+    pub(crate) fn ex_guests_end();
 }

@@ -32,9 +32,16 @@ pub fn wants_vpid() -> bool {
     unsafe { ffi::ex_vmx_wants_vpid() }
 }
 
+/// Decides what is done against faults of the CPU, from what the kernel was started with and the module's parameters. Once,
+/// at load, before the other functions; `linux/c/module.c` undoes it.
+pub fn begin_mitigations() -> Result<()> {
+    // SAFETY: process context.
+    check(unsafe { ffi::ex_vmx_mitigations_begin() }).map(drop)
+}
+
 /// Entries must flush the L1 data cache when it is dirty.
 pub fn flushes_l1d() -> bool {
-    // SAFETY: reads what the kernel decided at boot.
+    // SAFETY: reads what was decided at load.
     unsafe { ffi::ex_vmx_flushes_l1d() }
 }
 

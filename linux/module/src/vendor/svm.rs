@@ -144,6 +144,7 @@ pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> 
 }
 
 pub(super) fn cpu_off(g: &Global) {
+    cpu::restore_speculation();
     if g.svm.caps.tsc_scaling().is_some() {
         // SAFETY: the MSR exists. As after reset, for whoever comes and does not know it.
         unsafe { ops::wrmsr(TSC_RATIO, 1 << Scaling::SVM.fraction) };
@@ -168,6 +169,7 @@ pub(super) fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     let ratio = g.svm.caps.tsc_scaling().map(|_| v.tsc_ratio.load(Ordering::Relaxed));
     // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's; CPUID shows the registers.
     unsafe { exitless_svm::enter::load(&slot.svm.per_cpu, v.identity(), aux, ratio) };
+    cpu::reduce_speculation();
     // Fails when a shutdown has turned SVM off; then the next entry fails too and says so.
     // SAFETY: as above, and the page is this CPU's own.
     let _ = unsafe { enter::save_host(slot.svm.per_cpu.host_save_pa.load(Ordering::Relaxed)) };

@@ -130,6 +130,7 @@ fn refused(why: Missing) -> Errno {
 }
 
 pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
+    host::begin_mitigations()?;
     g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(refused)?;
     Ok(())
 }

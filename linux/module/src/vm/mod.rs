@@ -165,6 +165,7 @@ impl Vm {
         vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
         // Everything that `drop` uses exists; what fails from here on is taken down there.
         vm.built.store(true, Ordering::Release);
+        cpu::guests_begin();
         vm.slots_lock.get_mut().init()?;
         vm.mmu.get_mut().init()?;
         vm.clocks.get_mut().start();
@@ -312,5 +313,6 @@ impl Drop for Vm {
         drop(self.routes.replace(None));
         drop(self.events.replace(None));
         drop(self.zones.replace(None));
+        cpu::guests_end();
     }
 }
