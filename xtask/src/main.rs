@@ -51,8 +51,12 @@ enum Task {
         #[command(flatten)]
         choice: bench::Choice,
     },
-    /// Build exitless.ko for the lab's kernel, or for the one whose headers are in KDIR.
-    Build { kdir: Option<PathBuf> },
+    /// Build exitless.ko for a kernel of the lab and hold it to the gates, or only build it for the headers in KDIR.
+    Build {
+        kdir: Option<PathBuf>,
+        #[arg(long, value_enum, default_value_t = lab::deps::Flavour::Stock, conflicts_with = "kdir")]
+        kernel: lab::deps::Flavour,
+    },
     /// Build the kernel that checks itself (KASAN, lockdep, kmemleak), for `lab run --kernel debug`.
     DebugKernel,
     /// Check that dependencies between crates run the right way.
@@ -106,7 +110,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
         Task::BootExits { choice } => boot_exits::run(&choice),
-        Task::Build { kdir } => build(kdir),
+        Task::Build { kdir, kernel } => build(kdir, kernel),
         Task::DebugKernel => debug_kernel::build(),
         Task::Arch => arch::check(),
         Task::Fmt => checks::format(),
@@ -120,15 +124,15 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-fn build(kdir: Option<PathBuf>) -> Result<()> {
-    let kdir = match kdir {
-        Some(kdir) => kdir,
-        None => {
-            lab::deps::host_packages()?;
-            lab::deps::kernel(lab::deps::Flavour::Stock)?.headers_dir
-        }
-    };
+/// The gates compare with KVM's modules of the lab's kernel; of another kernel there are only headers.
+fn build(kdir: Option<PathBuf>, kernel: lab::deps::Flavour) -> Result<()> {
     lab::deps::rust_src()?;
+    let Some(kdir) = kdir else {
+        lab::deps::host_packages()?;
+        let report = say::step("build exitless.ko", || gates::build(kernel))?;
+        anyhow::ensure!(report.passed(), "the module was built, and the gates found faults");
+        return Ok(());
+    };
     let module = say::step("build exitless.ko", || kmod::build(&kdir, &paths::target().join("kmod")))?;
     say::note(paths::shown(&module));
     Ok(())

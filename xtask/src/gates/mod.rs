@@ -1,10 +1,11 @@
 //! Checks on the built module that no compiler makes: hardened branches, clean logs, no FPU use, small stack frames,
-//! and every place that can panic known by name.
+//! every place that can panic known by name, and every mitigation of the kernel's own KVM done or its absence explained.
 //!
 //! The Rust part is looked at before kbuild links it with C (`rustcore.o` beside the module): the C part has the
 //! kernel's own compiler flags and checks.
 
 mod code;
+mod mitigations;
 mod panics;
 
 use std::{
@@ -13,6 +14,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+
+use crate::{
+    kmod::{self, Built},
+    lab::deps::{self, Flavour, KernelTree},
+    paths, say,
+};
 
 /// What the gates found. Empty lists are good news.
 #[derive(Debug, Default)]
@@ -31,6 +38,14 @@ pub struct Report {
     pub stale_panics: Vec<String>,
     /// Functions that can panic and are listed, with how many calls: for reading.
     pub known_panics: Vec<String>,
+    /// Differences to the kernel's own KVM modules that `linux/mitigations.toml` does not explain.
+    pub mitigations: Vec<String>,
+    /// Entries of `linux/mitigations.toml` that are not true any more.
+    pub stale_mitigations: Vec<String>,
+    /// Features and symbols that were compared, and entries that explained a difference.
+    pub compared: usize,
+    /// See `compared`.
+    pub explained: usize,
     /// The biggest frames, for reading.
     pub biggest_frames: Vec<String>,
     /// Functions and instructions that were looked at.
@@ -43,13 +58,14 @@ impl Report {
         self.gates().iter().all(|(_, found)| found.is_empty())
     }
 
-    fn gates(&self) -> [(&'static str, &[String]); 5] {
+    fn gates(&self) -> [(&'static str, &[String]); 6] {
         [
             ("unprotected branches", &self.branches),
             ("warnings in the build log", &self.warnings),
             ("FPU and vector instructions", &self.vectors),
             ("stack frames that are too big", &self.frames),
             ("panic sites that are not in linux/panic-sites.toml", &self.unknown_panics),
+            ("mitigations that differ from KVM's and are not in linux/mitigations.toml", &self.mitigations),
         ]
     }
 }
@@ -68,26 +84,51 @@ impl fmt::Display for Report {
         for stale in &self.stale_panics {
             writeln!(f, "note linux/panic-sites.toml: {stale} matches nothing any more")?;
         }
+        let (compared, explained) = (self.compared, self.explained);
+        writeln!(
+            f,
+            "note features and symbols compared with the kernel's KVM: {compared}, differences explained: {explained}"
+        )?;
+        for stale in &self.stale_mitigations {
+            writeln!(f, "note {stale}")?;
+        }
         write!(f, "note biggest frames: {}", self.biggest_frames.join(", "))
     }
 }
 
-/// Looks at the module `ko` (its Rust object lies beside it) and at what its build printed.
-pub fn run(ko: &Path, build_log: &Path) -> Result<Report> {
+/// Builds the module for a kernel of the lab, and prints what the gates say.
+pub fn build(flavour: Flavour) -> Result<Report> {
+    let kernel = deps::kernel(flavour)?;
+    let built = kmod::build_with_log(&kernel.headers_dir, &paths::target().join("kmod"))?;
+    say::note(paths::shown(&built.ko));
+    let report = run(&built, &kernel)?;
+    for line in report.to_string().lines() {
+        say::note(line);
+    }
+    Ok(report)
+}
+
+/// Looks at a module (its Rust object lies beside it), at what its build printed, and at the modules of its kernel.
+fn run(built: &Built, kernel: &KernelTree) -> Result<Report> {
+    let (ko, build_log) = (&built.ko, &built.log);
     let object = rust_object(ko);
     let bytes = fs::read(&object)
         .with_context(|| format!("cannot read {}: build the module first", object.display()))?;
     let log =
         fs::read_to_string(build_log).with_context(|| format!("cannot read {}", build_log.display()))?;
-    let list = crate::paths::root().join("linux/panic-sites.toml");
-    let list = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
-
     let code = code::Code::read(&bytes).with_context(|| format!("cannot read {}", object.display()))?;
-    let known = panics::read_list(&list)?;
+    let known = panics::read_list(&text("linux/panic-sites.toml")?)?;
     let mut report = Report { warnings: warnings(&log), ..Report::default() };
     code.check(&mut report);
     panics::check(&code, &known, &mut report);
+    mitigations::check(ko, kernel, &mitigations::read_list(&text("linux/mitigations.toml")?)?, &mut report)?;
     Ok(report)
+}
+
+/// A file of the repository.
+fn text(name: &str) -> Result<String> {
+    let file = paths::root().join(name);
+    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 fn rust_object(ko: &Path) -> PathBuf {

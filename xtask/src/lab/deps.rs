@@ -3,6 +3,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
@@ -34,8 +35,8 @@ pub enum Flavour {
     Stock,
     /// Debian's 6.1 source with KASAN, lockdep and other checkers (`cargo xtask debug-kernel`).
     Debug,
-    /// Headers of Debian's 6.12 cloud kernel, to see the module build against them.
-    Headers612,
+    /// Debian's 6.12 cloud kernel from backports: the module builds for it, and its KVM is what the gates compare with.
+    Backports,
 }
 
 impl fmt::Display for Flavour {
@@ -43,7 +44,7 @@ impl fmt::Display for Flavour {
         f.write_str(match self {
             Flavour::Stock => "stock",
             Flavour::Debug => "debug",
-            Flavour::Headers612 => "headers-6.12",
+            Flavour::Backports => "backports",
         })
     }
 }
@@ -146,6 +147,7 @@ pub fn all() -> Result<()> {
     host_packages()?;
     rust_src()?;
     kernel(Flavour::Stock)?;
+    kernel(Flavour::Backports)?;
     rt_tests()?;
     Ok(())
 }
@@ -153,8 +155,8 @@ pub fn all() -> Result<()> {
 /// An unpacked kernel, fetched on first use.
 pub fn kernel(flavour: Flavour) -> Result<KernelTree> {
     match flavour {
-        Flavour::Stock => debian_kernel("6.1", true),
-        Flavour::Headers612 => debian_kernel("6.12", false),
+        Flavour::Stock => debian_kernel("6.1"),
+        Flavour::Backports => debian_kernel("6.12"),
         Flavour::Debug => crate::debug_kernel::tree(),
     }
 }
@@ -233,7 +235,7 @@ fn newest_known(pattern: &str) -> Result<Option<String>> {
     Ok(found.into_iter().rev().map(|(_, name)| name).find(|name| complete(name)))
 }
 
-fn debian_kernel(series: &str, with_image: bool) -> Result<KernelTree> {
+fn debian_kernel(series: &str) -> Result<KernelTree> {
     let pattern = format!("linux-headers-{series}.*-cloud-amd64");
     let packages = |headers: &str| -> Result<Vec<String>> {
         let mut list = vec![headers.to_string()];
@@ -242,9 +244,7 @@ fn debian_kernel(series: &str, with_image: bool) -> Result<KernelTree> {
         if list.len() != 3 {
             bail!("{headers} should depend on its common headers and on linux-kbuild; it names {list:?}");
         }
-        if with_image {
-            list.push(headers.replacen("linux-headers-", "linux-image-", 1));
-        }
+        list.push(headers.replacen("linux-headers-", "linux-image-", 1));
         Ok(list)
     };
     let dir = cached(&format!("linux-{series}"), &pattern, packages, relocate)?;
@@ -266,8 +266,11 @@ fn tree_of(dir: &Path) -> Result<KernelTree> {
     })
 }
 
-/// Makes unpacked headers work where they are: the packages' makefiles name each other by absolute paths.
+/// Makes unpacked headers work where they are: the packages' makefiles name each other by absolute paths. Modules that the
+/// package holds compressed (6.12) become plain files.
 fn relocate(part: &Path, final_dir: &Path) -> Result<()> {
+    let find = ["-name", "*.ko.xz", "-exec", "xz", "-d", "{}", "+"];
+    sh::quiet(Command::new("find").arg(part).args(find))?;
     let sources = part.join("usr/src");
     let prefix = format!("{}/usr/", final_dir.display());
     for entry in fs::read_dir(&sources)? {
