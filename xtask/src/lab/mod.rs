@@ -289,7 +289,7 @@ pub fn prepare(
             .unwrap_or(scenario.memory * if options.kernel == Flavour::Debug { 2 } else { 1 }),
         kernel: kernel.image()?.to_path_buf(),
         initrd,
-        append: options.append.clone(),
+        append: format!("{} {}", scenario.host, options.append),
         icount: false,
         dir,
     })

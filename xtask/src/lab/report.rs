@@ -282,6 +282,8 @@ const HARMLESS: &[&str] = &[
     "KernelAddressSanitizer initialized",
     "RCU lockdep checking is enabled",
     "Spectre V2",
+    "RETBleed: WARNING: Spectre v2 mitigation leaves CPU vulnerable",
+    "Speculative Return Stack Overflow: WARNING: See",
     "kmemleak: Kernel memory leak detector initialized",
     "rcu: \tRCU",
     "lockdep checking",

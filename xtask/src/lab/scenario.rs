@@ -14,6 +14,7 @@
 //!                                      numbers; default svm; `no`: nowhere)
 //! # also on vmx 1: apicv=0             (one more scenario, `<name>-apicv=0`, there, with these parameters of Exitless; in the test
 //!                                      where the plain one is)
+//! # host: mitigations=auto              (more words for the host's kernel command line)
 //! # ends by reset                      (the script's last test resets the machine, which is its success; nothing comes after)
 //! # panics: sysrq triggered crash      (the words of a kernel panic that the script asks for, which is no trouble)
 //! ```
@@ -69,6 +70,8 @@ pub struct Scenario {
     pub in_test: Vec<Kind>,
     /// Parameters for Exitless, as for insmod.
     pub params: String,
+    /// Words for the kernel command line of the host.
+    pub host: String,
     /// The machine ends by a reset that the script asks for, instead of being turned off after the script's end.
     pub reset: bool,
     /// Words of a kernel panic that is no trouble.
@@ -167,6 +170,7 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "needs" => one.needs = value.split_whitespace().map(Into::into).collect(),
             "modules" => one.modules = value.split_whitespace().map(module).collect::<Result<_>>()?,
             "in test" => in_test = places(value)?,
+            "host" => one.host = value.to_string(),
             "panics" => one.panics = Some(value.to_string()),
             key => match (key.strip_prefix("not on "), key.strip_prefix("also on ")) {
                 (Some(name), _) => one.not_on.push((machine(name)?, value.to_string())),
@@ -310,7 +314,9 @@ mod tests {
     /// How the machine may end is said by the script.
     #[test]
     fn endings() {
-        let list = parse("emergency", "# ends by reset\n# panics: sysrq triggered crash\n").unwrap();
+        let text = "# ends by reset\n# panics: sysrq triggered crash\n# host: a=1 b\n";
+        let list = parse("emergency", text).unwrap();
+        assert_eq!(list[0].host, "a=1 b");
         assert!(list[0].reset);
         assert_eq!(list[0].panics.as_deref(), Some("sysrq triggered crash"));
         assert!(!parse("boot", "# about: ends by reset\n").unwrap()[0].reset);
