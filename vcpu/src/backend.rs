@@ -3,8 +3,7 @@
 //! `hw/svm` and `hw/vmx` are twins that implement [`Backend`]; the run loop is monomorphised over it, so no exit
 //! pays for an indirect branch. A backend never decides anything and never calls the operating system.
 
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::Relaxed;
+pub use exitless_lapic::ApicPage;
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gprs, SegReg, Segment, TableReg};
 
@@ -32,6 +31,17 @@ pub enum SysReg {
     TscAux,
 }
 
+/// Which instruction raises a software event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// INT n.
+    IntN,
+    /// INT3 or INTO.
+    Int3OrInto,
+    /// INT1 (opcode F1): the DPL of its gate does not count.
+    Int1,
+}
+
 /// An event for the next entry to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -41,8 +51,8 @@ pub enum Event {
     Nmi,
     /// A hardware exception.
     Exception(Exception),
-    /// INT n (or INT3, INTO): its vector and the instruction's length in bytes (0: unknown).
-    Software(u8, u8),
+    /// An instruction's: which, its vector, and its length in bytes (0: unknown), by which delivery moves RIP.
+    Software(By, u8, u8),
 }
 
 /// Port I/O as the exit describes it.
@@ -88,25 +98,6 @@ pub enum ApicKind {
     X2Apic = 2,
     /// As [`Self::X2Apic`], but self-IPIs exit: the APIC's enable bit in SVR is clear, of which the CPU knows nothing.
     X2ApicOff = 3,
-}
-
-/// The page of registers that hardware works on while it virtualises the APIC: each 32-bit register at its xAPIC offset.
-/// Atomics because hardware writes it, though only while this vCPU is in the guest.
-#[derive(bytemuck::Zeroable)]
-#[repr(C, align(4096))]
-pub struct ApicPage([AtomicU32; 1024]);
-
-impl ApicPage {
-    /// The register at `offset` in bytes; 0 beyond the page.
-    pub fn read(&self, offset: u32) -> u32 {
-        self.0.get(offset as usize / 4).map_or(0, |r| r.load(Relaxed))
-    }
-    /// Writes it.
-    pub fn write(&self, offset: u32, value: u32) {
-        if let Some(r) = self.0.get(offset as usize / 4) {
-            r.store(value, Relaxed);
-        }
-    }
 }
 
 /// The vectors that virtual-interrupt delivery compares (SDM vol. 3C, 25.4.2); 0: none.
@@ -177,6 +168,8 @@ pub enum Exit {
     ApicAccess(u32),
     /// An intercepted exception, not yet delivered.
     Exception(Exception),
+    /// INT1 of this length in bytes, not executed: an intercepted #DB that is no exception.
+    Int1(u8),
     Hypercall,
     Invd,
     Wbinvd,
@@ -221,7 +214,8 @@ pub trait Backend {
     fn end(&mut self) {}
     /// The vendor's number of the last exit, for counters and traces.
     fn exit_number(&self) -> u64;
-    /// The event whose delivery the last exit interrupted, if any; reading it forgets it.
+    /// The event whose delivery the last exit interrupted, if any; reading it forgets it. A software event only where RIP is
+    /// still at its instruction and delivering it needs nothing but [`Backend::inject`]; elsewhere the instruction runs again.
     fn take_interrupted(&mut self) -> Option<Event>;
     /// Gives the next entry an event to deliver.
     fn inject(&mut self, event: Event);

@@ -9,7 +9,7 @@
 //!      ▲  IRR: the descriptor               │       notification, in the guest: the same, by hardware
 //!      └──── take_back (software looks) ────┘
 //! ```
-//! The home stays the page over exits that have nothing to do with the APIC. All else of the hall sees software's registers,
+//! The TMR is always in the page, where there is one: senders write it. The home stays the page over exits that have nothing to do with the APIC. All else of the hall sees software's registers,
 //! after `take_back`.
 //!
 //! A sender whose target may be in the guest announces and notifies, without a request: whoever enters the guest looks at
@@ -107,7 +107,6 @@ pub fn hand_over<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     sh.apic.posted().drain(&mut requests);
     for (i, in_service) in v.lapic.in_service().into_iter().enumerate() {
         page.write(bank(reg::ISR, i), in_service);
-        page.write(bank(reg::TMR, i), sh.apic.tmr_word(i));
         page.write(bank(reg::IRR, i), half(&requests, i));
     }
     let status =
@@ -134,7 +133,6 @@ pub fn sync<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
         if new != 0 {
             let at = bank(reg::IRR, i);
             page.write(at, page.read(at) | new);
-            page.write(bank(reg::TMR, i), sh.apic.tmr_word(i));
         }
     }
     let now = v.b.interrupt_status();

@@ -117,6 +117,8 @@ impl<B: Backend> Vcpu<B> {
     /// `false`: triple fault.
     pub fn raise(&mut self, x: Exception) -> bool {
         self.event_dirty = true;
+        // An instruction whose event could not be delivered runs again behind the handler.
+        self.forget_software();
         let first = match (self.exception, self.reinject) {
             (Some(e), _) => Some(e.vector),
             (None, Some(Event::Exception(e))) => Some(e.vector),
@@ -142,6 +144,29 @@ impl<B: Backend> Vcpu<B> {
             self.exception = Some(x);
         }
         true
+    }
+
+    /// The interrupt or NMI whose delivery an exit interrupted does not come again: it was accepted, and something takes its place.
+    pub fn lose_delivery(&mut self) {
+        match self.reinject {
+            Some(Event::Interrupt(_)) => self.reinject = None,
+            Some(Event::Nmi) => {
+                self.reinject = None;
+                self.b.set_nmi_masked(true);
+            }
+            _ => {}
+        }
+    }
+
+    /// An instruction's event that waits to be delivered again: RIP is still at the instruction, which raises it by itself.
+    fn forget_software(&mut self) {
+        if matches!(self.reinject, Some(Event::Software(..))) {
+            self.reinject = None;
+        }
+        if matches!(self.injecting, Some(Event::Software(..))) {
+            self.injecting = None;
+            self.b.withdraw();
+        }
     }
 
     /// Changes the activity state.
@@ -187,6 +212,7 @@ impl<B: Backend> Vcpu<B> {
     pub fn forget_instruction(&mut self) {
         self.journal.forget();
         self.pending_port = None;
+        self.forget_software();
     }
 
     /// Halted, or waiting for INIT or SIPI?

@@ -3,7 +3,7 @@
 
 mod fake;
 
-use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{By, Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_vcpu::shared::mp;
 use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
@@ -378,6 +378,7 @@ fn any_exit() -> impl Strategy<Value = Exit> {
         3 => io,
         3 => slat,
         1 => any_exception().prop_map(Exit::Exception),
+        1 => any::<u8>().prop_map(Exit::Int1),
         1 => any::<u8>().prop_map(Exit::EoiInduced),
         1 => (0..0x1000u32).prop_map(Exit::ApicWrite),
         1 => (0..0x1000u32).prop_map(Exit::ApicAccess),
@@ -425,12 +426,16 @@ fn register() -> impl Strategy<Value = u64> {
     prop_oneof![any::<u64>(), address(), msr, 0..16u64]
 }
 
+fn any_by() -> impl Strategy<Value = By> {
+    prop_oneof![Just(By::IntN), Just(By::Int3OrInto), Just(By::Int1)]
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         any::<u8>().prop_map(Event::Interrupt),
         Just(Event::Nmi),
         any_exception().prop_map(Event::Exception),
-        (any::<u8>(), any::<u8>()).prop_map(|(v, n)| Event::Software(v, n)),
+        (any_by(), any::<u8>(), any::<u8>()).prop_map(|(by, v, n)| Event::Software(by, v, n)),
     ]
 }
 

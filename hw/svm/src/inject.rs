@@ -1,7 +1,7 @@
 //! Events into the guest and back out of an interrupted delivery (APM vol. 2, 15.20 and 15.7.2).
 
 use crate::vcpu::Svm;
-use exitless_vcpu::backend::Event;
+use exitless_vcpu::backend::{By, Event};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::svm::event_inj as e;
 
@@ -10,7 +10,7 @@ pub(crate) fn encode(event: Event) -> (u32, u32) {
     match event {
         Event::Interrupt(v) => (e::VALID | e::TYPE_INTR | u32::from(v), 0),
         Event::Nmi => (e::VALID | e::TYPE_NMI | 2, 0),
-        Event::Software(v, _) => (e::VALID | e::TYPE_SOFT | u32::from(v), 0),
+        Event::Software(_, v, _) => (e::VALID | e::TYPE_SOFT | u32::from(v), 0),
         Event::Exception(x) => {
             let word = e::VALID | e::TYPE_EXCEPTION | u32::from(x.vector.0);
             match x.error_code {
@@ -37,10 +37,10 @@ pub(crate) fn vectoring(word: u32, code: u32, cr2: u64) -> Option<Event> {
     match word & e::TYPE {
         e::TYPE_INTR => Some(Event::Interrupt(vector)),
         e::TYPE_NMI => Some(Event::Nmi),
-        e::TYPE_SOFT => Some(Event::Software(vector, 0)),
+        e::TYPE_SOFT => Some(Event::Software(By::IntN, vector, 0)),
         e::TYPE_EXCEPTION => {
             if matches!(Vector(vector), Vector::BP | Vector::OF) {
-                return Some(Event::Software(vector, 0));
+                return Some(Event::Software(By::Int3OrInto, vector, 0));
             }
             Some(Event::Exception(Exception {
                 vector: Vector(vector),

@@ -7,7 +7,7 @@ use crate::{Caps, caps, msr_bitmap};
 use bytemuck::Zeroable;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault, SysReg, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{Backend, By, Event, Exit, IoAccess, SlatFault, SysReg, TaskSource, TaskSwitch};
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
@@ -149,7 +149,7 @@ fn another_vcpu_brings_a_barrier() {
 #[test]
 fn events_round_trip() {
     for v in 0..=255 {
-        for event in [Event::Interrupt(v), Event::Software(v, 0)] {
+        for event in [Event::Interrupt(v), Event::Software(By::IntN, v, 0)] {
             let (word, code) = encode(event);
             assert_eq!(decode(word, code, 0), Some(event));
         }
@@ -194,7 +194,7 @@ fn inject_and_take_back() {
     m.enter(|vmcb| {
         assert_eq!(vmcb.control.event_inj, 0, "once");
         vmcb.control.exit_code = 0x400;
-        vmcb.control.exit_int_info = encode(Event::Software(0x80, 2)).0;
+        vmcb.control.exit_int_info = encode(Event::Software(By::IntN, 0x80, 2)).0;
     });
     assert_eq!(m.v.take_interrupted(), None);
     m.v.inject(Event::Interrupt(0x41));
@@ -353,11 +353,14 @@ fn task_switches() {
         let out = (switch(TaskSource::Gate(event), None, false), None, Some(event));
         assert_eq!(exit(0, encode(event).0, 0), out);
     }
-    let source = TaskSource::Gate(Event::Software(0x30, 0));
-    assert_eq!(exit(0, encode(Event::Software(0x30, 0)).0, 0), (switch(source, None, false), None, None));
+    let source = TaskSource::Gate(Event::Software(By::IntN, 0x30, 0));
+    assert_eq!(
+        exit(0, encode(Event::Software(By::IntN, 0x30, 0)).0, 0),
+        (switch(source, None, false), None, None)
+    );
     for v in [3, 4] {
         let word = encode(Event::Exception(Exception::plain(Vector(v)))).0;
-        let source = TaskSource::Gate(Event::Software(v, 0));
+        let source = TaskSource::Gate(Event::Software(By::Int3OrInto, v, 0));
         assert_eq!(exit(0, word, 0), (switch(source, None, false), None, None));
     }
 }

@@ -82,6 +82,10 @@ impl<M: Machine> Vmx<M> {
         }
         let vector = Vector((info & i::VECTOR) as u8);
         self.machine_check = vector == Vector::MC;
+        if info & i::TYPE == i::TYPE_PRIVILEGED_SOFTWARE_EXCEPTION {
+            // It changes no debug register (SDM vol. 2A, INT1), and the exit comes before it (vol. 3C, 28.2.5).
+            return Exit::Int1(self.m.get(f::EXIT_INSTRUCTION_LENGTH) as u8);
+        }
         if info & i::NMI_UNBLOCKING != 0 && vector != Vector::DF {
             self.iret_faulted();
         }

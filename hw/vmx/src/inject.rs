@@ -3,10 +3,11 @@
 use crate::cache as c;
 use crate::machine::Machine;
 use crate::vcpu::Vmx;
-use exitless_vcpu::backend::Event;
+use exitless_vcpu::backend::{By, Event};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::cr0;
 use exitless_x86::vmx::control::interruption as i;
+use exitless_x86::vmx::exit::BasicReason;
 use exitless_x86::vmx::field as f;
 use exitless_x86::vmx::interruptibility;
 
@@ -31,7 +32,7 @@ pub(crate) fn encode(event: Event, protected: bool, any_code: bool) -> Encoded {
             Encoded { info: i::VALID | i::TYPE_EXTERNAL | u32::from(v), ..Encoded::default() }
         }
         Event::Nmi => Encoded { info: i::VALID | i::TYPE_NMI | 2, ..Encoded::default() },
-        Event::Software(v, length) => software(v, length),
+        Event::Software(by, v, length) => software(by, v, length),
         Event::Exception(x) => {
             let info = i::VALID | i::TYPE_HARDWARE_EXCEPTION | u32::from(x.vector.0 & 31);
             let code = match x.error_code {
@@ -48,13 +49,12 @@ pub(crate) fn encode(event: Event, protected: bool, any_code: bool) -> Encoded {
     }
 }
 
-/// INT n, INT3, INTO, INT1: the type follows from the vector and the one-byte opcodes. Length 0: the shortest form.
-fn software(v: u8, length: u8) -> Encoded {
-    let one_byte = length <= 1;
-    let (kind, shortest) = match v {
-        1 if one_byte => (i::TYPE_PRIVILEGED_SOFTWARE_EXCEPTION, 1),
-        3 | 4 if one_byte => (i::TYPE_SOFTWARE_EXCEPTION, 1),
-        _ => (i::TYPE_SOFTWARE_INTERRUPT, 2),
+/// Length 0: the shortest form. Prefixes make any of them longer.
+fn software(by: By, v: u8, length: u8) -> Encoded {
+    let (kind, shortest) = match by {
+        By::IntN => (i::TYPE_SOFTWARE_INTERRUPT, 2),
+        By::Int3OrInto => (i::TYPE_SOFTWARE_EXCEPTION, 1),
+        By::Int1 => (i::TYPE_PRIVILEGED_SOFTWARE_EXCEPTION, 1),
     };
     let length = if length == 0 { shortest } else { u32::from(length.min(15)) };
     Encoded { info: i::VALID | kind | u32::from(v), code: 0, length }
@@ -75,9 +75,16 @@ pub(crate) fn decode(info: u32, code: u32, length: u32, cr2: u64) -> Option<Even
             error_code: (info & i::ERROR_CODE_VALID != 0).then_some(code),
             payload: if Vector(vector) == Vector::PF { cr2 } else { 0 },
         })),
-        i::TYPE_SOFTWARE_INTERRUPT | i::TYPE_PRIVILEGED_SOFTWARE_EXCEPTION | i::TYPE_SOFTWARE_EXCEPTION => {
-            Some(Event::Software(vector, length.min(15) as u8))
-        }
+        kind => Some(Event::Software(by(kind)?, vector, length.min(15) as u8)),
+    }
+}
+
+/// The instruction that events of this type come from.
+fn by(kind: u32) -> Option<By> {
+    match kind {
+        i::TYPE_SOFTWARE_INTERRUPT => Some(By::IntN),
+        i::TYPE_SOFTWARE_EXCEPTION => Some(By::Int3OrInto),
+        i::TYPE_PRIVILEGED_SOFTWARE_EXCEPTION => Some(By::Int1),
         _ => None,
     }
 }
@@ -123,9 +130,10 @@ impl<M: Machine> Vmx<M> {
                 self.mask_nmis(false);
                 Some(Event::Nmi)
             }
-            // INT n and its kin have not moved RIP: they execute again. To deliver them here would be wrong when the exit
-            // is a fault of the delivery, which comes first and returns to the instruction.
-            Some(Event::Software(..)) => None,
+            // What the switch does with it is in the exit.
+            Some(Event::Software(..)) if self.exit_reason().basic() == BasicReason::TASK_SWITCH => None,
+            // Software events too: to run INT n again would be wrong, as its interrupt shadow is gone (SDM vol. 3C, 28.3.4) and
+            // an interrupt could come before it.
             other => other,
         }
     }

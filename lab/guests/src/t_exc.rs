@@ -423,9 +423,44 @@ fn tf_user() {
     check_eq(c.rip & 0xfff, 10, "RIP after one instruction");
 }
 
+/// INT1 and where its handler came from, each time.
+fn count_int1() -> &'static [u64; 2] {
+    static SEEN: Shared<[u64; 2]> = Shared::new([0; 2]);
+    trap::on(1, |f| {
+        let seen = SEEN.get();
+        *seen = [seen[0] + 1, f.rip];
+    });
+    SEEN.get()
+}
+
 test!(icebp, "exc/icebp");
 fn icebp() {
-    expect(1, 0, "INT1", || unsafe { asm!(".byte 0xf1") });
+    let c = expect(1, 0, "INT1", || unsafe { asm!(".byte 0xf1") });
+    check_eq(mem::r8(c.rip - 1) as u64, 0xf1, "RIP is after the INT1");
+    let seen = count_int1();
+    let after: u64;
+    unsafe { asm!(".byte 0xf1, 0xf1", "2:", "lea {}, [rip + 2b]", out(reg) after) };
+    check_eq(seen[0], 2, "each is delivered once");
+    check_eq(seen[1], after, "and RIP is after the second");
+}
+
+test!(icebp_user, "exc/user_icebp");
+fn icebp_user() {
+    // Its gate's DPL does not count.
+    let c = user_expect(&[0xf1, 0x90, 0x90], 1, 0, "INT1 at CPL 3");
+    check_eq(c.rip & 0xfff, 1, "RIP is after the INT1");
+}
+
+test!(icebp_shadow, "exc/icebp_in_shadows");
+fn icebp_shadow() {
+    let seen = count_int1();
+    let after: u64;
+    unsafe {
+        asm!("mov ecx, ss", "mov ss, ecx", ".byte 0xf1", "sti", ".byte 0xf1", "2:", "cli", "lea {}, [rip + 2b]",
+            out(reg) after, out("rcx") _)
+    };
+    check_eq(seen[0], 2, "each is delivered once");
+    check_eq(seen[1], after, "RIP is after the second");
 }
 
 test!(frame, "exc/frame_contents");

@@ -380,6 +380,56 @@ fn npf_int() {
     }
 }
 
+test!(npf_int3, "inject/second_level_fault_during_int3_and_int1");
+fn npf_int3() {
+    trap::on(3, nmi);
+    trap::on(1, nmi);
+    idt_in_slot();
+    for i in 1..=3 {
+        zap();
+        let (mut after, mut after1): (u64, u64);
+        unsafe { asm!("int3", "2:", "lea {}, [rip + 2b]", out(reg) after) };
+        check_eq(count(), 2 * i - 1, "the INT3 is delivered once");
+        check_eq(RIP.load(Ordering::SeqCst), after, "return address");
+        zap();
+        unsafe { asm!(".byte 0xf1", "2:", "lea {}, [rip + 2b]", out(reg) after1) };
+        check_eq(count(), 2 * i, "the INT1 is delivered once");
+        check_eq(RIP.load(Ordering::SeqCst), after1, "return address");
+    }
+}
+
+test!(npf_int_shadow, "inject/second_level_fault_during_int_n_behind_sti");
+fn npf_int_shadow() {
+    // STI holds the interrupt back until the INT is done, also if its delivery takes an exit.
+    static FIRST: AtomicU64 = AtomicU64::new(0);
+    static AFTER: AtomicU64 = AtomicU64::new(0);
+    fn soft(f: &mut Frame) {
+        let _ = FIRST.compare_exchange(0, 0x80, Ordering::SeqCst, Ordering::SeqCst);
+        AFTER.store(f.rip, Ordering::SeqCst);
+    }
+    fn hard(f: &mut Frame) {
+        let _ = FIRST.compare_exchange(0, 0x40, Ordering::SeqCst, Ordering::SeqCst);
+        irq(f);
+    }
+    setup();
+    host::must(op::SLOT_SET, &[FREE_SLOT, SLOT_GPA, 0x2000, 0, 0]);
+    trap::tss(0).ist[1] = SLOT_GPA + 0x2000;
+    trap::set_gate(0x80, trap::stub(0x80), 0xe, 0, 2);
+    trap::on(0x80, soft);
+    trap::on(0x40, hard);
+    for i in 1..=3 {
+        FIRST.store(0, Ordering::SeqCst);
+        self_ipi(0x40);
+        zap();
+        let after: u64;
+        unsafe { asm!("sti", "int 0x80", "2:", "nop", "nop", "cli", "lea {}, [rip + 2b]", out(reg) after) };
+        check_eq(count(), i, "the interrupt comes once");
+        check_eq(FIRST.load(Ordering::SeqCst), 0x80, "what comes first");
+        check_eq(AFTER.load(Ordering::SeqCst), after, "the INT returns behind itself");
+        check_eq(RIP.load(Ordering::SeqCst), after, "where the interrupt comes");
+    }
+}
+
 test!(npf_exception, "inject/second_level_fault_during_exception");
 fn npf_exception() {
     idt_in_slot();

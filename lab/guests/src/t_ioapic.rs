@@ -4,8 +4,9 @@ use crate::apic::{self, eoi};
 use crate::config::*;
 use crate::cpu::*;
 use crate::report::*;
+use crate::t_smp::{READY, open, open_x2};
 use crate::trap::{self, Frame};
-use crate::{host, mem, test};
+use crate::{host, mem, smp, test};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -106,6 +107,42 @@ fn level() {
     check_eq(RIRR.load(Ordering::SeqCst), REMOTE_IRR as u64, "remote IRR inside the handler");
     check_eq(io_read(0x10 + 20) as u64 & REMOTE_IRR as u64, 0, "remote IRR after EOI");
     check(apic::read(apic::TMR + 0x20) & 1 != 0, "TMR bit of the vector");
+}
+
+// ---- another vCPU's level interrupts ----
+
+static TMR_BIT: AtomicU64 = AtomicU64::new(0);
+
+/// Vector 0x40 by pin 10, level then edge and again, to CPU 1, which does nothing but wait for them: it reads the trigger mode of
+/// each in the TMR.
+fn tmr_of_others(x2: bool) {
+    fn note(_: &mut Frame) {
+        TMR_BIT.store(apic::read(apic::TMR + 0x20) as u64 & 1, Ordering::SeqCst);
+        host::irq_line(10, 0);
+        COUNT.fetch_add(1, Ordering::SeqCst);
+        eoi();
+    }
+    setup();
+    trap::on(0x40, note);
+    smp::start_all(2);
+    smp::run(1, if x2 { open_x2 } else { open });
+    check(host::wait_ms(10_000, || READY.load(Ordering::SeqCst) == 1), "CPU 1 is not ready");
+    for i in 1..=6 {
+        let level = i % 2;
+        redirect(10, 1 << 56 | if level != 0 { LEVEL } else { 0 } | 0x40);
+        host::irq_line(10, 1);
+        check(host::wait_ms(5000, || count() == i), "the interrupt did not come");
+        check_eq(TMR_BIT.load(Ordering::SeqCst), level, "TMR bit of the vector");
+    }
+}
+
+test!(tmr_xapic, "ioapic/tmr_of_a_running_cpu_xapic", cpus(2));
+fn tmr_xapic() {
+    tmr_of_others(false)
+}
+test!(tmr_x2apic, "ioapic/tmr_of_a_running_cpu_x2apic", cpus(2));
+fn tmr_x2apic() {
+    tmr_of_others(true)
 }
 
 test!(level_masked, "ioapic/level_pending_at_unmask");

@@ -607,19 +607,55 @@ fn mode_switch() {
     check_eq(count(), 3, "xAPIC again");
 }
 
-// With the default quirks KVM answers the hole itself; without, or elsewhere, user space does with all ones too.
+/// KVM_EXIT_MMIO.
+const MMIO_EXIT: u64 = 6;
+
+// With the default quirks KVM answers the hole itself. User space never hears of it: a store there would be an MSI.
+fn hole() {
+    let exits = host::user_exits(MMIO_EXIT);
+    check_eq(mem::r32(BASE + ID as u64) as u64, 0xffff_ffff, "nothing answers");
+    check_eq(mem::r8(BASE + 0xfff) as u64, 0xff, "nor at the page's end");
+    check_eq(mem::r64(BASE + VERSION as u64), !0, "64 bits");
+    mem::w32(BASE + TPR as u64, 0x70);
+    mem::w32(BASE, 0xff);
+    mem::w64(BASE + 0x300, 0x4_40ff);
+    check_eq(host::user_exits(MMIO_EXIT), exits, "MMIO exits to user space");
+}
+
 test!(mmio_gone, "lapic/mmio_hole_in_x2apic_mode");
 fn mmio_gone() {
     setup(true);
-    check_eq(mem::r32(BASE + ID as u64) as u64, 0xffff_ffff, "nothing answers");
-    mem::w32(BASE + TPR as u64, 0x70);
+    hole();
     check_eq(read(TPR) as u64, 0, "a store there changes nothing");
 }
 
 test!(disabled_mmio, "lapic/mmio_hole_while_disabled");
 fn disabled_mmio() {
     wrmsr(MSR_APIC_BASE, 0xfee0_0100);
-    check_eq(mem::r32(BASE + ID as u64) as u64, 0xffff_ffff, "nothing answers");
+    hole();
+}
+
+test!(moved_mmio, "lapic/mmio_hole_of_a_moved_page");
+fn moved_mmio() {
+    // The hole is where APIC_BASE says.
+    wrmsr(MSR_APIC_BASE, 0xd800_0900);
+    wrmsr(MSR_APIC_BASE, 0xd800_0d00);
+    let exits = host::user_exits(MMIO_EXIT);
+    mem::w32(0xd800_0000, 0xff);
+    check_eq(mem::r32(0xd800_0020) as u64, 0xffff_ffff, "nothing answers");
+    check_eq(host::user_exits(MMIO_EXIT), exits, "MMIO exits to user space");
+}
+
+test!(mmio_stores, "lapic/mmio_stores_of_other_sizes");
+fn mmio_stores() {
+    setup(false);
+    write(TPR, 0x20);
+    mem::w64(BASE + TPR as u64, 0x50);
+    check_eq(read(TPR) as u64, 0x20, "a 64-bit store");
+    mem::w32(BASE + TPR as u64 + 4, 0x50);
+    check_eq(read(TPR) as u64, 0x20, "a store beside the register");
+    write(TPR, 0x30);
+    check_eq(read(TPR) as u64, 0x30, "a 32-bit store");
 }
 
 test!(get_lapic, "lapic/get_lapic_shows_registers");

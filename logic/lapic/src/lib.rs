@@ -24,6 +24,7 @@ mod base;
 mod bitmap;
 mod hardware;
 mod lapic;
+mod page;
 mod route;
 mod shared;
 mod state;
@@ -32,6 +33,7 @@ mod work;
 
 pub use base::{BaseCaps, Mode};
 pub use lapic::{Lapic, Reset};
+pub use page::ApicPage;
 pub use route::{Delivered, Targets, route};
 pub use shared::{Accepted, Lint, Shared, Startup};
 pub use state::BadState;

@@ -19,13 +19,14 @@
 //!
 //! `tests/ordering.rs` checks both claims with loom, and checks that they break without the fences or with TMR after IRR.
 
+use crate::ApicPage;
 use crate::bitmap::{self, place};
 use bytemuck::Zeroable;
 use core::sync::atomic::{AtomicU32, Ordering};
 use exitless_posted::Descriptor;
 #[cfg(doc)]
 use exitless_x86::apic::apic_base;
-use exitless_x86::apic::{DeliveryMode, InterruptMessage, lvt};
+use exitless_x86::apic::{DeliveryMode, InterruptMessage, lvt, reg};
 
 /// What one message did to one APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,8 @@ struct Directory {
 pub struct Shared {
     // One cache line: what a sender of interrupts writes. Where the CPU has posted interrupts, it takes them from here.
     posted: Descriptor,
+    // Set before anybody knows of the APIC.
+    page: Option<&'static ApicPage>,
     tmr: [AtomicU32; 8],
     directory: Directory,
     // The rest: written by the owner at each interrupt (PPR), or rare.
@@ -141,12 +144,25 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Where the guest reads registers without an exit: the TMR's home is this page from now on, because with an interrupt that the
+    /// CPU posts nobody comes by who could bring it there.
+    pub fn use_page(&mut self, page: &'static ApicPage) {
+        self.page = Some(page);
+    }
+
+    /// Word `index` (0..8) of the TMR.
+    fn tmr(&self, index: usize) -> Option<&AtomicU32> {
+        let own = self.tmr.get(index)?;
+        let Some(page) = self.page else { return Some(own) };
+        page.register(reg::TMR + index as u32 * 16)
+    }
+
     /// Makes `vector` pending; true if it was not pending before. The caller then requests and kicks (see the module's text).
     ///
     /// Does not look at enables or at the vector's legality: senders use [`Shared::accept`].
     pub fn post(&self, vector: u8, level: bool) -> bool {
         let (index, bit) = place(vector);
-        let Some(tmr) = self.tmr.get(index) else { return false };
+        let Some(tmr) = self.tmr(index) else { return false };
         // The TMR rarely changes: reading first keeps the line shared between senders of the same kind.
         match (level, tmr.load(Ordering::Relaxed) & bit != 0) {
             (true, false) => _ = tmr.fetch_or(bit, Ordering::Relaxed),
@@ -179,7 +195,7 @@ impl Shared {
     /// The vector was last accepted as level triggered.
     pub fn is_level(&self, vector: u8) -> bool {
         let (index, bit) = place(vector);
-        self.tmr.get(index).is_some_and(|tmr| tmr.load(Ordering::Relaxed) & bit != 0)
+        self.tmr(index).is_some_and(|tmr| tmr.load(Ordering::Relaxed) & bit != 0)
     }
 
     /// Word `index` (0..8) of the IRR; 0 beyond.
@@ -188,13 +204,13 @@ impl Shared {
     }
 
     /// Word `index` (0..8) of the TMR; 0 beyond.
-    pub fn tmr_word(&self, index: usize) -> u32 {
-        self.tmr.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+    pub(crate) fn tmr_word(&self, index: usize) -> u32 {
+        self.tmr(index).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Owner, restoring: replaces word `index` of TMR and IRR.
     pub(crate) fn set_words(&self, index: usize, tmr: u32, irr: u32) {
-        if let Some(tmr_word) = self.tmr.get(index) {
+        if let Some(tmr_word) = self.tmr(index) {
             tmr_word.store(tmr, Ordering::Relaxed);
             let shift = 32 * (index % 2);
             self.posted.replace(index / 2, 0xffff_ffff << shift, u64::from(irr) << shift);

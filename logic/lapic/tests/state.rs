@@ -290,3 +290,17 @@ proptest! {
         cpu.expire();
     }
 }
+
+/// With a page that hardware works on the TMR is there, from the moment a vector is pending.
+#[test]
+fn tmr_in_the_page() {
+    let page: &'static ApicPage = Box::leak(Box::new(bytemuck::Zeroable::zeroed()));
+    let mut s: Shared = bytemuck::Zeroable::zeroed();
+    s.use_page(page);
+    for level in [true, false, true] {
+        s.post(0x91, level);
+        assert_eq!(page.read(reg::TMR + 0x40), u32::from(level) << 17);
+        assert_eq!(s.is_level(0x91), level);
+    }
+    assert_eq!(page.read(reg::IRR + 0x40), 0, "requests are the descriptor's");
+}

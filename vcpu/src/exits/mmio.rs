@@ -10,10 +10,16 @@ use crate::vapic;
 use crate::vcpu::Vcpu;
 use exitless_lapic::Work;
 
-/// The register of an access inside the page: offset and byte within the 16-byte register.
+/// Where in the APIC's page an access lies, if it does. The page is the APIC's in each of its modes.
 fn offset<B: Backend>(v: &Vcpu<B>, gpa: u64) -> Option<u32> {
-    let base = v.lapic.mmio_base()?;
+    let base = v.lapic.apic_base() & !0xfff;
     (gpa & !0xfff == base).then_some((gpa & 0xfff) as u32)
+}
+
+/// The page has no registers: the APIC is off, or they are MSRs. Nobody else answers there then, least of all user space, for
+/// which a store is an MSI: loads give ones and stores are lost, as with stock KVM's quirk LAPIC_MMIO_HOLE (its default).
+fn hole<B: Backend>(v: &Vcpu<B>) -> bool {
+    v.lapic.mmio_base().is_none()
 }
 
 /// Reads the APIC's page; `false`: not in the page.
@@ -27,6 +33,10 @@ pub fn apic_read<B: Backend, H: Host<Cpu = B::Cpu>>(
     let Some(at) = offset(v, gpa) else { return false };
     if !host.irqchip() {
         return false;
+    }
+    if hole(v) {
+        data.fill(0xff);
+        return true;
     }
     vapic::take_back(v, sh);
     let now = timer::now(v, host.now());
@@ -52,7 +62,7 @@ pub fn apic_write<B: Backend, H: Host<Cpu = B::Cpu>>(
         return false;
     }
     // Registers are written with aligned 32-bit stores; others have no effect, as on stock KVM.
-    let (4.., &[a, b, c, d, ..], 0) = (data.len(), data, at & 0xf) else { return true };
+    let (false, &[a, b, c, d], 0) = (hole(v), data, at & 0xf) else { return true };
     vapic::take_back(v, sh);
     let now = timer::now(v, host.now());
     let work = v.lapic.mmio_write(&sh.apic, at, u32::from_le_bytes([a, b, c, d]), &now);

@@ -55,6 +55,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::ApicWrite(offset) => vapic::wrote(v, sh, host, offset),
         Exit::ApicAccess(offset) => mmio::refused(v, sh, host, offset),
         Exit::Exception(x) => exception::handle(v, sh, host, x),
+        Exit::Int1(length) => exception::int1(v, length),
         Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Invd | Exit::Wbinvd => skip_over(v, sh, host),
         Exit::Pause => pause(v, sh, host),

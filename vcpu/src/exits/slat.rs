@@ -48,8 +48,8 @@ pub(super) fn device<B: Backend, H: Host<Cpu = B::Cpu>>(
     gpa: u64,
     walked: Option<Walked>,
 ) -> Next {
-    // An interrupted INT n or hardware event whose frames or tables lie in a device: nothing can emulate that.
-    if matches!(v.reinject, Some(Event::Interrupt(_) | Event::Nmi | Event::Exception(_))) {
+    // An interrupted event whose frames or tables lie in a device: nothing can emulate that.
+    if v.reinject.is_some() {
         let data = [0, v.b.exit_number(), 0, gpa];
         return Next::Leave(RunExit::Internal { suberror: suberror::DELIVERY_EV, data, ndata: 4 });
     }

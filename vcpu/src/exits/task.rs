@@ -73,11 +73,7 @@ fn saved_eip<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, source: T
 /// The event is on its way and does not come again, even if the switch fails: a fault takes its place.
 fn take_event<B: Backend>(v: &mut Vcpu<B>, source: TaskSource) {
     match source {
-        TaskSource::Gate(Event::Interrupt(_)) => v.reinject = None,
-        TaskSource::Gate(Event::Nmi) => {
-            v.reinject = None;
-            v.b.set_nmi_masked(true);
-        }
+        TaskSource::Gate(Event::Interrupt(_) | Event::Nmi) => v.lose_delivery(),
         // IRET unmasks NMIs even if it faults (SDM vol. 3A, 6.7.1).
         TaskSource::Iret => v.b.set_nmi_masked(false),
         _ => {}

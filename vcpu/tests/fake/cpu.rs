@@ -171,7 +171,7 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    pub(crate) fn new(w: Rc<World>) -> Self {
+    pub(crate) fn new(w: Rc<World>, page: &'static ApicPage) -> Self {
         Self {
             w,
             ops: VecDeque::new(),
@@ -203,7 +203,7 @@ impl Cpu {
             cr8_intercept: false,
             dr_intercept: false,
             event: None,
-            apic: Apic::new(),
+            apic: Apic::new(page),
             timer_limit: None,
             interrupted: None,
             segments: [Segment::default(); 8],
@@ -346,7 +346,7 @@ impl Cpu {
 
     fn deliver(&mut self, event: Event) {
         let vector = match event {
-            Event::Interrupt(v) | Event::Software(v, _) => v,
+            Event::Interrupt(v) | Event::Software(_, v, _) => v,
             Event::Nmi => 2,
             Event::Exception(x) => x.vector.0,
         };
@@ -636,8 +636,8 @@ impl Backend for Cpu {
                 if event == Event::Nmi {
                     self.nmi_masked = false;
                 }
-                if let (Event::Interrupt(v), Exit::TaskSwitch(_)) = (event, exit) {
-                    // Software delivers it.
+                if let (Event::Interrupt(v), Exit::TaskSwitch(_) | Exit::Exception(_)) = (event, exit) {
+                    // Software delivers it, or a fault takes its place.
                     self.w.irr.borrow_mut().retain(|i| *i != v);
                 }
                 self.interrupted = Some(event);
@@ -850,7 +850,7 @@ impl Backend for Cpu {
         self.apic.kind = kind;
     }
     fn apic_page(&self) -> Option<&ApicPage> {
-        self.apic.able.then_some(&*self.apic.page)
+        self.apic.able.then_some(self.apic.page)
     }
     fn interrupt_status(&self) -> InterruptStatus {
         self.apic.status

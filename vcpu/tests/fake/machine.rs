@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
 use exitless_policy::{GuestCaps, Origin};
-use exitless_vcpu::backend::{Backend, Event};
+use exitless_vcpu::backend::{ApicPage, Backend, Event};
 use exitless_vcpu::journal::Access;
 use exitless_vcpu::shared::mp;
 use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
@@ -56,10 +56,13 @@ impl Machine {
     /// The boot CPU after power-up, nothing set.
     pub(crate) fn power_up(bsp: bool, irqchip: bool) -> Self {
         exitless_insn::init();
-        let sh = Rc::new(VcpuShared::zeroed());
+        let page: &'static ApicPage = Box::leak(Box::new(ApicPage::zeroed()));
+        let mut sh = VcpuShared::zeroed();
+        sh.apic.use_page(page);
+        let sh = Rc::new(sh);
         let w = World::new(sh.clone());
         w.irqchip.set(irqchip);
-        let v = bare(Cpu::new(w.clone()));
+        let v = bare(Cpu::new(w.clone(), page));
         let mut m = Self { os: Os::new(w.clone()), w, sh, v: Box::new(v), answered: vec![] };
         m.v.init(&m.sh, &m.os, 0, bsp);
         m.set_cpuid();

@@ -3,7 +3,6 @@
 
 use super::cpu::{Cpu, Instruction};
 use super::world::{APIC, TICKS};
-use bytemuck::Zeroable;
 use exitless_vcpu::backend::{ApicKind, ApicPage, Event, Exit, InterruptStatus};
 use exitless_x86::apic::reg;
 use exitless_x86::regs::Gpr;
@@ -22,7 +21,7 @@ pub(crate) struct Apic {
     /// The CPU has all this.
     pub(crate) able: bool,
     pub(crate) kind: ApicKind,
-    pub(crate) page: Box<ApicPage>,
+    pub(crate) page: &'static ApicPage,
     pub(crate) status: InterruptStatus,
     pub(crate) eoi_exits: [u64; 4],
     /// A vector went from IRR to ISR, and an exit interrupted its delivery.
@@ -33,11 +32,11 @@ pub(crate) struct Apic {
 }
 
 impl Apic {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(page: &'static ApicPage) -> Self {
         Self {
             able: false,
             kind: ApicKind::Software,
-            page: Box::new(ApicPage::zeroed()),
+            page,
             status: InterruptStatus::default(),
             eoi_exits: [0; 4],
             taken: None,

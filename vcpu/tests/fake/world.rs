@@ -146,6 +146,8 @@ pub(crate) struct World {
     pub(crate) exits_on_failure: Cell<bool>,
     /// The local APIC is in the kernel, the 8259 pair and the I/O APIC are in user space.
     pub(crate) split: Cell<bool>,
+    /// What devices send is level triggered.
+    pub(crate) level: Cell<bool>,
     pub(crate) script_over: Cell<bool>,
 
     // --- time ---
@@ -236,6 +238,7 @@ impl World {
             lost: Cell::new(None),
             exits_on_failure: Cell::new(false),
             split: Cell::new(false),
+            level: Cell::new(false),
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
@@ -378,7 +381,8 @@ impl World {
     fn send(&self, step: Step) -> Option<Step> {
         match step {
             Step::Request(v) => {
-                let accepted = self.sh.apic.accept(&message(DeliveryMode::FIXED, v));
+                let sent = InterruptMessage { level: self.level.get(), ..message(DeliveryMode::FIXED, v) };
+                let accepted = self.sh.apic.accept(&sent);
                 accepted.is_new().then(|| self.irr.borrow_mut().push(v)).map(|()| Step::Which)
             }
             Step::Which => {

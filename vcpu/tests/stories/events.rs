@@ -3,7 +3,7 @@
 use crate::fake::guest::*;
 use crate::fake::world::APIC;
 use crate::fake::{Env, Machine, Op};
-use exitless_vcpu::backend::{Event, Exit, SlatFault};
+use exitless_vcpu::backend::{By, Event, Exit, SlatFault};
 use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::rflags;
@@ -175,15 +175,58 @@ fn nmi_behind_a_repeated_interrupt() {
     }
 }
 
-/// An interrupt's delivery makes an exception: the interrupt goes first, and neither is lost.
+/// The delivery of an interrupt, an NMI or an INT n makes an exception, and would again: the exception takes its place, as
+/// without a hypervisor. The INT n runs again; NMIs are masked, as the NMI's delivery had begun.
 #[test]
-fn exception_behind_a_repeated_interrupt() {
+fn exception_instead_of_a_delivery() {
     let ac = Exception { vector: Vector::AC, error_code: Some(0), payload: 0 };
-    let mut m = Machine::new([irq(0x41), Op::Nop, wbinvd(), Op::Nop]);
-    m.v.b.breaks.push_back(Some(Exit::Exception(ac)));
+    let int_n = Event::Software(By::IntN, 0x80, 2);
+    for (happening, event) in [(irq(0x41), int(0x41)), (nmi(), Event::Nmi), (Op::Event(FAULT), int_n)] {
+        let mut m = Machine::new([happening, Op::Nop, Op::Nop]);
+        m.v.b.handlers = false;
+        if event == int_n {
+            m.v.reinject = Some(event);
+        }
+        m.v.b.breaks.push_back(Some(Exit::Exception(ac)));
+        m.go();
+        assert_eq!(m.events(), [exc(ac)], "{event:?}");
+        assert_eq!(m.v.b.nmi_masked, event == Event::Nmi);
+    }
+}
+
+/// An INT n whose delivery takes an exit goes before an interrupt that has waited for it, however often that happens.
+#[test]
+fn software_events_go_first() {
+    let int_n = Event::Software(By::IntN, 0x80, 2);
+    for exits in 1..4 {
+        let mut m = Machine::new([Op::Nop, Op::Nop]);
+        m.happen(Env::Irq(0x41));
+        m.v.reinject = Some(int_n);
+        m.v.b.breaks.extend(vec![Some(FAULT); exits]);
+        m.go();
+        assert_eq!(m.events(), [int_n, int(0x41)]);
+    }
+}
+
+/// INT1 is delivered once, as an event of its own kind: no exception, so DR6 and RF stay.
+#[test]
+fn int1_is_delivered_once() {
+    let mut m = Machine::new([Op::Event(Exit::Int1(2)), Op::Nop]);
+    m.v.b.dr6 = 0xffff_4ff1;
+    m.v.b.handlers = false;
     m.go();
-    m.finish();
-    assert_eq!(m.events(), [int(0x41), exc(ac)]);
+    assert_eq!(m.events(), [Event::Software(By::Int1, 1, 2)]);
+    assert_eq!((m.v.b.dr6, m.v.b.rflags & rflags::RF), (0xffff_4ff1, 0));
+}
+
+/// User space makes the guest go on elsewhere: an INT n that was to be delivered again was the old place's.
+#[test]
+fn software_events_stay_where_they_were() {
+    let mut m = Machine::new([Op::Nop]);
+    m.v.reinject = Some(Event::Software(By::IntN, 0x80, 2));
+    m.v.forget_instruction();
+    m.go();
+    assert_eq!(m.events(), []);
 }
 
 /// #GP while delivering #NP: double fault, error code 0; #GP while delivering that: triple fault, to user space.

@@ -2,7 +2,7 @@
 
 use crate::fake::cpu::Instruction;
 use crate::fake::guest::*;
-use crate::fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
+use crate::fake::world::{APIC, CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
@@ -543,4 +543,20 @@ fn bitmap_of_a_64_bit_kernel() {
     m.set_cpl(3);
     assert_eq!(m.go(), RunExit::Interrupted);
     assert_eq!(m.w.log.take(), [Touch { user: true, write: true, at: 0x80, data: vec![0] }]);
+}
+
+/// In x2APIC mode, and with the APIC off, nothing answers in the APIC's page: loads give ones, and user space hears of no store,
+/// which would be an MSI to it. Hardware or not.
+#[test]
+fn the_apics_page_without_registers() {
+    for (hardware, x2apic) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut m = if hardware { Machine::virtual_apic(x2apic, []) } else { Machine::new([]) };
+        if x2apic && !hardware {
+            m.set_x2apic();
+        }
+        let off = if x2apic { Op::Nop } else { Op::ApicBase(APIC | 0x100) };
+        m.then([off, store(APIC, 0xff), store(APIC + 0x80, 0x70), apic_load(0x20)]);
+        assert_eq!(m.v.b.gprs.get(Gpr::Rax), 0xffff_ffff, "{hardware} {x2apic}");
+        assert_eq!(m.v.lapic.tpr(), 0);
+    }
 }

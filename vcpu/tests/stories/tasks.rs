@@ -3,7 +3,7 @@
 use crate::fake::cpu::CODE;
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
-use exitless_vcpu::backend::{Backend, Event, Exit, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{Backend, By, Event, Exit, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, cr4, efer, rflags};
 
@@ -165,7 +165,7 @@ fn exception() {
 #[test]
 fn events_without_code() {
     let mut m = machine(&[0xcd, 0x80]);
-    go(&mut m, to(TaskSource::Gate(Event::Software(0x80, 2))));
+    go(&mut m, to(TaskSource::Gate(Event::Software(By::IntN, 0x80, 2))));
     arrived(&m);
     assert_eq!(m.w.u32_at(OLD + 0x20) as u64, CODE + 2);
     assert_eq!(m.v.b.gprs.get(Gpr::Rsp), 0x2_1000);

@@ -84,6 +84,20 @@ fn posted_in_the_guest() {
     });
 }
 
+/// Level triggered or not, as the guest reads it in the TMR, though nobody but hardware handles the vector.
+#[test]
+fn trigger_mode_in_the_page() {
+    both(&[Op::Nop, irq(0x41), Op::Nop, Op::Nop], |mut m| {
+        m.w.level.set(true);
+        m.go();
+        assert!(m.v.b.apic.has(reg::TMR, 0x41));
+        m.w.level.set(false);
+        m.then([Op::Nop, irq(0x41), irq(0x42), Op::Nop, Op::Nop]);
+        assert!(!m.v.b.apic.has(reg::TMR, 0x41) && !saved_bit(&m, reg::TMR, 0x41));
+        assert_eq!(m.v.b.apic.virtually.len(), 3);
+    });
+}
+
 /// Posted at any point around an entry, by a sender of any slowness: with a look at the descriptor only before IN_GUEST, what
 /// comes between would lie there with nobody told.
 #[test]

@@ -2,7 +2,7 @@
 
 use super::fake::Bench;
 use crate::inject::{Encoded, decode, encode};
-use exitless_vcpu::backend::{Backend, Event, Exit};
+use exitless_vcpu::backend::{Backend, By, Event, Exit};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::cr0;
 use exitless_x86::vmx::field as f;
@@ -45,14 +45,17 @@ fn error_codes_are_what_entry_accepts() {
 /// INT3, INTO and INT1 have types of their own; the length is what RIP moves by.
 #[test]
 fn software_events() {
-    let e = |v, n| encode(Event::Software(v, n), true, false);
-    assert_eq!(e(0x80, 2), Encoded { info: 0x8000_0480, code: 0, length: 2 });
-    assert_eq!(e(0x80, 0).length, 2);
-    assert_eq!(e(3, 1), Encoded { info: 0x8000_0603, code: 0, length: 1 });
-    assert_eq!(e(4, 0), Encoded { info: 0x8000_0604, code: 0, length: 1 });
-    assert_eq!(e(3, 2).info, 0x8000_0403, "CD 03 is INT n");
-    assert_eq!(e(1, 1).info, 0x8000_0501);
-    assert_eq!(e(0x20, 99).length, 15);
+    let e = |by, v, n| encode(Event::Software(by, v, n), true, false);
+    let plain = |info, length| Encoded { info, code: 0, length };
+    assert_eq!(e(By::IntN, 0x80, 2), plain(0x8000_0480, 2));
+    assert_eq!(e(By::IntN, 0x80, 0).length, 2);
+    assert_eq!(e(By::Int3OrInto, 3, 1), plain(0x8000_0603, 1));
+    assert_eq!(e(By::Int3OrInto, 4, 0), plain(0x8000_0604, 1));
+    assert_eq!(e(By::Int3OrInto, 3, 2), plain(0x8000_0603, 2), "a prefix does not change what it is");
+    assert_eq!(e(By::IntN, 3, 2), plain(0x8000_0403, 2), "CD 03 is INT n");
+    assert_eq!(e(By::Int1, 1, 0), plain(0x8000_0501, 1));
+    assert_eq!(e(By::Int1, 1, 2), plain(0x8000_0501, 2));
+    assert_eq!(e(By::IntN, 0x20, 99).length, 15);
 }
 
 #[test]
@@ -62,15 +65,19 @@ fn decoding_is_the_way_back() {
         Event::Nmi,
         x(Vector::UD, None),
         x(Vector::GP, Some(8)),
-        Event::Software(0x80, 2),
-        Event::Software(3, 1),
+        Event::Software(By::IntN, 0x80, 2),
+        Event::Software(By::IntN, 3, 2),
+        Event::Software(By::Int3OrInto, 3, 2),
+        Event::Software(By::Int1, 1, 1),
     ];
     for event in events {
         let e = encode(event, true, false);
         assert_eq!(decode(e.info, e.code, e.length, 0), Some(event));
     }
     assert_eq!(decode(0x31, 0, 0, 0), None, "not valid");
-    assert_eq!(decode(0x8000_0731, 0, 0, 0), None, "no such type");
+    for kind in [1, 7] {
+        assert_eq!(decode(0x8000_0031 | kind << 8, 0, 0, 0), None, "no such type");
+    }
     let pf = decode(0x8000_0b0e, 2, 0, 0x1234);
     assert_eq!(pf, Some(Event::Exception(Exception::pf(2, 0x1234))));
 }
@@ -155,12 +162,46 @@ fn interrupted_deliveries_come_back() {
     assert_eq!(interrupted(&mut b, 48, 0, 0), None);
 }
 
-/// INT n runs again by itself: RIP still points at it.
+/// INT n is delivered again as what it was. Run again it would come without the shadow of the STI before it, and a pending
+/// interrupt first.
 #[test]
-fn software_events_run_again() {
-    let mut b = Bench::new();
-    assert_eq!(interrupted(&mut b, 48, 0x8000_0480, 0), None);
-    assert_eq!(interrupted(&mut b, 48, 0x8000_0603, 0), None);
+fn software_events_come_back() {
+    for (info, by, vector) in [
+        (0x8000_0480u32, By::IntN, 0x80),
+        (0x8000_0603, By::Int3OrInto, 3),
+        (0x8000_0604, By::Int3OrInto, 4),
+        (0x8000_0501, By::Int1, 1),
+    ] {
+        let mut b = Bench::new();
+        b.v.set_cr0(cr0::PE);
+        let event = interrupted(&mut b, 48, info, 0);
+        assert_eq!(event, Some(Event::Software(by, vector, 2)));
+        b.v.inject(event.unwrap());
+        b.cpu.next(move |cpu, run| {
+            assert_eq!(cpu.field(f::ENTRY_INTERRUPTION_INFO), info);
+            assert_eq!(cpu.field(f::ENTRY_INSTRUCTION_LENGTH), 2);
+            run.reason = 10;
+            crate::machine::switched::EXIT
+        });
+        b.enter(false);
+    }
+}
+
+/// INT1 exits although #DB is what is intercepted: nothing has happened yet, and no debug register changes.
+#[test]
+fn int1_is_no_exception() {
+    for length in [1, 2] {
+        let mut b = Bench::new();
+        b.v.set_dr6(0xffff_4ff1);
+        b.cpu.next(move |cpu, run| {
+            cpu.store(f::EXIT_INSTRUCTION_LENGTH, length);
+            run.reason = 0;
+            run.interruption = 0x8000_0501;
+            crate::machine::switched::EXIT
+        });
+        assert_eq!(b.enter(false), Exit::Int1(length as u8));
+        assert_eq!((b.v.dr6(), b.v.take_interrupted()), (0xffff_4ff1, None));
+    }
 }
 
 /// An instruction cannot have begun while an event was being delivered: the field is not even read.

@@ -3,7 +3,7 @@
 use super::fake::Bench;
 use crate::exit::name;
 use crate::machine::switched;
-use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{Backend, By, Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::vmx::access_rights as ar;
 use exitless_x86::vmx::field as f;
@@ -242,9 +242,11 @@ fn task_switches() {
         let out = (exit(TaskSource::Gate(event), None, false), None, Some(event));
         assert_eq!(task(gate, info, 2), out);
     }
-    // Software events tell their length, and are not to be delivered again.
-    for (info, vector) in [(0x8000_0430, 0x30), (0x8000_0603, 3), (0x8000_0501, 1)] {
-        let source = TaskSource::Gate(Event::Software(vector, 2));
+    // Software events tell their length, and are not to be delivered again: the switch has them.
+    for (info, by, vector) in
+        [(0x8000_0430, By::IntN, 0x30), (0x8000_0603, By::Int3OrInto, 3), (0x8000_0501, By::Int1, 1)]
+    {
+        let source = TaskSource::Gate(Event::Software(by, vector, 2));
         assert_eq!(task(gate, info, 2), (exit(source, None, false), Some(0x1002), None));
     }
     assert_eq!(task(gate, 0, 2), (Exit::Unknown(9), None, None));

@@ -12,7 +12,7 @@ use exitless_hw_ops as ops;
 use exitless_posted::Place;
 use exitless_slat::Level;
 use exitless_vcpu::Vcpu;
-use exitless_vcpu::backend::Backend;
+use exitless_vcpu::backend::{ApicPage, Backend};
 use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, Missing, PerCpu, Residence, Vmx, msr_bitmap};
@@ -78,6 +78,9 @@ impl Vendor for Vmx {
         let apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let areas = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         v.vmx.residence.init(vmcs.phys(), identity);
+        // SAFETY: a zeroed page is one; it is the vCPU's, like `shared`, which alone gets the reference: both end in `free`.
+        let registers = unsafe { apic.as_ptr().cast::<ApicPage>().as_ref() };
+        v.shared.apic.use_page(registers.ok_or(Errno::ENOMEM)?);
         let pages = exitless_vmx::Pages {
             residence: NonNull::from(&v.vmx.residence),
             virtual_apic: NonNull::new(apic.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
