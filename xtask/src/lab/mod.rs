@@ -3,6 +3,7 @@
 pub mod apt;
 pub mod bochs;
 pub mod cpio;
+pub mod crates;
 pub mod deps;
 pub mod image;
 pub mod known;
@@ -248,6 +249,9 @@ pub fn prepare(
     }
     if scenario.needs("selftests") {
         selftests::add(options.module, &dir, &mut job)?;
+    }
+    if scenario.needs("kvm-ioctls") {
+        job.files.push(("kvm-ioctls".into(), crates::kvm_ioctls()?));
     }
     if scenario.needs("kvmtool") {
         kvmtool::add(&mut job)?;
