@@ -101,6 +101,8 @@ pub trait Host {
     fn now(&self) -> Moment;
     /// The host TSC's rate, kHz.
     fn tsc_khz(&self) -> u32;
+    /// IA32_ARCH_CAPABILITIES of a new vCPU.
+    fn arch_capabilities(&self) -> u64;
     /// The host's TSC (atomic).
     fn tsc(&self) -> u64;
     /// How early the CPU's timer shall run out, ns, the rest is waited awake; `None`: as experience tells.

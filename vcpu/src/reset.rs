@@ -32,7 +32,7 @@ impl<B: Backend> Vcpu<B> {
         self.set_tsc_rate(sh, Rate::host(host.tsc_khz()), None);
         self.set_tsc_offset(sh, 0);
         self.started = false;
-        self.msrs.init();
+        self.msrs.init(host.arch_capabilities());
         self.lapic.init(&sh.apic, id, bsp, Config::default());
         self.b.set_sys_reg(SysReg::Pat, Self::PAT_RESET);
         self.reset(sh, host, false);

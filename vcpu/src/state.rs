@@ -28,6 +28,7 @@ const X2APIC_ICR: u32 = Msr::X2APIC.0 + (reg::ICR >> 4);
 pub struct MsrState {
     misc_enable: u64,
     ucode_rev: u64,
+    arch_capabilities: u64,
     hwcr: u64,
     tsc_adjust: u64,
     mtrrs: Mtrrs,
@@ -36,8 +37,9 @@ pub struct MsrState {
 }
 
 impl MsrState {
-    /// Values after power-up, from the table.
-    pub fn init(&mut self) {
+    /// Values after power-up: from the table, and what the host says.
+    pub fn init(&mut self, arch_capabilities: u64) {
+        self.arch_capabilities = arch_capabilities;
         let reset = |m: Msr| find(m.0).map_or(0, |(row, _)| row.reset);
         self.misc_enable = reset(Msr::MISC_ENABLE);
         self.ucode_rev = reset(Msr::BIOS_SIGN_ID);
@@ -97,6 +99,7 @@ impl<B: Backend> Vcpu<B> {
             K::Efer => Ok(self.b.efer()),
             K::MiscEnable => Ok(self.msrs.misc_enable),
             K::UcodeRev => Ok(self.msrs.ucode_rev),
+            K::ArchCapabilities => Ok(self.msrs.arch_capabilities),
             K::Hwcr => Ok(self.msrs.hwcr),
             K::MtrrDefType | K::MtrrFixed(_) | K::MtrrVariable(_) => self.msrs.mtrrs.read(kind),
             K::McgCap | K::McgStatus | K::McgCtl | K::McBank(_) => self.msrs.mce.read(kind, origin),
@@ -139,6 +142,7 @@ impl<B: Backend> Vcpu<B> {
             K::Efer => return self.write_efer(value, origin, host_caps),
             K::MiscEnable => self.msrs.misc_enable = value,
             K::UcodeRev => self.msrs.ucode_rev = value,
+            K::ArchCapabilities => self.msrs.arch_capabilities = value,
             K::Hwcr => self.msrs.hwcr = value,
             K::MtrrDefType | K::MtrrFixed(_) | K::MtrrVariable(_) => {
                 return self.msrs.mtrrs.write(kind, value, self.cpuid.caps().maxphyaddr());

@@ -51,6 +51,7 @@ impl Msr {
     pub const MTRR_FIX4K_C0000: Self = Self(0x268);
     pub const PAT: Self = Self(0x277);
     pub const MTRR_DEF_TYPE: Self = Self(0x2ff);
+    pub const PERF_CAPABILITIES: Self = Self(0x345);
 
     // --- performance monitoring ---
     pub const PERF_GLOBAL_CTRL: Self = Self(0x38f);
@@ -188,6 +189,33 @@ pub mod hwcr {
 pub mod vm_cr {
     pub const LOCK: u64 = 1 << 3;
     pub const SVMDIS: u64 = 1 << 4;
+}
+
+/// IA32_ARCH_CAPABILITIES bits (SDM vol. 4, table 2-2).
+#[allow(missing_docs)]
+pub mod arch_capabilities {
+    pub const RDCL_NO: u64 = 1 << 0;
+    pub const IBRS_ALL: u64 = 1 << 1;
+    pub const RSBA: u64 = 1 << 2;
+    pub const SKIP_L1DFL_VMENTRY: u64 = 1 << 3;
+    pub const SSB_NO: u64 = 1 << 4;
+    pub const MDS_NO: u64 = 1 << 5;
+    pub const PSCHANGE_MC_NO: u64 = 1 << 6;
+    pub const TSX_CTRL: u64 = 1 << 7;
+    pub const TAA_NO: u64 = 1 << 8;
+    pub const SBDR_SSDP_NO: u64 = 1 << 13;
+    pub const FBSDP_NO: u64 = 1 << 14;
+    pub const PSDP_NO: u64 = 1 << 15;
+    pub const FB_CLEAR: u64 = 1 << 17;
+    pub const FB_CLEAR_CTRL: u64 = 1 << 18;
+    pub const RRSBA: u64 = 1 << 19;
+    pub const BHI_NO: u64 = 1 << 20;
+    pub const PBRSB_NO: u64 = 1 << 24;
+    pub const GDS_CTRL: u64 = 1 << 25;
+    pub const GDS_NO: u64 = 1 << 26;
+    pub const RFDS_NO: u64 = 1 << 27;
+    pub const RFDS_CLEAR: u64 = 1 << 28;
+    pub const ITS_NO: u64 = 1 << 62;
 }
 
 /// DE_CFG bits (AMD, MSRC001_1029).

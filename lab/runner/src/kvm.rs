@@ -131,6 +131,8 @@ pub mod nr {
     pub const SET_XCRS: u32 = iow::<kvm_xcrs>(0xa7);
     pub const KVMCLOCK_CTRL: u32 = io(0xad);
     pub const SMI: u32 = io(0xb7);
+    pub const GET_NESTED_STATE: u32 = iowr::<[u8; 128]>(0xbe);
+    pub const SET_NESTED_STATE: u32 = iow::<[u8; 128]>(0xbf);
     pub const GET_STATS_FD: u32 = io(0xce);
     pub const CREATE_DEVICE: u32 = iowr::<kvm_create_device>(0xe0);
     pub const SET_DEVICE_ATTR: u32 = iow::<kvm_device_attr>(0xe1);

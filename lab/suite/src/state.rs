@@ -43,6 +43,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("state/kvmclock_ctrl", kvmclock_ctrl),
     ("state/translate", translate),
     ("state/setup_mce", mce),
+    ("state/nested", nested),
+    ("state/nested_invalid", nested_invalid),
     ("state/vapic_and_tpr_reporting", vapic),
     ("state/signal_mask_errors", signal_mask),
     ("state/guest_debug_errors", guest_debug),
@@ -598,6 +600,76 @@ fn translate(e: &Env) -> R {
     let mut t = kvm_translation { linear_address: 0x1234, ..Default::default() };
     g.vcpu.fd.with(nr::TRANSLATE, &mut t)?;
     same!((t.physical_address, t.valid), (0x1234, 1), "without paging");
+    // Between 4 GiB and the last address stock KVM answers with the address itself, which no such guest can form.
+    t.linear_address = u64::MAX;
+    g.vcpu.fd.with(nr::TRANSLATE, &mut t)?;
+    same!((t.physical_address, t.valid), (u64::MAX, 0), "no address of 32 bits");
+    Ok(())
+}
+
+/// The header of KVM_GET_NESTED_STATE and room for the largest state (VMX: two pages).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Nested {
+    flags: u16,
+    format: u16,
+    size: u32,
+    hdr: [u64; 15],
+    data: [u64; 1024],
+}
+
+const NESTED_SVM: u16 = 1;
+const GIF_SET: u16 = 1 << 8;
+
+fn nested_of(fd: &kvm::Fd, size: u32) -> kvm::Result<Nested> {
+    let mut n = Nested { flags: 0, format: 0, size, hdr: [0; 15], data: [0; 1024] };
+    fd.with(nr::GET_NESTED_STATE, &mut n).map(|_| n)
+}
+
+/// Cloud Hypervisor reads and restores it for every vCPU, without asking for the capability: nothing is nested, so the header is all.
+fn nested(e: &Env) -> R {
+    let (a, b) = (e.idle(Chips::Full)?, e.idle(Chips::Full)?);
+    let cap = a.vm.cap(KVM_CAP_NESTED_STATE) as usize;
+    ensure!((128..=size_of::<Nested>()).contains(&cap), "KVM_CAP_NESTED_STATE {cap}");
+    let n = nested_of(&a.vcpu.fd, cap as u32)?;
+    same!(n.size, 128, "size");
+    same!(n.data, [0; 1024], "data");
+    let header = if n.format == NESTED_SVM { [0; 2] } else { [u64::MAX; 2] };
+    same!(n.flags, if n.format == NESTED_SVM { GIF_SET } else { 0 }, "flags");
+    same!((&n.hdr[..2], &n.hdr[2..]), (&header[..], &[0; 13][..]), "header");
+    b.vcpu.fd.set(nr::SET_NESTED_STATE, &n)?;
+    same!(nested_of(&b.vcpu.fd, cap as u32)?, n, "another vCPU's");
+    Ok(())
+}
+
+fn nested_invalid(e: &Env) -> R {
+    let g = e.idle(Chips::Full)?;
+    for size in [0, 127] {
+        let mut small = Nested { flags: 0, format: 0, size, hdr: [7; 15], data: [0; 1024] };
+        errno!(g.vcpu.fd.with(nr::GET_NESTED_STATE, &mut small), E2BIG, "room for {size} bytes");
+        same!((small.size, small.hdr), (128, [7; 15]), "after room for {size} bytes");
+    }
+    let n = nested_of(&g.vcpu.fd, 128)?;
+    let refused = |what: &str, f: fn(&mut Nested)| -> R {
+        let mut bad = n;
+        f(&mut bad);
+        errno!(g.vcpu.fd.set(nr::SET_NESTED_STATE, &bad), EINVAL, "{what}");
+        Ok(())
+    };
+    refused("size 127", |n| n.size = 127)?;
+    refused("an unknown flag", |n| n.flags |= 0x1000)?;
+    refused("guest mode", |n| n.flags |= 1)?;
+    refused("a pending run", |n| n.flags |= 2)?;
+    refused("the other vendor's format", |n| n.format ^= 1)?;
+    if n.format == NESTED_SVM {
+        refused("GIF clear without SVM", |n| n.flags = 0)?;
+    } else {
+        refused("a VMCS without VMXON", |n| n.hdr[1] = 0x1000)?;
+        refused("an address that is none", |n| n.hdr[0] = 0x1001)?;
+        refused("SMM", |n| n.hdr[2] = 1)?;
+        refused("an unknown flag of VMX", |n| n.hdr[2] = 1 << 33)?;
+    }
+    same!(nested_of(&g.vcpu.fd, 128)?, n, "afterwards");
     Ok(())
 }
 
@@ -681,6 +753,8 @@ fn bad_pointers(e: &Env) -> R {
         ("SET_SIGNAL_MASK", nr::SET_SIGNAL_MASK),
         ("X86_SETUP_MCE", nr::X86_SETUP_MCE),
         ("TRANSLATE", nr::TRANSLATE),
+        ("GET_NESTED_STATE", nr::GET_NESTED_STATE),
+        ("SET_NESTED_STATE", nr::SET_NESTED_STATE),
         ("SET_VAPIC_ADDR", nr::SET_VAPIC_ADDR),
     ] {
         for address in [8u64, 0xffff_8000_0000_0000] {

@@ -217,8 +217,15 @@ fn emulated_cpuid(e: &Env) -> R {
         return skip("no KVM_CAP_EXT_EMUL_CPUID");
     }
     let mut c: Box<Cpuid> = zeroed();
+    errno!(s.with(nr::GET_EMULATED_CPUID, &mut *c), E2BIG, "no room");
     c.head[0] = 256;
     s.with(nr::GET_EMULATED_CPUID, &mut *c)?;
+    let list = &c.entries[..c.head[0] as usize];
+    let words: Vec<_> = list.iter().map(|e| (e.function, e.flags, e.eax, e.ebx, e.ecx, e.edx)).collect();
+    let supported = kvm::supported_cpuid(&s)?;
+    let rdtscp = supported.entries.iter().any(|e| e.function == 0x8000_0001 && e.edx >> 27 & 1 != 0);
+    let rdpid = u32::from(rdtscp) << 22;
+    same!(words, [(0, 0, 7, 0, 0, 0), (1, 0, 0, 0, 1 << 22, 0), (7, 1, 0, 0, rdpid, 0)], "MOVBE and RDPID");
     Ok(())
 }
 
@@ -258,12 +265,22 @@ fn feature_msrs(e: &Env) -> R {
     let mut l: Box<MsrList> = zeroed();
     l.head = 1024;
     s.with(nr::GET_MSR_FEATURE_INDEX_LIST, &mut *l)?;
-    ensure!(l.head > 0, "the list is empty");
-    for &m in &l.entries[..l.head as usize] {
+    let list = &l.entries[..l.head as usize];
+    for m in [0x8b, 0x10a, 0x345] {
+        ensure!(list.contains(&m), "MSR {m:#x} is missing");
+    }
+    for &m in list {
         let mut b: Box<MsrBuf> = zeroed();
         b.head[0] = 1;
         b.entries[0].index = m;
         same!(s.with(nr::GET_MSRS, &mut *b)?, 1, "feature MSR {m:#x}");
+        if m == 0x10a {
+            same!(
+                kvm::get_msr(&e.idle(Chips::Full)?.vcpu.fd, m)?,
+                Some(b.entries[0].data),
+                "a new vCPU's {m:#x}"
+            );
+        }
     }
     Ok(())
 }

@@ -57,6 +57,55 @@ u32 ex_cpu_vendor(void)
 	return boot_cpu_data.x86_vendor;
 }
 
+/* The microcode's revision as this kernel shows it. */
+u32 ex_cpu_microcode(void)
+{
+	return boot_cpu_data.microcode;
+}
+
+/* IA32_ARCH_CAPABILITIES; 0 on a CPU without it. */
+u64 ex_arch_capabilities(void)
+{
+	u64 value = 0;
+
+	if (boot_cpu_has(X86_FEATURE_ARCH_CAPABILITIES))
+		rdmsrl(MSR_IA32_ARCH_CAPABILITIES, value);
+	return value;
+}
+
+/*
+ * Bits of the same register, for what the kernel knows this CPU to be immune to although an older one cannot say so.
+ * Debian's 6.1 and 6.12 know all these bugs; a kernel that does not know one says nothing about it.
+ */
+u64 ex_immunities(void)
+{
+	u64 immune = 0;
+
+	if (!boot_cpu_has_bug(X86_BUG_CPU_MELTDOWN))
+		immune |= ARCH_CAP_RDCL_NO;
+	if (!boot_cpu_has_bug(X86_BUG_SPEC_STORE_BYPASS))
+		immune |= ARCH_CAP_SSB_NO;
+	if (!boot_cpu_has_bug(X86_BUG_MDS))
+		immune |= ARCH_CAP_MDS_NO;
+	if (!boot_cpu_has_bug(X86_BUG_ITLB_MULTIHIT))
+		immune |= ARCH_CAP_PSCHANGE_MC_NO;
+	if (!boot_cpu_has_bug(X86_BUG_TAA))
+		immune |= ARCH_CAP_TAA_NO;
+#ifdef X86_BUG_GDS
+	if (!boot_cpu_has_bug(X86_BUG_GDS))
+		immune |= ARCH_CAP_GDS_NO;
+#endif
+#ifdef X86_BUG_RFDS
+	if (!boot_cpu_has_bug(X86_BUG_RFDS))
+		immune |= ARCH_CAP_RFDS_NO;
+#endif
+#ifdef X86_BUG_ITS
+	if (!boot_cpu_has_bug(X86_BUG_ITS))
+		immune |= ARCH_CAP_ITS_NO;
+#endif
+	return immune;
+}
+
 void ex_preempt_disable(void)
 {
 	preempt_disable();

@@ -52,6 +52,18 @@ pub fn apic_id(cpu: u32) -> Option<u32> {
     (id != u32::MAX).then_some(id)
 }
 
+/// The microcode's revision.
+pub fn microcode() -> u32 {
+    // SAFETY: reads a variable.
+    unsafe { ffi::ex_cpu_microcode() }
+}
+
+/// IA32_ARCH_CAPABILITIES, 0 on a CPU without it; and the bits of it that the kernel knows to be true besides.
+pub fn arch_capabilities() -> (u64, u64) {
+    // SAFETY: reads an MSR that CPUID announces, and variables.
+    unsafe { (ffi::ex_arch_capabilities(), ffi::ex_immunities()) }
+}
+
 /// A guard must be dropped where it was made.
 type NotSend = PhantomData<*mut ()>;
 

@@ -33,6 +33,9 @@ unsafe extern "C" {
     pub(crate) fn ex_cpu_online_count() -> u32;
     pub(crate) fn ex_cpu_apic_id(cpu: u32) -> u32;
     pub(crate) fn ex_cpu_vendor() -> u32;
+    pub(crate) fn ex_cpu_microcode() -> u32;
+    pub(crate) fn ex_arch_capabilities() -> u64;
+    pub(crate) fn ex_immunities() -> u64;
     pub(crate) fn ex_preempt_disable();
     pub(crate) fn ex_preempt_enable();
     pub(crate) fn ex_irq_disable();

@@ -1,17 +1,19 @@
 //! `/dev/kvm`: what the module offers, and the birth of VMs.
 
+use crate::global::{self, Global};
+use crate::user;
 use crate::vendor;
 use crate::vm::{MAX_VCPUS, Vm};
-use crate::{global, user};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox};
 use exitless_host::{Errno, Result, cpu, task, uaccess};
 use exitless_irqchip::routes::MAX_ROUTES;
 use exitless_kvm_abi::*;
 use exitless_memslots::MAX_SLOTS;
-use exitless_policy::cpuid::{CpuidIndex, GuestCpuid, HostCpuid, MAX_ENTRIES, MAX_SUPPORTED, supported};
+use exitless_policy::cpuid::{CpuidIndex, GuestCpuid, HostCpuid, MAX_SUPPORTED, emulated, supported};
 use exitless_policy::mce::{self, MAX_BANKS};
-use exitless_policy::{GuestCaps, msr};
+use exitless_policy::msr::MsrKind;
+use exitless_policy::{GuestCaps, arch_capabilities, msr, nested};
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::msr::Msr;
 
@@ -45,6 +47,8 @@ pub struct Supported {
     len: usize,
     /// The summary.
     pub caps: GuestCaps,
+    /// IA32_ARCH_CAPABILITIES of a new vCPU.
+    pub arch_capabilities: u64,
 }
 
 impl Supported {
@@ -62,6 +66,8 @@ impl Supported {
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);
+        let (cpu, known) = cpu::arch_capabilities();
+        this.arch_capabilities = arch_capabilities(cpu, known, this.caps.rtm);
         Some(s)
     }
 
@@ -84,9 +90,12 @@ pub fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         KVM_CREATE_VM => create_vm(arg),
         KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
         KVM_GET_VCPU_MMAP_SIZE => no_arg(arg, 3 * 4096),
-        KVM_GET_SUPPORTED_CPUID | KVM_GET_EMULATED_CPUID => supported_cpuid(cmd, arg),
+        KVM_GET_SUPPORTED_CPUID => {
+            cpuid_list(arg, global::get().map_or(&[][..], |g| g.supported().entries()))
+        }
+        KVM_GET_EMULATED_CPUID => cpuid_list(arg, &emulated(host_caps()?)),
         KVM_GET_MSR_INDEX_LIST => msr_index_list(arg),
-        KVM_GET_MSR_FEATURE_INDEX_LIST => feature_list(arg),
+        KVM_GET_MSR_FEATURE_INDEX_LIST => feature_msr_list(arg),
         KVM_GET_MSRS => feature_msrs(arg),
         KVM_X86_GET_MCE_CAP_SUPPORTED => user::put(arg, &(mce::SUPPORTED | MAX_BANKS as u64)),
         _ => Err(Errno::ENOTTY),
@@ -117,6 +126,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_COALESCED_PIO | KVM_CAP_CHECK_EXTENSION_VM | KVM_CAP_SPLIT_IRQCHIP => 1,
         KVM_CAP_EXIT_ON_EMULATION_FAILURE => 1,
         KVM_CAP_INTR_SHADOW | KVM_CAP_REINJECT_CONTROL | KVM_CAP_IOAPIC_POLARITY_IGNORED => 1,
+        KVM_CAP_EXT_EMUL_CPUID => 1,
         KVM_CAP_TSC_CONTROL | KVM_CAP_VM_TSC_CONTROL => {
             isize::from(global::get().and_then(vendor::tsc_scaling).is_some())
         }
@@ -130,6 +140,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_NR_VCPUS => (cpu::online_count() as isize).min(MAX_VCPUS as isize),
         KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as isize,
         KVM_CAP_MCE => MAX_BANKS as isize,
+        KVM_CAP_NESTED_STATE => nested::SIZE as isize,
         _ => 0,
     }
 }
@@ -156,62 +167,66 @@ fn create_vm(kind: usize) -> Result<isize> {
     }
 }
 
-fn supported_cpuid(cmd: u32, arg: usize) -> Result<isize> {
+/// `KVM_GET_SUPPORTED_CPUID` and `KVM_GET_EMULATED_CPUID`.
+fn cpuid_list(arg: usize, list: &[kvm_cpuid_entry2]) -> Result<isize> {
     let mut head: kvm_cpuid2 = user::get(arg)?;
-    let list = global::get().map_or(&[][..], |g| g.supported().entries());
-    // Nothing is emulated that the supported list does not have.
-    let list = if cmd == KVM_GET_EMULATED_CPUID { &[][..] } else { list };
     if (head.nent as usize) < list.len() {
         return Err(Errno::E2BIG);
-    }
-    if head.nent as usize > MAX_ENTRIES {
-        head.nent = MAX_ENTRIES as u32;
     }
     uaccess::write_slice(user::at(arg, size_of::<kvm_cpuid2>())?, list)?;
     head.nent = list.len() as u32;
     user::put(arg, &head)
 }
 
-/// MSRs whose value tells what the host can do, whatever a vCPU's is.
-const FEATURES: [Msr; 2] = [Msr::BIOS_SIGN_ID, Msr::DE_CFG];
+fn feature_msr_list(arg: usize) -> Result<isize> {
+    let g = global::get().ok_or(Errno::ENXIO)?;
+    put_msr_list(arg, msr::feature_list(g.kind == vendor::Kind::Svm).map(|m| m.0))
+}
 
-fn feature_list(arg: usize) -> Result<isize> {
+/// The E2BIG protocol of both lists of MSRs: the length is told in any case.
+fn put_msr_list(arg: usize, list: impl Iterator<Item = u32> + Clone) -> Result<isize> {
     let asked: kvm_msr_list = user::get(arg)?;
-    user::put(arg, &kvm_msr_list { nmsrs: FEATURES.len() as u32 })?;
-    if (asked.nmsrs as usize) < FEATURES.len() {
+    let nmsrs = list.clone().count() as u32;
+    user::put(arg, &kvm_msr_list { nmsrs })?;
+    if asked.nmsrs < nmsrs {
         return Err(Errno::E2BIG);
     }
-    uaccess::write_slice(user::at(arg, size_of::<kvm_msr_list>())?, &FEATURES.map(|m| m.0))?;
+    let base = user::at(arg, size_of::<kvm_msr_list>())?;
+    for (i, m) in list.enumerate() {
+        uaccess::write(user::at(base, i * 4)?, &m)?;
+    }
     Ok(0)
 }
 
 /// `KVM_GET_MSRS` without a vCPU: feature MSRs only; returns how many it read.
 fn feature_msrs(arg: usize) -> Result<isize> {
+    let g = global::get().ok_or(Errno::ENXIO)?;
     user::each_msr(arg, |e, at| {
-        let Some(value) = feature(e.index) else { return Ok(false) };
+        let Some(value) = feature(g, Msr(e.index)) else { return Ok(false) };
         e.data = value;
         uaccess::write(at, e)?;
         Ok(true)
     })
 }
 
-/// A feature MSR's value: that of a new vCPU.
-fn feature(index: u32) -> Option<u64> {
-    FEATURES.iter().find(|m| m.0 == index)?;
-    msr::find(index).map(|(row, kind)| if let msr::MsrKind::Const(v) = kind { v } else { row.reset })
+/// A feature MSR's value: the host's, where guests see that; else that of every vCPU.
+fn feature(g: &Global, m: Msr) -> Option<u64> {
+    let amd = g.kind == vendor::Kind::Svm;
+    msr::feature_list(amd).find(|f| *f == m)?;
+    match msr::find(m.0)?.1 {
+        MsrKind::UcodeRev if amd => Some(cpu::microcode().into()),
+        MsrKind::UcodeRev => Some(u64::from(cpu::microcode()) << 32),
+        MsrKind::ArchCapabilities => Some(g.supported().arch_capabilities),
+        MsrKind::Const(value) => Some(value),
+        _ => None,
+    }
+}
+
+/// The summary of the supported list.
+fn host_caps() -> Result<&'static GuestCaps> {
+    global::get().map(|g| &g.supported().caps).ok_or(Errno::ENXIO)
 }
 
 fn msr_index_list(arg: usize) -> Result<isize> {
-    let asked: kvm_msr_list = user::get(arg)?;
-    let caps = global::get().map(|g| &g.supported().caps).ok_or(Errno::ENXIO)?;
-    let count = msr::index_list(caps).count() as u32;
-    user::put(arg, &kvm_msr_list { nmsrs: count })?;
-    if asked.nmsrs < count {
-        return Err(Errno::E2BIG);
-    }
-    let base = user::at(arg, size_of::<kvm_msr_list>())?;
-    for (i, m) in msr::index_list(caps).enumerate() {
-        uaccess::write(user::at(base, i * 4)?, &m)?;
-    }
-    Ok(0)
+    put_msr_list(arg, msr::index_list(host_caps()?))
 }

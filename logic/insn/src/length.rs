@@ -1,8 +1,10 @@
 //! Instruction length for exits of processors that do not save the next RIP.
 
+use exitless_x86::regs::Gpr;
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::decode::{Mode, control, decode};
+use crate::operand::RegRef;
 
 /// Which instruction it is, as far as exits care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,10 @@ pub enum Kind {
     Io,
     /// INT3 (CC), INTO, INT n or INT1 (F1): software interrupts, for re-injection.
     SoftwareInterrupt,
+    /// MOVBE, which processors before 2013 lack.
+    Movbe,
+    /// RDPID to this register.
+    Rdpid(Gpr),
     /// Anything else; the length is right.
     Other,
 }
@@ -131,6 +137,8 @@ fn kind_of(instr: &Instruction) -> Kind {
         Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => Kind::Io,
         Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => Kind::Io,
         Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Into => Kind::SoftwareInterrupt,
+        Mnemonic::Movbe => Kind::Movbe,
+        Mnemonic::Rdpid => RegRef::of(instr.op0_register()).map_or(Kind::Other, |r| Kind::Rdpid(r.gpr)),
         _ => Kind::Other,
     }
 }

@@ -37,6 +37,17 @@ pub struct PagingMode {
     pub max_phys_bits: u8,
 }
 
+impl PagingMode {
+    /// The processor can form this linear address: 32 bits, or canonical in long mode.
+    pub fn has_linear(&self, address: u64) -> bool {
+        if self.cr0 & cr0::PG == 0 || self.efer & efer::LMA == 0 {
+            return address >> 32 == 0;
+        }
+        let unused = if self.cr4 & cr4::LA57 != 0 { 7 } else { 16 };
+        (address << unused).cast_signed() >> unused == address.cast_signed()
+    }
+}
+
 /// What the access wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {

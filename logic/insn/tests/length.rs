@@ -21,7 +21,7 @@ fn cr(code: &[u8], mode: Mode) -> Option<CrAccess> {
 }
 
 /// Opcodes that mean the same in every mode, with their kind.
-static EXITING: [(&[u8], Kind); 31] = [
+static EXITING: [(&[u8], Kind); 33] = [
     (&[0x0f, 0xa2], Kind::Cpuid),
     (&[0x0f, 0x32], Kind::Rdmsr),
     (&[0x0f, 0x30], Kind::Wrmsr),
@@ -52,6 +52,8 @@ static EXITING: [(&[u8], Kind); 31] = [
     (&[0xec], Kind::Io),
     (&[0xcd, 0x80], Kind::SoftwareInterrupt),
     (&[0xcc], Kind::SoftwareInterrupt),
+    (&[0x0f, 0x38, 0xf0, 0x00], Kind::Movbe),
+    (&[0xf3, 0x0f, 0xc7, 0xf9], Kind::Rdpid(Gpr::Rcx)),
     (&[0x0f, 0xaa], Kind::Other),
 ];
 

@@ -69,7 +69,7 @@ struct Chip {
     isr: u8,
     /// The pin of highest priority.
     priority_add: u8,
-    /// Vector of pin 0 (ICW2).
+    /// Vector of pin 0 (ICW2; user space may restore one that is no multiple of 8).
     irq_base: u8,
     /// Reads of the command port return the ISR, not the IRR.
     read_isr: bool,
@@ -85,7 +85,9 @@ struct Chip {
     /// ICW1 said there is no other chip, so no ICW3 follows. Not part of `kvm_pic_state`.
     single: bool,
     elcr: u8,
+    /// Pins that the guest may make level triggered: the wiring's, or what user space restored.
     elcr_mask: u8,
+    is_master: bool,
     /// Pins whose interrupt ended since the last [`Pic::take_eoi`].
     ended: u8,
     /// Pins unmasked since the last [`Pic::take_unmasked`].
@@ -110,7 +112,7 @@ impl Chip {
         }
         // Special fully nested mode lets the slave interrupt its own lower-priority requests. The slave's own
         // flag means nothing, so its pin 2 is not excepted.
-        if self.special_fully_nested && self.elcr_mask == MASTER_ELCR_MASK {
+        if self.special_fully_nested && self.is_master {
             in_service &= !CASCADE;
         }
         let rank = self.rank(self.irr & !self.imr);
@@ -305,14 +307,14 @@ impl Chip {
         }
     }
 
-    /// Takes any bytes: fields out of range are cut to range, and the ELCR mask is the chip's own.
+    /// Takes any bytes; those that mean something come back as they were.
     fn load(&mut self, state: &kvm_pic_state) {
         self.last_irr = state.last_irr;
         self.irr = state.irr;
         self.imr = state.imr;
         self.isr = state.isr;
         self.priority_add = state.priority_add & 7;
-        self.irq_base = state.irq_base & 0xf8;
+        self.irq_base = state.irq_base;
         self.read_isr = state.read_reg_select != 0;
         self.poll = state.poll != 0;
         self.special_mask = state.special_mask != 0;
@@ -322,7 +324,8 @@ impl Chip {
         self.special_fully_nested = state.special_fully_nested_mode != 0;
         self.init4 = state.init4 != 0;
         self.single = false;
-        self.elcr = state.elcr & self.elcr_mask;
+        self.elcr = state.elcr;
+        self.elcr_mask = state.elcr_mask;
         self.ended = 0;
         self.unmasked = 0;
     }
@@ -345,6 +348,7 @@ impl Pic {
         *self = Zeroable::zeroed();
         self.master.elcr_mask = MASTER_ELCR_MASK;
         self.slave.elcr_mask = SLAVE_ELCR_MASK;
+        self.master.is_master = true;
     }
 
     /// Whether [`Pic::io_read`] and [`Pic::io_write`] answer this port.
@@ -386,9 +390,9 @@ impl Pic {
             }
             Some(pin) => {
                 self.master.take(pin);
-                self.master.irq_base | pin
+                self.master.irq_base.wrapping_add(pin)
             }
-            None => self.master.irq_base | 7,
+            None => self.master.irq_base.wrapping_add(7),
         };
         self.update();
         vector
@@ -400,7 +404,7 @@ impl Pic {
         if let Some(pin) = pin {
             self.slave.take(pin);
         }
-        self.slave.irq_base | pin.unwrap_or(7)
+        self.slave.irq_base.wrapping_add(pin.unwrap_or(7))
     }
 
     /// Pins whose interrupt the guest ended since the last call (bit n = pin n), for notifiers.

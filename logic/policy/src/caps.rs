@@ -51,6 +51,12 @@ pub struct GuestCaps {
     pub rdtscp: bool,
     /// RDPID.
     pub rdpid: bool,
+    /// MOVBE.
+    pub movbe: bool,
+    /// IA32_ARCH_CAPABILITIES.
+    pub arch_capabilities: bool,
+    /// Transactions.
+    pub rtm: bool,
     /// IBPB through PRED_CMD.
     pub ibpb: bool,
     /// XSAVE and XSETBV.
@@ -122,6 +128,9 @@ impl GuestCaps {
             tsc_adjust: l7.ebx & leaf7_ebx::TSC_ADJUST != 0,
             rdtscp: e1.edx & ext1_edx::RDTSCP != 0,
             rdpid: l7.ecx & leaf7_ecx::RDPID != 0,
+            movbe: l1.ecx & leaf1_ecx::MOVBE != 0,
+            arch_capabilities: l7.edx & leaf7_edx::ARCH_CAPABILITIES != 0,
+            rtm: l7.ebx & leaf7_ebx::RTM != 0,
             ibpb: l7.edx & leaf7_edx::SPEC_CTRL != 0 || e8.ebx & ext8_ebx::IBPB != 0,
             xsave: l1.ecx & leaf1_ecx::XSAVE != 0,
             long_mode: e1.edx & ext1_edx::LM != 0,
@@ -155,7 +164,8 @@ impl GuestCaps {
         self.pv &= host.pv;
         self.la57 &= host.la57;
         self.rdtscp &= host.rdtscp;
-        self.rdpid &= host.rdpid;
+        // Without the instruction it is emulated, if its register exists.
+        self.rdpid &= host.rdpid || host.rdtscp;
         self.ibpb &= host.ibpb;
     }
 

@@ -16,12 +16,15 @@ extern crate std;
 mod caps;
 pub mod control;
 pub mod cpuid;
+mod immunity;
 pub mod mce;
 pub mod msr;
 pub mod mtrr;
+pub mod nested;
 pub mod xsave;
 
 pub use caps::{GuestCaps, Vendor};
+pub use immunity::arch_capabilities;
 
 /// The access or the value is not allowed: #GP(0) to a guest; to the VMM -EINVAL or a short count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

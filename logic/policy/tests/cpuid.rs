@@ -2,8 +2,10 @@
 mod fake;
 
 use exitless_kvm_abi::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use exitless_policy::Vendor;
-use exitless_policy::cpuid::{CpuidIndex, Dynamic, Full, GuestCpuid, HostCpuid, MAX_SUPPORTED, supported};
+use exitless_policy::cpuid::{
+    CpuidIndex, Dynamic, Full, GuestCpuid, HostCpuid, MAX_SUPPORTED, emulated, supported,
+};
+use exitless_policy::{GuestCaps, Vendor};
 use exitless_x86::cpuid::{CpuidResult, leaf, vendor, xcr0};
 use exitless_x86::regs::{cr4, efer};
 use fake::{Host, caps, everything, host_caps, index, list, nothing, r, zen3};
@@ -16,6 +18,19 @@ fn get(l: &[kvm_cpuid_entry2], leaf: u32, sub: u32) -> Option<CpuidResult> {
 
 fn must(l: &[kvm_cpuid_entry2], leaf: u32, sub: u32) -> CpuidResult {
     get(l, leaf, sub).unwrap_or_else(|| panic!("leaf {leaf:#x}.{sub} is missing"))
+}
+
+/// What a guest may be given beyond the hardware's: RDPID only where its register exists.
+#[test]
+fn the_emulated_list() {
+    for rdtscp in [false, true] {
+        let mut host = GuestCaps::default();
+        host.rdtscp = rdtscp;
+        let list = emulated(&host);
+        let words = list.map(|e| (e.function, e.flags, e.eax, e.ebx, e.ecx, e.edx));
+        let rdpid = if rdtscp { 1 << 22 } else { 0 };
+        assert_eq!(words, [(0, 0, 7, 0, 0, 0), (1, 0, 0, 0, 1 << 22, 0), (7, 1, 0, 0, rdpid, 0)]);
+    }
 }
 
 /// A bit that slips through is a promise the module does not keep: a guest that sees VMX tries VMXON, one that sees a
@@ -39,8 +54,9 @@ fn nothing_leaks_from_hardware_that_has_everything() {
             l7.ecx & (1 << 4 | 1 << 5 | 1 << 7 | 1 << 13 | 0x1f << 17 | 1 << 23 | 1 << 24 | 7 << 29),
             0
         );
-        // AMX, CET_IBT, hybrid, ARCH_CAPABILITIES, CORE_CAPABILITIES
-        assert_eq!(l7.edx & (1 << 22 | 1 << 24 | 1 << 25 | 1 << 20 | 1 << 15 | 1 << 29 | 1 << 30), 0);
+        // AMX, CET_IBT, hybrid, CORE_CAPABILITIES
+        assert_eq!(l7.edx & (1 << 22 | 1 << 24 | 1 << 25 | 1 << 20 | 1 << 15 | 1 << 30), 0);
+        assert_eq!(l7.edx >> 29 & 1 == 1, v == vendor::INTEL, "ARCH_CAPABILITIES");
         assert_eq!(must(&l, 6, 0), r(4, 0, 0, 0), "only ARAT");
         assert_eq!(must(&l, 0xa, 0), r(0, 0, 0, 0), "no PMU");
         assert_eq!(must(&l, 5, 0), r(0, 0, 0, 0), "no MWAIT");
@@ -68,7 +84,7 @@ fn hardware_that_has_nothing_gets_what_we_make() {
     assert_eq!(l1.ecx, 1 << 21 | 1 << 24 | 1 << 31, "x2APIC, TSC deadline, hypervisor");
     assert_eq!(l1.edx, 1 << 9, "APIC");
     // The host's maximum is 1; leaf 7 must not show the highest basic leaf instead.
-    assert_eq!(must(&l, 7, 0), r(0, 2, 0, 0), "TSC_ADJUST");
+    assert_eq!(must(&l, 7, 0), r(0, 2, 0, 1 << 29), "TSC_ADJUST, ARCH_CAPABILITIES");
     assert_eq!(must(&l, 0xd, 0), r(0, 0, 0, 0));
     assert_eq!(must(&l, 0x4000_0001, 0).eax, 1 | 2 | 8 | 0x20 | 0x40 | 1 << 24);
     let c = host_caps(&nothing());

@@ -3,7 +3,7 @@ mod fake;
 
 use exitless_policy::mce::{MAX_BANKS, Mce, SUPPORTED};
 use exitless_policy::msr::{
-    Guest, MsrKind, TABLE, check_read, check_write, find, index_list, lookup, passthrough,
+    Guest, MsrKind, TABLE, check_read, check_write, feature_list, find, index_list, lookup, passthrough,
 };
 use exitless_policy::mtrr::{CAP, Mtrrs, PAT_RESET, pat_valid};
 use exitless_policy::{GuestCaps, Invalid, Origin, canonical};
@@ -70,6 +70,23 @@ fn index_list_is_short_readable_and_settable() {
         assert!(!list.contains(&hidden), "{hidden:#x}");
     }
     assert!(!index_list(&host_caps(&nothing())).any(|m| m == 0x48), "no SPEC_CTRL without hardware");
+}
+
+/// QEMU asserts that the feature list is not empty. Guests read IA32_ARCH_CAPABILITIES if their CPUID has it, never write it, and
+/// PERF_CAPABILITIES not at all; user space may do both, with what another host told the guest.
+#[test]
+fn feature_msrs() {
+    let list = |amd| feature_list(amd).map(|m| m.0).collect::<Vec<_>>();
+    assert_eq!((list(false), list(true)), (vec![0x8b, 0x10a, 0x345], vec![0x8b, 0x10a, 0x345, 0xc001_1029]));
+    let has = host_caps(&everything(vendor::INTEL));
+    let lacks = host_caps(&zen3());
+    assert!(index_list(&has).any(|m| m == 0x10a));
+    assert_eq!(check_read(0x10a, Origin::Guest, &has), Ok(MsrKind::ArchCapabilities));
+    assert_eq!(check_read(0x10a, Origin::Guest, &lacks), Err(Invalid));
+    assert_eq!(check_write(0x10a, 1, Origin::Guest, &has), Err(Invalid));
+    assert_eq!(check_write(0x10a, 8, Origin::Host, &lacks), Ok((MsrKind::ArchCapabilities, 8)));
+    assert_eq!(check_read(0x345, Origin::Guest, &has), Err(Invalid));
+    assert_eq!(check_read(0x345, Origin::Host, &has), Ok(MsrKind::Const(0)));
 }
 
 /// The boot sets of kvmtool, Firecracker and Cloud Hypervisor, and QEMU's reset set: each write accepted.

@@ -1,10 +1,11 @@
 //! Intercepted exceptions. They go to the guest; most intercepts exist so that the host survives.
 //!
 //! #DB and #AC: a guest could otherwise make the CPU deliver them for ever (CVE-2015-8104, CVE-2015-5307).
-//! #UD: the hypercall instruction of the other vendor. It is answered here; the guest's code is never changed.
+//! #UD: the hypercall instruction of the other vendor, and instructions that the guest's CPUID has and the CPU lacks. They are
+//! answered here; the guest's code is never changed.
 
-use super::{fault, hypercall};
-use crate::backend::{Backend, By, Event};
+use super::{emulate, fault, hypercall};
+use crate::backend::{Backend, By, Event, SysReg};
 use crate::host::Host;
 use crate::run::Next;
 use crate::shared::VcpuShared;
@@ -13,6 +14,7 @@ use crate::vcpu::Vcpu;
 use exitless_insn::instruction_length;
 use exitless_insn::length::Kind;
 use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::Gpr;
 
 /// Reflects the exception, unless it is not what it seems.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
@@ -22,10 +24,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     x: Exception,
 ) -> Next {
     match x.vector {
-        Vector::UD => match foreign_hypercall(v, host) {
-            Some(next) => hypercall::answer(v, sh, next),
-            None => reflect(v, sh, x),
-        },
+        Vector::UD => undefined(v, sh, host, x),
         // Hardware has set DR6 before the intercept; do not set its bits twice.
         Vector::DB => reflect(v, sh, Exception { payload: v.b.dr6() & 0xe00f, ..x }),
         // The machine check was the host's: its handler has run behind the slice.
@@ -49,11 +48,29 @@ pub fn int1<B: Backend>(v: &mut Vcpu<B>, length: u8) -> Next {
     Next::Again
 }
 
-/// RIP behind VMCALL or VMMCALL, if one of them lies at RIP.
-fn foreign_hypercall<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u64> {
-    let (bytes, valid) = skip::fetch(v, host, false).ok()?;
-    match instruction_length(&bytes, valid, v.mode())? {
-        (len, Kind::Vmcall | Kind::Vmmcall) => Some(skip::wrap(v.b.rip().wrapping_add(len as u64), v.mode())),
-        _ => None,
+/// #UD of the instruction at RIP: answered if it is one that the guest has all the same.
+fn undefined<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    x: Exception,
+) -> Next {
+    let Ok((bytes, valid)) = skip::fetch(v, host, false) else { return reflect(v, sh, x) };
+    let Some((len, kind)) = instruction_length(&bytes, valid, v.mode()) else { return reflect(v, sh, x) };
+    let next = skip::wrap(v.b.rip().wrapping_add(len as u64), v.mode());
+    let caps = v.cpuid.caps();
+    match kind {
+        Kind::Vmcall | Kind::Vmmcall => hypercall::answer(v, sh, next),
+        Kind::Movbe if caps.movbe => emulate::run(v, sh, host),
+        Kind::Rdpid(to) if caps.rdpid => read_pid(v, to, next),
+        _ => reflect(v, sh, x),
     }
+}
+
+/// RDPID: TSC_AUX to a register, whatever the privilege level and CR4.TSD.
+fn read_pid<B: Backend>(v: &mut Vcpu<B>, to: Gpr, next: u64) -> Next {
+    let value = v.b.sys_reg(SysReg::TscAux) & 0xffff_ffff;
+    v.b.gprs_mut().set(to, value);
+    v.finish_skip(next);
+    Next::Again
 }

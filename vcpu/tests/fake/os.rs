@@ -179,6 +179,9 @@ impl<C> Host for Os<C> {
     fn tsc_khz(&self) -> u32 {
         (TICKS * 1_000_000) as u32
     }
+    fn arch_capabilities(&self) -> u64 {
+        0x20_0000_0001
+    }
     fn tsc(&self) -> u64 {
         // Time goes on for who waits.
         self.w.ns.set(self.w.ns.get() + 1);

@@ -3,7 +3,7 @@
 use crate::fake::guest::*;
 use crate::fake::{Machine, Op};
 use exitless_vcpu::RunExit;
-use exitless_vcpu::backend::{Event, Exit};
+use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, cr4};
 
@@ -171,6 +171,33 @@ fn foreign_hypercall() {
     m.v.b.cr0 &= !1;
     m.go();
     assert_eq!(m.events(), [UD]);
+}
+
+/// MOVBE and RDPID on a CPU that has neither: emulated for a guest whose CPUID has them, #UD for one whose CPUID has not, and for
+/// MOVBE with LOCK.
+#[test]
+fn instructions_the_cpu_lacks() {
+    let ud = Exit::Exception(Exception::ud());
+    let code = [&[0x0f, 0x38, 0xf0, 0x08][..], &[0xf3, 0x0f, 0xc7, 0xfa], &[0xf0, 0x0f, 0x38, 0xf0, 0x08]];
+    for has in [true, false] {
+        let [movbe, rdpid, locked] = code.map(|bytes| with_rax(0x8000, bytes, ud));
+        let ops = if has { [movbe, rdpid, faulting(locked)] } else { [movbe, rdpid, locked].map(faulting) };
+        let mut m = Machine::new(ops.into_iter().chain([Op::Cli]));
+        m.w.write_ram(0x8000, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        m.v.b.set_sys_reg(SysReg::TscAux, 0x1234);
+        if has {
+            let host = *m.v.cpuid.caps();
+            for e in m.v.cpuid.entries_mut().iter_mut().filter(|e| [1, 7].contains(&e.function)) {
+                e.ecx |= 1 << 22;
+            }
+            let len = m.v.cpuid.entries().len();
+            m.v.cpuid.commit(len, &host);
+        }
+        m.go();
+        let got = [Gpr::Rcx, Gpr::Rdx].map(|r| m.v.b.gprs.get(r));
+        let (want, faults) = if has { ([0x0102_0304, 0x1234], 1) } else { ([0, 0x600], 3) };
+        assert_eq!((got, m.events()), (want, vec![UD; faults]));
+    }
 }
 
 /// Without controllers in the kernel, lowering CR8 is user space's to know; raising it is not.

@@ -186,6 +186,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn tsc_khz(&self) -> u32 {
         time::tsc_khz()
     }
+    fn arch_capabilities(&self) -> u64 {
+        global::get().map_or(0, |g| g.supported().arch_capabilities)
+    }
     fn tsc(&self) -> u64 {
         ops::rdtsc()
     }

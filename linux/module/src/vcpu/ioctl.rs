@@ -5,6 +5,7 @@ use super::{Loaded, VcpuObj, sync};
 use crate::vendor::{Vendor, with_backend};
 use crate::vm::ioctl::tsc_rate;
 use crate::{global, user};
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use exitless_host::fpu::UABI_SIZE;
 use exitless_host::mem::KBox;
@@ -13,6 +14,7 @@ use exitless_kvm_abi::*;
 use exitless_policy::Origin;
 use exitless_policy::control::check_xcr0;
 use exitless_policy::cpuid::MAX_ENTRIES;
+use exitless_policy::nested;
 use exitless_vcpu::{Request, Vcpu, timer};
 
 /// One ioctl: the object, the vCPU proper, and the host for what needs one.
@@ -98,6 +100,8 @@ fn known(cmd: u32) -> bool {
             | KVM_HAS_DEVICE_ATTR
             | KVM_GET_DEVICE_ATTR
             | KVM_SET_DEVICE_ATTR
+            | KVM_GET_NESTED_STATE
+            | KVM_SET_NESTED_STATE
     )
 }
 
@@ -134,6 +138,8 @@ impl<B: Vendor> Call<'_, B> {
             KVM_X86_SETUP_MCE => self.setup_mce(user::get(arg)?),
             KVM_KVMCLOCK_CTRL => self.kvmclock_ctrl(),
             KVM_TRANSLATE => self.translate(arg),
+            KVM_GET_NESTED_STATE => self.get_nested(arg),
+            KVM_SET_NESTED_STATE => self.set_nested(arg),
             KVM_ENABLE_CAP => enable_cap(&user::get(arg)?),
             KVM_HAS_DEVICE_ATTR => tsc_offset_attr(&user::get(arg)?).map(|_| 0),
             KVM_GET_DEVICE_ATTR => user::put(tsc_offset_attr(&user::get(arg)?)?, &self.inner.tsc_offset),
@@ -378,14 +384,31 @@ impl<B: Vendor> Call<'_, B> {
         Ok(0)
     }
 
+    fn get_nested(&self, arg: usize) -> Result<isize> {
+        // The caller says how much room it has, and hears how much is needed.
+        let at_size = user::at(arg, offset_of!(kvm_nested_state, size))?;
+        if user::get::<u32>(at_size)? < nested::SIZE {
+            user::put(at_size, &nested::SIZE)?;
+            return Err(Errno::E2BIG);
+        }
+        user::put(arg, &nested::empty(B::NESTED))
+    }
+
+    fn set_nested(&self, arg: usize) -> Result<isize> {
+        nested::check(B::NESTED, &user::get(arg)?).map_err(|_| Errno::EINVAL)?;
+        Ok(0)
+    }
+
     fn translate(&mut self, arg: usize) -> Result<isize> {
         use exitless_insn::{Access, translate};
         let mut t: kvm_translation = user::get(arg)?;
         let mode = self.inner.paging(0);
         let memory = exitless_vcpu::emul::ProbeMemory(&self.host);
-        let r = translate(&memory, &mode, t.linear_address, Access::SYSTEM_READ);
-        t.valid = u8::from(r.is_ok());
-        t.physical_address = r.unwrap_or(u64::MAX);
+        let exists = mode.has_linear(t.linear_address);
+        let found = exists.then(|| translate(&memory, &mode, t.linear_address, Access::SYSTEM_READ).ok());
+        let found = found.flatten();
+        t.valid = u8::from(found.is_some());
+        t.physical_address = found.unwrap_or(u64::MAX);
         t.writeable = 1;
         t.usermode = 0;
         user::put(arg, &t)

@@ -11,6 +11,7 @@ use crate::vcpu::{Inner, VcpuObj};
 use exitless_host::mem::Pages;
 use exitless_host::{Errno, pr_err};
 use exitless_hw_ops as ops;
+use exitless_policy::nested;
 use exitless_slat::{Ept, Format, Grant, Level, MemType, Npt, Perm};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
@@ -31,6 +32,8 @@ pub enum Kind {
 pub trait Vendor: Backend + Sized + 'static {
     /// Registers can only be reached while the vCPU is loaded: ioctls load it, not only `KVM_RUN`.
     const LOADED_FOR_IOCTLS: bool;
+    /// The format of KVM_GET_NESTED_STATE.
+    const NESTED: nested::Format;
     /// Where the vCPU proper lives in its kernel object.
     fn place(inner: &Inner) -> *mut Vcpu<Self>;
     /// A CPU's part.

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use exitless_host::mem::{KSlice, Pages, encryption_bit};
 use exitless_host::{Errno, cpu, enter, pr_err};
 use exitless_hw_ops as ops;
+use exitless_policy::nested;
 use exitless_slat::Level;
 use exitless_svm::enter::TSC_RATIO;
 use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
@@ -53,6 +54,7 @@ pub struct Parts {
 
 impl Vendor for Svm {
     const LOADED_FOR_IOCTLS: bool = false;
+    const NESTED: nested::Format = nested::Format::Svm;
 
     fn place(inner: &Inner) -> *mut Vcpu<Self> {
         inner.svm()

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use exitless_host::mem::{KSlice, Pages, phys_of};
 use exitless_host::{Errno, cpu, pr_err, vmx as host};
 use exitless_hw_ops as ops;
+use exitless_policy::nested;
 use exitless_posted::Place;
 use exitless_slat::Level;
 use exitless_vcpu::Vcpu;
@@ -61,6 +62,7 @@ pub struct Parts {
 
 impl Vendor for Vmx {
     const LOADED_FOR_IOCTLS: bool = true;
+    const NESTED: nested::Format = nested::Format::Vmx;
 
     fn place(inner: &Inner) -> *mut Vcpu<Self> {
         inner.vmx()

@@ -2,7 +2,7 @@
 //!
 //! A bit that is in no row is not offered. Absent on purpose: VMX and SVM (no nesting), MONITOR and MWAITX (MWAIT
 //! exits are useless without a hint protocol), PMU, PT, SGX, RDT, MPX, AMX, CET, XSAVES (no IA32_XSS state), XFD,
-//! SMX, DS and BTS, thermal and power bits, OSVW, IBS, LWP, ARCH_CAPABILITIES (its MSR is not virtualised yet).
+//! SMX, DS and BTS, thermal and power bits, OSVW, IBS, LWP.
 //! Set by the run loop, not here: OSXSAVE, OSPKE, APIC (see `guest::Dynamic`).
 
 use exitless_x86::cpuid::{
@@ -83,7 +83,8 @@ pub(super) static WORDS: [Word; 14] = [
         leaf7_edx::AVX512_4VNNIW | leaf7_edx::AVX512_4FMAPS | leaf7_edx::FSRM | leaf7_edx::AVX512_VP2INTERSECT
             | leaf7_edx::MD_CLEAR | leaf7_edx::SERIALIZE | leaf7_edx::TSXLDTRK | leaf7_edx::AVX512_FP16
             | leaf7_edx::SPEC_CTRL | leaf7_edx::STIBP | leaf7_edx::SSBD,
-        0),
+        // On Intel's only: see `supported`.
+        leaf7_edx::ARCH_CAPABILITIES),
     word(leaf::STRUCTURED_FEATURES, 1, Reg::Eax,
         leaf7_1_eax::AVX_VNNI | leaf7_1_eax::AVX512_BF16 | leaf7_1_eax::FZRM | leaf7_1_eax::FSRS
             | leaf7_1_eax::FSRC | leaf7_1_eax::AVX_IFMA,

@@ -1,9 +1,11 @@
 //! CPUID: what this host can offer (`supported`, by the table in `features`) and what a guest sees (`guest`).
 
+mod emulated;
 mod features;
 mod guest;
 mod supported;
 
+pub use emulated::emulated;
 pub use guest::{CpuidIndex, Dynamic, GuestCpuid, MAX_ENTRIES};
 pub use supported::{Full, MAX_SUPPORTED, supported};
 

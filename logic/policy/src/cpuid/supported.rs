@@ -8,7 +8,7 @@ use super::features::{Reg, filter, translate_speculation};
 use crate::xsave;
 use exitless_kvm_abi::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX as INDEXED, kvm_cpuid_entry2};
 use exitless_pv_abi::{KVM_CPUID_FEATURES, KVM_CPUID_SIGNATURE, KVM_SIGNATURE, feature};
-use exitless_x86::cpuid::{CpuidResult, leaf, vendor};
+use exitless_x86::cpuid::{CpuidResult, leaf, leaf7_edx, vendor};
 
 /// The list is never longer (kvmtool asks with room for 100).
 pub const MAX_SUPPORTED: usize = 100;
@@ -147,7 +147,11 @@ impl<H: HostCpuid> List<'_, H> {
         let mut r = self.host.cpuid(leaf::STRUCTURED_FEATURES, 0);
         translate_speculation(&mut r, &mut self.host.cpuid(leaf::ADDRESS_SIZES, 0));
         let last = r.eax.min(1);
-        let f = self.features(leaf::STRUCTURED_FEATURES, 0, r);
+        let mut f = self.features(leaf::STRUCTURED_FEATURES, 0, r);
+        if self.amd {
+            // No AMD processor has the register, and some guests refuse one that does.
+            f.edx &= !leaf7_edx::ARCH_CAPABILITIES;
+        }
         self.push(leaf::STRUCTURED_FEATURES, 0, INDEXED, CpuidResult { eax: last, ..f })?;
         if last == 1 {
             let f =

@@ -49,6 +49,7 @@ pub enum MsrKind {
     MiscEnable,
     /// Intel's BIOS_SIGN_ID, AMD's PATCH_LEVEL: the guest's writes are dropped.
     UcodeRev,
+    ArchCapabilities,
     Hwcr,
     MtrrDefType,
     /// 0: 64K; 1, 2: 16K; 3 to 10: 4K. See [`crate::mtrr::Mtrrs`].
@@ -115,8 +116,13 @@ pub fn passthrough() -> impl Iterator<Item = u32> {
     TABLE.iter().filter(|r| r.passthrough).flat_map(Row::numbers)
 }
 
+/// KVM_GET_MSR_FEATURE_INDEX_LIST: what the host's tools may ask without a vCPU. `amd`: of which vendor the host is.
+pub fn feature_list(amd: bool) -> impl Iterator<Item = Msr> + Clone {
+    TABLE.iter().filter(|r| r.feature).map(|r| r.msr).filter(move |m| amd || *m != Msr::DE_CFG)
+}
+
 /// KVM_GET_MSR_INDEX_LIST: what a VMM saves and restores beside the registers that have ioctls of their own. `host` is
 /// the summary of the supported list. Short on purpose: VMMs add their own to it and have room for 256.
-pub fn index_list(host: &GuestCaps) -> impl Iterator<Item = u32> {
+pub fn index_list(host: &GuestCaps) -> impl Iterator<Item = u32> + Clone {
     TABLE.iter().filter(|r| r.listed && r.need.met(host)).flat_map(Row::numbers)
 }

@@ -35,12 +35,16 @@ pub enum Need {
     TscAux,
     /// Any of SPEC_CTRL's bits.
     SpecCtrl,
+    /// IA32_ARCH_CAPABILITIES.
+    ArchCapabilities,
     /// IBPB.
     Ibpb,
     /// Long mode.
     LongMode,
     /// These paravirtual feature bits.
     Pv(u32),
+    /// Something no guest has: only the host's tools see the MSR.
+    Absent,
 }
 
 impl Need {
@@ -52,7 +56,9 @@ impl Need {
             Self::TscAdjust => caps.tsc_adjust,
             Self::TscAux => caps.rdtscp || caps.rdpid,
             Self::SpecCtrl => caps.spec_ctrl != 0,
+            Self::ArchCapabilities => caps.arch_capabilities,
             Self::Ibpb => caps.ibpb,
+            Self::Absent => false,
             Self::LongMode => caps.long_mode,
             Self::Pv(bits) => caps.pv & bits == bits,
         }
@@ -74,6 +80,8 @@ pub struct Row {
     pub need: Need,
     /// In KVM_GET_MSR_INDEX_LIST.
     pub listed: bool,
+    /// In KVM_GET_MSR_FEATURE_INDEX_LIST: its value tells what the host can do, whatever a vCPU's is.
+    pub feature: bool,
     /// No exit on the guest's access.
     pub passthrough: bool,
     /// Value after reset, where the vCPU or the backend keeps one.
@@ -100,6 +108,9 @@ impl Row {
     const fn listed(self) -> Self {
         Self { listed: true, ..self }
     }
+    const fn feature(self) -> Self {
+        Self { feature: true, ..self }
+    }
     const fn passthrough(self) -> Self {
         Self { passthrough: true, ..self }
     }
@@ -108,7 +119,7 @@ impl Row {
 /// An intercepted register the guest reads and writes.
 const fn row(msr: Msr, kind: MsrKind) -> Row {
     let (guest, need) = (Guest::ReadWrite, Need::Nothing);
-    Row { msr, count: 1, kind, guest, need, listed: false, passthrough: false, reset: 0 }
+    Row { msr, count: 1, kind, guest, need, listed: false, feature: false, passthrough: false, reset: 0 }
 }
 
 /// Reads as `value`; writes must write that.
@@ -142,12 +153,15 @@ pub static TABLE: &[Row] = &[
     row(Msr::PRED_CMD, MsrKind::PredCmd).need(Need::Ibpb).guest(Guest::WriteOnly),
     ignored(Msr::BIOS_UPDT_TRIG),
     // The way to read the revision is to write 0, run CPUID and read. Intel looks at 63:32, AMD at 31:0.
-    row(Msr::BIOS_SIGN_ID, MsrKind::UcodeRev).guest(Guest::WriteDropped).reset(1 << 32 | 0x0100_0065).listed(),
+    row(Msr::BIOS_SIGN_ID, MsrKind::UcodeRev).guest(Guest::WriteDropped).reset(1 << 32 | 0x0100_0065).listed().feature(),
     // There is no PMU; guests probe for one with these.
     ignored(Msr::PMC0).times(2),
     fixed(Msr::FSB_FREQ, 0).guest(Guest::ReadOnly),
     fixed(Msr::PLATFORM_INFO, 0).guest(Guest::ReadOnly),
     fixed(Msr::MTRRCAP, mtrr::CAP).guest(Guest::ReadOnly),
+    // A new vCPU's is `crate::arch_capabilities`; the VMM restores what a guest was told elsewhere.
+    row(Msr::ARCH_CAPABILITIES, MsrKind::ArchCapabilities).need(Need::ArchCapabilities).guest(Guest::ReadOnly)
+        .listed().feature(),
     fixed(Msr::MISC_FEATURES_ENABLES, 0),
     row(Msr::SYSENTER_CS, MsrKind::SysenterCs).listed().passthrough(),
     row(Msr::SYSENTER_ESP, MsrKind::SysenterEsp).listed().passthrough(),
@@ -168,6 +182,8 @@ pub static TABLE: &[Row] = &[
     row(Msr::MTRR_FIX4K_C0000, MsrKind::MtrrFixed(3)).times(8),
     row(Msr::PAT, MsrKind::Pat).listed().reset(mtrr::PAT_RESET),
     row(Msr::MTRR_DEF_TYPE, MsrKind::MtrrDefType),
+    // There is no PMU, and so no PDCM in CPUID.
+    fixed(Msr::PERF_CAPABILITIES, 0).need(Need::Absent).guest(Guest::ReadOnly).feature(),
     // Which banks exist is MCG_CAP's business.
     row(Msr::MC0_CTL, MsrKind::McBank(0)).times(4 * crate::mce::MAX_BANKS as u32),
     // Energy counters of a machine that uses none; Windows reads them unasked.
@@ -211,7 +227,7 @@ pub static TABLE: &[Row] = &[
     ignored(Msr::PERF_CTL0).times(12),
     ignored(Msr::DC_CFG),
     // LFENCE serialises on every processor this runs on; Linux sets the bit itself and checks.
-    fixed(Msr::DE_CFG, de_cfg::LFENCE_SERIALIZE),
+    fixed(Msr::DE_CFG, de_cfg::LFENCE_SERIALIZE).feature(),
     ignored(Msr::BU_CFG2),
     ignored(Msr::EX_CFG),
 ];
