@@ -12,7 +12,9 @@ pub enum FaultOutcome {
     Mmio,
     /// A write to a read-only slot: to user space as MMIO.
     ReadOnly,
-    /// The host has no page there, or it is poisoned: `-EFAULT`, `-EHWPOISON`, `-ENOMEM`.
+    /// The host's page at this address of user space has a memory error: user space must hear of it, by a signal.
+    Poisoned(u64),
+    /// The host has no page there: `-EFAULT`, `-ENOMEM`.
     Error(i32),
 }
 
@@ -153,6 +155,8 @@ pub trait Host {
     /// Waits awake for a moment, at most until `until` (ns on the host's monotonic clock), because sleeping and waking up cost
     /// more; `true`: the vCPU has something to do. Never waits while another thread or a signal does.
     fn poll(&self, until: u64) -> bool;
+    /// Sends this thread the signal that the hardware's error would bring if it read `hva` itself.
+    fn memory_error(&self, hva: u64);
     /// Sleeps until the vCPU has something to do or a signal waits; `false`: a signal.
     fn block(&self) -> bool;
     /// User space asked for an immediate exit (`kvm_run.immediate_exit`).

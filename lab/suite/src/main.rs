@@ -9,6 +9,7 @@ mod host;
 mod irq;
 mod life;
 mod memory;
+mod odd;
 mod run;
 mod state;
 mod system;
@@ -36,6 +37,7 @@ fn main() {
         system::TESTS,
         vm::TESTS,
         memory::TESTS,
+        odd::TESTS,
         irq::TESTS,
         state::TESTS,
         run::TESTS,

@@ -154,6 +154,7 @@ void ex_vcpu_record_current(void *vcpu);
 int ex_vcpu_yield_to(void *vcpu, bool preempt);
 u64 ex_halt_poll_ns(void);
 int ex_timer_advance_ns(void);
+void ex_send_memory_error(u64 hva);
 bool ex_signal_pending(void);
 bool ex_need_resched(void);
 void ex_cond_resched(void);

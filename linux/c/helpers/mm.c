@@ -5,6 +5,8 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/swap.h>
+#include <asm/e820/api.h>
+#include <asm/memtype.h>
 #include "helpers.h"
 
 static int ex_gup_done(struct page *page, bool writable, struct ex_gup_result *out)
@@ -170,10 +172,17 @@ out:
 	return level;
 }
 
-/* Ordinary memory (cacheable for the guest), not a device. */
+/*
+ * Memory that the guest may cache, as the host does; not a device. Reserved pages are either: the host's own mapping decides.
+ * Memory that the kernel was told to leave alone (mem=, memmap=) has no struct page.
+ */
 bool ex_pfn_is_ram(u64 pfn)
 {
-	return is_zero_pfn(pfn) || (pfn_valid(pfn) && !PageReserved(pfn_to_page(pfn)));
+	if (!pfn_valid(pfn))
+		return e820__mapped_raw_any(PFN_PHYS(pfn), PFN_PHYS(pfn + 1) - 1, E820_TYPE_RAM);
+	if (is_zero_pfn(pfn) || !PageReserved(pfn_to_page(pfn)))
+		return true;
+	return pat_enabled() && !pat_pfn_immune_to_uc_mtrr(pfn);
 }
 
 /* Keeps the mm_struct, not its mappings, alive. */

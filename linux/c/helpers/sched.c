@@ -207,6 +207,12 @@ int ex_timer_advance_ns(void)
 	return READ_ONCE(ex_timer_advance);
 }
 
+/* SIGBUS with the page's address; the default action ends the process. */
+void ex_send_memory_error(u64 hva)
+{
+	send_sig_mceerr(BUS_MCEERR_AR, (void __user *)hva, PAGE_SHIFT, current);
+}
+
 bool ex_signal_pending(void)
 {
 	return signal_pending(current);

@@ -171,6 +171,7 @@ unsafe extern "C" {
     pub(crate) fn ex_vcpu_yield_to(vcpu: *mut c_void, preempt: bool) -> c_int;
     pub(crate) fn ex_halt_poll_ns() -> u64;
     pub(crate) fn ex_timer_advance_ns() -> c_int;
+    pub(crate) fn ex_send_memory_error(hva: u64);
     pub(crate) fn ex_signal_pending() -> bool;
     pub(crate) fn ex_need_resched() -> bool;
     pub(crate) fn ex_cond_resched();

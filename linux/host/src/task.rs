@@ -103,6 +103,12 @@ pub fn timer_advance_ns() -> Option<u32> {
     u32::try_from(unsafe { ffi::ex_timer_advance_ns() }).ok().map(|ns| ns.min(5000))
 }
 
+/// SIGBUS, as if the task had read the page at `hva` and its memory had failed. Process context.
+pub fn memory_error(hva: u64) {
+    // SAFETY: the address goes to the signal's handler and is not looked at.
+    unsafe { ffi::ex_send_memory_error(hva) }
+}
+
 /// Has the current task a signal?
 #[inline]
 pub fn signal_pending() -> bool {

@@ -30,6 +30,11 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             let walked = operand.then_some(Walked { gpa: fault.gpa, write: fault.write });
             device(v, sh, host, fault.gpa, walked)
         }
+        // User space takes the signal and tells the guest, or ends it; then, or if it does not care, the guest tries again.
+        FaultOutcome::Poisoned(hva) => {
+            host.memory_error(hva);
+            Next::Again
+        }
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
     }
 }

@@ -10,6 +10,9 @@ use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 use std::rc::Rc;
 
+/// Where user space has the guest's memory.
+pub(crate) const HVA: u64 = 0x7000_0000_0000;
+
 /// The backend's part of one physical CPU: its number.
 pub(crate) struct Core(pub(crate) u32);
 
@@ -90,6 +93,9 @@ impl<C> Host for Os<C> {
     }
     fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool) -> FaultOutcome {
         self.w.may_sleep("slat_fault");
+        if self.w.poisoned.get() == Some(gpa >> 12) {
+            return FaultOutcome::Poisoned(HVA + (gpa & !0xfff));
+        }
         if self.is_ram(gpa, write) {
             self.w.mapped.borrow_mut().insert(gpa >> 12);
             return FaultOutcome::Fixed;
@@ -282,6 +288,11 @@ impl<C> Host for Os<C> {
     }
     fn spin(&self) {
         self.w.may_sleep("spin");
+    }
+    fn memory_error(&self, hva: u64) {
+        self.w.may_sleep("memory_error");
+        self.w.memory_errors.borrow_mut().push(hva);
+        self.w.signal.set(true);
     }
     fn poll(&self, _until: u64) -> bool {
         self.w.may_sleep("poll");

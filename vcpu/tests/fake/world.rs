@@ -193,6 +193,9 @@ pub(crate) struct World {
     pub(crate) quiesced: Cell<u32>,
     pub(crate) moved_apic: Cell<u32>,
     pub(crate) barriers: Cell<u32>,
+    /// A frame whose page has a memory error, and what the thread was told of it.
+    pub(crate) poisoned: Cell<Option<u64>>,
+    pub(crate) memory_errors: RefCell<Vec<u64>>,
     /// The CPU has an indirect branch prediction barrier.
     pub(crate) has_barrier: Cell<bool>,
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
@@ -265,6 +268,8 @@ impl World {
             quiesced: Cell::new(0),
             moved_apic: Cell::new(0),
             barriers: Cell::new(0),
+            poisoned: Cell::new(None),
+            memory_errors: RefCell::default(),
             has_barrier: Cell::new(true),
             ipis: RefCell::default(),
             ipis_owed: RefCell::default(),

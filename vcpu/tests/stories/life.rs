@@ -2,6 +2,7 @@
 
 use crate::fake::guest::*;
 use crate::fake::machine::TIMER_VECTOR;
+use crate::fake::os::HVA;
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::backend::{Event, Exit};
 use exitless_vcpu::shared::mp;
@@ -282,6 +283,23 @@ fn signals_and_work() {
         assert_eq!(m.run(), RunExit::Interrupted);
         assert!(m.w.script_over.get(), "left early for work that is done in the kernel");
     }
+}
+
+/// A page with a memory error: user space gets the signal with the page's address, and the guest none of it. Whether user space
+/// mends it or only looks away, the guest goes on where it was.
+#[test]
+fn memory_error() {
+    let mut m = Machine::new([Op::Nop, Op::Ram(0x9123), Op::Nop]);
+    m.w.poisoned.set(Some(9));
+    for told in 1..=3 {
+        assert_eq!(m.run(), RunExit::Interrupted);
+        assert_eq!(*m.w.memory_errors.borrow(), vec![HVA + 0x9000; told]);
+        m.w.signal.set(false);
+    }
+    m.w.poisoned.set(None);
+    m.go();
+    assert_eq!(m.w.memory_errors.borrow().len(), 3);
+    assert_eq!(m.events(), []);
 }
 
 /// Single-stepping over HLT: the #DB wakes it.

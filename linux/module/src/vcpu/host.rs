@@ -328,6 +328,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn spin(&self) {
         poll::spins(self.vm, self.me);
     }
+    fn memory_error(&self, hva: u64) {
+        task::memory_error(hva);
+    }
     fn poll(&self, until: u64) -> bool {
         self.unlock();
         let woken = poll::halted(self.me, &self.work, until);

@@ -4,10 +4,10 @@ use super::irq::RouteTable;
 use super::{MAX_VCPUS, Vm, irqfd};
 use crate::dev::check_extension;
 use crate::{global, user, vendor};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox, KSlice};
-use exitless_host::{Errno, Result, time, uaccess};
+use exitless_host::{Errno, Result, pr_warn, time, uaccess};
 use exitless_irqchip::lines::{LineStatus, Source};
 use exitless_irqchip::msi::{DestinationFormat, Msi};
 use exitless_irqchip::pic::PicId;
@@ -48,6 +48,7 @@ pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
         KVM_UNREGISTER_COALESCED_MMIO => vm.remove_zones(&user::get(arg)?),
         KVM_GET_CLOCK => get_clock(vm, arg),
         KVM_SET_CLOCK => set_clock(vm, &user::get(arg)?),
+        KVM_CREATE_DEVICE => create_device(&user::get(arg)?),
         KVM_GET_TSC_KHZ => Ok(vm.lock.lock().tsc_rate.khz() as isize),
         KVM_SET_TSC_KHZ => set_tsc_khz(vm, arg),
         _ => Err(Errno::ENOTTY),
@@ -99,6 +100,20 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
             Err(e)
         }
     }
+}
+
+/// No device of that kind is here. A VMM that asks for VFIO's goes on without; what that means is said once.
+fn create_device(d: &kvm_create_device) -> Result<isize> {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if d.type_ == KVM_DEV_TYPE_VFIO
+        && d.flags & KVM_CREATE_DEVICE_TEST == 0
+        && !SAID.swap(true, Ordering::Relaxed)
+    {
+        pr_warn!(
+            "assigned devices must be kept coherent by their IOMMU: guests' WBINVD and PAT are without effect"
+        );
+    }
+    Err(Errno::ENODEV)
 }
 
 fn before_vcpus(vm: &Vm) -> Result<isize> {

@@ -458,6 +458,11 @@ impl Vm {
                     }
                     task::cond_resched();
                 }
+                Err(Errno::EHWPOISON) => {
+                    return FaultOutcome::Poisoned(slot.hva_of(gpa >> 12).unwrap_or_default());
+                }
+                // The thread is being killed: the signal tells.
+                Err(Errno::EINTR) => return FaultOutcome::Fixed,
                 Err(e) => return FaultOutcome::Error(e.to_int()),
             }
         }
