@@ -166,7 +166,7 @@ pub enum Exit {
     ApicWrite(u32),
     /// An access to this offset of the APIC's page that hardware does not do.
     ApicAccess(u32),
-    /// An intercepted exception, not yet delivered.
+    /// An intercepted exception, not yet delivered. #DB: its payload has at least what it is about, and DR6 is as it was.
     Exception(Exception),
     /// INT1 of this length in bytes, not executed: an intercepted #DB that is no exception.
     Int1(u8),
@@ -282,8 +282,16 @@ pub trait Backend {
     fn set_nmi_window(&mut self, on: bool);
     /// Exit on CR8 writes.
     fn set_cr8_intercept(&mut self, on: bool);
-    /// DR0 to DR3 and DR6/DR7 accesses exit (they are not loaded) or not.
+    /// DR0 to DR3 and DR6/DR7 accesses exit (DR6 is not loaded) or not.
     fn set_dr_intercept(&mut self, on: bool);
+    /// INT3 exits as [`Exit::Exception`], for a debugger that plants it.
+    fn set_bp_intercept(&mut self, on: bool);
+    /// Sets RFLAGS.TF behind the guest's back, for a debugger, or gives the guest its own TF back. [`Backend::rflags`] shows
+    /// the guest's all the while. Set once more if what ran meanwhile took it away.
+    fn set_step(&mut self, on: bool);
+    /// TF is set behind the guest's back: what completes now ends in a trap for the debugger. Not while a handler runs, say:
+    /// delivery of an event clears TF, its return brings it back.
+    fn stepping(&self) -> bool;
 
     /// The guest is in PAE paging and VM entry takes its four PDPTEs from the backend. `false`: hardware reads memory.
     fn uses_pdptes(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The emulator's view of this vCPU: registers from the backend, memory from the host, devices through the journal.
 
 use crate::backend::Backend;
+use crate::debug::Touch;
 use crate::host::Host;
 use crate::journal::{Access as Where, Entry, Step};
 use crate::shared::VcpuShared;
@@ -288,6 +289,10 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn rflags(&self) -> u64 {
         self.v.b.rflags()
     }
+    fn stepping(&self) -> bool {
+        // In a replay it is as it was: a debugger may have come or gone meanwhile.
+        self.v.journal.source().map_or_else(|| self.v.traps(), |s| s.stepping)
+    }
     fn set_rflags(&mut self, value: u64) {
         self.v.b.set_rflags(value);
     }
@@ -353,10 +358,12 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     }
 
     fn read(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        self.v.touch(Touch::Read, linear, buf.len());
         let (a, b) = self.pieces(linear, buf.len(), Operation::Read)?;
         self.read_pieces(a, b, buf)
     }
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        self.v.touch(Touch::Write, linear, data.len());
         let (a, b) = self.pieces(linear, data.len(), Operation::Write)?;
         self.both_present(a, b)?;
         for p in [Some(a), b].into_iter().flatten() {
@@ -365,6 +372,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         Ok(())
     }
     fn read_for_write(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        self.v.touch(Touch::Write, linear, buf.len());
         let (a, b) = self.pieces(linear, buf.len(), Operation::Write)?;
         self.read_pieces(a, b, buf)
     }
@@ -397,6 +405,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         self.system_exchange(self.system_address(linear), old, new)
     }
     fn io_in(&mut self, port: u16, size: u8) -> Result<u32, Stop> {
+        self.v.touch(Touch::Port, port.into(), size.into());
         let len = usize::from(size.min(4));
         let mut data = [0; 8];
         let entry = Entry { access: Where::Port { port }, write: false, len: size, count: 1, data };
@@ -412,6 +421,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         Err(Stop::NeedUser)
     }
     fn io_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Stop> {
+        self.v.touch(Touch::Port, port.into(), size.into());
         let mut data = [0; 8];
         copy(&mut data, &value.to_le_bytes());
         let entry = Entry { access: Where::Port { port }, write: true, len: size, count: 1, data };

@@ -9,7 +9,7 @@ use crate::run::RunExit;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{cr0, rflags};
+use exitless_x86::regs::{cr0, dr7, rflags};
 
 /// An interrupt source that has something for the guest.
 enum Source {
@@ -55,10 +55,14 @@ pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     v.event_dirty = false;
     sh.stats.req_event.bump();
     if v.injecting.is_none() {
-        inject_pending(v, sh);
+        inject_pending(v, host);
     }
-    inject_nmi(v, sh);
-    inject_interrupt(v, sh, host);
+    if v.debug.blocks_interrupts() {
+        v.b.set_interrupt_window(false);
+    } else {
+        inject_nmi(v, sh);
+        inject_interrupt(v, sh, host);
+    }
     if v.vapic.on() {
         v.b.set_cr8_intercept(false);
         v.b.set_eoi_exits(host.eoi_vectors());
@@ -81,22 +85,21 @@ fn put<B: Backend>(v: &mut Vcpu<B>, event: Event) {
 }
 
 /// An interrupted delivery first, else a queued exception.
-fn inject_pending<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
-    let _ = sh;
+fn inject_pending<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     if let Some(event) = v.reinject.take() {
         put(v, event);
     } else if let Some(x) = v.exception.take() {
-        // Delivery of a fault sets RF in the pushed flags; of #DB it sets the DR6 bits (SDM vol. 3B, 18.3.1).
-        if x.vector == Vector::DB {
-            const DR6_DYNAMIC: u64 = 0xe00f;
-            v.b.set_dr6(v.b.dr6() & !DR6_DYNAMIC | x.payload);
-            v.b.set_dr7(v.b.dr7() & !(1 << 13));
-        } else {
-            v.b.set_rflags(v.b.rflags() | rflags::RF);
+        // Delivery of a fault sets RF in the pushed flags; of #DB it clears GD (SDM vol. 3B, 18.2.4).
+        match x.vector {
+            Vector::DB => v.set_guest_dr7(v.guest_dr7() & !dr7::GD),
+            // Traps of their instructions.
+            Vector::BP | Vector::OF => {}
+            _ => v.b.set_rflags(v.b.rflags() | rflags::RF),
         }
         // Real mode pushes no error code, and VMRUN refuses one there (APM vol. 2, 15.20).
         let code = x.error_code.filter(|_| v.b.cr0() & cr0::PE != 0);
-        put(v, Event::Exception(Exception { error_code: code, ..x }));
+        let event = crate::debug::event(v, host, Exception { error_code: code, ..x });
+        put(v, event);
     }
 }
 

@@ -141,7 +141,7 @@ pub trait Host {
     fn fpu_live(&self);
     /// Switches XCR0 and, if given, DR0 to DR3 to the guest's (atomic, in a slice, after [`Host::fpu_live`]).
     fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>);
-    /// Switches them back; `debug` says they were loaded and returns the guest's DR0 to DR3 (atomic).
+    /// Switches them back; `debug`: the guest had DR0 to DR3 for itself, and this returns them (atomic).
     fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4];
     /// The guest asked for an indirect branch prediction barrier: for it alone, so what the host does for itself plays no part.
     /// `false`: the CPU has none.

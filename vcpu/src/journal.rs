@@ -68,6 +68,8 @@ pub struct Source {
     pub bytes: [u8; 15],
     /// Fetched, at most 15.
     pub valid: usize,
+    /// Iterations end one by one: each may trap.
+    pub stepping: bool,
     /// Where the one memory operand lies, as the exit told.
     pub operand: Option<Walked>,
 }

@@ -23,6 +23,7 @@ pub mod advance;
 pub mod backend;
 pub mod clock;
 pub mod cpuid;
+pub mod debug;
 pub mod emul;
 pub mod entry;
 pub mod exits;

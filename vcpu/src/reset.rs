@@ -7,7 +7,7 @@ use crate::shared::{VcpuShared, mp};
 use crate::tsc::Rate;
 use crate::vcpu::Vcpu;
 use exitless_lapic::{Config, Reset};
-use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, dr6, dr7};
 
 const DATA: u16 = Segment::P | Segment::S | 3;
 const CODE: u16 = Segment::P | Segment::S | 11;
@@ -52,7 +52,6 @@ impl<B: Backend> Vcpu<B> {
         self.pv = crate::pv::Pv::default();
         self.forget_instruction();
         self.dr = [0; 4];
-        self.dr_live = false;
         self.flush = true;
         self.event_dirty = true;
         self.registers_after_reset(init);
@@ -73,7 +72,6 @@ impl<B: Backend> Vcpu<B> {
         b.set_interrupt_window(false);
         b.set_nmi_masked(false);
         b.set_nmi_window(false);
-        b.set_dr_intercept(true);
         b.set_cr8(0);
         // INIT keeps CD and NW (SDM vol. 3A, table 10-1, note 2).
         let kept = if init { b.cr0() & (cr0::CD | cr0::NW) } else { cr0::CD | cr0::NW };
@@ -82,8 +80,7 @@ impl<B: Backend> Vcpu<B> {
         b.set_cr3(0);
         b.set_cr4(0);
         b.set_efer(0);
-        b.set_dr6(0xffff_0ff0);
-        b.set_dr7(0x400);
+        b.set_dr6(dr6::NEUTRAL);
         for s in [SegReg::Es, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
             b.set_segment(s, &flat(DATA));
         }
@@ -94,6 +91,8 @@ impl<B: Backend> Vcpu<B> {
         let table = TableReg { base: 0, limit: 0xffff, reserved: 0 };
         b.set_gdtr(&table);
         b.set_idtr(&table);
+        self.set_guest_dr7(dr7::FIXED);
+        self.settle_debug_registers();
     }
 
     /// SIPI: real mode at `page` * 4096.

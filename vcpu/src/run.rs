@@ -1,6 +1,7 @@
 //! The loop around one vCPU: requests, events, one slice of guest running, the exit; until user space is needed.
 
 use crate::backend::{Backend, Exit};
+use crate::debug;
 use crate::entry;
 use crate::exits;
 use crate::fastpath::{self, Fast};
@@ -53,9 +54,9 @@ pub enum RunExit {
         exception: u32,
         /// Linear address of the instruction.
         pc: u64,
-        /// DR6 as the guest would see it.
+        /// DR6 of this exception alone, not the guest's.
         dr6: u64,
-        /// DR7.
+        /// DR7 in force.
         dr7: u64,
     },
     /// The interrupt window that user space asked for is open.
@@ -103,6 +104,10 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         if let Some(vector) = v.user_eoi.take() {
             sh.stats.user.bump();
             return RunExit::IoapicEoi { vector };
+        }
+        if let Some(exit) = debug::due(v) {
+            sh.stats.user.bump();
+            return exit;
         }
         if host.work_pending() && !host.do_work() {
             sh.stats.signal_exits.bump();

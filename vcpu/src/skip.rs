@@ -27,15 +27,25 @@ pub fn fetch<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     atomic: bool,
 ) -> Result<([u8; 15], usize), NoBytes> {
-    let mut bytes = [0u8; 15];
     let hw = v.b.fetched();
     if !hw.is_empty() {
+        let mut bytes = [0u8; 15];
         let n = hw.len().min(15);
         if let (Some(d), Some(s)) = (bytes.get_mut(..n), hw.get(..n)) {
             d.copy_from_slice(s);
         }
         return Ok((bytes, n));
     }
+    fetch_from_memory(v, host, atomic)
+}
+
+/// The same, whatever the last exit was.
+fn fetch_from_memory<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &Vcpu<B>,
+    host: &H,
+    atomic: bool,
+) -> Result<([u8; 15], usize), NoBytes> {
+    let mut bytes = [0u8; 15];
     let linear = linear_rip(v);
     if let Some(quick) = quick_fetch(v, host, linear) {
         return Ok((quick, 15));
@@ -56,7 +66,14 @@ pub fn fetch<B: Backend, H: Host<Cpu = B::Cpu>>(
     Ok((bytes, valid))
 }
 
-fn linear_rip<B: Backend>(v: &Vcpu<B>) -> u64 {
+/// Length of the instruction at RIP, which need not be the one that exited last.
+pub fn length<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u8> {
+    let (bytes, valid) = fetch_from_memory(v, host, false).ok()?;
+    instruction_length(&bytes, valid, v.mode()).map(|(len, _)| len as u8)
+}
+
+/// Linear address of RIP.
+pub fn linear_rip<B: Backend>(v: &Vcpu<B>) -> u64 {
     let linear = v.b.segment(SegReg::Cs).base.wrapping_add(v.b.rip());
     match v.mode() {
         Mode::Bits64 => v.b.rip(),

@@ -69,7 +69,7 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return;
     }
     let kind = match v.lapic.mode() {
-        _ if !host.irqchip() => ApicKind::Software,
+        _ if !host.irqchip() || v.debug.blocks_interrupts() => ApicKind::Software,
         Mode::Disabled => ApicKind::Software,
         // Hardware knows nothing of the enable bit in SVR, and would accept self-IPIs. As MSRs they can exit, all else is
         // software's to refuse; as writes to the page they cannot.

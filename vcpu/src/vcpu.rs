@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Release;
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Segment, rflags};
+use exitless_x86::regs::{Segment, dr6, rflags};
 
 /// A port read that user space is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub struct Vcpu<B> {
     pub dr: [u64; 4],
     /// The guest's debug registers are loaded in slices.
     pub dr_live: bool,
+    /// User space's debugger.
+    pub debug: crate::debug::Debug,
     /// The guest's XCR0.
     pub xcr0: u64,
     /// How fast the TSC counts.
@@ -77,7 +79,7 @@ pub struct Vcpu<B> {
     pub pv: Pv,
     /// The vCPU has entered the guest at least once.
     pub started: bool,
-    /// `KVM_SET_GUEST_DEBUG` control bits.
+    /// KVM's number of it: the APIC id.
     pub id: u32,
 }
 
@@ -113,9 +115,18 @@ impl<B: Backend> Vcpu<B> {
         self.rate.guest_ticks(host_tsc).wrapping_add(self.tsc_offset)
     }
 
+    /// Queues an exception that the guest's own doing raised. `false`: triple fault.
+    pub fn raise(&mut self, x: Exception) -> bool {
+        if x.vector == Vector::DB {
+            // B0 to B3 tell of this one, the others gather until software clears them (SDM vol. 3B, 18.2.3).
+            self.b.set_dr6(self.b.dr6() & !dr6::BREAKPOINTS | x.payload);
+        }
+        self.queue(x)
+    }
+
     /// Queues an exception for the guest, following the rules for two at once (SDM vol. 3A, table 6-5).
     /// `false`: triple fault.
-    pub fn raise(&mut self, x: Exception) -> bool {
+    pub fn queue(&mut self, x: Exception) -> bool {
         self.event_dirty = true;
         // An instruction whose event could not be delivered runs again behind the handler.
         self.forget_software();
@@ -175,7 +186,7 @@ impl<B: Backend> Vcpu<B> {
         sh.mp_state.store(state, Release);
     }
 
-    /// Moves RIP behind an instruction: clears the interrupt shadow and RF, honours single-stepping.
+    /// Moves RIP behind an instruction: clears the interrupt shadow and RF, honours single-stepping, the debugger's too.
     pub fn finish_skip(&mut self, next_rip: u64) {
         self.b.set_rip(next_rip);
         let f = self.b.rflags();
@@ -185,27 +196,7 @@ impl<B: Backend> Vcpu<B> {
         if self.b.interrupt_shadow() {
             self.b.set_interrupt_shadow(false);
         }
-        self.trap_step(f);
-    }
-
-    /// An instruction completed that began with `flags`: the single-step trap, if TF was set.
-    pub fn trap_step(&mut self, flags: u64) {
-        if flags & rflags::TF != 0 {
-            const DR6_BS: u64 = 1 << 14;
-            self.raise(Exception { vector: Vector::DB, error_code: None, payload: DR6_BS });
-        }
-    }
-
-    /// DR0 to DR3 for the slice, when they are the guest's.
-    pub fn debug_registers(&self) -> Option<[u64; 4]> {
-        self.dr_live.then_some(self.dr)
-    }
-
-    /// A slice with loaded debug registers ended: keeps them loaded only while a breakpoint is armed.
-    pub fn debug_unloaded(&mut self, dr: [u64; 4]) {
-        self.dr = dr;
-        self.dr_live = self.b.dr7() & 0xff != 0;
-        self.b.set_dr_intercept(!self.dr_live);
+        self.trap(f, self.b.stepping());
     }
 
     /// Forgets what an unfinished instruction did: user space replaced the registers.
@@ -213,6 +204,7 @@ impl<B: Backend> Vcpu<B> {
         self.journal.forget();
         self.pending_port = None;
         self.forget_software();
+        self.debug.forget_stop();
     }
 
     /// Halted, or waiting for INIT or SIPI?

@@ -188,6 +188,32 @@ pub mod efer {
     pub const AUTOIBRS: u64 = 1 << 21;
 }
 
+/// DR6 (SDM vol. 3B, 18.2.3).
+#[allow(missing_docs)]
+pub mod dr6 {
+    /// B0 to B3.
+    pub const BREAKPOINTS: u64 = 0xf;
+    pub const BD: u64 = 1 << 13;
+    pub const BS: u64 = 1 << 14;
+    pub const BT: u64 = 1 << 15;
+    /// All of them.
+    pub const CONDITIONS: u64 = BREAKPOINTS | BD | BS | BT;
+    /// None of them, and what reads as one.
+    pub const NEUTRAL: u64 = 0xffff_0ff0;
+}
+
+/// DR7 (SDM vol. 3B, 18.2.4).
+#[allow(missing_docs)]
+pub mod dr7 {
+    /// L0 to L3 and G0 to G3.
+    pub const ENABLED: u64 = 0xff;
+    pub const GD: u64 = 1 << 13;
+    /// What software may set.
+    pub const WRITABLE: u64 = 0xffff_23ff;
+    /// What reads as one.
+    pub const FIXED: u64 = 1 << 10;
+}
+
 /// RFLAGS bits (SDM vol. 1, 3.4.3).
 #[allow(missing_docs)]
 pub mod rflags {

@@ -8,8 +8,8 @@ use crate::percpu::PerCpu;
 use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
-use exitless_x86::exception::Vector;
-use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, rflags};
+use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
@@ -65,13 +65,30 @@ impl Svm {
         }
         if self.stepping {
             self.end_step();
-            if stepped {
-                let save = self.save_mut();
-                save.dr6 &= !(1 << 14);
-                return Exit::NmiWindow;
+            if let (true, Exit::Exception(x)) = (stepped, exit) {
+                return self.stepped(x);
             }
         }
         exit
+    }
+
+    /// The step is over: what else the #DB is about is the guest's, or the debugger's.
+    fn stepped(&mut self, x: Exception) -> Exit {
+        if self.step_rflags & rflags::TF != 0 {
+            return Exit::Exception(x);
+        }
+        if self.dr6_loaded() {
+            self.dr6 &= !dr6::BS;
+        }
+        match x.payload & !dr6::BS {
+            0 => Exit::NmiWindow,
+            payload => Exit::Exception(Exception { payload, ..x }),
+        }
+    }
+
+    /// The guest's DR6 is in the VMCB during entries. Otherwise there is a neutral one, where each #DB leaves what it is about.
+    fn dr6_loaded(&self) -> bool {
+        self.control().intercept_dr_write == 0
     }
 
     /// Single-steps the guest over its IRET to learn when NMIs unmask.
@@ -85,11 +102,17 @@ impl Svm {
         }
     }
 
+    /// RFLAGS without the TF of the step over IRET.
+    fn without_step(&self) -> u64 {
+        let f = self.save().rflags;
+        if self.stepping { f & !rflags::TF | self.step_rflags & rflags::TF } else { f }
+    }
+
     /// An event goes in with this entry: its frame holds RFLAGS, where a planted TF would stay for ever. The step comes later.
     fn yield_step(&mut self) {
         if self.stepping && self.control().event_inj & event_inj::VALID != 0 {
-            let flags = self.rflags();
-            self.set_rflags(flags);
+            self.save_mut().rflags = self.without_step();
+            self.stepping = false;
         }
     }
 
@@ -165,9 +188,12 @@ impl Backend for Svm {
         self.choose_asid(cpu, flush);
         self.yield_step();
         let (rax, rsp) = (self.gprs.get(Gpr::Rax), self.gprs.get(Gpr::Rsp));
+        let dr6 = if self.dr6_loaded() { self.dr6 } else { dr6::NEUTRAL };
         let s = self.save_mut();
         s.rax = rax;
         s.rsp = rsp;
+        s.dr6 = dr6;
+        self.begin_software();
         let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), self.spec_ctrl);
         // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
         let failed = unsafe { ex_svm_enter(pa, self.gprs.0.as_mut_ptr(), host, spec) };
@@ -181,6 +207,9 @@ impl Backend for Svm {
             return Exit::Disabled;
         }
         self.exit_code = self.control().exit_code;
+        if self.dr6_loaded() {
+            self.dr6 = self.save().dr6;
+        }
         let exit = self.decode_exit();
         self.machine_check = matches!(exit, Exit::Exception(x) if x.vector == Vector::MC);
         if self.nmi_masked || self.stepping { self.track_iret(exit) } else { exit }
@@ -204,6 +233,7 @@ impl Backend for Svm {
     }
     fn withdraw(&mut self) {
         self.control_mut().event_inj = 0;
+        self.software_length = 0;
     }
     fn next_rip(&self) -> Option<u64> {
         let c = self.control();
@@ -233,12 +263,14 @@ impl Backend for Svm {
         self.save_mut().rip = v;
     }
     fn rflags(&self) -> u64 {
-        let f = self.save().rflags;
-        if self.stepping { f & !rflags::TF | self.step_rflags & rflags::TF } else { f }
+        let f = self.without_step();
+        if self.planted && f & rflags::TF != 0 && !self.planted_tf { f & !rflags::TF } else { f }
     }
     fn set_rflags(&mut self, v: u64) {
+        let planted = if self.stepping() { rflags::TF } else { 0 };
+        self.planted_tf = v & rflags::TF != 0;
         self.stepping = false;
-        self.save_mut().rflags = v | rflags::FIXED;
+        self.save_mut().rflags = v | planted | rflags::FIXED;
     }
     fn segment(&self, r: SegReg) -> Segment {
         self.get_segment(r)
@@ -308,10 +340,10 @@ impl Backend for Svm {
         self.save_mut().efer = v | exitless_x86::regs::efer::SVME;
     }
     fn dr6(&self) -> u64 {
-        self.save().dr6
+        self.dr6
     }
     fn set_dr6(&mut self, v: u64) {
-        self.save_mut().dr6 = v;
+        self.dr6 = v;
     }
     fn dr7(&self) -> u64 {
         self.save().dr7
@@ -377,6 +409,28 @@ impl Backend for Svm {
         let bits = if on { 0xffff } else { 0 };
         c.intercept_dr_read = bits;
         c.intercept_dr_write = bits;
+    }
+    fn set_bp_intercept(&mut self, on: bool) {
+        const BP: u32 = 1 << Vector::BP.0;
+        let c = self.control_mut();
+        c.intercept_exceptions = if on { c.intercept_exceptions | BP } else { c.intercept_exceptions & !BP };
+    }
+    fn set_step(&mut self, on: bool) {
+        if !on && !self.planted {
+            return;
+        }
+        let flags = self.rflags();
+        self.planted = on;
+        self.planted_tf = flags & rflags::TF != 0;
+        let flags = if on { flags | rflags::TF } else { flags };
+        if self.stepping {
+            self.step_rflags = flags;
+        } else {
+            self.save_mut().rflags = flags;
+        }
+    }
+    fn stepping(&self) -> bool {
+        self.planted && self.without_step() & rflags::TF != 0
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.control_mut().tsc_offset = offset;

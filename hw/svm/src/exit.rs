@@ -4,6 +4,7 @@ use crate::inject;
 use crate::vcpu::Svm;
 use exitless_vcpu::backend::{Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::regs::dr6;
 use exitless_x86::svm::{ExitCode as C, ioio, npf, task_switch as ts};
 
 impl Svm {
@@ -24,7 +25,7 @@ impl Svm {
             C(0x18) => Exit::Cr8Write,
             C(0x00..=0x1f) | C::CR0_SEL_WRITE => Exit::CrAccess,
             C(0x20..=0x3f) => Exit::DrAccess,
-            C(v @ 0x40..=0x5f) => Exit::Exception(exception((v & 31) as u8, c.exit_info_1, c.exit_info_2)),
+            C(v @ 0x40..=0x5f) => Exit::Exception(self.exception((v & 31) as u8)),
             C::VMMCALL => Exit::Hypercall,
             C::INVD => Exit::Invd,
             C::WBINVD => Exit::Wbinvd,
@@ -42,6 +43,20 @@ impl Svm {
             // -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
             C::INVALID | C(0xffff_ffff) => Exit::FailEntry(u64::MAX),
             C(v) => Exit::Unknown(v),
+        }
+    }
+
+    fn exception(&self, vector: u8) -> Exception {
+        let (c, vector) = (self.control(), Vector(vector));
+        Exception {
+            vector,
+            error_code: vector.has_error_code().then_some(c.exit_info_1 as u32),
+            payload: match vector {
+                Vector::PF => c.exit_info_2,
+                // Hardware sets DR6 before the intercept (APM vol. 2, 15.12.2).
+                Vector::DB => self.save().dr6 & dr6::CONDITIONS,
+                _ => 0,
+            },
         }
     }
 
@@ -81,14 +96,5 @@ fn slat(info: u64, gpa: u64) -> SlatFault {
         fetch: info & npf::FETCH != 0,
         present: info & npf::PRESENT != 0,
         table_walk: info & npf::WALK != 0,
-    }
-}
-
-fn exception(vector: u8, info1: u64, info2: u64) -> Exception {
-    let vector = Vector(vector);
-    Exception {
-        vector,
-        error_code: vector.has_error_code().then_some(info1 as u32),
-        payload: if vector == Vector::PF { info2 } else { 0 },
     }
 }

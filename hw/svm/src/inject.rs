@@ -10,6 +10,8 @@ pub(crate) fn encode(event: Event) -> (u32, u32) {
     match event {
         Event::Interrupt(v) => (e::VALID | e::TYPE_INTR | u32::from(v), 0),
         Event::Nmi => (e::VALID | e::TYPE_NMI | 2, 0),
+        // INT3 and INTO are exceptions to EVENTINJ.
+        Event::Software(By::Int3OrInto, v, _) => (e::VALID | e::TYPE_EXCEPTION | u32::from(v), 0),
         Event::Software(_, v, _) => (e::VALID | e::TYPE_SOFT | u32::from(v), 0),
         Event::Exception(x) => {
             let word = e::VALID | e::TYPE_EXCEPTION | u32::from(x.vector.0);
@@ -21,14 +23,7 @@ pub(crate) fn encode(event: Event) -> (u32, u32) {
     }
 }
 
-/// Decodes EXITINTINFO, as what is to be delivered again. `cr2` is the guest's, for an interrupted #PF.
-pub(crate) fn decode(word: u32, code: u32, cr2: u64) -> Option<Event> {
-    // INT3 and INTO are reported as exceptions but must be executed again to push the right RIP.
-    let by_exception = word & e::TYPE == e::TYPE_EXCEPTION;
-    vectoring(word, code, cr2).filter(|event| !(by_exception && matches!(event, Event::Software(..))))
-}
-
-/// Decodes EXITINTINFO, as what was being delivered.
+/// Decodes EXITINTINFO: what was being delivered. `cr2` is the guest's, for an interrupted #PF.
 pub(crate) fn vectoring(word: u32, code: u32, cr2: u64) -> Option<Event> {
     if word & e::VALID == 0 {
         return None;
@@ -63,9 +58,39 @@ impl Svm {
             self.save_mut().cr2 = x.payload;
         }
         let (word, code) = encode(event);
+        self.software_length = match event {
+            Event::Software(.., length) => length.max(1),
+            _ => 0,
+        };
         let c = self.control_mut();
         c.event_inj = word;
         c.event_inj_err = code;
+    }
+
+    /// An instruction's event returns behind the instruction: RIP from there on, or where the CPU has a place for that, there.
+    pub(crate) fn begin_software(&mut self) {
+        self.software_entered = core::mem::take(&mut self.software_length);
+        if self.software_entered == 0 {
+            return;
+        }
+        let next = self.save().rip.wrapping_add(u64::from(self.software_entered));
+        if self.next_rip {
+            self.control_mut().next_rip = next;
+        } else {
+            self.save_mut().rip = next;
+        }
+    }
+
+    /// Such an event that we gave comes again. The guest's own do not: the instruction executes again from its own RIP, which the
+    /// exit left in place.
+    fn interrupted_software(&mut self, event: Event) -> Option<Event> {
+        let length = core::mem::take(&mut self.software_entered);
+        let (Event::Software(by, v, _), 1..) = (event, length) else { return None };
+        if !self.next_rip {
+            let save = self.save_mut();
+            save.rip = save.rip.wrapping_sub(u64::from(length));
+        }
+        Some(Event::Software(by, v, length))
     }
 
     pub(crate) fn take_event(&mut self) -> Option<Event> {
@@ -73,14 +98,13 @@ impl Svm {
         let c = self.control_mut();
         let (word, code) = (c.exit_int_info, c.exit_int_info_err);
         c.exit_int_info = 0;
-        let event = decode(word, code, cr2);
-        if event == Some(Event::Nmi) {
-            // The delivery that would have masked NMIs did not happen.
-            self.set_nmi_mask(false);
-        }
-        // INT n: the instruction executes again from its own RIP, which the exit left in place.
-        match event {
-            Some(Event::Software(..)) => None,
+        match vectoring(word, code, cr2) {
+            Some(Event::Nmi) => {
+                // The delivery that would have masked NMIs did not happen.
+                self.set_nmi_mask(false);
+                Some(Event::Nmi)
+            }
+            Some(event @ Event::Software(..)) => self.interrupted_software(event),
             other => other,
         }
     }

@@ -1,6 +1,6 @@
 //! The backend without a CPU: a VMCB on the heap, and a world switch that plays the CPU.
 
-use crate::inject::{decode, encode};
+use crate::inject::{encode, vectoring};
 use crate::percpu::PerCpu;
 use crate::vcpu::{Pages, Svm};
 use crate::{Caps, caps, msr_bitmap};
@@ -151,30 +151,35 @@ fn events_round_trip() {
     for v in 0..=255 {
         for event in [Event::Interrupt(v), Event::Software(By::IntN, v, 0)] {
             let (word, code) = encode(event);
-            assert_eq!(decode(word, code, 0), Some(event));
+            assert_eq!(vectoring(word, code, 0), Some(event));
         }
     }
     let (word, code) = encode(Event::Nmi);
-    assert_eq!((word, decode(word, code, 0)), (0x8000_0202, Some(Event::Nmi)));
+    assert_eq!((word, vectoring(word, code, 0)), (0x8000_0202, Some(Event::Nmi)));
     for v in (0..32).filter(|v| ![2, 3, 4].contains(v)) {
         let x = exception(v);
         let (word, code) = encode(Event::Exception(x));
         assert_eq!(word >> 11 & 1, u32::from(x.error_code.is_some()), "error code valid");
         let payload = if v == 14 { 0xabc } else { 0 };
-        assert_eq!(decode(word, code, 0xabc), Some(Event::Exception(Exception { payload, ..x })));
+        assert_eq!(vectoring(word, code, 0xabc), Some(Event::Exception(Exception { payload, ..x })));
     }
 }
 
-/// INT3 and INTO execute again; invalid words and reserved types are nothing.
+/// INT3 and INTO are told as exceptions; invalid words and reserved types are nothing.
 #[test]
-fn what_is_not_delivered_again() {
+fn what_was_under_delivery() {
     for v in [3, 4] {
-        assert_eq!(decode(encode(Event::Exception(exception(v))).0, 0, 0), None);
+        let word = encode(Event::Exception(exception(v))).0;
+        assert_eq!(vectoring(word, 0, 0), Some(Event::Software(By::Int3OrInto, v, 0)));
+        // The guest's own executes again.
+        let mut m = Machine::new(&ALL);
+        m.enter(move |vmcb| vmcb.control.exit_int_info = word);
+        assert_eq!(m.v.take_interrupted(), None);
     }
     for kind in [1, 5, 6, 7] {
-        assert_eq!(decode(event_inj::VALID | kind << 8 | 0x20, 0, 0), None);
+        assert_eq!(vectoring(event_inj::VALID | kind << 8 | 0x20, 0, 0), None);
     }
-    assert_eq!(decode(encode(Event::Interrupt(0x20)).0 & !event_inj::VALID, 0, 0), None);
+    assert_eq!(vectoring(encode(Event::Interrupt(0x20)).0 & !event_inj::VALID, 0, 0), None);
 }
 
 /// An event is programmed for one entry. Interrupted, it is told once; INT n is not, because it executes again.
@@ -320,11 +325,142 @@ fn shadow_stepped() {
     assert_eq!((m.v.rflags(), m.v.interrupt_shadow()), (2, false));
 }
 
-/// #DB that nobody planted is the guest's.
+fn db(payload: u64) -> Exit {
+    Exit::Exception(Exception { payload, ..Exception::plain(Vector::DB) })
+}
+
+/// Ends in #DB, with DR6 as hardware leaves it.
+fn debug_exception(m: &mut Machine, conditions: u64, then: fn(&mut Vmcb)) -> Exit {
+    m.enter(move |vmcb| {
+        vmcb.save.dr6 |= conditions;
+        vmcb.control.exit_code = 0x41;
+        then(vmcb);
+    })
+}
+
+/// #DB that nobody planted is the guest's. What it is about comes with it; DR6 has it only if the guest's is in the VMCB, which
+/// otherwise has a neutral one.
 #[test]
 fn debug_exceptions_of_the_guest() {
     let mut m = Machine::new(&ALL);
-    assert_eq!(m.exit(0x41, 0, 0), Exit::Exception(Exception::plain(Vector::DB)));
+    m.v.set_dr6(0xffff_2ff1);
+    assert_eq!(debug_exception(&mut m, 0x4002, |_| ()), db(0x4002));
+    assert_eq!(m.v.dr6(), 0xffff_2ff1);
+    m.enter(|vmcb| assert_eq!(vmcb.save.dr6, 0xffff_0ff0));
+    m.v.set_dr_intercept(false);
+    assert_eq!(debug_exception(&mut m, 0x4000, |vmcb| assert_eq!(vmcb.save.dr6, 0xffff_6ff1)), db(0x6001));
+    assert_eq!(m.v.dr6(), 0xffff_6ff1);
+}
+
+/// An NMI's step over IRET ends in the same #DB as a step of the guest's own, or a breakpoint: only the NMI's share is kept.
+#[test]
+fn step_shares_its_exception() {
+    let mut m = at_iret();
+    m.v.set_nmi_window(true);
+    assert_eq!(debug_exception(&mut m, 0x4001, |_| ()), db(1));
+    assert!(!m.v.nmi_masked());
+    let mut m = at_iret();
+    m.v.set_rflags(2 | rflags::TF);
+    m.v.set_nmi_window(true);
+    assert_eq!(debug_exception(&mut m, 0x4000, |_| ()), db(0x4000));
+}
+
+/// A debugger steps: TF is set, nobody sees it, and it is there until the debugger takes it out again; unless the guest's own
+/// doing took it away.
+#[test]
+fn debugger_steps() {
+    for guests in [0, rflags::TF] {
+        let mut m = Machine::new(&ALL);
+        m.v.set_rflags(2 | guests);
+        m.v.set_step(true);
+        assert_eq!((m.v.rflags(), m.v.stepping()), (2 | guests, true));
+        assert_eq!(debug_exception(&mut m, 0x4000, |vmcb| assert_eq!(vmcb.save.rflags, 0x102)), db(0x4000));
+        m.v.set_rflags(0x202 | guests);
+        assert_eq!((m.v.rflags(), m.v.stepping()), (0x202 | guests, true), "registers were written");
+        m.enter(|vmcb| assert_eq!(vmcb.save.rflags, 0x302));
+        m.v.set_step(false);
+        assert_eq!((m.v.rflags(), m.v.stepping()), (0x202 | guests, false));
+        m.enter(move |vmcb| assert_eq!(vmcb.save.rflags, 0x202 | guests));
+    }
+    let mut m = Machine::new(&ALL);
+    m.v.set_step(true);
+    m.enter(|vmcb| vmcb.save.rflags = 2);
+    assert!(!m.v.stepping(), "a handler runs");
+    m.v.set_rflags(0x202);
+    m.enter(|vmcb| {
+        assert_eq!(vmcb.save.rflags, 0x202);
+        vmcb.save.rflags = 0x302;
+    });
+    assert_eq!((m.v.rflags(), m.v.stepping()), (0x202, true), "it returned");
+    m.v.set_rflags(2);
+    m.enter(|vmcb| vmcb.save.rflags = 2);
+    m.v.set_step(true);
+    assert!(m.v.stepping(), "once more");
+}
+
+/// Two steps at once, over IRET for an NMI and for a debugger: the #DB is the debugger's too, and each takes out its own TF.
+#[test]
+fn debugger_steps_over_iret() {
+    let mut m = at_iret();
+    m.v.set_step(true);
+    m.v.set_nmi_window(true);
+    assert_eq!((m.v.rflags() & rflags::TF, m.v.stepping()), (0, true));
+    assert_eq!(debug_exception(&mut m, 0x4000, |vmcb| vmcb.save.rip = 0x1234), db(0x4000));
+    assert!(!m.v.nmi_masked() && m.v.stepping());
+    m.v.set_step(false);
+    m.enter(|vmcb| assert_eq!(vmcb.save.rflags & rflags::TF, 0));
+    // The other way round, and an event that puts the NMI's step off.
+    let mut m = at_iret();
+    m.v.set_nmi_window(true);
+    m.v.set_step(true);
+    m.v.inject(Event::Exception(exception(13)));
+    m.enter(|vmcb| assert_ne!(vmcb.save.rflags & rflags::TF, 0));
+    assert!(m.v.stepping());
+    m.v.set_step(false);
+    assert_eq!(m.v.rflags() & rflags::TF, 0);
+}
+
+/// INT3 exits while a debugger plants it.
+#[test]
+fn debugger_breakpoints() {
+    let mut m = Machine::new(&ALL);
+    for on in [true, false] {
+        m.v.set_bp_intercept(on);
+        m.enter(move |vmcb| assert_eq!(vmcb.control.intercept_exceptions >> 3 & 1, u32::from(on)));
+    }
+    assert_eq!(m.exit(0x43, 0, 0), Exit::Exception(Exception::plain(Vector::BP)));
+}
+
+/// The event of an instruction pushes RIP behind it, by the VMCB's next RIP, or on old CPUs by RIP itself. An exit in the middle
+/// of the delivery leaves RIP at the instruction, and the event comes again.
+#[test]
+fn events_of_instructions() {
+    const INT3: u32 = 0x8000_0303;
+    const INT_N: u32 = 0x8000_0403;
+    for (event, word, length) in
+        [(Event::Software(By::Int3OrInto, 3, 1), INT3, 1), (Event::Software(By::IntN, 3, 2), INT_N, 2)]
+    {
+        for next_rip in [true, false] {
+            for interrupted in [true, false] {
+                let mut m = Machine::new(&Caps { next_rip, ..ALL });
+                m.v.inject(event);
+                let (rip, next) = if next_rip { (0x1000, 0x1000 + length) } else { (0x1000 + length, 0) };
+                m.enter(move |vmcb| {
+                    assert_eq!(vmcb.control.event_inj, word);
+                    assert_eq!((vmcb.save.rip, vmcb.control.next_rip), (rip, next));
+                    if interrupted {
+                        vmcb.control.exit_int_info = word;
+                    } else {
+                        vmcb.save.rip = 0x5000;
+                    }
+                });
+                assert_eq!(m.v.take_interrupted(), interrupted.then_some(event));
+                assert_eq!(m.v.rip(), if interrupted { 0x1000 } else { 0x5000 });
+                m.enter(|_| ());
+                assert_eq!(m.v.rip(), if interrupted { 0x1000 } else { 0x5000 }, "once");
+            }
+        }
+    }
 }
 
 /// CALL, JMP and IRET by EXITINFO2; an event in EXITINTINFO met a task gate. INT3 and INTO are told as exceptions.

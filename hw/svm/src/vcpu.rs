@@ -1,7 +1,7 @@
 //! One SVM virtual CPU: its VMCB, its registers and what must outlive an exit.
 
 use core::ptr::NonNull;
-use exitless_x86::regs::Gprs;
+use exitless_x86::regs::{Gprs, dr6};
 use exitless_x86::svm::{NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2};
 
 /// Pages the backend needs; the owner allocates and frees them.
@@ -51,7 +51,16 @@ pub struct Svm {
     pub(crate) lent_mce: bool,
     /// The last exit was for a machine check that the host has yet to hear of.
     pub(crate) machine_check: bool,
-    pub(crate) pad: [bool; 7],
+    /// TF was set by a debugger; `planted_tf` is the guest's.
+    pub(crate) planted: bool,
+    pub(crate) planted_tf: bool,
+    /// Bytes of the instruction whose exception or interrupt the next entry delivers, 0: none; and of the last entry's. On CPUs
+    /// that do not take the next RIP from the VMCB, the entry moves RIP, and an exit in the middle moves it back.
+    pub(crate) software_length: u8,
+    pub(crate) software_entered: u8,
+    pub(crate) pad: [bool; 6],
+    /// The guest's DR6. The VMCB has it during entries in which the guest may read and write it.
+    pub(crate) dr6: u64,
     pub(crate) iret_rip: u64,
     pub(crate) step_rip: u64,
     pub(crate) step_rflags: u64,
@@ -112,6 +121,7 @@ impl Svm {
         c.msrpm_base_pa = pages.msrpm_pa;
         c.int_ctl = int_ctl::V_INTR_MASKING;
         c.nested_ctl = NESTED_CTL_NP;
+        self.dr6 = dr6::NEUTRAL;
         self.save_mut().g_pat = 0x0007_0406_0007_0406;
     }
 

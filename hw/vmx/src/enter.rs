@@ -9,6 +9,7 @@ use crate::residence::Residence;
 use crate::vcpu::Vmx;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{ApicKind, ApicPage, Backend, Event, Exit, InterruptStatus, SysReg};
+use exitless_x86::exception::Vector;
 use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use exitless_x86::vmx::control::primary;
@@ -56,6 +57,10 @@ impl<M: Machine> Vmx<M> {
         }
         self.follow_host();
         self.follow_pmu();
+        if self.exceptions != self.vmcs_exceptions {
+            self.vmcs_exceptions = self.exceptions;
+            self.m.put(f::EXCEPTION_BITMAP, self.exceptions);
+        }
         if self.caps.vpid() && (moved || self.vpid_generation != cpu.generation.load(Relaxed)) {
             self.choose_vpid(cpu);
         }
@@ -104,7 +109,13 @@ impl<M: Machine> Vmx<M> {
     fn settle_debug(&mut self) {
         self.debug_touched = false;
         let m = &self.m;
-        if self.cache.get(m, c::INTERRUPTIBILITY) & (block::STI | block::MOV_SS) == 0 {
+        let shadow = self.cache.get(m, c::INTERRUPTIBILITY);
+        if shadow & (block::STI | block::MOV_SS) == 0 {
+            return;
+        }
+        if shadow & block::STI != 0 && self.stepping() {
+            // STI holds no trap back: with one pending the guest would not get anywhere. The shadow goes, as on stock KVM.
+            self.set_interrupt_shadow(false);
             return;
         }
         let step = self.cache.get(m, c::RFLAGS) & rflags::TF != 0
@@ -278,10 +289,13 @@ impl<M: Machine> Backend for Vmx<M> {
         self.cache.set(c::RIP, v);
     }
     fn rflags(&self) -> u64 {
-        self.cache.get(&self.m, c::RFLAGS)
+        let flags = self.cache.get(&self.m, c::RFLAGS);
+        if self.planted && flags & rflags::TF != 0 && !self.step_tf { flags & !rflags::TF } else { flags }
     }
     fn set_rflags(&mut self, v: u64) {
-        self.cache.set(c::RFLAGS, v | rflags::FIXED);
+        let planted = if self.stepping() { rflags::TF } else { 0 };
+        self.step_tf = v & rflags::TF != 0;
+        self.cache.set(c::RFLAGS, v | planted | rflags::FIXED);
         self.debug_touched = true;
     }
     fn segment(&self, r: SegReg) -> Segment {
@@ -408,6 +422,22 @@ impl<M: Machine> Backend for Vmx<M> {
     fn set_dr_intercept(&mut self, on: bool) {
         self.dr_intercept = on;
         self.primary(primary::MOV_DR_EXITING, on);
+    }
+    fn set_bp_intercept(&mut self, on: bool) {
+        const BP: u32 = 1 << Vector::BP.0;
+        self.exceptions = if on { self.exceptions | BP } else { self.exceptions & !BP };
+    }
+    fn set_step(&mut self, on: bool) {
+        if on || self.planted {
+            let flags = self.rflags();
+            self.step_tf = flags & rflags::TF != 0;
+            self.planted = on;
+            self.cache.set(c::RFLAGS, if on { flags | rflags::TF } else { flags });
+            self.debug_touched = true;
+        }
+    }
+    fn stepping(&self) -> bool {
+        self.planted && self.cache.get(&self.m, c::RFLAGS) & rflags::TF != 0
     }
     fn uses_pdptes(&self) -> bool {
         self.in_pae_paging()

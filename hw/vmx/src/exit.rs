@@ -89,14 +89,14 @@ impl<M: Machine> Vmx<M> {
         if info & i::NMI_UNBLOCKING != 0 && vector != Vector::DF {
             self.iret_faulted();
         }
-        if vector == Vector::DB {
-            // The exit leaves DR6 alone and tells what it would have become (SDM vol. 3C, 28.1).
-            let new = self.m.get(f::EXIT_QUALIFICATION) & DB_QUALIFICATION;
-            self.dr6 = self.dr6 & !0xf | new;
-            self.debug_touched = true;
-        }
+        self.debug_touched |= vector == Vector::DB;
         let code = (info & i::ERROR_CODE_VALID != 0).then(|| self.m.get(f::EXIT_INTERRUPTION_ERROR_CODE));
-        let payload = if vector == Vector::PF { self.m.get(f::EXIT_QUALIFICATION) } else { 0 };
+        let payload = match vector {
+            Vector::PF => self.m.get(f::EXIT_QUALIFICATION),
+            // The exit leaves DR6 alone and tells what it would have become (SDM vol. 3C, 28.1).
+            Vector::DB => self.m.get(f::EXIT_QUALIFICATION) & DB_QUALIFICATION,
+            _ => 0,
+        };
         Exit::Exception(Exception { vector, error_code: code, payload })
     }
 

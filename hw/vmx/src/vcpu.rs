@@ -106,6 +106,9 @@ pub struct Vmx<M = Hardware> {
     /// The host's IA32_DEBUGCTL in this slice; an exit clears the register.
     pub(crate) host_debugctl: u64,
     pub(crate) vpid_generation: u64,
+    /// Exceptions that exit; and what the VMCS says of them.
+    pub(crate) exceptions: u32,
+    pub(crate) vmcs_exceptions: u32,
     /// Decided when the slice began.
     pub(crate) plan: u32,
     /// The guest ran (or its entry failed late): the exit fields are this exit's.
@@ -116,6 +119,9 @@ pub struct Vmx<M = Hardware> {
     pub(crate) prepared: bool,
     /// DR accesses exit.
     pub(crate) dr_intercept: bool,
+    /// TF was set by a debugger; `step_tf` is the guest's.
+    pub(crate) planted: bool,
+    pub(crate) step_tf: bool,
     /// Interrupt shadow, TF or BTF may have changed: the pending debug exceptions must follow.
     pub(crate) debug_touched: bool,
     /// Something that a guest could look for may be in the L1 data cache.
@@ -174,6 +180,7 @@ impl<M: Machine> Vmx<M> {
             self.cache.without(cache::TSC_MULTIPLIER);
         }
         self.dr_intercept = true;
+        self.exceptions = EXCEPTIONS;
         self.dr6 = 0xffff_0ff0;
         self.l1d_dirty = true;
         self.set_cr0_field(0);
@@ -194,7 +201,8 @@ impl<M: Machine> Vmx<M> {
     pub(crate) fn prepare(&mut self) {
         let (m, caps) = (&self.m, &self.caps);
         m.put(f::EXIT_CONTROLS, caps.exit);
-        m.put(f::EXCEPTION_BITMAP, EXCEPTIONS);
+        m.put(f::EXCEPTION_BITMAP, self.exceptions);
+        self.vmcs_exceptions = self.exceptions;
         // Page faults do not exit: bit 14 above is clear, and mask and match agree always (SDM vol. 3C, 25.6.3).
         m.put(f::PF_ERROR_CODE_MASK, 0);
         m.put(f::PF_ERROR_CODE_MATCH, 0);

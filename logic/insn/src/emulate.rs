@@ -63,6 +63,10 @@ pub trait Cpu {
     fn rflags(&self) -> u64;
     /// Replaces RFLAGS.
     fn set_rflags(&mut self, value: u64);
+    /// Each instruction, and each iteration of a repeated one, may end in a trap. A replay asks for the first pass's answer.
+    fn stepping(&self) -> bool {
+        self.rflags() & rflags::TF != 0
+    }
     /// A segment register with its hidden part, LDTR and TR among them.
     fn segment(&self, s: SegReg) -> Segment;
     /// Replaces it; called at commit.

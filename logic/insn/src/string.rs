@@ -90,9 +90,9 @@ pub(crate) fn string<C: Cpu>(x: &mut Exec<'_, C>, kind: Kind) -> Step {
     Ok(Flow::Next)
 }
 
-/// Up to [`MAX_ITERATIONS`]; one while single-stepping, which traps after each.
+/// Up to [`MAX_ITERATIONS`]; one while each may end in a trap.
 fn repeat<C: Cpu>(x: &mut Exec<'_, C>, shape: Shape) -> Step {
-    let limit = if x.cpu.rflags() & rflags::TF != 0 { 1 } else { MAX_ITERATIONS };
+    let limit = if x.cpu.stepping() { 1 } else { MAX_ITERATIONS };
     for _ in 0..limit {
         let count = x.cpu.gpr(Gpr::Rcx) & shape.address.mask();
         if count == 0 {
@@ -139,7 +139,7 @@ fn iterations<C: Cpu>(cpu: &mut C, s: Shape, count: u64) -> Result<u64, Stop> {
 /// The elements of INS or OUTS up to the end of the page, in one go: how many were done. None when they run downwards, are
 /// single-stepped, or come near the end of the segment or of the address size.
 fn block<C: Cpu>(cpu: &mut C, s: Shape, count: u64) -> Result<u64, Stop> {
-    if cpu.rflags() & (rflags::DF | rflags::TF) != 0 {
+    if cpu.rflags() & rflags::DF != 0 || cpu.stepping() {
         return Ok(0);
     }
     let (segment, index) = if s.kind == Kind::Ins { (SegReg::Es, Gpr::Rdi) } else { (s.source, Gpr::Rsi) };

@@ -1,4 +1,4 @@
-//! Control and debug register accesses that exit.
+//! Control register accesses that exit.
 //!
 //! These bytes are read after the exit, and user code may have changed them: see `permitted`.
 //!
@@ -165,11 +165,4 @@ fn write_cr8<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, new: u64) -> bool {
     v.b.set_cr8(new as u8);
     v.event_dirty = true;
     true
-}
-
-/// The first debug register access of a slice: load the guest's and let it run again without the intercept.
-pub fn debug<B: Backend>(v: &mut Vcpu<B>) -> Next {
-    v.dr_live = true;
-    v.b.set_dr_intercept(false);
-    Next::Again
 }

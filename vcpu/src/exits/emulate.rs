@@ -29,7 +29,7 @@ pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
             Ok((bytes, fetched)) => {
                 let valid = fetched.min(skip::code_room(v));
                 let operand = walked.filter(|_| one_operand(&bytes, v.mode()));
-                Source { bytes, valid, operand }
+                Source { bytes, valid, stepping: v.traps(), operand }
             }
             Err(NoBytes::Fault(x)) => {
                 v.journal.clear();
@@ -55,7 +55,7 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     sh.stats.insn_emulation.bump();
     v.journal.rewind();
-    let before = v.b.rflags();
+    let (before, stepping) = (v.b.rflags(), v.b.stepping());
     let outcome =
         emulate(&mut Emulation { v, sh, host, operand: source.operand }, &source.bytes, source.valid);
     match outcome {
@@ -64,7 +64,7 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
             v.event_dirty = true;
             // A shadow now is MOV's or POP's to SS, which holds debug traps back as well.
             if !v.b.interrupt_shadow() {
-                v.trap_step(before);
+                v.trap(before, stepping);
             }
             Next::Again
         }

@@ -1,11 +1,13 @@
 //! Intercepted exceptions. They go to the guest; most intercepts exist so that the host survives.
 //!
 //! #DB and #AC: a guest could otherwise make the CPU deliver them for ever (CVE-2015-8104, CVE-2015-5307).
+//! #BP: a debugger's breakpoints.
 //! #UD: the hypercall instruction of the other vendor, and instructions that the guest's CPUID has and the CPU lacks. They are
 //! answered here; the guest's code is never changed.
 
 use super::{emulate, fault, hypercall};
 use crate::backend::{Backend, By, Event, SysReg};
+use crate::debug;
 use crate::host::Host;
 use crate::run::Next;
 use crate::shared::VcpuShared;
@@ -25,8 +27,11 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     match x.vector {
         Vector::UD => undefined(v, sh, host, x),
-        // Hardware has set DR6 before the intercept; do not set its bits twice.
-        Vector::DB => reflect(v, sh, Exception { payload: v.b.dr6() & 0xe00f, ..x }),
+        Vector::DB => match debug::debug_exception(v, x) {
+            Ok(exit) => Next::Leave(exit),
+            Err(x) => reflect(v, sh, x),
+        },
+        Vector::BP if v.debug.takes_bp() => debug::breakpoint(v),
         // The machine check was the host's: its handler has run behind the slice.
         Vector::MC => Next::Again,
         Vector::AC => reflect(v, sh, Exception { error_code: Some(0), ..x }),

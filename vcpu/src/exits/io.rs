@@ -2,6 +2,7 @@
 
 use super::{emulate, unreadable};
 use crate::backend::{Backend, IoAccess};
+use crate::debug::Touch;
 use crate::host::Host;
 use crate::run::{Next, RunExit};
 use crate::shared::VcpuShared;
@@ -38,6 +39,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         return emulate::run(v, sh, host);
     }
     let Some(next) = skip::next_rip(v, host, false) else { return unreadable(v, sh, host) };
+    v.touch(Touch::Port, access.port.into(), access.size.into());
     let len = usize::from(access.size.min(4));
     let mut data = (v.b.gprs().get(Gpr::Rax) as u32).to_le_bytes();
     let part = data.get_mut(..len).unwrap_or(&mut []);

@@ -2,6 +2,7 @@
 
 pub mod cpuid;
 pub mod cr;
+pub mod dr;
 pub mod emulate;
 pub mod exception;
 pub mod halt;
@@ -37,6 +38,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     exit: Exit,
 ) -> Next {
+    v.debug.forget_hits();
     match exit {
         Exit::ExternalInterrupt | Exit::Nmi | Exit::HostEvent => Next::Again,
         Exit::InterruptWindow => window(v),
@@ -49,7 +51,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Slat(fault) => slat::handle(v, sh, host, fault),
         Exit::CrAccess => cr::handle(v, sh, host),
         Exit::Cr8Write => cr::handle(v, sh, host),
-        Exit::DrAccess => cr::debug(v),
+        Exit::DrAccess => dr::handle(v, sh, host),
         Exit::Timer => timer(v, sh, host),
         Exit::EoiInduced(vector) => vapic::ended(v, sh, host, vector),
         Exit::ApicWrite(offset) => vapic::wrote(v, sh, host, offset),

@@ -20,7 +20,7 @@ use exitless_insn::emulate::linearize;
 use exitless_insn::task::{self, Cause, Descriptor, Format, Image, State};
 use exitless_insn::{Access, Stop};
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Gpr, SegReg, Segment, cr0, efer, rflags};
+use exitless_x86::regs::{Gpr, SegReg, Segment, cr0, dr6, efer, rflags};
 
 /// Registers in the order of their encoding, which is a TSS's.
 const GPRS: [Gpr; 8] = [Gpr::Rax, Gpr::Rcx, Gpr::Rdx, Gpr::Rbx, Gpr::Rsp, Gpr::Rbp, Gpr::Rsi, Gpr::Rdi];
@@ -28,8 +28,6 @@ const SEGMENTS: [SegReg; 6] = [SegReg::Es, SegReg::Cs, SegReg::Ss, SegReg::Ds, S
 
 /// L0 to L3 and LE of DR7: a task's own breakpoints (SDM vol. 3B, 18.2.4).
 const DR7_LOCAL: u64 = 0x155;
-/// BT of DR6.
-const DR6_BT: u64 = 1 << 15;
 /// How often another CPU may change the byte under us.
 const TRIES: u32 = 64;
 
@@ -52,7 +50,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Ok(trap) => {
             v.reinject = None;
             if trap {
-                v.raise(Exception { payload: DR6_BT, ..Exception::plain(Vector::DB) });
+                v.raise(Exception { payload: dr6::BT, ..Exception::plain(Vector::DB) });
             }
             Next::Again
         }
@@ -242,7 +240,6 @@ fn commit<B: Backend, H: Host<Cpu = B::Cpu>>(
     let b = &mut e.v.b;
     b.set_segment(SegReg::Tr, tss);
     b.set_cr0(b.cr0() | cr0::TS);
-    b.set_dr7(b.dr7() & !DR7_LOCAL);
     b.set_rip(u64::from(state.eip));
     b.set_rflags(u64::from(state.eflags));
     b.set_interrupt_shadow(false);
@@ -259,6 +256,8 @@ fn commit<B: Backend, H: Host<Cpu = B::Cpu>>(
         };
         b.set_segment(r, &s);
     }
+    let dr7 = e.v.guest_dr7() & !DR7_LOCAL;
+    e.v.set_guest_dr7(dr7);
     load_cr3(e, state, cause)
 }
 

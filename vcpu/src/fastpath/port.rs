@@ -15,7 +15,7 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     access: IoAccess,
 ) -> Fast {
-    if access.string {
+    if access.string || v.watches() {
         return Fast::Slow;
     }
     let Some(next) = skip::next_rip(v, host, true) else { return Fast::Slow };

@@ -27,6 +27,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         bsp: false,
         dr: [0; 4],
         dr_live: false,
+        debug: Default::default(),
         xcr0: 0,
         rate: Rate::host(0),
         tsc_offset: 0,

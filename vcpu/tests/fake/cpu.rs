@@ -6,7 +6,9 @@
 use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, Hand, Step, Touch, World};
-use exitless_vcpu::backend::{ApicKind, ApicPage, Backend, Event, Exit, InterruptStatus, SlatFault, SysReg};
+use exitless_vcpu::backend::{
+    ApicKind, ApicPage, Backend, By, Event, Exit, InterruptStatus, SlatFault, SysReg,
+};
 use exitless_vcpu::shared::{mode, mp};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
@@ -29,6 +31,8 @@ pub(crate) enum Op {
     Nop,
     Sti,
     Cli,
+    /// All of RFLAGS.
+    Popf(u64),
     /// Back from a handler: to where the event hit, or behind the instruction that faulted.
     Iret,
     /// CR8, in 32-bit code spelt LOCK MOV CR0.
@@ -43,6 +47,8 @@ pub(crate) enum Op {
     PvEoi,
     /// DR7, while debug registers are intercepted or not.
     Dr7(u64),
+    /// The debugger's breakpoint, or the guest's own.
+    Int3,
     /// IA32_TSC_DEADLINE, this many ns from now.
     Deadline(u64),
     /// IA32_APIC_BASE; disabled it forgets everything.
@@ -153,6 +159,13 @@ pub(crate) struct Cpu {
     pub(crate) nmi_window: bool,
     pub(crate) cr8_intercept: bool,
     pub(crate) dr_intercept: bool,
+    pub(crate) bp_intercept: bool,
+    /// A debugger has interrupts wait.
+    pub(crate) interrupts_blocked: bool,
+    /// Instructions of the script trap behind TF.
+    pub(crate) traps: bool,
+    /// TF was set behind the guest's back, and what the guest's is.
+    planted: Option<bool>,
     pub(crate) event: Option<Event>,
     /// The APIC in hardware.
     pub(crate) apic: Apic,
@@ -202,6 +215,10 @@ impl Cpu {
             nmi_window: false,
             cr8_intercept: false,
             dr_intercept: false,
+            bp_intercept: false,
+            interrupts_blocked: false,
+            traps: false,
+            planted: None,
             event: None,
             apic: Apic::new(page),
             timer_limit: None,
@@ -279,11 +296,9 @@ impl Cpu {
         assert!(w.in_slice.get() && w.fpu_live.get(), "entered outside a slice or without the FPU state");
         assert_eq!(core.0, w.cpu.get(), "another CPU's part");
         let (_, dr) = w.loaded.get().expect("entered without the guest's XCR0");
-        assert_eq!(
-            dr.is_none(),
-            self.dr_intercept,
-            "debug registers run free but are not loaded, or the reverse"
-        );
+        assert!(dr.is_some() || self.dr_intercept, "debug registers run free but are not loaded");
+        let armed = self.dr7 & 0xff != 0;
+        assert!(dr.is_none() || !self.dr_intercept || armed, "debug registers are loaded for nobody");
         assert_eq!(w.sh.mode.load(Ordering::SeqCst), mode::IN_GUEST);
         assert_eq!(w.sh.mp_state.load(Ordering::SeqCst), mp::RUNNABLE, "a halted CPU entered the guest");
         let kick = w.ipi.get() || w.slow.borrow().iter().any(|(.., step)| *step == Step::Kick);
@@ -361,7 +376,8 @@ impl Cpu {
             _ => {}
         }
         self.delivered.push(event);
-        self.frames.push(Frame { rip: self.rip, rflags: self.rflags, skip });
+        let behind = if let Event::Software(.., len) = event { u64::from(len) } else { 0 };
+        self.frames.push(Frame { rip: self.rip + behind, rflags: self.rflags, skip });
         self.rflags &= !(rflags::IF | rflags::TF | rflags::RF);
         self.shadow = false;
         self.rip = HANDLERS + u64::from(vector) * 256;
@@ -441,6 +457,10 @@ impl Cpu {
                 self.rflags &= !rflags::IF;
                 self.plain(1)
             }
+            Op::Popf(flags) => {
+                self.rflags = flags;
+                self.plain(1)
+            }
             Op::Iret => {
                 let f = self.frames.pop().expect("a script without its frame");
                 self.rip = f.rip + f.skip;
@@ -462,6 +482,14 @@ impl Cpu {
                 self.execute(self.apic_write(0xb0, 0))
             }
             Op::PvEoi => self.pv_eoi(),
+            Op::Int3 => {
+                self.w.write_ram(self.rip, &[0xcc]);
+                if self.bp_intercept {
+                    return Some(Exit::Exception(Exception::plain(Vector::BP)));
+                }
+                self.deliver(Event::Software(By::Int3OrInto, 3, 1));
+                None
+            }
             Op::Dr7(v) if self.dr_intercept => {
                 self.ops.push_front(Op::Dr7(v));
                 Some(Exit::DrAccess)
@@ -677,8 +705,12 @@ impl Backend for Cpu {
                 continue;
             }
             self.check_stuck();
+            let traps = self.traps && self.rflags & rflags::TF != 0;
             if let Some(exit) = self.step() {
                 return exit;
+            }
+            if traps {
+                return Exit::Exception(Exception { payload: 1 << 14, ..Exception::plain(Vector::DB) });
             }
         }
     }
@@ -727,10 +759,15 @@ impl Backend for Cpu {
         self.rip = v;
     }
     fn rflags(&self) -> u64 {
-        self.rflags
+        match self.planted {
+            Some(false) => self.rflags & !rflags::TF,
+            _ => self.rflags,
+        }
     }
     fn set_rflags(&mut self, v: u64) {
-        self.rflags = v;
+        let planted = if self.stepping() { rflags::TF } else { 0 };
+        self.planted = self.planted.map(|_| v & rflags::TF != 0);
+        self.rflags = v | planted;
     }
     fn segment(&self, r: SegReg) -> Segment {
         self.segments[r as usize]
@@ -831,6 +868,17 @@ impl Backend for Cpu {
     }
     fn set_dr_intercept(&mut self, on: bool) {
         self.dr_intercept = on;
+    }
+    fn set_bp_intercept(&mut self, on: bool) {
+        self.bp_intercept = on;
+    }
+    fn set_step(&mut self, on: bool) {
+        let flags = self.rflags();
+        self.planted = on.then_some(flags & rflags::TF != 0);
+        self.rflags = if on { flags | rflags::TF } else { flags };
+    }
+    fn stepping(&self) -> bool {
+        self.planted.is_some() && self.rflags & rflags::TF != 0
     }
     fn has_timer(&self) -> bool {
         self.timer_limit.is_some()

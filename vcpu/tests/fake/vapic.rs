@@ -172,7 +172,12 @@ impl Cpu {
     pub(crate) fn check_stuck(&self) {
         let w = &self.w;
         let under_way = w.ipi.get() || w.notified.get() || !w.slow.borrow().is_empty();
-        if under_way || !self.open_for_interrupts() || !w.irqchip.get() || !w.sh.apic.hw_enabled() {
+        if under_way
+            || self.interrupts_blocked
+            || !self.open_for_interrupts()
+            || !w.irqchip.get()
+            || !w.sh.apic.hw_enabled()
+        {
             return;
         }
         assert!(!w.deliverable(), "a vector is posted, nobody was told, and the guest runs on");

@@ -285,12 +285,12 @@ fn what_exceptions_leave() {
     m.go();
     assert_eq!(m.v.b.cr2, 0xdead_f000);
 
-    let mut m = Machine::new([hits(Exception { payload: 0, ..Exception::plain(Vector::DB) }), Op::Nop]);
-    m.v.b.dr6 = 0xffff_4ff1;
-    m.v.b.dr7 = 0x2400;
+    let mut m = Machine::new([hits(Exception { payload: 0x4001, ..Exception::plain(Vector::DB) }), Op::Nop]);
+    m.v.b.dr6 = 0xffff_2ff2;
+    m.v.b.dr7 = 0x2402;
     m.go();
-    assert_eq!(m.v.b.dr6, 0xffff_4ff1, "the bits hardware set, once");
-    assert_eq!(m.v.b.dr7, 0x400, "GD is cleared");
+    assert_eq!(m.v.b.dr6, 0xffff_6ff1, "BD stays until software clears it, B1 is of the #DB before");
+    assert_eq!(m.v.b.dr7, 0x402, "GD is cleared");
     let Event::Exception(x) = m.events()[0] else { panic!() };
     assert_eq!(x.payload, 0x4001);
 }

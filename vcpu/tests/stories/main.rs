@@ -3,6 +3,7 @@
 #[path = "../fake/mod.rs"]
 mod fake;
 
+mod debug;
 mod events;
 mod io;
 mod life;

@@ -296,6 +296,66 @@ fn shadow_and_single_step() {
     assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), 2, "with IF clear only MOV SS casts a shadow");
 }
 
+/// A debugger steps: TF is set, nobody sees it, and no instruction is skipped as if it were not.
+#[test]
+fn debugger_steps() {
+    for guests in [0, rflags::TF] {
+        let mut b = Bench::new();
+        b.v.set_rflags(2 | guests);
+        b.v.set_step(true);
+        assert_eq!((b.v.rflags(), b.v.stepping()), (2 | guests, true));
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::GUEST_RFLAGS), 0x102);
+        assert!(!b.v.skip_instruction());
+        b.v.set_rflags(0x202 | guests);
+        assert_eq!((b.v.rflags(), b.v.stepping()), (0x202 | guests, true), "registers were written");
+        b.v.set_step(false);
+        assert_eq!((b.v.rflags(), b.v.stepping()), (0x202 | guests, false));
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::GUEST_RFLAGS), 0x202 | guests);
+    }
+    let mut b = Bench::new();
+    b.v.set_step(true);
+    b.run(10, 0);
+    b.cpu.store(f::GUEST_RFLAGS, 2);
+    b.run(10, 0);
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_RFLAGS, 2);
+        run.reason = 10;
+        crate::machine::switched::EXIT
+    });
+    b.enter(false);
+    assert!(!b.v.stepping(), "a handler runs");
+    b.v.set_step(true);
+    assert!(b.v.stepping(), "once more");
+}
+
+/// A step from behind STI ends behind the next instruction: with the shadow VM entry would want the trap pending, and it would
+/// come at once. Behind MOV SS a pending trap waits for that instruction.
+#[test]
+fn debugger_steps_in_a_shadow() {
+    for (open, shadow, pending) in [(rflags::IF, 0, 0), (0, 2, 1 << 14)] {
+        let mut b = Bench::new();
+        b.v.set_rflags(open);
+        b.v.set_interrupt_shadow(true);
+        b.v.set_step(true);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), shadow);
+        assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), pending);
+    }
+}
+
+/// INT3 exits while a debugger plants it, from the next slice on.
+#[test]
+fn debugger_breakpoints() {
+    let mut b = Bench::new();
+    for on in [true, false] {
+        b.v.set_bp_intercept(on);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::EXCEPTION_BITMAP) >> 3 & 1, u32::from(on));
+    }
+}
+
 /// DR6 is in the CPU only while the guest has the debug registers, and the host finds none of its bits.
 #[test]
 fn dr6_travels_with_the_debug_registers() {

@@ -84,6 +84,7 @@ fn known(cmd: u32) -> bool {
             | KVM_SET_VCPU_EVENTS
             | KVM_GET_DEBUGREGS
             | KVM_SET_DEBUGREGS
+            | KVM_SET_GUEST_DEBUG
             | KVM_GET_XSAVE
             | KVM_SET_XSAVE
             | KVM_GET_XCRS
@@ -126,6 +127,7 @@ impl<B: Vendor> Call<'_, B> {
             KVM_SET_VCPU_EVENTS => self.set_events(&user::get(arg)?),
             KVM_GET_DEBUGREGS => user::put(arg, &self.get_debugregs()),
             KVM_SET_DEBUGREGS => self.set_debugregs(&user::get(arg)?),
+            KVM_SET_GUEST_DEBUG => self.set_guest_debug(&user::get(arg)?),
             KVM_GET_XSAVE => self.get_xsave(arg),
             KVM_SET_XSAVE => self.set_xsave(arg),
             KVM_GET_XCRS => self.get_xcrs(arg),

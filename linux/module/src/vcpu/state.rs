@@ -12,7 +12,7 @@ use exitless_kvm_abi::*;
 use exitless_policy::Origin;
 use exitless_policy::control::{Mode, check_dr6, check_dr7, check_state};
 use exitless_vcpu::Request;
-use exitless_vcpu::backend::Event;
+use exitless_vcpu::backend::{By, Event};
 use exitless_vcpu::shared::mp;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::msr::Msr;
@@ -245,6 +245,7 @@ impl<B: Vendor> Call<'_, B> {
         let event = i.injecting.or(i.reinject);
         let exception = match (i.exception, event) {
             (Some(x), _) | (None, Some(Event::Exception(x))) => Some(x),
+            (None, Some(Event::Software(By::Int3OrInto, v, _))) => Some(Exception::plain(Vector(v))),
             _ => None,
         };
         if let Some(x) = exception {
@@ -282,6 +283,7 @@ impl<B: Vendor> Call<'_, B> {
         let i = &mut *self.inner;
         i.reinject = None;
         i.injecting = None;
+        i.b.withdraw();
         i.exception = (e.exception.injected != 0).then(|| Exception {
             vector: Vector(e.exception.nr),
             error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
@@ -308,7 +310,7 @@ impl<B: Vendor> Call<'_, B> {
         let mut d: kvm_debugregs = bytemuck::Zeroable::zeroed();
         d.db = self.inner.dr;
         d.dr6 = self.inner.b.dr6();
-        d.dr7 = self.inner.b.dr7();
+        d.dr7 = self.inner.guest_dr7();
         d
     }
 
@@ -320,10 +322,13 @@ impl<B: Vendor> Call<'_, B> {
         }
         self.inner.dr = d.db;
         self.inner.b.set_dr6(dr6);
-        self.inner.b.set_dr7(dr7);
-        self.inner.dr_live = dr7 & 0xff != 0;
-        let live = self.inner.dr_live;
-        self.inner.b.set_dr_intercept(!live);
+        self.inner.set_guest_dr7(dr7);
+        self.inner.settle_debug_registers();
+        Ok(0)
+    }
+
+    pub(super) fn set_guest_debug(&mut self, d: &kvm_guest_debug) -> Result<isize> {
+        self.inner.set_guest_debug(d.control, d.debugreg).map_err(|_| Errno::EBUSY)?;
         Ok(0)
     }
 }
