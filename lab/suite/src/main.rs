@@ -1,10 +1,13 @@
-//! `exitless-suite list | run [pattern..]`, with `--device PATH`: tests of the /dev/kvm ABI from user space.
+//! `exitless-suite list | run [pattern..]`, with `--device PATH`: tests of the /dev/kvm ABI from user space. And `gdb SOCKET`: a
+//! session with a VMM's debugger stub.
 //!
 //! Each test runs in a process of its own and states what stock KVM (6.1, SVM) answers; where this module is meant to
 //! answer otherwise, the test accepts both and its comment says why.
 
 mod clock;
+mod debug;
 mod env;
+mod gdb;
 mod host;
 mod irq;
 mod life;
@@ -21,7 +24,7 @@ use std::time::Duration;
 use env::{Env, Stop};
 use exitless_runner::harness::{self, Outcome, Summary};
 
-const USAGE: &str = "usage: exitless-suite [--device PATH] list | run [PATTERN..]";
+const USAGE: &str = "usage: exitless-suite [--device PATH] list | run [PATTERN..] | gdb SOCKET";
 
 fn main() {
     let mut device = "/dev/kvm".to_string();
@@ -41,6 +44,7 @@ fn main() {
         irq::TESTS,
         state::TESTS,
         run::TESTS,
+        debug::TESTS,
         life::TESTS,
         clock::TESTS,
         host::TESTS,
@@ -61,6 +65,13 @@ fn main() {
             }
             exit(summary.finish())
         }
+        Some("gdb") if words.len() == 2 => match gdb::session(&words[1]) {
+            Ok(done) => println!("{done}"),
+            Err(e) => {
+                println!("gdb: {e}");
+                exit(1)
+            }
+        },
         _ => {
             eprintln!("{USAGE}");
             exit(2)
