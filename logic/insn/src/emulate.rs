@@ -18,7 +18,7 @@
 
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, rflags};
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::alu::{Op, Size};
 use crate::bits::Count;
@@ -152,6 +152,8 @@ pub enum Stop {
     HostMemory,
     /// The instruction goes on after the bytes given.
     CutShort,
+    /// Not handled, but an instruction without memory: not what the exit was for, as its code has changed since. Run the guest.
+    Elsewhere,
     /// Not an instruction or a situation this emulator knows.
     Unhandled,
 }
@@ -184,8 +186,37 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8; 15], valid: usize) -> Outcome {
         Ok(Flow::Shadow) => complete(x.cpu, next, true),
         Ok(Flow::Jump(to)) => complete(x.cpu, to, false),
         Ok(Flow::Repeat) | Err(Halt::Contended) => Outcome::Again,
+        Err(Halt::Stop(Stop::Unhandled)) if !accesses_memory(&x.instr) => Outcome::Stop(Stop::Elsewhere),
         Err(Halt::Stop(stop)) => Outcome::Stop(stop),
     }
+}
+
+/// By an operand, the stack, or a descriptor table. INT3 does not count: what its delivery accesses is no longer this exit's.
+fn accesses_memory(instr: &Instruction) -> bool {
+    use Mnemonic::*;
+    let operand = |op| {
+        let near = matches!(
+            instr.op_kind(op),
+            OpKind::Register | OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+        );
+        let selector = segment::named(instr.op_register(op)).is_some();
+        selector || !near && instr.try_immediate(op).is_err()
+    };
+    // `Some`: whatever the operands are.
+    let implied = match instr.mnemonic() {
+        Push | Pop | Pusha | Pushad | Popa | Popad | Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => {
+            Some(true)
+        }
+        Call | Ret | Retf | Enter | Leave | Iret | Iretd | Iretq | Umonitor => Some(true),
+        Lar | Lsl | Verr | Verw | Lldt | Ltr | Lkgs | Int | Int1 | Into => Some(true),
+        Montmul | Xsha1 | Xsha256 | Xsha512 | Xsha512_alt | Xstore | Xstore_alt => Some(true),
+        Xcryptcbc | Xcryptcfb | Xcryptctr | Xcryptecb | Xcryptofb | Ccs_encrypt | Ccs_hash => Some(true),
+        // An address that is not accessed.
+        Lea | Nop | Reservednop | Ud1 | Invlpg | Cldemote | Prefetch | Prefetchw | Prefetchwt1 => Some(false),
+        Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchit0 | Prefetchit1 => Some(false),
+        _ => None,
+    };
+    implied.unwrap_or_else(|| (0..instr.op_count()).any(operand))
 }
 
 /// RIP outside 64-bit mode has 32 bits.

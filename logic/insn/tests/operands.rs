@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::machine::{MMIO, Machine, RAM};
 use exitless_insn::{Mode, Outcome, Stop};
@@ -139,14 +139,17 @@ fn direct(mode: Mode) -> Vec<Vec<u8>> {
     all.into_iter().map(padded).collect()
 }
 
-/// The instruction, if it accesses memory.
-fn decode(mode: Mode, code: &[u8], info: &mut InstructionInfoFactory) -> Option<Instruction> {
-    let bits = match mode {
+fn bits(mode: Mode) -> u32 {
+    match mode {
         Mode::Bits16 => 16,
         Mode::Bits32 => 32,
         Mode::Bits64 => 64,
-    };
-    let i = Decoder::new(bits, code, DecoderOptions::AMD).decode();
+    }
+}
+
+/// The instruction, if it accesses memory.
+fn decode(mode: Mode, code: &[u8], info: &mut InstructionInfoFactory) -> Option<Instruction> {
+    let i = Decoder::new(bits(mode), code, DecoderOptions::AMD).decode();
     let accesses = |a: OpAccess| !matches!(a, OpAccess::None | OpAccess::NoMemAccess);
     let touches = info.info(&i).used_memory().iter().any(|m| accesses(m.access()));
     (!i.is_invalid() && touches).then_some(i)
@@ -189,6 +192,33 @@ fn handled(mode: Mode, i: &Instruction, code: &[u8]) -> bool {
         Outcome::Stop(Stop::Unhandled) => false,
         other => panic!("{i:?}: {other:?}"),
     }
+}
+
+/// What accesses no memory is done or left to the processor, and never a failure: the code has changed under the exit, by a
+/// debugger's INT3 for instance.
+#[test]
+fn elsewhere() {
+    let mut info = InstructionInfoFactory::new();
+    let (mut left, mut failures) = (0, BTreeSet::new());
+    for mode in [Mode::Bits64, Mode::Bits32, Mode::Bits16] {
+        for code in encodings(mode) {
+            let i = Decoder::new(bits(mode), &code, DecoderOptions::AMD).decode();
+            let tables = matches!(
+                i.mnemonic(),
+                M::Lar | M::Lsl | M::Verr | M::Verw | M::Lkgs | M::Int | M::Int1 | M::Into
+            );
+            if i.is_invalid() || tables || decode(mode, &code, &mut info).is_some() {
+                continue;
+            }
+            let end = machine(mode).step(&code[..i.len()]);
+            if end == Outcome::Stop(Stop::Unhandled) {
+                failures.insert(format!("{:?}", i.mnemonic()));
+            }
+            left += u32::from(end == Outcome::Stop(Stop::Elsewhere));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+    assert!(left > 1000);
 }
 
 /// See the file's head. Each reason has something to refuse, and refuses nothing that is done.

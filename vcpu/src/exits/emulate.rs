@@ -82,7 +82,12 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
             no_host_page()
         }
         Outcome::Stop(Stop::CutShort) => cut_short(v, sh, host, source.valid),
-        Outcome::Stop(Stop::Unhandled) => {
+        // What comes to be at RIP now is hardware's, unless an INT n that hardware could not deliver.
+        Outcome::Stop(Stop::Elsewhere) if v.reinject.is_none() => {
+            v.journal.clear();
+            Next::Again
+        }
+        Outcome::Stop(Stop::Unhandled | Stop::Elsewhere) => {
             v.journal.clear();
             emulation_failure(v, host)
         }

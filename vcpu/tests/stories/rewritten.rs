@@ -3,6 +3,7 @@
 
 use crate::fake::world::{CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
 use crate::fake::{Machine, Op};
+use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
@@ -345,4 +346,13 @@ fn mov_cr0_in_place_of_smsw() {
     m.go();
     assert_eq!(m.events(), [Event::Exception(Exception::gp(0))]);
     assert_eq!(m.v.b.cr0, 0x8005_0011);
+}
+
+/// A debugger's INT3 over the load: the guest runs into it.
+#[test]
+fn breakpoint_in_place_of_a_load() {
+    let mut m = Machine::new([Op::Event(slat(USER_MMIO, false)), Op::Nop]);
+    m.w.write_ram(CODE, &[0xcc]);
+    assert_eq!((m.go(), m.events()), (RunExit::Interrupted, vec![]));
+    assert_eq!(m.v.b.entries, 2);
 }
