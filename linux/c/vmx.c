@@ -129,10 +129,11 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 #ifdef EX_HAVE_SPEC_CTRL_CURRENT
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
+	ex_guest_enter();
+	/* The host touches next to nothing of its own from here on. */
 	if (how & EX_HOW_GUARD_L1D)
 		ex_flush_l1d(how & EX_HOW_L1D_DIRTY);
 	ex_clear_for_device_memory();
-	ex_guest_enter();
 	if (run->cr2 != native_read_cr2())
 		native_write_cr2(run->cr2);
 	failed = ex_vmx_run_asm(run, how & EX_HOW_LAUNCHED, host_spec_ctrl);
