@@ -60,13 +60,10 @@ static int ex_l1d_decide(void)
 	static const enum vmx_l1d_flush_state states[] = { VMENTER_L1D_FLUSH_AUTO, VMENTER_L1D_FLUSH_ALWAYS,
 							   VMENTER_L1D_FLUSH_COND, VMENTER_L1D_FLUSH_NEVER };
 	int wish = match_string(words, ARRAY_SIZE(words), ex_l1d_wish);
-	u64 caps = 0;
 
 	if (wish < 0)
 		return -EINVAL;
-	if (boot_cpu_has(X86_FEATURE_ARCH_CAPABILITIES))
-		rdmsrl(MSR_IA32_ARCH_CAPABILITIES, caps);
-	if (!boot_cpu_has_bug(X86_BUG_L1TF) || caps & ARCH_CAP_SKIP_VMENTRY_L1DFLUSH)
+	if (!boot_cpu_has_bug(X86_BUG_L1TF) || ex_arch_capabilities() & ARCH_CAP_SKIP_VMENTRY_L1DFLUSH)
 		return VMENTER_L1D_FLUSH_NOT_REQUIRED;
 #if IS_ENABLED(CONFIG_KVM_INTEL)
 	if (l1tf_mitigation == L1TF_MITIGATION_FULL_FORCE)
@@ -156,11 +153,26 @@ noinstr void ex_l1d_read_through(void)
 	asm volatile("lfence" : : : "memory");
 }
 
-/* A page of a device is about to be mapped in a guest. */
+static void ex_nothing(void *unused)
+{
+}
+
+/* A page of a device is about to be mapped in a guest. Process context, interrupts on. */
 void ex_guest_gets_device_memory(void)
 {
-	if (!READ_ONCE(ex_guests_have_device_memory))
+	static DEFINE_MUTEX(lock);
+	static bool told;
+
+	if (smp_load_acquire(&told))
+		return;
+	mutex_lock(&lock);
+	if (!told) {
 		WRITE_ONCE(ex_guests_have_device_memory, true);
+		/* Whoever is in a guest comes out, and clears the buffers on the way back. */
+		on_each_cpu(ex_nothing, NULL, 1);
+		smp_store_release(&told, true);
+	}
+	mutex_unlock(&lock);
 }
 
 /*
