@@ -56,6 +56,9 @@ enum Task {
         kdir: Option<PathBuf>,
         #[arg(long, value_enum, default_value_t = lab::deps::Flavour::Stock, conflicts_with = "kdir")]
         kernel: lab::deps::Flavour,
+        /// Hold it to the gates for KDIR too: a folder with that kernel's kvm.ko, kvm-intel.ko and kvm-amd.ko, not compressed.
+        #[arg(long, value_name = "FOLDER", requires = "kdir")]
+        kvm: Option<PathBuf>,
     },
     /// Build the kernel that checks itself (KASAN, lockdep, kmemleak), for `lab run --kernel debug`.
     DebugKernel,
@@ -110,7 +113,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
         Task::BootExits { choice } => boot_exits::run(&choice),
-        Task::Build { kdir, kernel } => build(kdir, kernel),
+        Task::Build { kdir, kernel, kvm } => build(kdir, kernel, kvm),
         Task::DebugKernel => debug_kernel::build(),
         Task::Arch => arch::check(),
         Task::Fmt => checks::format(),
@@ -124,16 +127,23 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-/// The gates compare with KVM's modules of the lab's kernel; of another kernel there are only headers.
-fn build(kdir: Option<PathBuf>, kernel: lab::deps::Flavour) -> Result<()> {
+/// The gates compare with KVM's modules: of the lab's kernel, or the given ones of another.
+fn build(kdir: Option<PathBuf>, kernel: lab::deps::Flavour, kvm: Option<PathBuf>) -> Result<()> {
     lab::deps::rust_src()?;
-    let Some(kdir) = kdir else {
-        lab::deps::host_packages()?;
-        let report = say::step("build exitless.ko", || gates::build(kernel))?;
-        anyhow::ensure!(report.passed(), "the module was built, and the gates found faults");
-        return Ok(());
+    let tree = match kdir {
+        None => {
+            lab::deps::host_packages()?;
+            lab::deps::kernel(kernel)?
+        }
+        Some(kdir) if kvm.is_some() => lab::deps::KernelTree::other(kdir, kvm)?,
+        Some(kdir) => {
+            let module =
+                say::step("build exitless.ko", || kmod::build(&kdir, &paths::target().join("kmod")))?;
+            say::note(paths::shown(&module));
+            return Ok(());
+        }
     };
-    let module = say::step("build exitless.ko", || kmod::build(&kdir, &paths::target().join("kmod")))?;
-    say::note(paths::shown(&module));
+    let report = say::step("build exitless.ko", || gates::build(&tree))?;
+    anyhow::ensure!(report.passed(), "the module was built, and the gates found faults");
     Ok(())
 }

@@ -111,7 +111,7 @@ pub fn all(choice: &Choice) -> Result<()> {
 fn gates_of_the_module() -> Result<Totals> {
     let mut totals = Totals::default();
     for flavour in [deps::Flavour::Stock, deps::Flavour::Backports] {
-        let report = gates::build(flavour)?;
+        let report = gates::build(&deps::kernel(flavour)?)?;
         totals.count(Verdict::Pass);
         totals.count(if report.passed() { Verdict::Pass } else { Verdict::Fail });
     }

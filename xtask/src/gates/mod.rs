@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     kmod::{self, Built},
-    lab::deps::{self, Flavour, KernelTree},
+    lab::deps::KernelTree,
     paths, say,
 };
 
@@ -96,12 +96,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Builds the module for a kernel of the lab, and prints what the gates say.
-pub fn build(flavour: Flavour) -> Result<Report> {
-    let kernel = deps::kernel(flavour)?;
+/// Builds the module for a kernel, and prints what the gates say.
+pub fn build(kernel: &KernelTree) -> Result<Report> {
     let built = kmod::build_with_log(&kernel.headers_dir, &paths::target().join("kmod"))?;
     say::note(paths::shown(&built.ko));
-    let report = run(&built, &kernel)?;
+    let report = run(&built, kernel)?;
     for line in report.to_string().lines() {
         say::note(line);
     }

@@ -65,6 +65,12 @@ pub struct KernelTree {
 }
 
 impl KernelTree {
+    /// A kernel that is not the lab's: its headers, and a folder with modules of it.
+    pub fn other(headers_dir: PathBuf, modules_dir: Option<PathBuf>) -> Result<KernelTree> {
+        let release = crate::kmod::kernel_release(&headers_dir)?;
+        Ok(KernelTree { version: release.clone(), release, vmlinuz: None, modules_dir, headers_dir })
+    }
+
     /// The bootable image.
     pub fn image(&self) -> Result<&Path> {
         self.vmlinuz.as_deref().with_context(|| format!("kernel {} has headers only", self.release))
