@@ -287,6 +287,8 @@ const HARMLESS: &[&str] = &[
     "kmemleak: Kernel memory leak detector initialized",
     "rcu: \tRCU",
     "lockdep checking",
+    // No "BUG ", but an exit of KVM_RUN that a test names.
+    "KVM_EXIT_DEBUG ",
     // Frames of a backtrace; what it is printed for has a line of its own.
     "? lockdep_",
     " lockdep_hardirqs_",
