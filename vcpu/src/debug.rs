@@ -14,16 +14,20 @@
 //! stock KVM.
 
 use crate::backend::{Backend, By, Event};
+use crate::emul::Emulation;
 use crate::host::Host;
 use crate::run::{Next, RunExit};
+use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
+use exitless_insn::emulate::linearize;
+use exitless_insn::{Access, Cpu, Mode};
 use exitless_kvm_abi::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB,
     KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP,
 };
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{cr4, dr6, dr7, rflags};
+use exitless_x86::regs::{Gpr, SegReg, cr4, dr6, dr7, rflags};
 
 /// What `KVM_CAP_SET_GUEST_DEBUG2` answers.
 pub const CONTROLS: u32 = KVM_GUESTDBG_ENABLE
@@ -48,6 +52,8 @@ pub struct Debug {
     due: u16,
     /// B0 to B3 of the instruction under way.
     hits: u16,
+    /// The instruction to be stepped is a PUSHF, which ends at this RIP; 0: no.
+    pushf: u64,
 }
 
 /// What an instruction does to an address.
@@ -172,6 +178,42 @@ pub fn debug_exception<B: Backend>(v: &mut Vcpu<B>, x: Exception) -> Result<RunE
     if v.debug.takes_db() { Ok(exit(v, Vector::DB, x.payload)) } else { Err(x) }
 }
 
+/// Before the guest runs: a step over PUSHF will leave our TF on the guest's stack.
+pub fn look_ahead<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+    if v.b.stepping() {
+        v.debug.pushf = skip::behind_pushf(v, host).unwrap_or(0);
+    }
+}
+
+/// Behind a step of PUSHF: takes our TF off the guest's stack.
+pub fn hide_step<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    let behind = core::mem::take(&mut v.debug.pushf);
+    if behind == 0 || v.b.rip() != behind || v.b.rflags() & rflags::TF != 0 {
+        return;
+    }
+    // TF is bit 0 of the second byte, whatever the operand size.
+    let at = v.b.gprs().get(Gpr::Rsp).wrapping_add(1);
+    let mut e = Emulation { v, sh, host, operand: None };
+    let mut byte = [0];
+    let Ok(linear) = linearize(&e, SegReg::Ss, stack_offset(&e, at), 1, true) else { return };
+    if e.read(linear, &mut byte).is_ok() {
+        let [old] = byte;
+        // A stack in a device keeps what it got.
+        let _ = e.memory_write(linear, &[old & !1], Access::WRITE);
+    }
+    v.journal.clear();
+    v.debug.forget_hits();
+}
+
+/// An offset in the stack segment, as wide as the stack pointer is.
+fn stack_offset<B: Backend, H: Host<Cpu = B::Cpu>>(e: &Emulation<'_, B, H>, at: u64) -> u64 {
+    match (e.mode(), e.segment(SegReg::Ss).db()) {
+        (Mode::Bits64, _) => at,
+        (_, true) => at & 0xffff_ffff,
+        (_, false) => at & 0xffff,
+    }
+}
+
 /// INT3, which exits only for a debugger that plants it.
 pub fn breakpoint<B: Backend>(v: &mut Vcpu<B>) -> Next {
     Next::Leave(exit(v, Vector::BP, 0))
@@ -226,6 +268,7 @@ impl<B: Backend> Vcpu<B> {
             control: if on { control } else { 0 },
             due: 0,
             hits: 0,
+            pushf: 0,
         };
         let steps = self.debug.has(KVM_GUESTDBG_SINGLESTEP);
         self.debug.due = if self.debug.takes_db() { was_due } else { 0 };

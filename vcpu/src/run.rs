@@ -129,6 +129,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         if let Some(exit) = entry::user_window(v, sh, host) {
             return exit;
         }
+        debug::look_ahead(v, host);
         let exit = slice(v, sh, host);
         crate::pv::collect_eoi(v, sh, host);
         if let Some(exit) = exit

@@ -72,6 +72,19 @@ pub fn length<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Optio
     instruction_length(&bytes, valid, v.mode()).map(|(len, _)| len as u8)
 }
 
+/// RIP behind the instruction at RIP, if that is PUSHF.
+pub fn behind_pushf<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u64> {
+    const PUSHF: u8 = 0x9c;
+    let (bytes, valid) = fetch_from_memory(v, host, false).ok()?;
+    let prefix = |b: u8| {
+        let rex = v.mode() == Mode::Bits64 && b & 0xf0 == 0x40;
+        rex || matches!(b, 0x66 | 0x67 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf2 | 0xf3)
+    };
+    let at = bytes.iter().take(valid).position(|b| !prefix(*b))?;
+    let next = v.b.rip().wrapping_add(at as u64 + 1);
+    (bytes.get(at) == Some(&PUSHF)).then(|| wrap(next, v.mode()))
+}
+
 /// Linear address of RIP.
 pub fn linear_rip<B: Backend>(v: &Vcpu<B>) -> u64 {
     let linear = v.b.segment(SegReg::Cs).base.wrapping_add(v.b.rip());

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("debug/steps_over_halt", steps_over_halt),
     ("debug/steps_in_shadows", steps_in_shadows),
     ("debug/steps_hide_tf", steps_hide_tf),
+    ("debug/steps_over_pushf", steps_over_pushf),
     ("debug/steps_with_interrupts_blocked", steps_with_interrupts_blocked),
     ("debug/breakpoints", breakpoints),
     ("debug/breakpoints_behind_exits", breakpoints_behind_exits),
@@ -258,6 +259,22 @@ fn steps_hide_tf(e: &Env) -> R {
     control(&g, 0)?;
     g.vcpu.run_to(KVM_EXIT_IO)?;
     same!(g.vcpu.regs()?.rflags & 0x100, 0, "TF");
+    Ok(())
+}
+
+/// The flags that the guest pushes have its own TF, which is clear.
+fn steps_over_pushf(e: &Env) -> R {
+    if !exitless() {
+        return skip("stock KVM leaves its TF on the guest's stack");
+    }
+    // pushf; pop ax; pushfd; pop eax
+    for (insn, pop) in [(&[0x9c][..], &[0x58][..]), (&[0x66, 0x9c], &[0x66, 0x58])] {
+        let g = e.guest(Chips::None, &[insn, pop, &[0xf4]].concat())?;
+        control(&g, ENABLE | STEP)?;
+        stops(&g, DB, ENTRY + insn.len() as u64, "pushf")?;
+        stops(&g, DB, ENTRY + 2 * insn.len() as u64, "pop")?;
+        same!(g.vcpu.regs()?.rax & 0x300, 0, "TF and IF on the stack");
+    }
     Ok(())
 }
 

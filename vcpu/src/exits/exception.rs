@@ -27,15 +27,25 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     match x.vector {
         Vector::UD => undefined(v, sh, host, x),
-        Vector::DB => match debug::debug_exception(v, x) {
-            Ok(exit) => Next::Leave(exit),
-            Err(x) => reflect(v, sh, x),
-        },
+        Vector::DB => debug_exception(v, sh, host, x),
         Vector::BP if v.debug.takes_bp() => debug::breakpoint(v),
         // The machine check was the host's: its handler has run behind the slice.
         Vector::MC => Next::Again,
         Vector::AC => reflect(v, sh, Exception { error_code: Some(0), ..x }),
         _ => reflect(v, sh, x),
+    }
+}
+
+fn debug_exception<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    x: Exception,
+) -> Next {
+    debug::hide_step(v, sh, host);
+    match debug::debug_exception(v, x) {
+        Ok(exit) => Next::Leave(exit),
+        Err(x) => reflect(v, sh, x),
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) enum Op {
     Cli,
     /// All of RFLAGS.
     Popf(u64),
+    Pushf,
     /// Back from a handler: to where the event hit, or behind the instruction that faulted.
     Iret,
     /// CR8, in 32-bit code spelt LOCK MOV CR0.
@@ -455,6 +456,12 @@ impl Cpu {
             }
             Op::Cli => {
                 self.rflags &= !rflags::IF;
+                self.plain(1)
+            }
+            Op::Pushf => {
+                let sp = self.gprs.get(Gpr::Rsp) - 4;
+                self.gprs.set(Gpr::Rsp, sp);
+                self.w.write_ram(sp, &(self.rflags as u32).to_le_bytes());
                 self.plain(1)
             }
             Op::Popf(flags) => {

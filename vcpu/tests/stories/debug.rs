@@ -102,6 +102,23 @@ fn steps_over_new_flags() {
     assert_eq!(m.go(), stepped(CODE + 4));
 }
 
+/// PUSHF under a step pushes the guest's TF, not the debugger's.
+#[test]
+fn steps_over_pushf() {
+    for guests in [0, rflags::TF] {
+        for (bytes, stepped_over) in [([0x9c, 0x90], true), ([0x90, 0x9c], false)] {
+            let mut m = Machine::new([Op::Pushf, Op::Nop]);
+            m.v.b.rflags = 0x202 | guests;
+            m.w.write_ram(CODE, &bytes);
+            step(&mut m);
+            assert_eq!(m.go(), stepped(CODE + 1));
+            let pushed = u64::from(m.w.u32_at(m.v.b.gprs.get(Gpr::Rsp)));
+            let other = if stepped_over { guests } else { rflags::TF };
+            assert_eq!(pushed, 0x202 | other, "{bytes:x?}");
+        }
+    }
+}
+
 /// HLT: the step comes first, and the vCPU is halted when it runs again. Without controllers in the kernel user space hears of
 /// both, HLT first.
 #[test]
