@@ -47,9 +47,11 @@ pub trait Host {
     fn cpu(&self) -> &Self::Cpu;
 
     // --- guest memory: RAM slots only ---
-    /// Reads guest-physical memory; may sleep for paging. `false`: no slot or no page there.
+    /// Reads guest-physical memory; may sleep for paging. `false`: no slot or no page there; if the page has a memory error, with
+    /// [`Host::memory_error`].
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool;
-    /// Writes guest-physical memory and marks it dirty; may sleep. `false`: no slot, read-only or no page.
+    /// Writes guest-physical memory and marks it dirty; may sleep. `false`: no slot, read-only or no page, as for
+    /// [`Host::read_guest`].
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool;
     /// As [`Host::read_guest`], but never sleeps: `false` also when the page is not resident (atomic).
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool;

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("odd/memory_error", memory_error),
     ("odd/memory_error_of_a_write", memory_error_of_a_write),
     ("odd/memory_error_while_blocked", memory_error_while_blocked),
+    ("odd/memory_error_under_the_emulator", memory_error_under_the_emulator),
     ("odd/no_page", no_page),
     ("odd/frames", frames),
     ("odd/frames_taken_back", frames_taken_back),
@@ -143,6 +144,31 @@ fn memory_error_while_blocked(e: &Env) -> R {
     errno!(odd.g.vcpu.run(), EINTR, "KVM_RUN");
     same!(odd.g.vcpu.regs()?.rip, ENTRY, "rip");
     odd.say(b"o")?;
+    odd.g.vcpu.run_to(KVM_EXIT_HLT)
+}
+
+/// REP OUTSB from the page. Stock KVM asks user space for the bytes, as if a device lay there.
+fn memory_error_under_the_emulator(e: &Env) -> R {
+    // xor si, si; mov cx, 2; mov dx, 0x99; es rep outsb; hlt
+    let code = [0x31, 0xf6, 0xb9, 2, 0, 0xba, 0x99, 0, 0x26, 0xf3, 0x6e, 0xf4];
+    let mut odd = Odd::new(e, &code, kind::POISON)?;
+    catch_sigbus();
+    odd.say(b"p")?;
+    match odd.g.vcpu.run() {
+        Ok(_) => {
+            same!(odd.g.vcpu.page().exit_reason, KVM_EXIT_MMIO, "stock's exit");
+            return Ok(());
+        }
+        r => errno!(r, EINTR, "KVM_RUN"),
+    }
+    same!(CODE.load(Ordering::Relaxed), 4, "si_code: BUS_MCEERR_AR");
+    same!(ADDRESS.load(Ordering::Relaxed), odd.page.addr(), "si_addr");
+    odd.say(b"o")?;
+    odd.page.write(0, &[0x5a, 0xa5]);
+    for byte in [0x5a, 0xa5] {
+        odd.g.vcpu.run_to(KVM_EXIT_IO)?;
+        same!(odd.g.vcpu.io(), (0x99, 1, 1, byte), "exit");
+    }
     odd.g.vcpu.run_to(KVM_EXIT_HLT)
 }
 

@@ -226,8 +226,7 @@ extern "C" fn ex_rs_vcpu_wake_check(p: *mut c_void) -> bool {
 extern "C" fn ex_rs_mmu_invalidate_start(p: *mut c_void, start: u64, end: u64, blockable: bool) -> c_int {
     // SAFETY: the notifier is unregistered before its VM is freed.
     let vm = unsafe { vm(p) };
-    let _ = blockable;
-    vm.invalidate_start(start, end);
+    vm.invalidate_start(start, end, blockable);
     0
 }
 

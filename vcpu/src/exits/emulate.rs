@@ -35,7 +35,7 @@ pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
                 v.journal.clear();
                 return fault(v, sh, x);
             }
-            Err(NoBytes::Host) => return no_host_page(),
+            Err(NoBytes::Host) => return no_host_page(host),
             Err(NoBytes::Missing) => return emulation_failure(v, host),
         },
     };
@@ -79,7 +79,7 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
         // What was done outside of memory stays done: the next KVM_RUN goes on from there.
         Outcome::Stop(Stop::HostMemory) => {
             v.journal.keep(*source);
-            no_host_page()
+            no_host_page(host)
         }
         Outcome::Stop(Stop::CutShort) => cut_short(v, sh, host, source.valid),
         // What comes to be at RIP now is hardware's, unless an INT n that hardware could not deliver.
@@ -105,7 +105,7 @@ fn cut_short<B: Backend, H: Host<Cpu = B::Cpu>>(
     match skip::cut_short(v, host, valid) {
         Ok(()) => Next::Again,
         Err(NoBytes::Fault(x)) => fault(v, sh, x),
-        Err(NoBytes::Host) => no_host_page(),
+        Err(NoBytes::Host) => no_host_page(host),
         Err(NoBytes::Missing) => emulation_failure(v, host),
     }
 }

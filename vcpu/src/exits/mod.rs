@@ -129,14 +129,16 @@ pub fn skip_over<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuSh
 pub fn unreadable<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     match skip::fetch(v, host, false) {
         Err(NoBytes::Fault(x)) => fault(v, sh, x),
-        Err(NoBytes::Host) => no_host_page(),
+        Err(NoBytes::Host) => no_host_page(host),
         _ => emulation_failure(v, host),
     }
 }
 
-/// The host has no page where the guest has memory, as for a second-level fault there.
-pub fn no_host_page() -> Next {
-    Next::Leave(RunExit::Error(-EFAULT))
+/// The host has no page where the guest has memory, or one with a memory error, of which a signal tells; as for a second-level
+/// fault there.
+pub fn no_host_page<H: Host>(host: &H) -> Next {
+    let signal = host.work_pending() && !host.do_work();
+    Next::Leave(if signal { RunExit::Interrupted } else { RunExit::Error(-EFAULT) })
 }
 
 /// Neither hardware nor the emulator can do this instruction. As on stock KVM the guest gets #UD, and user space hears of it

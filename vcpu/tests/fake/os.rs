@@ -35,7 +35,15 @@ impl<C> Os<C> {
     }
 
     fn lost(&self, gpa: u64) -> bool {
-        self.w.lost.get() == Some(gpa >> 12)
+        [self.w.lost.get(), self.w.poisoned.get()].contains(&Some(gpa >> 12))
+    }
+
+    /// Not there for who may sleep: a memory error is told.
+    fn out_of_reach(&self, gpa: u64) -> bool {
+        if self.w.poisoned.get() == Some(gpa >> 12) {
+            self.memory_error(HVA + (gpa & !0xfff));
+        }
+        self.lost(gpa)
     }
 
     fn chip(&self, at: u64, data: &mut [u8]) {
@@ -62,11 +70,11 @@ impl<C> Host for Os<C> {
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.w.may_sleep("read_guest");
-        !self.lost(gpa) && self.w.read_ram(gpa, buf)
+        !self.out_of_reach(gpa) && self.w.read_ram(gpa, buf)
     }
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
         self.w.may_sleep("write_guest");
-        if self.lost(gpa) {
+        if self.out_of_reach(gpa) {
             return false;
         }
         self.w.written.borrow_mut().push((gpa, data.to_vec()));
@@ -79,7 +87,7 @@ impl<C> Host for Os<C> {
         self.w.may_sleep("cmpxchg_guest");
         let mut have = [0; 8];
         let n = usize::from(size);
-        if self.lost(gpa) || !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
+        if self.out_of_reach(gpa) || !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
             return None;
         }
         let same = have[..n] == old.to_le_bytes()[..n];

@@ -2,6 +2,7 @@
 
 use crate::fake::cpu::Instruction;
 use crate::fake::guest::*;
+use crate::fake::os::HVA;
 use crate::fake::world::{APIC, CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
@@ -379,6 +380,36 @@ fn host_out_of_memory() {
     let mut m = Machine::new([Op::Event(fault())]);
     m.w.lost.set(Some(1));
     assert_eq!((m.go(), m.events()), (RunExit::Error(-14), vec![]));
+}
+
+/// The page has a memory error: the signal comes first, and the instruction is finished when user space has mended it.
+#[test]
+fn memory_error_under_the_emulator() {
+    let tells = |op: Op, page: u64, devices: usize| {
+        let mut m = Machine::new([op.clone(), Op::Nop]);
+        m.w.write_ram(0x8000, &[7; 0x1000]);
+        m.w.poisoned.set(Some(page));
+        let exit = loop {
+            match m.run() {
+                exit @ (RunExit::Io { .. } | RunExit::Mmio(_)) => m.answer(exit),
+                exit => break exit,
+            }
+        };
+        assert_eq!((exit, m.v.b.rip), (RunExit::Interrupted, 0x1000), "{op:?}");
+        assert!(m.w.memory_errors.borrow().iter().all(|&hva| hva == HVA + (page << 12)));
+        assert!(!m.w.memory_errors.borrow().is_empty() && !m.w.script_over.get(), "{op:?}");
+        assert_eq!(m.w.log.borrow().len(), devices, "{op:?}");
+        m.w.poisoned.set(None);
+        m.w.signal.set(false);
+        assert_eq!(m.go(), RunExit::Interrupted, "{op:?}");
+    };
+    for port in [CHIP_PORT, 0x80] {
+        tells(ins(port, 0x9000, 1), 9, 1);
+        tells(outs(port, 0x8000, 2, &[7; 8]), 8, 0);
+    }
+    tells(movs(USER_MMIO, 0x9000), 9, 1);
+    tells(movs_memory(USER_MMIO), 8, 0);
+    tells(movs(USER_MMIO, 0x8ffe), 9, 1);
 }
 
 fn fault() -> Exit {

@@ -35,6 +35,9 @@ const APIC_GFN: u64 = apic_base::DEFAULT_ADDRESS >> 12;
 /// Entries per lock hold when tables are swept.
 const BUDGET: u32 = 2048;
 
+/// Words of a dirty bitmap, 64 pages each, before others may have the CPU.
+const WORDS_IN_A_ROW: u64 = 32;
+
 /// The published table.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -373,8 +376,9 @@ impl Vm {
         self.zap(GfnRange { start: 0, end: 1 << 40 }, true);
     }
 
-    /// The host is about to change pages behind `start..end` (host virtual addresses). Does not sleep.
-    pub fn invalidate_start(&self, start: u64, end: u64) {
+    /// The host is about to change pages behind `start..end` (host virtual addresses). `yields`: the caller may be scheduled out,
+    /// which a big range needs; nothing here sleeps otherwise.
+    pub fn invalidate_start(&self, start: u64, end: u64, yields: bool) {
         // First, so that no fault maps by a table that is newer than the one read below.
         self.mmu.lock().active += 1;
         let _srcu = self.srcu.read();
@@ -385,7 +389,7 @@ impl Vm {
         for (_, gfns) in
             table.find_hva_range(start, end).chain(Table::new(&retiring).find_hva_range(start, end))
         {
-            self.zap(gfns, false);
+            self.zap(gfns, yields);
         }
     }
 
@@ -617,7 +621,8 @@ impl Vm {
     /// Reads; may sleep.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.stretches(gpa, buf.len(), false, |hva, from, n| {
-            buf.get_mut(from..from + n).is_some_and(|b| uaccess::read_bytes(hva, b).is_ok())
+            let done = buf.get_mut(from..from + n).is_some_and(|b| uaccess::read_bytes(hva, b).is_ok());
+            done || out_of_reach(hva, false)
         })
     }
 
@@ -631,7 +636,8 @@ impl Vm {
     /// Writes; may sleep.
     pub fn write(&self, gpa: u64, data: &[u8]) -> bool {
         self.stretches(gpa, data.len(), true, |hva, from, n| {
-            data.get(from..from + n).is_some_and(|b| uaccess::write_bytes(hva, b).is_ok())
+            let done = data.get(from..from + n).is_some_and(|b| uaccess::write_bytes(hva, b).is_ok());
+            done || out_of_reach(hva, true)
         })
     }
 
@@ -647,7 +653,7 @@ impl Vm {
                 _ => return false,
             };
             result = r.ok();
-            result.is_some()
+            result.is_some() || out_of_reach(hva, true)
         });
         result
     }
@@ -677,6 +683,9 @@ impl Vm {
     /// Copies the bitmap word by word. `owe`: a flush is due and counted in `owed`.
     fn harvest(&self, slot: &Slot, bits: &DirtyBitmap<'_>, user: usize, owe: &mut bool) -> Result<()> {
         for w in 0..DirtyBitmap::words_for(slot.npages) {
+            if w.is_multiple_of(WORDS_IN_A_ROW) {
+                task::cond_resched();
+            }
             let mask = bits.take(w);
             if mask != 0 {
                 let m = &mut *self.mmu.lock();
@@ -690,6 +699,15 @@ impl Vm {
         }
         Ok(())
     }
+}
+
+/// The kernel's own access to guest memory failed: user space hears why if the page has a memory error. Answers `false`. May
+/// sleep.
+fn out_of_reach(hva: u64, write: bool) -> bool {
+    if matches!(mmu::page_of(hva, write, false), Err(Errno::EHWPOISON)) {
+        task::memory_error(hva & !0xfff);
+    }
+    false
 }
 
 /// A write to a page of a slot that logs.
