@@ -12,6 +12,7 @@ mod host;
 mod irq;
 mod life;
 mod memory;
+mod msr;
 mod odd;
 mod run;
 mod state;
@@ -43,6 +44,7 @@ fn main() {
         odd::TESTS,
         irq::TESTS,
         state::TESTS,
+        msr::TESTS,
         run::TESTS,
         debug::TESTS,
         life::TESTS,

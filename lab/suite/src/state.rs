@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("state/vcpu_events_invalid", events_invalid),
     ("state/mp_state", mp_state),
     ("state/mp_state_without_irqchip", mp_state_bare),
+    ("state/sipi_received", sipi_received),
     ("state/lapic", lapic),
     ("state/lapic_reset", lapic_reset),
     ("state/lapic_absent", lapic_absent),
@@ -324,6 +325,35 @@ fn mp_state_bare(e: &Env) -> R {
     g.vcpu.fd.set(nr::SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;
     let r = g.vcpu.fd.set(nr::SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_SIPI_RECEIVED });
     errno!(r, EINVAL, "SIPI received without a local APIC");
+    Ok(())
+}
+
+/// A vCPU that was saved between its SIPI and its start: state and vector come back by two ioctls, in any order.
+fn sipi_received(e: &Env) -> R {
+    for vector_first in [false, true] {
+        let g = e.guest(Chips::Full, &[0xf4])?;
+        g.mem.write(0x7000, &[0xe6, 0x33]); // out 0x33, al
+        let ap = vcpu(&g.sys, &g.vm, 1)?;
+        exitless_runner::machine::set_cpuid(&g.sys, &ap.fd, 1)?;
+        let state = || ap.fd.set(nr::SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_SIPI_RECEIVED });
+        let mut events: kvm_vcpu_events = ap.fd.get(nr::GET_VCPU_EVENTS)?;
+        same!(events.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR, 0, "the vector is never told");
+        (events.flags, events.sipi_vector) = (KVM_VCPUEVENT_VALID_SIPI_VECTOR, 7);
+        let vector = || ap.fd.set(nr::SET_VCPU_EVENTS, &events);
+        if vector_first {
+            vector()?;
+            state()?;
+        } else {
+            state()?;
+            vector()?;
+        }
+        ap.run_to(KVM_EXIT_IO)?;
+        same!(ap.io().0, 0x33, "port");
+        let s: kvm_sregs = ap.fd.get(nr::GET_SREGS)?;
+        same!((s.cs.selector, s.cs.base), (0x700, 0x7000), "CS, vector first: {vector_first}");
+        let m: kvm_mp_state = ap.fd.get(nr::GET_MP_STATE)?;
+        same!(m.mp_state, KVM_MP_STATE_RUNNABLE, "state");
+    }
     Ok(())
 }
 

@@ -403,9 +403,20 @@ impl Shared {
         Accepted::Startup
     }
 
-    /// Owner: takes INIT and SIPI.
+    /// Owner, restoring: the vector of the SIPI that waits or will be made to wait.
+    pub fn restore_sipi_vector(&self, vector: u8) {
+        let update = |events| Some(events & !event::SIPI_VECTOR | u32::from(vector));
+        _ = self.events.fetch_update(Ordering::AcqRel, Ordering::Relaxed, update);
+    }
+
+    /// Owner, restoring: a SIPI waits, with the vector that was restored or that came last.
+    pub fn restore_sipi(&self) {
+        self.events.fetch_or(event::SIPI, Ordering::AcqRel);
+    }
+
+    /// Owner: takes INIT and SIPI. The vector stays, for [`Shared::restore_sipi`].
     pub fn take_startup(&self) -> Startup {
-        const ALL: u32 = event::INIT | event::SIPI | event::SIPI_VECTOR;
+        const ALL: u32 = event::INIT | event::SIPI;
         let events = self.events.fetch_and(!ALL, Ordering::AcqRel);
         let sipi = (events & event::SIPI != 0).then_some(events as u8);
         Startup { init: events & event::INIT != 0, sipi }

@@ -534,6 +534,22 @@ fn startup_sequence() {
     assert!(cpu.s.take_smi());
 }
 
+/// A SIPI that waits is restored in two halves, in any order, even if the owner looks in between.
+#[test]
+fn a_sipi_is_restored() {
+    let cpu = Cpu::xapic(0);
+    let sipi = |page| Startup { init: false, sipi: Some(page) };
+    cpu.s.restore_sipi_vector(7);
+    assert!(!cpu.s.has_startup());
+    assert_eq!(cpu.s.take_startup(), Startup::default());
+    cpu.s.restore_sipi();
+    assert!(cpu.s.has_startup());
+    assert_eq!(cpu.s.take_startup(), sipi(7));
+    cpu.s.restore_sipi();
+    cpu.s.restore_sipi_vector(9);
+    assert_eq!(cpu.s.take_startup(), sipi(9));
+}
+
 /// Unknown registers and holes between registers read 0 and ignore writes, up to hostile offsets.
 #[test]
 fn unknown_registers() {

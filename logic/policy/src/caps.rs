@@ -39,6 +39,10 @@ pub struct GuestCaps {
     maxphyaddr: u8,
     /// Where the vendors differ.
     pub vendor: Vendor,
+    /// The processor's own vendor, whatever the guest's CPUID says.
+    pub hardware: Vendor,
+    /// The processor has 57-bit linear addresses, whatever the guest's CPUID says: WRMSR calls an address canonical by that.
+    pub wide: bool,
     /// 57-bit linear addresses may be switched on.
     pub la57: bool,
     /// Local APIC in x2APIC mode.
@@ -119,10 +123,14 @@ impl GuestCaps {
         let e8 = get(leaf::ADDRESS_SIZES, 0);
         let id = get(leaf::VENDOR, 0);
         let amd = [vendor::AMD, vendor::HYGON].contains(&[id.ebx, id.ecx, id.edx]);
+        let vendor = if amd { Vendor::Amd } else { Vendor::Intel };
+        let la57 = l7.ecx & leaf7_ecx::LA57 != 0;
         *self = Self {
-            vendor: if amd { Vendor::Amd } else { Vendor::Intel },
+            vendor,
+            hardware: host.map_or(vendor, |h| h.vendor),
+            wide: host.map_or(la57, |h| h.la57),
             maxphyaddr: e8.eax as u8,
-            la57: l7.ecx & leaf7_ecx::LA57 != 0,
+            la57,
             x2apic: l1.ecx & leaf1_ecx::X2APIC != 0,
             tsc_deadline: l1.ecx & leaf1_ecx::TSC_DEADLINE != 0,
             tsc_adjust: l7.ebx & leaf7_ebx::TSC_ADJUST != 0,

@@ -39,8 +39,13 @@ pub enum Origin {
     Host,
 }
 
-/// A linear address that sign-extends from bit 47, or from bit 56 when the guest may have 57-bit addresses.
+/// A linear address that sign-extends from bit 47, or from bit 56 where addresses have 57 bits.
 pub fn canonical(address: u64, la57: bool) -> bool {
+    sign_extended(address, la57) == address
+}
+
+/// The canonical address with the same lower bits.
+fn sign_extended(address: u64, la57: bool) -> u64 {
     let unused = if la57 { 7 } else { 16 };
-    ((address << unused) as i64 >> unused) as u64 == address
+    ((address << unused) as i64 >> unused) as u64
 }

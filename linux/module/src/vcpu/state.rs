@@ -225,7 +225,10 @@ impl<B: Vendor> Call<'_, B> {
             mp::RUNNABLE => {}
             mp::UNINITIALIZED | mp::INIT_RECEIVED | mp::HALTED if in_kernel => {}
             mp::SIPI_RECEIVED if in_kernel => {
+                // The vector comes with KVM_SET_VCPU_EVENTS, before or after.
                 self.inner.set_mp(&self.v.shared, mp::INIT_RECEIVED);
+                self.inner.forget_instruction();
+                self.v.shared.apic.restore_sipi();
                 self.v.shared.request(Request::APIC_STATE);
                 return Ok(0);
             }
@@ -279,6 +282,9 @@ impl<B: Vendor> Call<'_, B> {
         if e.flags & KVM_VCPUEVENT_VALID_SMM != 0 && e.smi.smm != 0 {
             // No system management mode here.
             return Err(Errno::EINVAL);
+        }
+        if e.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 && self.v.vm().lapics.load(Ordering::Acquire) {
+            self.v.shared.apic.restore_sipi_vector(e.sipi_vector as u8);
         }
         let i = &mut *self.inner;
         i.reinject = None;

@@ -1,7 +1,7 @@
 //! Whether an access to an MSR is allowed, and what a write stores.
 
 use super::{Guest, MsrKind, find};
-use crate::{GuestCaps, Invalid, Origin, canonical, mtrr};
+use crate::{GuestCaps, Invalid, Origin, Vendor, canonical, mtrr, sign_extended};
 use exitless_pv_abi::{KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK};
 use exitless_x86::msr::{debugctl, hwcr, pred_cmd};
 
@@ -48,23 +48,36 @@ fn stored(kind: MsrKind, value: u64, origin: Origin, caps: &GuestCaps) -> Result
     match kind {
         MsrKind::Const(constant) => only_if(value == constant),
         MsrKind::Unknown | MsrKind::McgCap => Err(Invalid),
-        MsrKind::Lstar
-        | MsrKind::Cstar
-        | MsrKind::KernelGsBase
-        | MsrKind::FsBase
-        | MsrKind::GsBase
-        | MsrKind::SysenterEsp
-        | MsrKind::SysenterEip => only_if(canonical(value, caps.la57)),
+        MsrKind::Lstar | MsrKind::Cstar | MsrKind::KernelGsBase | MsrKind::FsBase | MsrKind::GsBase => {
+            only_if(canonical(value, caps.wide))
+        }
+        MsrKind::SysenterEsp | MsrKind::SysenterEip => sysenter(value, origin, caps),
         MsrKind::Pat => only_if(mtrr::pat_valid(value)),
         MsrKind::SpecCtrl => only_if(value & !caps.spec_ctrl == 0 || host && value == 0),
         MsrKind::PredCmd => only_if(value & !pred_cmd::IBPB == 0),
+        // Reserved bits on Intel, dropped on AMD.
+        MsrKind::TscAux if caps.vendor == Vendor::Amd => Ok(value & 0xffff_ffff),
         MsrKind::TscAux => only_if(value >> 32 == 0),
+        // Intel's has 32 bits; AMD's processors say how many they keep.
+        MsrKind::Sfmask if caps.hardware == Vendor::Amd => Ok(value),
         MsrKind::Sfmask => Ok(value & 0xffff_ffff),
         MsrKind::DebugCtl => debug_ctl(value),
         MsrKind::Hwcr => hwcr_value(value),
         MsrKind::PvStealTime => only_if(value & KVM_STEAL_RESERVED_MASK == 0),
         MsrKind::PvEoi => only_if(value & !(KVM_PV_EOI_ADDRESS | u64::from(KVM_PV_EOI_ENABLED)) == 0),
         _ => Ok(value),
+    }
+}
+
+/// SYSENTER_ESP and SYSENTER_EIP: AMD's processors have no SYSENTER in long mode and take any value, whose upper half they ignore.
+/// Intel's fault on addresses that are not canonical, and an entry with one in the VMCS fails: what a guest had on AMD is
+/// made canonical.
+fn sysenter(value: u64, origin: Origin, caps: &GuestCaps) -> Result<u64, Invalid> {
+    match (caps.hardware, origin) {
+        (Vendor::Amd, _) => Ok(value),
+        (Vendor::Intel, Origin::Host) => Ok(sign_extended(value, caps.wide)),
+        (Vendor::Intel, Origin::Guest) if canonical(value, caps.wide) => Ok(value),
+        (Vendor::Intel, Origin::Guest) => Err(Invalid),
     }
 }
 
