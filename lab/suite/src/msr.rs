@@ -112,7 +112,7 @@ fn whatever_a_guest_wrote(e: &Env) -> R {
                 continue;
             };
             if seen.is_some_and(|seen| seen != saved) && !moves {
-                bad.push(format!("{m:#x} is {seen:#x?} to the guest and {saved:#x} to the host"));
+                bad.push(format!("{m:#x} is {seen:x?} to the guest and {saved:#x} to the host"));
             }
             if !kvm::set_msr(&to.0.vcpu.fd, m, saved)? {
                 bad.push(format!("{m:#x} refuses {saved:#x}"));
@@ -120,10 +120,10 @@ fn whatever_a_guest_wrote(e: &Env) -> R {
             }
             let restored = kvm::get_msr(&to.0.vcpu.fd, m)?;
             if restored != Some(saved) && !moves {
-                bad.push(format!("{m:#x} is {restored:#x?} after {saved:#x} was set"));
+                bad.push(format!("{m:#x} is {restored:x?} after {saved:#x} was set"));
             }
             if to.read(m)? != seen && !moves {
-                bad.push(format!("{m:#x} is not {seen:#x?} to the restored guest"));
+                bad.push(format!("{m:#x} is not {seen:x?} to the restored guest"));
             }
         }
         ensure!(bad.is_empty(), "round {round}: {}", bad.join(", "));
