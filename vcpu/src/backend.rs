@@ -85,6 +85,17 @@ pub struct SlatFault {
     pub table_walk: bool,
 }
 
+/// Instructions that the guest's CPUID shows, of those that a CPU can be told to refuse.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+#[allow(missing_docs)]
+pub struct Instructions {
+    pub rdtscp: bool,
+    pub rdpid: bool,
+    pub invpcid: bool,
+    pub rdrand: bool,
+    pub rdseed: bool,
+}
+
 /// What entries do with the local APIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
 #[repr(u8)]
@@ -179,11 +190,13 @@ pub enum Exit {
     Xsetbv,
     Rdpmc,
     Rdpru,
+    /// SGDT, SIDT, SLDT, STR, LGDT, LIDT, LLDT or LTR, for a guest that set CR4.UMIP on a CPU without it.
+    DescriptorTable,
     /// A hardware task switch.
     TaskSwitch(TaskSwitch),
     /// Triple fault.
     Shutdown,
-    /// A virtualisation instruction the guest must not have.
+    /// An instruction that the guest must not have.
     VirtInstruction,
     /// A host SMI or INIT that needs nothing.
     HostEvent,
@@ -336,6 +349,9 @@ pub trait Backend {
     fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
         let _ = vectors;
     }
+
+    /// The guest finds these instructions; the others fault, where the CPU can make them. None of them before the first call.
+    fn set_instructions(&mut self, shown: Instructions);
 
     /// Value added to the host's TSC, in ticks, modulo 2^64.
     fn set_tsc_offset(&mut self, offset: u64);

@@ -34,13 +34,13 @@ pub struct CpuidState {
 }
 
 impl CpuidState {
-    /// Room for new entries; [`CpuidState::commit`] follows.
+    /// Room for new entries; [`crate::Vcpu::commit_cpuid`] follows.
     pub fn entries_mut(&mut self) -> &mut [kvm_cpuid_entry2; MAX_ENTRIES] {
         &mut self.entries
     }
 
     /// The first `len` entries count from now on; `host` bounds what reaches registers.
-    pub fn commit(&mut self, len: usize, host: &GuestCaps) {
+    pub(crate) fn commit(&mut self, len: usize, host: &GuestCaps) {
         self.memos = [Memo::default(); MEMOS];
         self.len = len.min(MAX_ENTRIES);
         let used = self.entries.get(..self.len).unwrap_or(&[]);

@@ -1,6 +1,6 @@
 //! One virtual CPU: the vendor's part and everything vendors share. Only its own thread touches it.
 
-use crate::backend::{Backend, Event};
+use crate::backend::{Backend, Event, Instructions};
 use crate::cpuid::CpuidState;
 use crate::journal::Journal;
 use crate::pv::Pv;
@@ -9,6 +9,7 @@ use crate::state::MsrState;
 use core::sync::atomic::Ordering::Release;
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
+use exitless_policy::GuestCaps;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Segment, dr6, rflags};
 
@@ -89,6 +90,14 @@ pub struct Vcpu<B> {
 impl<B: Backend> Vcpu<B> {
     /// The PAT after power-up (SDM vol. 3A, table 12-12).
     pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+    /// The first `len` entries of CPUID count from now on; `host` bounds what reaches registers.
+    pub fn commit_cpuid(&mut self, len: usize, host: &GuestCaps) {
+        self.cpuid.commit(len, host);
+        let c = self.cpuid.caps();
+        let GuestCaps { rdtscp, rdpid, invpcid, rdrand, rdseed, .. } = *c;
+        self.b.set_instructions(Instructions { rdtscp, rdpid, invpcid, rdrand, rdseed });
+    }
 
     /// RIP's mode.
     pub fn mode(&self) -> Mode {

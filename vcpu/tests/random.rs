@@ -78,7 +78,7 @@ fn operation() -> impl Strategy<Value = Op> {
         5 => env().prop_map(Op::World),
         1 => Just(hlt()),
         2 => prop_oneof![
-            Just(wbinvd()), Just(pause()), Just(vmrun()), Just(rdpmc()), Just(hypercall(1)),
+            Just(wbinvd()), Just(pause()), Just(vmrun()), Just(rdpmc(3)), Just(faulting(rdpmc(4))), Just(hypercall(1)),
             Just(cpuid(1, 0)), Just(told(cpuid(7, 0))), Just(faulting(rdmsr(0x1234_5678))),
             Just(wrmsr(0x4b56_4d01, 0x6_0001)), Just(wrmsr(0x4b56_4d03, 0x6_1001)), Just(rdmsr(0x10)),
             Just(faulting(wrmsr(0xfe, 1))), Just(mov_cr4(0x80)), Just(mov_cr4(0)), Just(faulting(mov_cr4(1 << 13))),

@@ -227,6 +227,7 @@ pub mod ext1_ecx {
     pub const FMA4: u32 = 1 << 16;
     pub const TBM: u32 = 1 << 21;
     pub const TOPOEXT: u32 = 1 << 22;
+    pub const PERFCTR_CORE: u32 = 1 << 23;
 }
 
 /// CPUID.80000001H:EDX, the bits that leaf 1 has not.

@@ -195,6 +195,12 @@ pub mod intercept2 {
     pub const RDPRU: u32 = 1 << 14;
 }
 
+/// Bits of `intercept3` (VMCB offset 0x014).
+#[allow(missing_docs)]
+pub mod intercept3 {
+    pub const INVPCID: u32 = 1 << 2;
+}
+
 /// Bits of `int_ctl` (VMCB offset 0x060).
 #[allow(missing_docs)]
 pub mod int_ctl {
@@ -287,6 +293,7 @@ impl ExitCode {
     pub const MWAIT_ARMED: Self = Self(0x8c);
     pub const XSETBV: Self = Self(0x8d);
     pub const RDPRU: Self = Self(0x8e);
+    pub const INVPCID: Self = Self(0xa2);
     pub const NPF: Self = Self(0x400);
     pub const INVALID: Self = Self(u64::MAX);
 
@@ -327,6 +334,8 @@ impl ExitCode {
             Self::MWAIT | Self::MWAIT_ARMED => "mwait",
             Self::XSETBV => "xsetbv",
             Self::RDPRU => "rdpru",
+            Self::RDTSCP => "rdtscp",
+            Self::INVPCID => "invpcid",
             Self::NPF => "npf",
             Self::INVALID => "invalid",
             _ => return None,

@@ -1,7 +1,7 @@
 //! What this CPU's SVM can do: read once at load, refused or used (APM vol. 2, 15.4; vol. 3, CPUID 8000_000A).
 
 use exitless_vcpu::tsc::Scaling;
-use exitless_x86::cpuid::CpuidResult;
+use exitless_x86::cpuid::{CpuidResult, leaf7_ebx};
 use exitless_x86::svm::feature;
 
 /// VM_CR.SVMDIS: SVM is switched off (and locked) by firmware.
@@ -22,6 +22,8 @@ pub struct Caps {
     pub tsc_rate: bool,
     /// PAUSE can be filtered.
     pub pause_filter: bool,
+    /// There is INVPCID, and so its intercept.
+    pub invpcid: bool,
     /// The host takes machine checks (its CR4.MCE), so guests must not turn them off.
     pub machine_checks: bool,
 }
@@ -62,7 +64,7 @@ impl Caps {
     /// What keeps a VMCB made for `self` from a CPU that has `other`; `None`: nothing. A new field must be given its line here.
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         #[rustfmt::skip]
-        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, machine_checks } = *self;
+        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, invpcid, machine_checks } = *self;
         let compared = [
             (asids == other.asids, "the number of ASIDs"),
             (next_rip == other.next_rip, "next-RIP save"),
@@ -70,6 +72,7 @@ impl Caps {
             (flush_by_asid == other.flush_by_asid, "flush by ASID"),
             (tsc_rate == other.tsc_rate, "the TSC ratio MSR"),
             (pause_filter == other.pause_filter, "the PAUSE filter"),
+            (invpcid == other.invpcid, "INVPCID"),
             (machine_checks == other.machine_checks, "the host's CR4.MCE"),
         ];
         compared.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
@@ -101,6 +104,7 @@ impl Caps {
             decode_assists: has(feature::DECODE_ASSISTS),
             flush_by_asid: has(feature::FLUSH_BY_ASID),
             tsc_rate: has(feature::TSC_RATE),
+            invpcid: cpuid(0).eax >= 7 && cpuid(7).ebx & leaf7_ebx::INVPCID != 0,
             pause_filter: has(feature::PAUSE_FILTER) && has(feature::PAUSE_THRESHOLD),
             machine_checks: false,
         })

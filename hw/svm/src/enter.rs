@@ -7,7 +7,7 @@
 use crate::percpu::PerCpu;
 use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
+use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
@@ -431,6 +431,9 @@ impl Backend for Svm {
     }
     fn stepping(&self) -> bool {
         self.planted && self.without_step() & rflags::TF != 0
+    }
+    fn set_instructions(&mut self, shown: Instructions) {
+        self.show_instructions(shown);
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.control_mut().tsc_offset = offset;

@@ -40,6 +40,7 @@ impl Svm {
             C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::SKINIT | C::INVLPGA => {
                 Exit::VirtInstruction
             }
+            C::RDTSCP | C::INVPCID => Exit::VirtInstruction,
             // -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
             C::INVALID | C(0xffff_ffff) => Exit::FailEntry(u64::MAX),
             C(v) => Exit::Unknown(v),

@@ -7,7 +7,9 @@ use crate::{Caps, caps, msr_bitmap};
 use bytemuck::Zeroable;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, By, Event, Exit, IoAccess, SlatFault, SysReg, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{
+    Backend, By, Event, Exit, Instructions, IoAccess, SlatFault, SysReg, TaskSource, TaskSwitch,
+};
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
@@ -78,6 +80,7 @@ const ALL: Caps = Caps {
     flush_by_asid: true,
     tsc_rate: true,
     pause_filter: true,
+    invpcid: true,
     machine_checks: false,
 };
 
@@ -884,9 +887,38 @@ fn negotiate(max: u32, svm: u32, f: CpuidResult, vm_cr: u64) -> Result<Caps, cap
         0x8000_0000 => CpuidResult { eax: max, ..CpuidResult::default() },
         0x8000_0001 => CpuidResult { ecx: svm, ..CpuidResult::default() },
         0x8000_000a => f,
+        0 => CpuidResult { eax: 7, ..CpuidResult::default() },
+        7 => CpuidResult { ebx: 1 << 10, ..CpuidResult::default() },
         _ => panic!("asked for leaf {leaf:#x}"),
     };
     Caps::negotiate(cpuid, || vm_cr)
+}
+
+/// What the guest's CPUID hides is #UD, where there is an intercept: not of INVPCID on a CPU without it.
+#[test]
+fn hidden_instructions() {
+    let none = Instructions::default();
+    for invpcid in [true, false] {
+        let mut m = Machine::new(&Caps { invpcid, ..ALL });
+        let shown = [
+            (none, true, true),
+            (Instructions { rdtscp: true, ..none }, false, true),
+            (Instructions { invpcid: true, ..none }, true, false),
+            (none, true, true),
+        ];
+        for (shown, no_rdtscp, no_invpcid) in shown {
+            m.v.set_instructions(shown);
+            m.enter(move |vmcb| {
+                let c = &mut vmcb.control;
+                assert_eq!(c.intercept2 >> 7 & 1 != 0, no_rdtscp);
+                assert_eq!(c.intercept3, u32::from(no_invpcid && invpcid) << 2);
+                c.exit_code = 0x72;
+            });
+        }
+        for code in [0x87, 0xa2] {
+            assert_eq!(m.exit(code, 0, 0), Exit::VirtInstruction);
+        }
+    }
 }
 
 /// Refusals, each with its reason; VM_CR is not touched on a CPU that may not have it.

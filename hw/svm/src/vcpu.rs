@@ -1,8 +1,11 @@
 //! One SVM virtual CPU: its VMCB, its registers and what must outlive an exit.
 
 use core::ptr::NonNull;
+use exitless_vcpu::backend::Instructions;
 use exitless_x86::regs::{Gprs, dr6};
-use exitless_x86::svm::{NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2};
+use exitless_x86::svm::{
+    NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2, intercept3,
+};
 
 /// Pages the backend needs; the owner allocates and frees them.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +61,9 @@ pub struct Svm {
     /// that do not take the next RIP from the VMCB, the entry moves RIP, and an exit in the middle moves it back.
     pub(crate) software_length: u8,
     pub(crate) software_entered: u8,
-    pub(crate) pad: [bool; 6],
+    /// The CPU has INVPCID and its intercept.
+    pub(crate) invpcid: bool,
+    pub(crate) pad: [bool; 5],
     /// The guest's DR6. The VMCB has it during entries in which the guest may read and write it.
     pub(crate) dr6: u64,
     pub(crate) iret_rip: u64,
@@ -112,6 +117,9 @@ impl Svm {
             | intercept2::MWAIT
             | intercept2::XSETBV
             | intercept2::RDPRU;
+        self.invpcid = caps.invpcid;
+        self.show_instructions(Instructions::default());
+        let c = self.control_mut();
         if caps.pause_filter {
             c.intercept1 |= intercept1::PAUSE;
             c.pause_filter_count = 3000;
@@ -123,6 +131,15 @@ impl Svm {
         c.nested_ctl = NESTED_CTL_NP;
         self.dr6 = dr6::NEUTRAL;
         self.save_mut().g_pat = 0x0007_0406_0007_0406;
+    }
+
+    /// Those that have an intercept. RDPID, RDRAND and RDSEED have none.
+    pub(crate) fn show_instructions(&mut self, shown: Instructions) {
+        let hide_invpcid = self.invpcid && !shown.invpcid;
+        let c = self.control_mut();
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        c.intercept2 = c.intercept2 & !intercept2::RDTSCP | bit(!shown.rdtscp, intercept2::RDTSCP);
+        c.intercept3 = c.intercept3 & !intercept3::INVPCID | bit(hide_invpcid, intercept3::INVPCID);
     }
 
     fn ptr(&self) -> NonNull<Vmcb> {

@@ -6,6 +6,7 @@ use crate::vapic::SECONDARY as SECONDARY_APIC;
 use exitless_vcpu::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
 use exitless_x86::msr::Msr;
+use exitless_x86::regs::cr4;
 use exitless_x86::vmx::caps::{Allowed, Basic, Misc, ept_vpid, msr};
 use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
 use exitless_x86::vmx::feature_control as fc;
@@ -21,6 +22,8 @@ pub struct Caps {
     pub primary: u32,
     /// Secondary processor-based controls.
     pub secondary: u32,
+    /// Secondary controls, none of them in [`Self::secondary`], that the CPU has and vCPUs may want.
+    pub optional: u32,
     /// VM-exit controls.
     pub exit: u32,
     /// VM-entry controls, without "IA-32e mode guest".
@@ -94,13 +97,16 @@ impl Caps {
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         #[rustfmt::skip]
         let Self {
-            revision, pin, primary, secondary, exit, entry, ept_vpid, cr0_must, cr0_may, cr4_must, cr4_may, timer_shift, wish, flags,
+            revision, pin, primary, secondary, optional, exit, entry, ept_vpid, cr0_must, cr0_may, cr4_must, cr4_may, timer_shift, wish, flags,
         } = *self;
         let compared = [
             (revision == other.revision, "the VMCS revision (IA32_VMX_BASIC)"),
             (pin == other.pin, "pin-based controls"),
             (primary == other.primary, "primary processor-based controls"),
-            (secondary == other.secondary, "secondary processor-based controls"),
+            (
+                secondary == other.secondary && optional == other.optional,
+                "secondary processor-based controls",
+            ),
             (exit == other.exit, "VM-exit controls"),
             (entry == other.entry, "VM-entry controls"),
             (ept_vpid == other.ept_vpid, "EPT and VPIDs (IA32_VMX_EPT_VPID_CAP)"),
@@ -142,6 +148,10 @@ impl Caps {
     /// The guest has INVPCID.
     pub fn invpcid(&self) -> bool {
         self.secondary & secondary::ENABLE_INVPCID != 0
+    }
+    /// The CPU lacks CR4.UMIP, and lets what that forbids exit.
+    pub fn emulates_umip(&self) -> bool {
+        self.cr4_may & cr4::UMIP == 0 && self.optional & secondary::DESCRIPTOR_TABLE_EXITING != 0
     }
     /// How the guest's TSC can be scaled.
     pub fn tsc_scaling(&self) -> Option<Scaling> {
@@ -268,6 +278,9 @@ const SECONDARY_WANTED: u32 = secondary::ENABLE_RDTSCP
     | secondary::USE_TSC_SCALING
     | secondary::ENABLE_INVPCID
     | secondary::ENABLE_ENCLS_EXITING;
+/// They follow the guest's CPUID and CR4.
+const SECONDARY_OPTIONAL: u32 =
+    secondary::RDRAND_EXITING | secondary::RDSEED_EXITING | secondary::DESCRIPTOR_TABLE_EXITING;
 const EXIT_NEEDED: &[Named] = &[
     (exit::SAVE_DEBUG_CONTROLS, "save debug controls"),
     (exit::HOST_ADDRESS_SPACE_SIZE, "host address-space size"),
@@ -362,6 +375,7 @@ impl Caps {
         caps.exit = choose(exits, EXIT_NEEDED, pat_exit | acknowledge, EXIT_OFF)?;
         caps.entry = choose(entries, ENTRY_NEEDED, pat_entry, ENTRY_OFF)? & !ENTRY_DYNAMIC;
         caps.secondary = choose(secondaries, SECONDARY_NEEDED, SECONDARY_WANTED, &[])?;
+        caps.optional = secondaries.may() & SECONDARY_OPTIONAL;
         caps.ept_vpid = rdmsr(msr::EPT_VPID_CAP);
         ept(caps.ept_vpid)?;
         let flushes = ept_vpid::INVVPID | ept_vpid::INVVPID_ALL;

@@ -8,7 +8,9 @@ use crate::percpu::PerCpu;
 use crate::residence::Residence;
 use crate::vcpu::Vmx;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{ApicKind, ApicPage, Backend, Event, Exit, InterruptStatus, SysReg};
+use exitless_vcpu::backend::{
+    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, SysReg,
+};
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
@@ -468,6 +470,9 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
         self.write_eoi_exits(vectors);
+    }
+    fn set_instructions(&mut self, shown: Instructions) {
+        self.show_instructions(shown);
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.cache.set(c::TSC_OFFSET, offset);

@@ -48,7 +48,13 @@ impl<M: Machine> Vmx<M> {
             R::VIRTUALIZED_EOI => Exit::EoiInduced(self.m.get(f::EXIT_QUALIFICATION) as u8),
             R::APIC_WRITE => Exit::ApicWrite(self.m.get(f::EXIT_QUALIFICATION) as u32 & 0xfff),
             R::APIC_ACCESS => Exit::ApicAccess(self.m.get(f::EXIT_QUALIFICATION) as u32 & 0xfff),
+            R::GDTR_IDTR | R::LDTR_TR => Exit::DescriptorTable,
             R::GETSEC | R::VMFUNC | R::ENCLS | R::INVEPT | R::INVVPID => Exit::VirtInstruction,
+            R::RDTSCP | R::INVPCID | R::RDRAND | R::RDSEED | R::XSAVES | R::XRSTORS => Exit::VirtInstruction,
+            R::UMWAIT | R::TPAUSE | R::PCONFIG | R::LOADIWKEY | R::ENCLV => Exit::VirtInstruction,
+            // Without a control of their own, on CPUs that have them.
+            R::SEAMCALL | R::TDCALL | R::RDMSRLIST | R::WRMSRLIST => Exit::VirtInstruction,
+            R::URDMSR | R::UWRMSR | R::RDMSR_IMM | R::WRMSR_IMM => Exit::VirtInstruction,
             R(n) if (R::VMCLEAR.0..=R::VMXON.0).contains(&n) => Exit::VirtInstruction,
             R(n) => Exit::Unknown(u64::from(n)),
         }
@@ -279,9 +285,14 @@ pub fn name(number: u64) -> Option<&'static str> {
         R::PML_FULL => "PML_FULL",
         R::XSAVES => "XSAVES",
         R::XRSTORS => "XRSTORS",
+        R::PCONFIG => "PCONFIG",
         R::UMWAIT => "UMWAIT",
         R::TPAUSE => "TPAUSE",
+        R::LOADIWKEY => "LOADIWKEY",
+        R::ENCLV => "ENCLV",
         R::BUS_LOCK => "BUS_LOCK",
+        R::SEAMCALL => "SEAMCALL",
+        R::TDCALL => "TDCALL",
         _ => return None,
     })
 }

@@ -107,7 +107,12 @@ impl<M: Machine> Vmx<M> {
     /// vol. 3B, 16.6; vol. 3C, 26.2).
     pub(crate) fn set_cr4_field(&mut self, v: u64) {
         let host_mce = self.m.host_cr3_cr4().1 & cr4::MCE;
-        self.cache.set(c::CR4, v | self.caps.cr4_must | host_mce);
+        let hidden = if self.caps.emulates_umip() { cr4::UMIP } else { 0 };
+        self.cache.set(c::CR4, v & !hidden | self.caps.cr4_must | host_mce);
+        if (v & hidden != 0) != self.umip {
+            self.umip = v & hidden != 0;
+            self.controls_due();
+        }
         self.cache.set(c::CR4_READ_SHADOW, v);
     }
 

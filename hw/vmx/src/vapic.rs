@@ -97,7 +97,7 @@ impl<M: Machine> Vmx<M> {
         let timer = if self.timer.on { pin::PREEMPTION_TIMER } else { 0 };
         self.m.put(f::PIN_CONTROLS, self.caps.pin | posted | timer);
         let apic = if self.caps.apicv() { controls(kind) } else { 0 };
-        self.m.put(f::SECONDARY_CONTROLS, self.caps.secondary | apic);
+        self.m.put(f::SECONDARY_CONTROLS, self.guest_controls() | apic);
         if self.caps.msr_bitmaps() {
             let pages = &self.pages;
             let bitmaps = match kind {

@@ -6,7 +6,7 @@ use crate::pmu::MsrAreas;
 use crate::residence::Residence;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use exitless_vcpu::backend::ApicPage;
+use exitless_vcpu::backend::{ApicPage, Instructions};
 use exitless_vcpu::tsc::Scaling;
 use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
@@ -137,6 +137,10 @@ pub struct Vmx<M = Hardware> {
     /// An interrupt that the last exit acknowledged and the host has yet to hear of; 0: none (vectors below 16 are not
     /// interrupts').
     pub(crate) acknowledged: u8,
+    /// The guest set CR4.UMIP, which the CPU does not have.
+    pub(crate) umip: bool,
+    /// What the guest's CPUID shows.
+    pub(crate) shown: Instructions,
     /// The last exit was for a machine check that the host has yet to hear of.
     pub(crate) machine_check: bool,
     pub(crate) m: M,
@@ -226,6 +230,23 @@ impl<M: Machine> Vmx<M> {
         }
         self.prepare_apic();
         self.prepared = true;
+    }
+
+    pub(crate) fn show_instructions(&mut self, shown: Instructions) {
+        self.shown = shown;
+        self.controls_due();
+    }
+
+    /// Secondary controls, but for those of the APIC. RDTSCP and RDPID have one control.
+    pub(crate) fn guest_controls(&self) -> u32 {
+        use secondary as s;
+        let (shown, bit) = (&self.shown, |on: bool, bit: u32| if on { bit } else { 0 });
+        let refused =
+            bit(!shown.rdtscp && !shown.rdpid, s::ENABLE_RDTSCP) | bit(!shown.invpcid, s::ENABLE_INVPCID);
+        let exiting = bit(!shown.rdrand, s::RDRAND_EXITING)
+            | bit(!shown.rdseed, s::RDSEED_EXITING)
+            | bit(self.umip, s::DESCRIPTOR_TABLE_EXITING);
+        self.caps.secondary & !refused | exiting & self.caps.optional
     }
 
     /// The last exit's reason.

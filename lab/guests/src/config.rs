@@ -30,6 +30,8 @@ pub const SPLIT: u64 = 1 << 10;
 pub const BENCH: u64 = 1 << 11;
 /// Main memory asks for huge pages.
 pub const HUGE: u64 = 1 << 12;
+/// CPUID hides RDTSCP, RDPID, INVPCID, RDRAND and RDSEED.
+pub const FEW: u64 = 1 << 13;
 
 /// Time limit in seconds (bits 16-23), 0 for the default.
 pub const TIMEOUT_SHIFT: u64 = 16;

@@ -3,7 +3,9 @@
 use crate::config::*;
 use crate::cpu::*;
 use crate::report::*;
+use crate::trap::{expect, expect_or_skip};
 use crate::{apic, smp, test};
+use core::arch::asm;
 
 const AMD: u32 = 0x6874_7541;
 
@@ -99,4 +101,53 @@ fn signature() {
     check_eq(s[1] as u64, 0x4b4d_564b, "KVMK");
     check_eq(s[2] as u64, 0x564b_4d56, "VMKV");
     check_eq(s[3] as u64, 0x4d, "M");
+}
+
+// ---- instructions that a CPU can be told to refuse ----
+
+fn rdtscp() {
+    unsafe { asm!("rdtscp", out("eax") _, out("ecx") _, out("edx") _) }
+}
+fn rdpid() {
+    unsafe { asm!(".byte 0xf3, 0x0f, 0xc7, 0xf8", out("rax") _) }
+}
+fn invpcid() {
+    // Everything, global pages too.
+    let descriptor = [0u64; 2];
+    unsafe { asm!("invpcid {}, [{}]", in(reg) 2u64, in(reg) &descriptor) }
+}
+fn rdrand() {
+    unsafe { asm!("rdrand rax", out("rax") _) }
+}
+fn rdseed() {
+    unsafe { asm!("rdseed rax", out("rax") _) }
+}
+
+test!(shown, "cpuid/shown_instructions");
+fn shown() {
+    let (l1, l7, e1) = (cpuid(1, 0), cpuid(7, 0), cpuid(0x8000_0001, 0));
+    for (has, f) in [
+        (e1[3] >> 27 & 1, rdtscp as fn()),
+        (l7[2] >> 22 & 1, rdpid),
+        (l7[1] >> 10 & 1, invpcid),
+        (l1[2] >> 30 & 1, rdrand),
+        (l7[1] >> 18 & 1, rdseed),
+    ] {
+        if has != 0 {
+            f();
+        }
+    }
+}
+
+test!(hidden, "cpuid/hidden_instructions", FEW);
+fn hidden() {
+    for (f, what) in [(rdtscp as fn(), "RDTSCP"), (invpcid, "INVPCID")] {
+        expect_or_skip(6, 0, what, f);
+    }
+    // SVM cannot hide these.
+    if cpuid(0, 0)[1] != AMD {
+        for (f, what) in [(rdpid as fn(), "RDPID"), (rdrand, "RDRAND"), (rdseed, "RDSEED")] {
+            expect(6, 0, what, f);
+        }
+    }
 }

@@ -256,3 +256,77 @@ test!(xsetbv_ud, "cr/xsetbv_without_osxsave");
 fn xsetbv_ud() {
     expect_or_skip(UD, 0, "XSETBV without OSXSAVE", || xsetbv(0, 3));
 }
+
+// ---- UMIP ----
+
+/// SGDT, SIDT, SLDT, STR and SMSW with the address in RAX or to memory at RAX, then INT3, for CPL 3.
+const STORES: [&[u8]; 4] = [
+    &[0x0f, 0x01, 0x00, 0xcc],       // sgdt [rax]
+    &[0x0f, 0x01, 0x08, 0xcc],       // sidt [rax]
+    &[0x0f, 0x00, 0xc0, 0xcc],       // sldt eax
+    &[0x66, 0x0f, 0x00, 0x08, 0xcc], // str [rax]
+];
+
+/// As user code; the exception that ends it.
+fn as_user(code: &[u8]) -> u64 {
+    let (text, stack) = (crate::mem::page(), crate::mem::page());
+    let va = crate::mem::FREE_VA + 0x20_0000;
+    crate::mem::map(va, text, 5);
+    crate::mem::map(va + 0x1000, stack, 7);
+    unsafe { *(PML4 as *mut u64).add((va >> 39) as usize & 511) |= 4 };
+    for (i, b) in code.iter().enumerate() {
+        crate::mem::w8(text + i as u64, *b);
+    }
+    invlpg(va);
+    crate::trap::user(va, va + 0x1ff0, va + 0x1800).vector
+}
+
+/// What the five instructions store, in this order, with the LDT in place of SMSW.
+fn tables() -> [u64; 6] {
+    let (mut g, mut i) = ([0u64; 2], [0u64; 2]);
+    let (ldt, tr): (u64, u64);
+    unsafe {
+        asm!("sgdt [{}]", in(reg) &mut g);
+        asm!("sidt [{}]", in(reg) &mut i);
+        asm!("sldt {:e}", out(reg) ldt);
+        asm!("str {:e}", out(reg) tr);
+    }
+    [g[0], g[1] & 0xffff, i[0], i[1] & 0xffff, ldt, tr]
+}
+
+test!(umip, "cr/umip");
+fn umip() {
+    const UMIP: u64 = 1 << 11;
+    if cpuid(7, 0)[2] & 4 == 0 {
+        expect(GP, 0, "UMIP without the feature", || set_cr4(cr4() | UMIP));
+        skip("no UMIP")
+    }
+    for code in STORES {
+        check_eq(as_user(code), 3, "CPL 3 without UMIP");
+    }
+    let before = tables();
+    set_cr4(cr4() | UMIP);
+    check_eq(cr4() & UMIP, UMIP, "CR4");
+    check_eq(before[5], 0x40, "TR");
+    for (now, then) in tables().into_iter().zip(before) {
+        check_eq(now, then, "CPL 0 with UMIP");
+    }
+    for code in STORES {
+        check_eq(as_user(code), GP, "CPL 3 with UMIP");
+    }
+    // Loads at CPL 0, where exits make UMIP.
+    let (mut g, mut i) = ([0u64; 2], [0u64; 2]);
+    unsafe {
+        asm!("sgdt [{0}]", "lgdt [{0}]", in(reg) &mut g);
+        asm!("sidt [{0}]", "lidt [{0}]", in(reg) &mut i);
+        asm!("lldt {:x}", in(reg) 0u64);
+    }
+    crate::trap::load_tr(0);
+    check_eq(tables()[5], 0x40, "TR after LTR");
+    expect(UD, 0, "the IDT still works", || unsafe { asm!("ud2") });
+    check_eq(as_user(&[0x0f, 0x01, 0x10, 0xcc]), GP, "LGDT at CPL 3");
+    set_cr4(cr4() & !UMIP);
+    for code in STORES {
+        check_eq(as_user(code), 3, "CPL 3 without UMIP again");
+    }
+}

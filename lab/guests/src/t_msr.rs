@@ -265,3 +265,31 @@ fn debugctl() {
     wrmsr(0x1d9, 0);
     check_eq(rdmsr(0x1d9), 0, "DEBUGCTL");
 }
+
+test!(rdpmc, "msr/rdpmc_agrees");
+fn rdpmc() {
+    fn read(i: u32) -> u64 {
+        let (lo, hi): (u32, u32);
+        unsafe { core::arch::asm!("rdpmc", in("ecx") i, out("eax") lo, out("edx") hi) }
+        (hi as u64) << 32 | lo as u64
+    }
+    let amd = cpuid(0, 0)[1] == 0x6874_7541;
+    if cpuid(0xa, 0)[0] & 0xff != 0 || amd && cpuid(0x8000_0001, 0)[2] & 1 << 23 != 0 {
+        skip("a PMU")
+    }
+    // Without a PMU AMD's first four counters are there and stand still; their MSRs too.
+    for i in 0..4 {
+        wrmsr(0xc001_0000 + i, 0);
+        check_eq(rdmsr(0xc001_0004 + i), 0, "counter by RDMSR");
+        if amd {
+            check_eq(read(i), 0, "counter by RDPMC");
+        } else {
+            expect(13, 0, "RDPMC", || _ = read(i));
+        }
+    }
+    for i in [4, 5, 6, 0xffff] {
+        expect(13, 0, "RDPMC of a counter that does not exist", || _ = read(i));
+    }
+    expect(13, 0, "a control of PERFCTR_CORE's", || _ = rdmsr(0xc001_0200));
+    expect(13, 0, "a counter of PERFCTR_CORE's", || wrmsr(0xc001_0201, 0));
+}

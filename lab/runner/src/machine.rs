@@ -178,7 +178,7 @@ impl Machine {
             // SAFETY: a new descriptor.
             let fd = unsafe { Fd::from_raw(fd) };
             let map = Map::fd(fd.raw(), size, 0).map_err(at("mmap of the vCPU"))?;
-            set_cpuid(&sys, &fd, id).map_err(at("KVM_SET_CPUID2"))?;
+            set_cpuid_of(&sys, &fd, id, config & FEW != 0).map_err(at("KVM_SET_CPUID2"))?;
             if id == 0 {
                 start_state(&fd, test).map_err(at("start state"))?;
             }
@@ -481,8 +481,23 @@ fn load(ram: &Map) {
     }
 }
 
+/// CPUID.1:ECX.
+const RDRAND: u32 = 1 << 30;
+/// CPUID.7:EBX.
+const INVPCID: u32 = 1 << 10;
+const RDSEED: u32 = 1 << 18;
+/// CPUID.7:ECX.
+const RDPID: u32 = 1 << 22;
+/// CPUID.8000_0001:EDX.
+const RDTSCP: u32 = 1 << 27;
+
 /// The supported CPUID with two leaves of our own that the guests look for, this vCPU's APIC id, the hypervisor bit and the TSC-deadline bit.
 pub fn set_cpuid(sys: &Fd, vcpu: &Fd, id: u32) -> kvm::Result<()> {
+    set_cpuid_of(sys, vcpu, id, false)
+}
+
+/// `few`: without the instructions of [`FEW`].
+fn set_cpuid_of(sys: &Fd, vcpu: &Fd, id: u32, few: bool) -> kvm::Result<()> {
     let mut c = kvm::supported_cpuid(sys)?;
     let deadline = sys.cap(KVM_CAP_TSC_DEADLINE_TIMER) > 0;
     let n = c.head[0] as usize;
@@ -493,6 +508,15 @@ pub fn set_cpuid(sys: &Fd, vcpu: &Fd, id: u32) -> kvm::Result<()> {
                 e.ecx |= 1 << 31 | u32::from(deadline) << 24;
             }
             0xb | 0x1f => e.edx = id,
+            _ => {}
+        }
+        match e.function {
+            1 if few => e.ecx &= !RDRAND,
+            7 if few && e.index == 0 => {
+                e.ebx &= !(INVPCID | RDSEED);
+                e.ecx &= !RDPID;
+            }
+            0x8000_0001 if few => e.edx &= !RDTSCP,
             _ => {}
         }
     }

@@ -21,14 +21,14 @@ use exitless_x86::msr::Msr;
 struct Cpu<'a> {
     xcr0: u64,
     gpa_bits: u32,
-    /// Takes out what guests cannot have although the host has it.
-    hide: &'a dyn Fn(u32, u32, &mut CpuidResult),
+    /// Makes it what guests can have.
+    adjust: &'a dyn Fn(u32, u32, &mut CpuidResult),
 }
 
 impl HostCpuid for Cpu<'_> {
     fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult {
         let mut r = exitless_hw_ops::cpuid(leaf, sub);
-        (self.hide)(leaf, sub, &mut r);
+        (self.adjust)(leaf, sub, &mut r);
         r
     }
     fn xcr0(&self) -> u64 {
@@ -56,13 +56,13 @@ impl Supported {
     pub fn compute(
         xcr0: u64,
         gpa_bits: u32,
-        hide: &dyn Fn(u32, u32, &mut CpuidResult),
+        adjust: &dyn Fn(u32, u32, &mut CpuidResult),
     ) -> Option<KBox<Supported>> {
         let mut s = KBox::<Supported>::zeroed()?;
         let this = &mut *s;
         // PKRU is not switched around an entry, so protection keys are not offered.
         const PKRU: u64 = 1 << 9;
-        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU, gpa_bits, hide }, &mut this.entries).ok()?;
+        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU, gpa_bits, adjust }, &mut this.entries).ok()?;
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);

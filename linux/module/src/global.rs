@@ -147,7 +147,7 @@ pub fn init() -> Result<(), Errno> {
     g.host_xss = exitless_host::fpu::host_xss();
     let gpa_bits = exitless_slat::gpa_bits(vendor::Entries::shape(&g).0);
     g.supported = Some(
-        Supported::compute(g.host_xcr0, gpa_bits, &|leaf, sub, r| vendor::hide(&g, leaf, sub, r))
+        Supported::compute(g.host_xcr0, gpa_bits, &|leaf, sub, r| vendor::adjust(&g, leaf, sub, r))
             .ok_or(Errno::ENOMEM)?,
     );
     GLOBAL.store(KBox::into_raw(g), Ordering::Release);

@@ -75,6 +75,12 @@ pub struct GuestCaps {
     pub pcid: bool,
     /// INVPCID.
     pub invpcid: bool,
+    /// RDRAND.
+    pub rdrand: bool,
+    /// RDSEED.
+    pub rdseed: bool,
+    /// AMD's six counters beside the four that every processor of theirs has.
+    pub perfctr_core: bool,
     /// CR4.FSGSBASE.
     pub fsgsbase: bool,
     /// CR4.SMEP.
@@ -146,6 +152,9 @@ impl GuestCaps {
             pages_1g: e1.edx & ext1_edx::PAGE_1G != 0,
             pcid: l1.ecx & leaf1_ecx::PCID != 0,
             invpcid: l7.ebx & leaf7_ebx::INVPCID != 0,
+            rdrand: l1.ecx & leaf1_ecx::RDRAND != 0,
+            rdseed: l7.ebx & leaf7_ebx::RDSEED != 0,
+            perfctr_core: e1.ecx & ext1_ecx::PERFCTR_CORE != 0,
             fsgsbase: l7.ebx & leaf7_ebx::FSGSBASE != 0,
             smep: l7.ebx & leaf7_ebx::SMEP != 0,
             smap: l7.ebx & leaf7_ebx::SMAP != 0,

@@ -21,6 +21,7 @@ pub mod mce;
 pub mod msr;
 pub mod mtrr;
 pub mod nested;
+pub mod pmu;
 pub mod xsave;
 
 pub use caps::{GuestCaps, Vendor};

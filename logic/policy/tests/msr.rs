@@ -293,3 +293,27 @@ fn machine_check_as_qemu_sets_it_up() {
     assert_eq!(m.read(MsrKind::McgCtl, Origin::Guest), Err(Invalid), "MCG_CTL_P is clear");
     assert_eq!(m.read(MsrKind::McgCtl, Origin::Host), Ok(0), "but it is listed");
 }
+
+/// CPUID, RDPMC and the MSRs tell the same of counters: what RDPMC finds is an MSR that reads so, and what CPUID hides is neither.
+#[test]
+fn counters_agree() {
+    use exitless_policy::Vendor;
+    use exitless_policy::pmu::rdpmc;
+    for (vendor, perfctr_core, count) in
+        [(Vendor::Amd, false, 4), (Vendor::Amd, true, 6), (Vendor::Intel, false, 0), (Vendor::Intel, true, 0)]
+    {
+        let mut caps = GuestCaps::default();
+        (caps.vendor, caps.perfctr_core) = (vendor, perfctr_core);
+        for index in (0..16).chain([0x4000_0000, 0x8000_0000, u32::MAX]) {
+            assert_eq!(rdpmc(index, &caps).is_ok(), index < count, "{vendor:?} {index}");
+        }
+        for index in 0..6 {
+            let core = check_read(0xc001_0201 + 2 * index, Origin::Guest, &caps);
+            assert_eq!(core, if perfctr_core { Ok(MsrKind::Const(0)) } else { Err(Invalid) });
+            if let Ok(value) = rdpmc(index, &caps) {
+                let msr = if index < 4 { 0xc001_0004 + index } else { 0xc001_0201 + 2 * index };
+                assert_eq!(check_read(msr, Origin::Guest, &caps), Ok(MsrKind::Const(value)));
+            }
+        }
+    }
+}

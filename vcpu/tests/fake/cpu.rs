@@ -7,7 +7,7 @@ use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, Hand, Step, Touch, World};
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, By, Event, Exit, InterruptStatus, SlatFault, SysReg,
+    ApicKind, ApicPage, Backend, By, Event, Exit, Instructions, InterruptStatus, SlatFault, SysReg,
 };
 use exitless_vcpu::shared::{mode, mp};
 use exitless_x86::exception::{Exception, Vector};
@@ -152,6 +152,8 @@ pub(crate) struct Cpu {
     pub(crate) dr7: u64,
     pub(crate) cr8: u8,
     pub(crate) tsc_offset: u64,
+    /// What CPUID shows, as the backend was told.
+    pub(crate) shown: Instructions,
     /// With VMX's 48 bits behind the point.
     pub(crate) tsc_ratio: u64,
     pub(crate) shadow: bool,
@@ -209,6 +211,7 @@ impl Cpu {
             dr7: 0,
             cr8: 0,
             tsc_offset: 0,
+            shown: Instructions::default(),
             tsc_ratio: 1 << 48,
             shadow: false,
             nmi_masked: false,
@@ -915,6 +918,9 @@ impl Backend for Cpu {
     }
     fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
         self.apic.eoi_exits = vectors;
+    }
+    fn set_instructions(&mut self, shown: Instructions) {
+        self.shown = shown;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;

@@ -91,8 +91,10 @@ pub(crate) fn pause() -> Op {
     op(insn(&[0xf3, 0x90], Exit::Pause))
 }
 
-pub(crate) fn rdpmc() -> Op {
-    faulting(op(insn(&[0x0f, 0x33], Exit::Rdpmc)))
+/// A counter that is there reads zero.
+pub(crate) fn rdpmc(index: u64) -> Op {
+    let then = vec![(Gpr::Rax, 0), (Gpr::Rdx, 0)];
+    op(Instruction { set: vec![(Gpr::Rcx, index)], then, ..insn(&[0x0f, 0x33], Exit::Rdpmc) })
 }
 
 pub(crate) fn vmrun() -> Op {

@@ -131,7 +131,7 @@ impl Machine {
         index.build(&entries);
         let mut host = GuestCaps::default();
         host.compute(GuestCpuid::new(&entries, &index), None);
-        self.v.cpuid.commit(entries.len(), &host);
+        self.v.commit_cpuid(entries.len(), &host);
     }
 
     /// Code of this privilege level runs.

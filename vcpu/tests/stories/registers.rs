@@ -3,9 +3,9 @@
 use crate::fake::guest::*;
 use crate::fake::{Machine, Op};
 use exitless_vcpu::RunExit;
-use exitless_vcpu::backend::{Backend, Event, Exit, SysReg};
+use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, cr4};
+use exitless_x86::regs::{Gpr, TableReg, cr4};
 
 const GP: Event = Event::Exception(Exception::gp(0));
 const UD: Event = Event::Exception(Exception::ud());
@@ -138,9 +138,54 @@ fn debug_registers() {
 /// Instructions the guest does not have, and those that do nothing.
 #[test]
 fn refused_and_ignored() {
-    let mut m = Machine::new([vmrun(), rdpmc(), wbinvd(), pause(), Op::Nop]);
+    let mut m = Machine::new([vmrun(), faulting(rdpmc(4)), wbinvd(), pause(), Op::Nop]);
     m.go();
     assert_eq!(m.events(), [UD, GP]);
+}
+
+/// AMD's first four counters are always there, for user code where CR4.PCE says so; they read as their MSRs do.
+#[test]
+fn counters() {
+    let all = (0..4).flat_map(|i| [rdpmc(i), rdmsr(0xc001_0004 + i as u32)]);
+    let mut m = Machine::new(all.chain([faulting(rdpmc(4)), faulting(rdpmc(!0)), Op::Nop]));
+    m.go();
+    assert_eq!(m.events(), [GP, GP]);
+    for (pce, user) in [(false, false), (false, true), (true, true)] {
+        let op = if user && !pce { faulting(rdpmc(0)) } else { rdpmc(0) };
+        let mut m = Machine::new([op, Op::Nop]);
+        m.v.b.cr4 = if pce { cr4::PCE } else { 0 };
+        if user {
+            m.set_cpl(3);
+        }
+        m.go();
+    }
+}
+
+/// KVM_SET_CPUID2 tells the backend what the guest may find.
+#[test]
+fn shown_instructions() {
+    let m = Machine::new([]);
+    let shown = Instructions { rdtscp: true, ..Instructions::default() };
+    assert_eq!(m.v.b.shown, shown, "{:?}", m.v.cpuid.caps());
+}
+
+/// SGDT on a CPU whose UMIP is made of exits: done at CPL 0, refused at CPL 3.
+#[test]
+fn descriptor_tables() {
+    for cpl in [0, 3] {
+        // sgdt [0x5000]
+        let sgdt = || with_rax(0, &[0x0f, 0x01, 0x05, 0, 0x50, 0, 0], Exit::DescriptorTable);
+        let mut m = Machine::new([if cpl == 0 { sgdt() } else { faulting(sgdt()) }, Op::Nop]);
+        m.v.b.set_gdtr(&TableReg { base: 0x1234_5678, limit: 0x7f, reserved: 0 });
+        m.v.b.cr4 = cr4::UMIP;
+        if cpl != 0 {
+            m.set_cpl(cpl);
+        }
+        m.go();
+        let stored = if cpl == 0 { (0x5678_007f, 0x1234) } else { (0, 0) };
+        assert_eq!((m.w.u32_at(0x5000), m.w.u32_at(0x5004) & 0xffff), stored);
+        assert_eq!(m.events(), if cpl == 0 { vec![] } else { vec![GP] });
+    }
 }
 
 /// Hypercalls: unknown ones say so, in 32 bits here.
@@ -191,7 +236,7 @@ fn instructions_the_cpu_lacks() {
                 e.ecx |= 1 << 22;
             }
             let len = m.v.cpuid.entries().len();
-            m.v.cpuid.commit(len, &host);
+            m.v.commit_cpuid(len, &host);
         }
         m.go();
         let got = [Gpr::Rcx, Gpr::Rdx].map(|r| m.v.b.gprs.get(r));

@@ -97,6 +97,14 @@ impl BasicReason {
     pub const ENCLV: Self = Self(70);
     pub const BUS_LOCK: Self = Self(74);
     pub const INSTRUCTION_TIMEOUT: Self = Self(75);
+    pub const SEAMCALL: Self = Self(76);
+    pub const TDCALL: Self = Self(77);
+    pub const RDMSRLIST: Self = Self(78);
+    pub const WRMSRLIST: Self = Self(79);
+    pub const URDMSR: Self = Self(80);
+    pub const UWRMSR: Self = Self(81);
+    pub const RDMSR_IMM: Self = Self(84);
+    pub const WRMSR_IMM: Self = Self(85);
 
     /// An instruction caused the exit and has not executed: the exit-instruction length is valid, and no event was
     /// being delivered (SDM vol. 3C, 28.2.5; an instruction begins only when delivery is over).
@@ -148,6 +156,14 @@ impl BasicReason {
                 | Self::TPAUSE
                 | Self::LOADIWKEY
                 | Self::ENCLV
+                | Self::SEAMCALL
+                | Self::TDCALL
+                | Self::RDMSRLIST
+                | Self::WRMSRLIST
+                | Self::URDMSR
+                | Self::UWRMSR
+                | Self::RDMSR_IMM
+                | Self::WRMSR_IMM
         )
     }
 }

@@ -1,12 +1,13 @@
 //! Registers: segments and their unusable bit, masks and shadows, the cache, the MSR bitmaps, CR8.
 
-use super::fake::Bench;
+use super::fake::{Bench, negotiate, skylake};
 use crate::msr_bitmap;
 use crate::state::{access_rights, attributes};
-use exitless_vcpu::backend::{Backend, SysReg};
+use exitless_vcpu::backend::{Backend, Instructions, SysReg};
 use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, cr4, efer, rflags};
 use exitless_x86::vmx::access_rights as ar;
-use exitless_x86::vmx::control::{entry, primary};
+use exitless_x86::vmx::caps::msr;
+use exitless_x86::vmx::control::{entry, primary, secondary};
 use exitless_x86::vmx::field as f;
 use std::vec;
 
@@ -117,6 +118,67 @@ fn cr4() {
     });
     b.enter(false);
     assert_eq!(b.v.cr4(), cr4::PAE | cr4::PGE);
+}
+
+/// A CPU without UMIP takes no such bit, and lets what it forbids exit instead.
+#[test]
+fn umip() {
+    let mut table = skylake();
+    for hardware in [true, false] {
+        if !hardware {
+            *table.get_mut(&msr::CR4_FIXED1).unwrap() &= !cr4::UMIP;
+        }
+        let caps = negotiate(&table).unwrap();
+        assert_eq!(caps.emulates_umip(), !hardware);
+        let mut b = Bench::with(&caps);
+        b.load();
+        for on in [false, true, false] {
+            let guest = cr4::PAE | if on { cr4::UMIP } else { 0 };
+            b.v.set_cr4(guest);
+            b.run(10, 0);
+            assert_eq!(b.v.cr4(), guest);
+            assert_eq!(b.cpu.field(f::GUEST_CR4) & cr4::UMIP != 0, on && hardware);
+            let exits = b.cpu.field(f::SECONDARY_CONTROLS) & secondary::DESCRIPTOR_TABLE_EXITING != 0;
+            assert_eq!(exits, on && !hardware);
+        }
+    }
+    // Without the exits there is no UMIP.
+    *table.get_mut(&msr::PROCBASED_CTLS2).unwrap() &= !(u64::from(secondary::DESCRIPTOR_TABLE_EXITING) << 32);
+    assert!(!negotiate(&table).unwrap().emulates_umip());
+}
+
+/// What the guest's CPUID hides faults, from the first entry on; RDTSCP and RDPID go together.
+#[test]
+fn hidden_instructions() {
+    use secondary::*;
+    const ALL: u32 = ENABLE_RDTSCP | ENABLE_INVPCID | RDRAND_EXITING | RDSEED_EXITING;
+    const HIDDEN: u32 = RDRAND_EXITING | RDSEED_EXITING;
+    let none = Instructions::default();
+    let mut b = Bench::new();
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::SECONDARY_CONTROLS) & ALL, HIDDEN);
+    for (shown, controls) in [
+        (Instructions { rdtscp: true, ..none }, HIDDEN | ENABLE_RDTSCP),
+        (Instructions { rdpid: true, ..none }, HIDDEN | ENABLE_RDTSCP),
+        (Instructions { invpcid: true, ..none }, HIDDEN | ENABLE_INVPCID),
+        (Instructions { rdrand: true, ..none }, RDSEED_EXITING),
+        (Instructions { rdseed: true, ..none }, RDRAND_EXITING),
+        (none, HIDDEN),
+    ] {
+        b.v.set_instructions(shown);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::SECONDARY_CONTROLS) & ALL, controls, "{shown:?}");
+    }
+    // Shown or not, what the CPU lacks stays off.
+    let mut table = skylake();
+    *table.get_mut(&msr::PROCBASED_CTLS2).unwrap() &= !(u64::from(ALL) << 32);
+    let mut b = Bench::with(&negotiate(&table).unwrap());
+    b.load();
+    for shown in [none, Instructions { rdtscp: true, rdpid: true, invpcid: true, ..none }] {
+        b.v.set_instructions(shown);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::SECONDARY_CONTROLS) & ALL, 0);
+    }
 }
 
 #[test]

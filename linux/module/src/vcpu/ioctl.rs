@@ -198,7 +198,7 @@ impl<B: Vendor> Call<'_, B> {
         let entries = self.inner.cpuid.entries_mut();
         let room = entries.get_mut(..n).ok_or(Errno::E2BIG)?;
         uaccess::read_slice(room, user::at(arg, size_of::<kvm_cpuid2>())?)?;
-        self.inner.cpuid.commit(n, caps);
+        self.inner.commit_cpuid(n, caps);
         let deadline = self.inner.cpuid.caps().tsc_deadline;
         let config = exitless_lapic::Config { tsc_deadline: deadline, ..*self.inner.lapic.config() };
         self.inner.lapic.set_config(config);

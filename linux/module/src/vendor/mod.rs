@@ -159,10 +159,10 @@ pub fn apic_access_page(g: &Global) -> Result<Option<Pages>, Errno> {
     }
 }
 
-/// Takes out of a CPUID leaf what guests cannot have although the host has it.
-pub fn hide(g: &Global, leaf: u32, sub: u32, r: &mut CpuidResult) {
+/// Takes out of a CPUID leaf what guests cannot have although the host has it, and adds what they can although it has not.
+pub fn adjust(g: &Global, leaf: u32, sub: u32, r: &mut CpuidResult) {
     if g.kind == Kind::Vmx {
-        vmx::hide(g, leaf, sub, r);
+        vmx::adjust(g, leaf, sub, r);
     }
 }
 

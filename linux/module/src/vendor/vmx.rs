@@ -259,8 +259,8 @@ pub(crate) fn forget(v: &VcpuObj) {
     }
 }
 
-/// Instructions that are #UD in the guest without their control (SDM vol. 3C, 26.3).
-pub(super) fn hide(g: &Global, l: u32, sub: u32, r: &mut CpuidResult) {
+/// Instructions that are #UD in the guest without their control (SDM vol. 3C, 26.3); UMIP where exits make it.
+pub(super) fn adjust(g: &Global, l: u32, sub: u32, r: &mut CpuidResult) {
     let caps = &g.vmx.caps;
     match (l, sub) {
         (leaf::EXTENDED_FEATURES, _) if !caps.rdtscp() => r.edx &= !ext1_edx::RDTSCP,
@@ -270,6 +270,9 @@ pub(super) fn hide(g: &Global, l: u32, sub: u32, r: &mut CpuidResult) {
             }
             if !caps.invpcid() {
                 r.ebx &= !leaf7_ebx::INVPCID;
+            }
+            if caps.emulates_umip() {
+                r.ecx |= leaf7_ecx::UMIP;
             }
         }
         _ => {}

@@ -41,6 +41,8 @@ pub enum Need {
     Ibpb,
     /// Long mode.
     LongMode,
+    /// AMD's six counters.
+    PerfctrCore,
     /// These paravirtual feature bits.
     Pv(u32),
     /// Something no guest has: only the host's tools see the MSR.
@@ -60,6 +62,7 @@ impl Need {
             Self::Ibpb => caps.ibpb,
             Self::Absent => false,
             Self::LongMode => caps.long_mode,
+            Self::PerfctrCore => caps.perfctr_core,
             Self::Pv(bits) => caps.pv & bits == bits,
         }
     }
@@ -208,7 +211,7 @@ pub static TABLE: &[Row] = &[
     row(Msr::GS_BASE, MsrKind::GsBase).need(Need::LongMode).passthrough(),
     row(Msr::KERNEL_GS_BASE, MsrKind::KernelGsBase).need(Need::LongMode).listed().passthrough(),
     row(Msr::TSC_AUX, MsrKind::TscAux).need(Need::TscAux).listed(),
-    // Event selectors and counters: no PMU.
+    // Event selectors and counters: each processor of AMD's has them, CPUID or not. `crate::pmu` tells what RDPMC makes of them.
     ignored(Msr::K7_EVNTSEL0).times(8),
     ignored(Msr::SYSCFG),
     row(Msr::HWCR, MsrKind::Hwcr).listed(),
@@ -224,7 +227,7 @@ pub static TABLE: &[Row] = &[
     fixed(Msr::VM_HSAVE_PA, 0),
     fixed(Msr::OSVW_ID_LENGTH, 0),
     fixed(Msr::OSVW_STATUS, 0),
-    ignored(Msr::PERF_CTL0).times(12),
+    ignored(Msr::PERF_CTL0).times(12).need(Need::PerfctrCore),
     ignored(Msr::DC_CFG),
     // LFENCE serialises on every processor this runs on; Linux sets the bit itself and checks.
     fixed(Msr::DE_CFG, de_cfg::LFENCE_SERIALIZE).feature(),
