@@ -184,7 +184,13 @@ impl<B: Backend> Vcpu<B> {
             self.reinject = None;
         }
         if matches!(self.injecting, Some(Event::Software(..))) {
-            self.injecting = None;
+            self.withdraw();
+        }
+    }
+
+    /// Takes back what the next entry was to deliver: user space says what it delivers. NMI masking is the caller's.
+    pub fn withdraw(&mut self) {
+        if self.injecting.take().is_some() {
             self.b.withdraw();
         }
     }

@@ -229,6 +229,27 @@ fn software_events_stay_where_they_were() {
     assert_eq!(m.events(), []);
 }
 
+/// The same when the entry that was to deliver an event never came: user space takes an INT n back by going on elsewhere, and any
+/// event by saying what is to be delivered (KVM_SET_VCPU_EVENTS), which left it programmed.
+#[test]
+fn programmed_events_are_taken_back() {
+    for event in [Event::Software(By::IntN, 0x80, 2), exc(Exception::gp(0))] {
+        for elsewhere in [true, false] {
+            let mut m = Machine::new([Op::Nop]);
+            m.v.b.event = Some(event);
+            m.v.injecting = Some(event);
+            if elsewhere {
+                m.v.forget_instruction()
+            } else {
+                m.v.withdraw()
+            }
+            m.go();
+            let stays = elsewhere && matches!(event, Event::Exception(_));
+            assert_eq!(m.events(), if stays { vec![event] } else { vec![] });
+        }
+    }
+}
+
 /// #GP while delivering #NP: double fault, error code 0; #GP while delivering that: triple fault, to user space.
 #[test]
 fn double_and_triple_fault() {

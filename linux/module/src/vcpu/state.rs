@@ -288,8 +288,7 @@ impl<B: Vendor> Call<'_, B> {
         }
         let i = &mut *self.inner;
         i.reinject = None;
-        i.injecting = None;
-        i.b.withdraw();
+        i.withdraw();
         i.exception = (e.exception.injected != 0).then(|| Exception {
             vector: Vector(e.exception.nr),
             error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
