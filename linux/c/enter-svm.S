@@ -9,7 +9,7 @@
  *         host_save_pa holds a VMSAVE made by this task on this CPU, with the FS, GS and KernelGS values it has now.
  *   out:  0: a VM exit happened; regs (all but slots 0 and 4) are the guest's, VMSAVE state of the guest is in its VMCB.
  *         1: EFER.SVME is clear on this CPU (shutdown or crash), or VMLOAD refused vmcb_pa: nothing was run.
- *         IF=0, GIF=1, no guest value in any general register.
+ *         IF=0, no guest value in any general register. GIF=0 unless SVM is off: the caller executes STGI.
  *
  *   CLGI .. STGI is one window without NMIs: inside it GS base belongs to the guest from the first VMLOAD to the
  *   second, so nothing there touches per-CPU data. IF is set within the window, because with V_INTR_MASKING the
@@ -166,7 +166,6 @@ SYM_FUNC_START(ex_svm_run_asm)
 	ALTERNATIVE "", "call entry_ibpb", X86_FEATURE_IBPB_ON_VMEXIT
 #endif
 #endif
-	stgi
 	mov	%ebx, %eax
 .Lout:
 	add	$32, %rsp

@@ -3,10 +3,12 @@
  * The way into the guest and back. Everything between ex_guest_enter() and ex_guest_exit()
  * runs while RCU believes this CPU is in user mode: no tracing, no instrumented function, so it is noinstr.
  */
+#include <asm/asm.h>
 #include <asm/mce.h>
 #include <asm/nospec-branch.h>
 #include <asm/ptrace.h>
 #include <asm/segment.h>
+#include <asm/svm.h>
 #include "guest.h"
 #include "mitigations.h"
 #include "helpers/helpers.h"
@@ -14,8 +16,18 @@
 /* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
 u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl, u64 host_spec_ctrl);
 
-/* Interrupts off. See enter::svm in linux/host for the contract. */
-noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl)
+/*
+ * Runs the guest of one VMCB, at vmcb and vmcb_pa, until its next exit.
+ *
+ * regs holds the general registers in encoding order; slots 0 (rax) and 4 (rsp) belong to the VMCB and are neither read nor
+ * written. The guest's FS, GS, TR, LDTR, STAR, LSTAR, CSTAR, SFMASK, KernelGSBase and SYSENTER registers are loaded from the
+ * VMCB and saved to it. SPEC_CTRL is set to guest_spec_ctrl for the run on CPUs that do not virtualise it: writes to it must
+ * then be intercepted. On return the host's SPEC_CTRL, return stack and branch predictor are as its mitigations want them.
+ *
+ * Interrupts are off, GIF is set. No other CPU uses the VMCB. host_save_pa holds a VMSAVE made on this CPU by this task since
+ * it was scheduled in. XCR0, XSS, debug registers and FPU are the guest's already, and the caller brings the host's back.
+ */
+noinstr u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl)
 {
 	u64 host_spec_ctrl = 0;
 	u32 off;
@@ -23,12 +35,33 @@ noinstr u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spe
 #ifdef EX_HAVE_SPEC_CTRL_CURRENT
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
+	raw_cpu_write(ex_guest_seen.where, (u64)vmcb);
 	ex_guest_enter();
 	ex_clear_divider();
 	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, guest_spec_ctrl, host_spec_ctrl);
+	/* An NMI that made the guest exit waits for GIF. */
+	if (!off && ((const struct vmcb *)vmcb)->control.exit_code == SVM_EXIT_NMI)
+		ex_guest_handles(EX_HANDLED_NMI);
+	/* #UD when SVM was turned off before CLGI: then GIF is set. */
+	asm volatile("1: stgi\n\tnop\n2:\n" _ASM_EXTABLE(1b, 2b) : : : "memory");
+	ex_guest_handles(EX_HANDLED_NOTHING);
 	ex_guest_exit();
 	ex_guard_user_part();
 	return off;
+}
+
+/* DEBUGCTL of the host: single-stepping by branches, last-branch records, bus-lock traps. Interrupts off. */
+u64 ex_svm_debugctl(void)
+{
+	u64 value;
+
+	rdmsrl(MSR_IA32_DEBUGCTLMSR, value);
+	return value;
+}
+
+void ex_svm_set_debugctl(u64 value)
+{
+	wrmsrl(MSR_IA32_DEBUGCTLMSR, value);
 }
 
 /*
@@ -61,8 +94,13 @@ void ex_guest_timing_exit(void)
 /* Lets pending interrupts in: the one that caused the exit, and the tick that must still count as guest time. */
 void ex_irq_window(void)
 {
+	if (this_cpu_read(ex_guest_seen.where))
+		ex_guest_handles(EX_HANDLED_IRQ);
 	local_irq_enable();
 	/* STI holds interrupts back for one instruction. */
 	asm volatile("nop");
 	local_irq_disable();
+	ex_guest_handles(EX_HANDLED_NOTHING);
+	/* The next slice may be another guest's, and end before it has run. */
+	this_cpu_write(ex_guest_seen.where, 0);
 }

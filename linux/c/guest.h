@@ -11,6 +11,7 @@
 
 #include <linux/context_tracking.h>
 #include <linux/kvm_host.h>
+#include <linux/percpu.h>
 #include "ex_config.h"
 
 static __always_inline bool ex_guest_tracked(void)
@@ -43,5 +44,30 @@ static inline void ex_guest_slice(void)
 	rcu_virt_note_context_switch();
 #endif
 }
+
+/* Which guest this CPU has run in this slice, and what it handles that made it exit: for perf's samples. */
+struct ex_guest_seen {
+	/* 0: none; EX_GUEST_IN_VMCS: the one of the current VMCS; else the address of its VMCB. */
+	u64 where;
+	u32 handled;
+};
+DECLARE_PER_CPU(struct ex_guest_seen, ex_guest_seen);
+
+#define EX_GUEST_IN_VMCS	1
+
+#define EX_HANDLED_NOTHING	0
+#define EX_HANDLED_IRQ		1
+#define EX_HANDLED_NMI		2
+
+/* Around the handler of what made the guest exit. Preemption off. */
+static __always_inline void ex_guest_handles(u32 what)
+{
+	raw_cpu_write(ex_guest_seen.handled, what);
+	barrier();
+}
+
+/* vmx.c: of the current VMCS. */
+unsigned long ex_vmx_guest_rip(void);
+u32 ex_vmx_guest_cpl(void);
 
 #endif

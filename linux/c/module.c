@@ -2,8 +2,8 @@
 /*
  * Load and unload: what is claimed, in which order, and how each claim is undone.
  *
- *   ex_rs_init -> helpers -> cpuhp slot -> SVM on in each CPU -> emergency callback -> syscore -> reboot
- *   and suspend notifiers -> clock source -> /dev/kvm.  Unload walks the same list backwards.
+ *   ex_rs_init -> helpers -> module notifier -> cpuhp slot -> SVM on in each CPU -> perf's callbacks -> emergency
+ *   callback -> syscore -> reboot and suspend notifiers -> clock source -> /dev/kvm.  Unload walks the same list backwards.
  *
  * The cpuhp slot is the one kvm.ko uses. It comes before the misc minor on purpose: while it is held, stock
  * kvm fails to load cleanly, and if stock kvm holds it, we fail before touching any CPU. A CPU that cannot run guests is
@@ -150,6 +150,22 @@ static void ex_release_cpus(void)
 }
 
 /*
+ * kvm.ko's vendor modules register with perf before they try the cpuhp slot. The kernel takes one registration and warns of
+ * the second, so they are stopped before they begin.
+ */
+static int ex_module_comes(struct notifier_block *nb, unsigned long event, void *data)
+{
+	const struct module *mod = data;
+
+	if (event != MODULE_STATE_COMING || (strcmp(mod->name, "kvm_intel") && strcmp(mod->name, "kvm_amd")))
+		return NOTIFY_DONE;
+	pr_err("%s: the CPU's virtualization is in use here: rmmod exitless first\n", mod->name);
+	return notifier_from_errno(-EBUSY);
+}
+
+static struct notifier_block ex_module_nb = { .notifier_call = ex_module_comes };
+
+/*
  * Suspend and resume run on the last CPU, interrupts off; the others went through hotplug, and no thread of user space
  * is anywhere but on its way there. The kernel's clocks stop after us and run again before us, being registered first.
  */
@@ -235,9 +251,13 @@ static int __init ex_module_init(void)
 	err = ex_irqfd_setup();
 	if (err)
 		goto out_sched;
-	err = ex_claim_cpus();
+	err = register_module_notifier(&ex_module_nb);
 	if (err)
 		goto out_irqfd;
+	err = ex_claim_cpus();
+	if (err)
+		goto out_notifier;
+	ex_perf_setup();
 #ifdef EX_HAVE_EMERGENCY_CALLBACK
 	cpu_emergency_register_virt_callback(ex_rs_cpu_emergency);
 #endif
@@ -268,7 +288,10 @@ out_cpus:
 #ifdef EX_HAVE_EMERGENCY_CALLBACK
 	cpu_emergency_unregister_virt_callback(ex_rs_cpu_emergency);
 #endif
+	ex_perf_teardown();
 	ex_release_cpus();
+out_notifier:
+	unregister_module_notifier(&ex_module_nb);
 out_irqfd:
 	ex_irqfd_teardown();
 out_sched:
@@ -292,7 +315,9 @@ static void __exit ex_module_exit(void)
 #ifdef EX_HAVE_EMERGENCY_CALLBACK
 	cpu_emergency_unregister_virt_callback(ex_rs_cpu_emergency);
 #endif
+	ex_perf_teardown();
 	ex_release_cpus();
+	unregister_module_notifier(&ex_module_nb);
 	ex_irqfd_teardown();
 	ex_sched_teardown();
 	ex_rs_exit();

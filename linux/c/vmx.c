@@ -30,6 +30,8 @@
 /* VMCS fields and bits (SDM vol. 3D, appendix B; vol. 3C, 25.9.2). */
 #define EX_VMCS_EXIT_REASON		0x4402
 #define EX_VMCS_EXIT_INTERRUPTION_INFO	0x4404
+#define EX_VMCS_GUEST_SS_ACCESS		0x4818
+#define EX_VMCS_GUEST_RIP		0x681e
 #define EX_REASON_EXCEPTION_OR_NMI	0
 #define EX_INTERRUPTION_TYPE		(7u << 8)
 #define EX_INTERRUPTION_NMI		(2u << 8)
@@ -94,7 +96,7 @@ static_assert(EX_TYPE_DEFAULT == 1);
 static_assert(POSTED_INTR_VECTOR == 0xf2);
 
 /* 0 when VMX was turned off under us. */
-static __always_inline u32 ex_vmread32(unsigned long field)
+static __always_inline unsigned long ex_vmread(unsigned long field)
 {
 	unsigned long value = 0;
 
@@ -113,7 +115,9 @@ void ex_vmx_interrupt(u8 vector)
 	struct desc_ptr idt;
 
 	store_idt(&idt);
+	ex_guest_handles(EX_HANDLED_IRQ);
 	ex_vmx_call_gate(gate_offset((gate_desc *)idt.address + vector));
+	ex_guest_handles(EX_HANDLED_NOTHING);
 }
 
 /*
@@ -129,6 +133,7 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 #ifdef EX_HAVE_SPEC_CTRL_CURRENT
 	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 #endif
+	raw_cpu_write(ex_guest_seen.where, (u64)EX_GUEST_IN_VMCS);
 	ex_guest_enter();
 	/* The host touches next to nothing of its own from here on. */
 	if (how & EX_HOW_GUARD_L1D)
@@ -140,17 +145,32 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 	run->cr2 = native_read_cr2();
 	run->interruption = 0;
 	if (!failed) {
-		run->exit_reason = ex_vmread32(EX_VMCS_EXIT_REASON);
+		run->exit_reason = ex_vmread(EX_VMCS_EXIT_REASON);
 		if (run->exit_reason == EX_REASON_EXCEPTION_OR_NMI) {
-			run->interruption = ex_vmread32(EX_VMCS_EXIT_INTERRUPTION_INFO);
+			run->interruption = ex_vmread(EX_VMCS_EXIT_INTERRUPTION_INFO);
 			/* An NMI exit leaves NMIs blocked; the IRET of the handler unblocks them. Nothing may fault before. */
-			if ((run->interruption & EX_INTERRUPTION_TYPE) == EX_INTERRUPTION_NMI)
+			if ((run->interruption & EX_INTERRUPTION_TYPE) == EX_INTERRUPTION_NMI) {
+				ex_guest_handles(EX_HANDLED_NMI);
 				asm volatile("int $2" : : : "memory", "cc");
+				ex_guest_handles(EX_HANDLED_NOTHING);
+			}
 		}
 	}
 	ex_guest_exit();
 	ex_guard_user_part();
 	return failed;
+}
+
+/* For samples of perf, between a guest's exit and the end of its slice. */
+unsigned long ex_vmx_guest_rip(void)
+{
+	return ex_vmread(EX_VMCS_GUEST_RIP);
+}
+
+/* SS.DPL, also in real mode and of an unusable SS (SDM vol. 3C, 25.4.1). */
+u32 ex_vmx_guest_cpl(void)
+{
+	return ex_vmread(EX_VMCS_GUEST_SS_ACCESS) >> 5 & 3;
 }
 
 /*

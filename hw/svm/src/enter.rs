@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
-use exitless_x86::svm::{INT_STATE_SHADOW, event_inj, int_ctl, intercept1, tlb_control};
+use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
 /// The ratio of guests' TSCs (APM vol. 2, 15.30.5).
@@ -21,8 +21,17 @@ const CACHE_BITS: u64 = cr0::CD | cr0::NW;
 
 unsafe extern "C" {
     /// The world switch (linux/c/enter.c): 0, or 1 when VMRUN faulted because SVM was switched off.
-    fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, host_save_pa: u64, spec_ctrl: u64) -> u32;
+    fn ex_svm_enter(
+        vmcb: *const Vmcb,
+        vmcb_pa: u64,
+        gprs: *mut u64,
+        host_save_pa: u64,
+        spec_ctrl: u64,
+    ) -> u32;
     fn ex_ibpb();
+    /// DEBUGCTL, which every CPU with SVM has (linux/c/enter.c).
+    fn ex_svm_debugctl() -> u64;
+    fn ex_svm_set_debugctl(value: u64);
     /// Runs the host's machine check handler (linux/c/enter.c).
     fn ex_machine_check();
 }
@@ -47,6 +56,15 @@ impl Svm {
         let c = self.control_mut();
         c.asid = asid;
         c.tlb_control = control;
+    }
+
+    /// Without virtualised last-branch records VMRUN leaves DEBUGCTL alone (APM vol. 2, 15.23): the guest would single-step by
+    /// branches, or trap on bus locks, because the host does. The guest's is 0, and the exit brings the host's back.
+    fn hide_debugctl(&self, hidden: bool) {
+        if self.host_debugctl != 0 {
+            // SAFETY: 0 is reset's value, the other what `begin` read on this CPU; interrupts are off between the two.
+            unsafe { ex_svm_set_debugctl(if hidden { 0 } else { self.host_debugctl }) };
+        }
     }
 
     /// After the exit: has the guest's IRET completed?
@@ -184,6 +202,11 @@ pub unsafe fn reload_tsc_aux(guest: u64) {
 impl Backend for Svm {
     type Cpu = PerCpu;
 
+    fn begin(&mut self, _cpu: &PerCpu) {
+        // SAFETY: reads a register that exists.
+        self.host_debugctl = unsafe { ex_svm_debugctl() };
+    }
+
     fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
         self.choose_asid(cpu, flush);
         self.yield_step();
@@ -194,9 +217,12 @@ impl Backend for Svm {
         s.rsp = rsp;
         s.dr6 = dr6;
         self.begin_software();
+        let vmcb = self.ptr().as_ptr();
         let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), self.spec_ctrl);
+        self.hide_debugctl(true);
         // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
-        let failed = unsafe { ex_svm_enter(pa, self.gprs.0.as_mut_ptr(), host, spec) };
+        let failed = unsafe { ex_svm_enter(vmcb, pa, self.gprs.0.as_mut_ptr(), host, spec) };
+        self.hide_debugctl(false);
         let (rax, rsp) = (self.save().rax, self.save().rsp);
         self.gprs.set(Gpr::Rax, rax);
         self.gprs.set(Gpr::Rsp, rsp);

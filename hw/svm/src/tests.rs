@@ -39,16 +39,36 @@ type Play = Box<dyn FnOnce(&mut Vmcb, &mut [u64; 16]) -> bool>;
 std::thread_local! {
     static PLAY: RefCell<Option<Play>> = const { RefCell::new(None) };
     static BARRIERS: Cell<u32> = const { Cell::new(0) };
+    static DEBUGCTL: Cell<u64> = const { Cell::new(0) };
+    static DEBUGCTL_WRITES: Cell<u32> = const { Cell::new(0) };
     /// What else happens around the run loop, where the test has one.
     static OUTSIDE: RefCell<Option<Rc<world::World>>> = const { RefCell::new(None) };
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ex_svm_enter(vmcb_pa: u64, gprs: *mut u64, _host_save_pa: u64, _spec_ctrl: u64) -> u32 {
+extern "C" fn ex_svm_enter(
+    vmcb: *const Vmcb,
+    vmcb_pa: u64,
+    gprs: *mut u64,
+    _host: u64,
+    _spec_ctrl: u64,
+) -> u32 {
+    assert_eq!(vmcb as u64, vmcb_pa);
     // SAFETY: `Machine` gives addresses as physical addresses, and both objects are the caller's alone.
     let (vmcb, gprs) = unsafe { (&mut *(vmcb_pa as *mut Vmcb), &mut *gprs.cast::<[u64; 16]>()) };
     let play = PLAY.take().expect("an entry nobody planned");
     u32::from(play(vmcb, gprs))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_svm_debugctl() -> u64 {
+    DEBUGCTL.get()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_svm_set_debugctl(value: u64) {
+    DEBUGCTL.set(value);
+    DEBUGCTL_WRITES.set(DEBUGCTL_WRITES.get() + 1);
 }
 
 #[unsafe(no_mangle)]
@@ -996,4 +1016,28 @@ fn machine_checks_stay_on() {
     let mut m = Machine::new(&ALL);
     m.v.set_cr4(0x20);
     assert_eq!((m.v.cr4(), m.v.save().cr4, m.v.control().intercept_cr_read & READ_CR4), (0x20, 0x20, 0));
+}
+
+/// VMRUN leaves the host's DEBUGCTL in the CPU: a guest's TF then steps by branches, and a bus lock of its traps.
+#[test]
+fn the_hosts_debugctl_stays_out_of_guests() {
+    let mut m = Machine::new(&ALL);
+    // Nothing to hide costs nothing.
+    m.v.begin(&m.cpu);
+    m.exit(0x72, 0, 0);
+    assert_eq!(DEBUGCTL_WRITES.get(), 0);
+    DEBUGCTL.set(0x6);
+    m.v.begin(&m.cpu);
+    for _ in 0..2 {
+        m.enter(|vmcb| {
+            assert_eq!(DEBUGCTL.get(), 0, "in the guest");
+            vmcb.control.exit_code = 0x72;
+        });
+        assert_eq!(DEBUGCTL.get(), 0x6);
+    }
+    // The next slice sees what the host has made of it.
+    DEBUGCTL.set(0);
+    m.v.begin(&m.cpu);
+    m.exit(0x72, 0, 0);
+    assert_eq!((DEBUGCTL.get(), DEBUGCTL_WRITES.get()), (0, 4));
 }

@@ -69,6 +69,8 @@ pub struct Svm {
     pub(crate) iret_rip: u64,
     pub(crate) step_rip: u64,
     pub(crate) step_rflags: u64,
+    /// The host's DEBUGCTL in this slice.
+    pub(crate) host_debugctl: u64,
 }
 
 // SAFETY: the VMCB page is owned by the vCPU; the pointer moves with it.
@@ -142,7 +144,7 @@ impl Svm {
         c.intercept3 = c.intercept3 & !intercept3::INVPCID | bit(hide_invpcid, intercept3::INVPCID);
     }
 
-    fn ptr(&self) -> NonNull<Vmcb> {
+    pub(crate) fn ptr(&self) -> NonNull<Vmcb> {
         // An uninitialised vCPU reads a dangling address only if the owner broke `init` first; make it a clean fault.
         self.vmcb.unwrap_or(NonNull::dangling())
     }

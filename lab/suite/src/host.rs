@@ -13,6 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("host/breakpoint", breakpoint),
     ("host/ldt_changed_during_a_run", ldt),
     ("host/guest_time", guest_time),
+    ("host/perf_samples_of_guest_kernel", |e| perf_samples(e, 0, GUEST_KERNEL)),
+    ("host/perf_samples_of_guest_user", |e| perf_samples(e, 3, GUEST_USER)),
 ];
 
 /// IA32_TSC_AUX.
@@ -224,5 +226,111 @@ fn guest_time(e: &Env) -> R {
     // Ticks are hundredths; a loaded host may give the thread half of the time.
     let most = passed.as_millis() as u64 / 10 + 2;
     ensure!(ticks * 4 >= most.min(200) && ticks <= most, "{ticks} ticks of guest time in {passed:?}");
+    Ok(())
+}
+
+const PERF_TYPE_SOFTWARE: u32 = 1;
+const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
+const PERF_SAMPLE_IP: u64 = 1;
+const PERF_RECORD_SAMPLE: u32 = 9;
+/// PERF_RECORD_MISC_*: whom a sample has hit.
+const CPUMODE: u16 = 7;
+const GUEST_KERNEL: u16 = 4;
+const GUEST_USER: u16 = 5;
+
+/// Pages of samples behind the ring's first page.
+const RING: usize = 16;
+
+/// A sample each millisecond of this thread's time, and the ring they go to.
+fn sample() -> Result<(kvm::Fd, kvm::Map), Stop> {
+    let attr = PerfAttr {
+        kind: PERF_TYPE_SOFTWARE,
+        size: size_of::<PerfAttr>() as u32,
+        config: PERF_COUNT_SW_CPU_CLOCK,
+        sample_period: 1_000_000,
+        sample_type: PERF_SAMPLE_IP,
+        ..Default::default()
+    };
+    // SAFETY: perf_event_open reads the attributes and makes a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &attr, 0, -1, -1, 0) };
+    if fd < 0 {
+        return skip(&format!("no clock events: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: a new descriptor.
+    let fd = unsafe { kvm::Fd::from_raw(fd as i32) };
+    let ring = kvm::Map::fd(fd.raw(), (1 + RING) * 4096, 0)?;
+    Ok((fd, ring))
+}
+
+/// Whom each sample has hit, and where. The ring has room for some 4000.
+fn samples(ring: &kvm::Map) -> Vec<(u16, u64)> {
+    let word = |at: u64| {
+        let mut b = [0; 8];
+        ring.read(at, &mut b);
+        u64::from_ne_bytes(b)
+    };
+    // perf_event_mmap_page.data_head.
+    let (end, mut at) = (word(1024).min((RING * 4096) as u64), 0);
+    let mut found = Vec::new();
+    while at < end {
+        let header = word(4096 + at);
+        if header as u32 == PERF_RECORD_SAMPLE {
+            found.push(((header >> 32) as u16 & CPUMODE, word(4096 + at + 8)));
+        }
+        at += (header >> 48).max(8);
+    }
+    found
+}
+
+/// Flat segments of 32 bits, without paging, at this privilege level.
+fn protected_mode(fd: &kvm::Fd, level: u8) -> R {
+    let mut s: kvm_sregs = fd.get(nr::GET_SREGS)?;
+    let data = kvm_segment {
+        limit: u32::MAX,
+        selector: 0x10 | u16::from(level),
+        type_: 3,
+        present: 1,
+        dpl: level,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    (s.ds, s.es, s.ss) = (data, data, data);
+    s.cs = kvm_segment { selector: 8 | u16::from(level), type_: 0xb, ..data };
+    s.cr0 |= 1;
+    fd.set(nr::SET_SREGS, &s)?;
+    Ok(())
+}
+
+/// A profile of the host tells the guest's time from the host's: samples that made the guest exit are the guest's, with its
+/// RIP and its privilege level, and only they are.
+fn perf_samples(e: &Env, level: u8, whose: u16) -> R {
+    catch(libc::SIGALRM);
+    let g = e.guest(Chips::None, &SPIN)?;
+    protected_mode(&g.vcpu.fd, level)?;
+    let (_event, ring) = sample()?;
+    // SAFETY: one signal to this process in a second.
+    unsafe { libc::alarm(1) };
+    errno!(g.vcpu.run(), libc::EINTR, "the alarm");
+    let in_run = samples(&ring);
+    let guests: Vec<_> =
+        in_run.iter().filter(|(mode, _)| [GUEST_KERNEL, GUEST_USER].contains(mode)).collect();
+    // A loaded machine may give the thread a part of the time, and there is time between the alarm and the end of the run.
+    ensure!(guests.len() >= 20 && guests.len() * 2 > in_run.len(), "{} of {}", guests.len(), in_run.len());
+    ensure!(
+        guests.iter().all(|s| **s == (whose, ENTRY)),
+        "{:x?}",
+        guests.iter().find(|s| ***s != (whose, ENTRY))
+    );
+    // In user space again: nothing is the guest's any more.
+    let from = Instant::now();
+    while from.elapsed() < Duration::from_millis(200) {}
+    let after = samples(&ring).split_off(in_run.len());
+    ensure!(after.len() >= 10, "{} samples of 200 ms", after.len());
+    ensure!(
+        after.iter().all(|(mode, _)| ![GUEST_KERNEL, GUEST_USER].contains(mode)),
+        "the VMM's time is the guest's"
+    );
     Ok(())
 }

@@ -137,6 +137,9 @@ void *ex_mm_current(void);
 void *ex_mmu_notifier_new(void *cookie, int *err);
 void ex_mmu_notifier_free(void *notifier);
 
+/* perf.c */
+void ex_pmu_virt(bool on);
+
 /* printk.c */
 void ex_pr_info(const char *text, u32 len);
 void ex_pr_warn(const char *text, u32 len);
@@ -211,8 +214,10 @@ int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);
 int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 
 /* ../enter.c */
-u32 ex_svm_enter(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl);
+u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl);
 u32 ex_svm_save_host(u64 host_save_pa);
+u64 ex_svm_debugctl(void);
+void ex_svm_set_debugctl(u64 value);
 void ex_machine_check(void);
 void ex_guest_timing_enter(void);
 void ex_guest_timing_exit(void);

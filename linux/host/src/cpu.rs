@@ -310,3 +310,9 @@ pub fn host_spec_ctrl() -> u64 {
     // SAFETY: reads a per-CPU variable.
     unsafe { ffi::ex_host_spec_ctrl() }
 }
+
+/// SVM is on, or off, here from now on: AMD's counters for hosts or guests alone follow. Interrupts off.
+pub fn pmu_virt(on: bool) {
+    // SAFETY: perf reprograms its counters of this CPU.
+    unsafe { ffi::ex_pmu_virt(on) }
+}

@@ -154,6 +154,9 @@ unsafe extern "C" {
     pub(crate) fn ex_mmu_notifier_new(cookie: *mut c_void, err: *mut c_int) -> *mut c_void;
     pub(crate) fn ex_mmu_notifier_free(notifier: *mut c_void);
 
+    // perf.c
+    pub(crate) fn ex_pmu_virt(on: bool);
+
     // printk.c
     pub(crate) fn ex_pr_info(text: *const c_char, len: u32);
     pub(crate) fn ex_pr_warn(text: *const c_char, len: u32);
@@ -228,8 +231,16 @@ unsafe extern "C" {
     pub(crate) fn ex_user_cmpxchg_u64(addr: usize, old: u64, new: u64) -> c_int;
 
     // ../enter.c
-    pub(crate) fn ex_svm_enter(vmcb_pa: u64, regs: *mut u64, host_save_pa: u64, guest_spec_ctrl: u64) -> u32;
+    pub(crate) fn ex_svm_enter(
+        vmcb: *const c_void,
+        vmcb_pa: u64,
+        regs: *mut u64,
+        host_save_pa: u64,
+        spec_ctrl: u64,
+    ) -> u32;
     pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
+    pub(crate) fn ex_svm_debugctl() -> u64;
+    pub(crate) fn ex_svm_set_debugctl(value: u64);
     pub(crate) fn ex_machine_check();
     pub(crate) fn ex_guest_timing_enter();
     pub(crate) fn ex_guest_timing_exit();

@@ -123,11 +123,11 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
+pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, id: u32) -> Result<(), Errno> {
     // First of all: without SVM, or with SVM off by firmware, setting EFER.SVME is #GP.
     let here = negotiate()?;
     if let Some(what) = g.svm.caps.difference(&here) {
-        pr_err!("cpu {cpu} is not like the CPU that loaded the module: {what}");
+        pr_err!("cpu {id} is not like the CPU that loaded the module: {what}");
         return Err(Errno::EOPNOTSUPP);
     }
     // SAFETY: every x86-64 CPU has EFER.
@@ -141,7 +141,8 @@ pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> 
         ops::wrmsr(EFER, efer | EFER_SVME);
         ops::wrmsr(VM_HSAVE_PA, slot.svm.hsave_pa.load(Ordering::Relaxed));
     }
-    slot.svm.per_cpu.enable(cpu, g.svm.caps.asids);
+    cpu::pmu_virt(true);
+    slot.svm.per_cpu.enable(id, g.svm.caps.asids);
     Ok(())
 }
 
@@ -156,6 +157,7 @@ pub(super) fn cpu_off(g: &Global) {
         ops::wrmsr(VM_HSAVE_PA, 0);
         ops::wrmsr(EFER, ops::rdmsr(EFER) & !EFER_SVME);
     }
+    cpu::pmu_virt(false);
 }
 
 pub(super) fn cpu_emergency() {
