@@ -55,6 +55,7 @@ int ex_cpu_welcome(u32 cpu);
 extern const struct file_operations ex_dev_fops;
 int ex_irqfd_setup(void);
 void ex_irqfd_teardown(void);
+void ex_guest_gets_device_memory(void);
 void ex_perf_setup(void);
 void ex_perf_teardown(void);
 int ex_sched_setup(void);

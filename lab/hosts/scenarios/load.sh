@@ -1,4 +1,4 @@
-# about: The module loads, offers /dev/kvm and unloads.
+# about: The module loads, offers /dev/kvm, keeps the other KVM out and unloads.
 # cpus: 1 2
 # memory: 512
 # in test: svm, vmx
@@ -6,4 +6,12 @@
 
 check load load_module
 check listed grep -q "^$MODULE " /proc/modules
+# The other module's vendor part must not begin: it would register with perf a second time, of which the kernel warns.
+refused() {
+    insmod /modules/kvm.ko || return 1
+    insmod /modules/kvm-$VENDOR.ko 2>/tmp/refused && { echo "both are loaded"; return 1; }
+    rmmod kvm || return 1
+    grep -q "busy" /tmp/refused || { cat /tmp/refused; return 1; }
+}
+[ "$MODULE" = kvm ] || check refused refused
 check unload unload_module

@@ -236,7 +236,6 @@ void ex_vmx_host_state(u64 *words);
 /* ../mitigations.c */
 int ex_vmx_mitigations_begin(void);
 bool ex_vmx_flushes_l1d(void);
-void ex_guest_gets_device_memory(void);
 void ex_svm_reduce_speculation(void);
 void ex_svm_restore_speculation(void);
 void ex_guests_begin(void);
