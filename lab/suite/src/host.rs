@@ -318,11 +318,9 @@ fn perf_samples(e: &Env, level: u8, whose: u16) -> R {
         in_run.iter().filter(|(mode, _)| [GUEST_KERNEL, GUEST_USER].contains(mode)).collect();
     // A loaded machine may give the thread a part of the time, and there is time between the alarm and the end of the run.
     ensure!(guests.len() >= 20 && guests.len() * 2 > in_run.len(), "{} of {}", guests.len(), in_run.len());
-    ensure!(
-        guests.iter().all(|s| **s == (whose, ENTRY)),
-        "{:x?}",
-        guests.iter().find(|s| ***s != (whose, ENTRY))
-    );
+    if let Some((mode, ip)) = guests.iter().find(|s| ***s != (whose, ENTRY)) {
+        return Err(Stop::Fail(format!("a sample of mode {mode} at {ip:#x}, want {whose} at {ENTRY:#x}")));
+    }
     // In user space again: nothing is the guest's any more.
     let from = Instant::now();
     while from.elapsed() < Duration::from_millis(200) {}
