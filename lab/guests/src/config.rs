@@ -32,6 +32,8 @@ pub const BENCH: u64 = 1 << 11;
 pub const HUGE: u64 = 1 << 12;
 /// CPUID hides RDTSCP, RDPID, INVPCID, RDRAND and RDSEED.
 pub const FEW: u64 = 1 << 13;
+/// Something has to happen to the host meanwhile: run only if its whole name is asked for.
+pub const BY_NAME: u64 = 1 << 14;
 
 /// Time limit in seconds (bits 16-23), 0 for the default.
 pub const TIMEOUT_SHIFT: u64 = 16;

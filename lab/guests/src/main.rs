@@ -20,6 +20,7 @@ mod trap;
 
 mod bench;
 mod t_basic;
+mod t_clock;
 mod t_cpuid;
 mod t_cr;
 mod t_exc;

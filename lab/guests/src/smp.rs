@@ -68,19 +68,29 @@ impl Race {
     /// This CPU's part.
     pub fn run(&self, rounds: u32, clock: fn() -> u64) {
         for _ in 0..rounds {
-            let seen = self.newest.load(Ordering::SeqCst);
-            let now = clock();
-            if now < seen {
-                self.back.fetch_max(seen - now, Ordering::SeqCst);
-            }
-            self.newest.fetch_max(now, Ordering::SeqCst);
+            self.once(clock);
         }
         self.done.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One reading.
+    pub fn once(&self, clock: fn() -> u64) {
+        let seen = self.newest.load(Ordering::SeqCst);
+        let now = clock();
+        if now < seen {
+            self.back.fetch_max(seen - now, Ordering::SeqCst);
+        }
+        self.newest.fetch_max(now, Ordering::SeqCst);
     }
 
     /// How far it went back, once so many CPUs are through.
     pub fn back(&self, cpus: u64) -> u64 {
         report::check(host::wait_ms(20_000, || self.done.load(Ordering::SeqCst) == cpus), "not finished");
+        self.furthest()
+    }
+
+    /// How far it has gone back.
+    pub fn furthest(&self) -> u64 {
         self.back.load(Ordering::SeqCst)
     }
 }

@@ -33,9 +33,21 @@ pub fn clock_on() {
     wrmsr(0x4b56_4d01, &CLOCKS.get()[index()] as *const _ as u64 | 1);
 }
 
-/// System time in nanoseconds by the protocol of the page: version, TSC base, time base, multiplier, shift.
+/// The flags in a CPU's page.
+pub fn flags_of(cpu: usize) -> u8 {
+    let p = &CLOCKS.get()[cpu] as *const _ as *const u8;
+    // SAFETY: inside of the page's 64 bytes.
+    unsafe { p.add(29).read_volatile() }
+}
+
+/// System time in nanoseconds.
 pub fn clock() -> u64 {
-    let p = &CLOCKS.get()[index()] as *const _ as *const u32;
+    clock_of(index())
+}
+
+/// As a CPU's page has it, by its protocol: version, TSC base, time base, multiplier, shift.
+pub fn clock_of(cpu: usize) -> u64 {
+    let p = &CLOCKS.get()[cpu] as *const _ as *const u32;
     loop {
         unsafe {
             let v = p.read_volatile();

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::exit;
 use std::time::Duration;
 
-use exitless_runner::config::{BENCH, TIMEOUT_SHIFT};
+use exitless_runner::config::{BENCH, BY_NAME, TIMEOUT_SHIFT};
 use exitless_runner::elf::{self, Test};
 use exitless_runner::harness::{self, Outcome, Summary};
 use exitless_runner::machine::Machine;
@@ -88,7 +88,12 @@ fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
 fn run(o: &Options, patterns: &[String], bench: bool) -> i32 {
     let mut summary = Summary::default();
     for test in elf::tests() {
-        if (test.config & BENCH != 0) != bench || !harness::selected(&test.name, patterns) {
+        let asked = if test.config & BY_NAME != 0 {
+            patterns.contains(&test.name)
+        } else {
+            harness::selected(&test.name, patterns)
+        };
+        if (test.config & BENCH != 0) != bench || !asked {
             continue;
         }
         let (outcome, extra) = run_one(o, test);

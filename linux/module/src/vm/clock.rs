@@ -50,7 +50,9 @@ impl Vm {
     /// `KVM_SET_CLOCK`: guest time is `ns` now.
     pub fn set_clock(&self, ns: u64) {
         let mut c = self.clocks.lock();
-        c.clock.set(ns, instant(&time::snapshot()));
+        let now = instant(&time::snapshot());
+        self.settle_clock(&mut c, now);
+        c.clock.set(ns, now);
         drop(c);
         self.request_all(Request::CLOCK);
     }
@@ -58,15 +60,27 @@ impl Vm {
     /// The pair for clock pages.
     pub fn master_clock(&self) -> MasterClock {
         let mut c = self.clocks.lock();
-        let (tsc, ns) = c.clock.page(instant(&time::snapshot()));
-        MasterClock { tsc, ns, stable: c.clock.stable() }
+        let now = instant(&time::snapshot());
+        // The host's clock source may have changed, and we hear of it first.
+        let due = self.settle_clock(&mut c, now);
+        let (tsc, ns) = c.clock.page(now);
+        let clock = MasterClock { tsc, ns, stable: c.clock.stable() };
+        drop(c);
+        if due {
+            self.request_all(Request::CLOCK);
+        }
+        clock
+    }
+
+    /// `true`: all pages must be written again.
+    fn settle_clock(&self, c: &mut Clocks, now: Instant) -> bool {
+        c.clock.settle(agree(self.each_vcpu().map(|v| v.shared.tsc.get())), now)
     }
 
     /// Some vCPU's TSC is another, or a vCPU is new, or the host counts by something else: do all agree, and do the pages say so?
     pub fn tsc_changed(&self) {
         let mut c = self.clocks.lock();
-        let all = agree(self.each_vcpu().map(|v| v.shared.tsc.get()));
-        let due = c.clock.settle(all, instant(&time::snapshot()));
+        let due = self.settle_clock(&mut c, instant(&time::snapshot()));
         drop(c);
         if due {
             self.request_all(Request::CLOCK);
