@@ -4,7 +4,7 @@
 //!                        CPUID               RDPMC                 MSRs (`crate::msr`)
 //!  AMD, four counters    none tells          0 to 3: zero          C001_0000 to 7: zero
 //!  AMD, two more         PERFCTR_CORE        0 to 5: zero          C001_0200 to B: zero, else #GP
-//!  Intel                 leaf 0AH: none      #GP                   P6's two: zero, for guests that probe; others #GP
+//!  Intel                 leaf 0AH: none      #GP                   P6's two, and AMD's four: zero, for guests that probe; else #GP
 //! ```
 //! PERFCTR_CORE and a leaf 0AH are not on offer, but user space may show the former. As stock KVM does without a PMU.
 
