@@ -76,7 +76,9 @@ impl Svm {
             return exit;
         }
         let moved = self.save().rip != self.iret_rip;
-        let stepped = self.stepping && matches!(exit, Exit::Exception(x) if x.vector.0 == 1);
+        // A breakpoint on the instruction itself comes before it.
+        let db = |x: Exception| x.vector == Vector::DB && x.payload & dr6::BS != 0;
+        let stepped = self.stepping && matches!(exit, Exit::Exception(x) if db(x));
         if self.iret_pending && (moved || stepped) {
             self.iret_pending = false;
             self.nmi_masked = false;

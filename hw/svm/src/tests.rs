@@ -341,6 +341,7 @@ fn shadow_stepped() {
     let exit = m.enter(|vmcb| {
         assert_ne!(vmcb.save.rflags & rflags::TF, 0);
         vmcb.save.rip = 0x1001;
+        vmcb.save.dr6 |= 1 << 14;
         vmcb.control.int_state = 0;
         vmcb.control.exit_code = 0x41;
     });
@@ -386,6 +387,16 @@ fn step_shares_its_exception() {
     m.v.set_rflags(2 | rflags::TF);
     m.v.set_nmi_window(true);
     assert_eq!(debug_exception(&mut m, 0x4000, |_| ()), db(0x4000));
+}
+
+/// A breakpoint on IRET comes before it: NMIs stay masked.
+#[test]
+fn breakpoint_before_the_step() {
+    let mut m = at_iret();
+    m.v.set_nmi_window(true);
+    assert_eq!(debug_exception(&mut m, 1, |_| ()), db(1));
+    assert!(m.v.nmi_masked());
+    assert_eq!(m.v.rflags() & rflags::TF, 0);
 }
 
 /// A debugger steps: TF is set, nobody sees it, and it is there until the debugger takes it out again; unless the guest's own
