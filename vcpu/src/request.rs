@@ -22,12 +22,7 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         sh.request(R::DEAD);
         return Next::Leave(RunExit::Error(-EIO));
     }
-    if has(R::TRIPLE_FAULT) {
-        // User space may run the vCPU again: the others must not be lost.
-        sh.request(R(bits & !R::TRIPLE_FAULT.0));
-        return Next::Leave(RunExit::Shutdown);
-    }
-    if has(R::TLB_FLUSH) || has(R::ROOT) {
+    if has(R::TLB_FLUSH) {
         v.flush = true;
         sh.stats.tlb_flush.bump();
     }

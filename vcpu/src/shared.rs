@@ -35,14 +35,8 @@ impl Request {
     pub const STEAL: Self = Self(1 << 5);
     /// INIT or SIPI waits.
     pub const APIC_STATE: Self = Self(1 << 6);
-    /// The root of the second-level tables changed.
-    pub const ROOT: Self = Self(1 << 7);
     /// The VM died (its memory is gone).
     pub const DEAD: Self = Self(1 << 8);
-    /// The guest triple-faulted while software delivered an event.
-    pub const TRIPLE_FAULT: Self = Self(1 << 9);
-    /// Only look again.
-    pub const KICK: Self = Self(1 << 10);
     /// The host's TSC is not where this vCPU left it.
     pub const TSC: Self = Self(1 << 11);
     /// The guest is to be told that it was stopped.

@@ -29,8 +29,8 @@ fn env() -> impl Strategy<Value = Env> {
         2 => Just(Env::Nmi),
         2 => Just(Env::TlbFlush),
         1 => prop_oneof![
-            Just(Request::KICK), Just(Request::EVENT), Just(Request::QUIESCE), Just(Request::TIMER),
-            Just(Request::CLOCK), Just(Request::STEAL), Just(Request::TSC), Just(Request::STOPPED), Just(Request::ROOT),
+            Just(Request::EVENT), Just(Request::QUIESCE), Just(Request::TIMER), Just(Request::CLOCK),
+            Just(Request::STEAL), Just(Request::TSC), Just(Request::STOPPED), Just(Request::TLB_FLUSH),
         ].prop_map(Env::Ask),
         1 => Just(Env::Signal),
         1 => Just(Env::Immediate),

@@ -7,12 +7,14 @@ mod arch;
 mod bench;
 mod boot_exits;
 mod checks;
+mod dead;
 mod debug_kernel;
 mod demo;
 mod gates;
 mod kmod;
 mod lab;
 mod paths;
+mod promises;
 mod say;
 mod sh;
 mod test;
@@ -62,7 +64,7 @@ enum Task {
     },
     /// Build the kernel that checks itself (KASAN, lockdep, kmemleak), for `lab run --kernel debug`.
     DebugKernel,
-    /// Check that dependencies between crates run the right way.
+    /// Check that dependencies run the right way, that exported items have users, that tests which documents name exist.
     Arch,
     /// Format every file.
     Fmt,
@@ -115,10 +117,12 @@ fn run(task: Task) -> Result<()> {
         Task::BootExits { choice } => boot_exits::run(&choice),
         Task::Build { kdir, kernel, kvm } => build(kdir, kernel, kvm),
         Task::DebugKernel => debug_kernel::build(),
-        Task::Arch => arch::check(),
+        Task::Arch => arch::check().and_then(|()| dead::check()).and_then(|()| promises::exist()),
         Task::Fmt => checks::format(),
         Task::Lint => say::step("format", checks::formatted)
             .and_then(|()| say::step("arch", arch::check))
+            .and_then(|()| say::step("dead", dead::check))
+            .and_then(|()| say::step("promises", promises::exist))
             .and_then(|()| say::step("clippy", checks::clippy)),
         Task::Deps => lab::deps::all(),
         Task::Lab { task: LabTask::List } => lab::scenario::list(),

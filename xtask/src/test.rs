@@ -1,18 +1,21 @@
 //! `cargo xtask test`: everything, in the order in which it fails fastest, with the time of each step.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
 use crate::{
-    arch, checks, gates,
+    arch, checks, dead, gates,
     lab::{
         self, Options, deps,
         machine::Kind,
         report::{Totals, Verdict},
         scenario::{self, Module},
     },
-    say,
+    promises, say,
 };
 
 /// What to leave out.
@@ -33,6 +36,8 @@ pub struct Choice {
 struct Run {
     totals: Totals,
     times: Vec<(String, Duration, Totals)>,
+    /// Names of the lab's tests that passed on Exitless.
+    passed: BTreeSet<String>,
 }
 
 impl Run {
@@ -65,7 +70,16 @@ impl Run {
         for scenario in scenario::all()? {
             if scenario.in_test.contains(&machine) && scenario.fits(module, machine) {
                 let name = format!("lab: {} on {module}, {machine}", scenario.name);
-                self.step(&name, || Ok(lab::run(&scenario, &options)?.totals()));
+                let mut passed = Vec::new();
+                self.step(&name, || {
+                    let report = lab::run(&scenario, &options)?;
+                    let held = report.tests.iter().filter(|test| test.verdict == Verdict::Pass);
+                    passed.extend(held.map(|test| test.name.clone()));
+                    Ok(report.totals())
+                });
+                if module == Module::Exitless {
+                    self.passed.extend(passed);
+                }
             }
         }
         Ok(())
@@ -92,6 +106,8 @@ pub fn all(choice: &Choice) -> Result<()> {
     let mut run = Run::default();
     run.check("format", checks::formatted);
     run.check("arch: directions of dependencies", arch::check);
+    run.check("promises: tests that documents name exist", promises::exist);
+    run.check("dead: exported items without a user", dead::check);
     run.check("packages, toolchain and kernels", deps::all);
     run.check("clippy", checks::clippy);
     run.step("unit tests", checks::unit_tests);
@@ -103,6 +119,10 @@ pub fn all(choice: &Choice) -> Result<()> {
                 run.scenarios(module, machine)?;
             }
         }
+    }
+    if !choice.no_lab && choice.machine.is_none() && built {
+        let passed = std::mem::take(&mut run.passed);
+        run.check("promises: tests that documents name have passed", || promises::held(&passed));
     }
     run.finish(start)
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frames::{ENTRIES, Frames, TableAddr, entry_at};
 use crate::tables::{index, shift};
-use crate::{Dropped, Format, Leaf, Level, Slat};
+use crate::{Dropped, Format, Level, Slat};
 
 /// The answer of an operation over a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,27 +131,6 @@ impl<F: Format> Slat<F> {
         }
         self.lose(lost);
         flush
-    }
-
-    /// Reports every dirty leaf of `start..end` to `found` and clears its dirty bit. For dirty logs that use the bit
-    /// instead of write protection. Without dirty bits in hardware it finds nothing.
-    pub fn collect_dirty<R: Frames>(
-        &self,
-        frames: &R,
-        start: u64,
-        end: u64,
-        budget: u32,
-        found: &mut impl FnMut(Leaf),
-    ) -> Swept {
-        let dirty = self.format.dirty_mask();
-        self.sweep(frames, start, end, budget, &mut |slot, entry, gpa, level| {
-            if entry & dirty == 0 {
-                return false;
-            }
-            found(self.leaf(entry, gpa, level));
-            slot.fetch_and(!dirty, Ordering::AcqRel);
-            true
-        })
     }
 
     /// Write-protects or drops one leaf. Returns whether something changed.

@@ -27,18 +27,6 @@ impl<F: Format> Slat<F> {
         cursor.swept()
     }
 
-    /// Removes everything but the root table. Like [`Slat::zap_range`] over all addresses from `start` on.
-    pub fn zap_all<R: Frames>(
-        &mut self,
-        frames: &R,
-        start: u64,
-        budget: u32,
-        free: &mut FreeList,
-        on_drop: &mut impl FnMut(Dropped),
-    ) -> Swept {
-        self.zap_range(frames, start, u64::MAX, budget, free, on_drop)
-    }
-
     /// One table, whose first entry stands for `base`. Calls itself for tables below: at most five deep.
     #[allow(clippy::too_many_arguments)]
     fn zap_table<R: Frames>(

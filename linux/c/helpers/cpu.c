@@ -52,11 +52,6 @@ u32 ex_cpu_apic_id(u32 cpu)
 	return per_cpu(x86_cpu_to_apicid, cpu);
 }
 
-u32 ex_cpu_vendor(void)
-{
-	return boot_cpu_data.x86_vendor;
-}
-
 /* The microcode's revision as this kernel shows it. */
 u32 ex_cpu_microcode(void)
 {
@@ -215,13 +210,6 @@ static void ex_call_ipi(void *data)
 	struct ex_call *call = data;
 
 	ex_rs_on_cpu(call->arg, call->op);
-}
-
-void ex_on_each_cpu(void *arg, u32 op)
-{
-	struct ex_call call = { arg, op };
-
-	on_each_cpu(ex_call_ipi, &call, 1);
 }
 
 int ex_on_one_cpu(u32 cpu, void *arg, u32 op)

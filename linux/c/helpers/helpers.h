@@ -8,7 +8,7 @@
 
 #include "ex.h"
 
-#define EX_LOCK_CLASSES 16
+#define EX_LOCK_CLASSES 13
 
 struct ex_clock_snapshot {
 	u64 tsc;
@@ -22,9 +22,6 @@ struct ex_gup_result {
 	u32 counted; /* we hold a page reference: give it back with ex_page_release */
 };
 
-/* bug.c */
-bool ex_warn_once(void);
-
 /* cpu.c */
 u32 ex_cpu_id(void);
 u32 ex_cpu_possible(void);
@@ -32,7 +29,6 @@ bool ex_cpu_is_possible(u32 cpu);
 bool ex_cpu_is_online(u32 cpu);
 u32 ex_cpu_online_count(void);
 u32 ex_cpu_apic_id(u32 cpu);
-u32 ex_cpu_vendor(void);
 u32 ex_cpu_microcode(void);
 u64 ex_arch_capabilities(void);
 u64 ex_immunities(void);
@@ -47,7 +43,6 @@ void ex_cpu_kick(u32 cpu);
 void ex_cpu_post(u32 cpu);
 int ex_vm_born(void);
 void ex_vm_gone(void);
-void ex_on_each_cpu(void *arg, u32 op);
 int ex_on_one_cpu(u32 cpu, void *arg, u32 op);
 void *ex_cpumask_new(void);
 void ex_cpumask_free(void *mask);
@@ -101,7 +96,6 @@ void ex_timer_free(void *timer);
 void ex_timer_start(void *timer, u64 expires_ns, bool pinned);
 bool ex_timer_cancel(void *timer);
 int ex_timer_try_cancel(void *timer);
-bool ex_timer_active(const void *timer);
 u64 ex_timer_expires(const void *timer);
 
 /* irqfd.c */
@@ -109,7 +103,6 @@ void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int resample_fd, int 
 void ex_irqfd_free(void *irqfd);
 void ex_irqfd_resample(void *irqfd);
 bool ex_irqfd_is(const void *irqfd, const void *ctx);
-bool ex_irqfd_has_resample(const void *irqfd);
 
 /* lock.c */
 void *ex_spin_new(u32 class);
@@ -177,7 +170,6 @@ void *ex_kvzalloc(size_t size, size_t align);
 void *ex_kvmalloc_module(size_t size, size_t align);
 void ex_kvfree(void *ptr);
 void *ex_pages_alloc(u32 order);
-void *ex_pages_alloc_atomic(u32 order);
 void ex_pages_free(void *virt, u32 order);
 void *ex_page_of(void *virt);
 u64 ex_phys_of(const void *virt);
@@ -206,7 +198,6 @@ int ex_user_read(void *dst, unsigned long addr, unsigned long len);
 int ex_user_write(unsigned long addr, const void *src, unsigned long len);
 int ex_user_clear(unsigned long addr, unsigned long len);
 int ex_user_read_atomic(void *dst, unsigned long addr, unsigned long len);
-int ex_user_write_atomic(unsigned long addr, const void *src, unsigned long len);
 bool ex_user_read_u64_atomic(unsigned long addr, u64 *value);
 int ex_user_cmpxchg_u8(unsigned long addr, u8 old, u8 new);
 int ex_user_cmpxchg_u16(unsigned long addr, u16 old, u16 new);

@@ -73,13 +73,6 @@ int ex_timer_try_cancel(void *timer)
 	return hrtimer_try_to_cancel(&t->timer);
 }
 
-bool ex_timer_active(const void *timer)
-{
-	const struct ex_timer *t = timer;
-
-	return hrtimer_active(&t->timer);
-}
-
 u64 ex_timer_expires(const void *timer)
 {
 	const struct ex_timer *t = timer;

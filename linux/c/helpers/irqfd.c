@@ -165,10 +165,3 @@ bool ex_irqfd_is(const void *handle, const void *ctx)
 
 	return irqfd->eventfd == ctx;
 }
-
-bool ex_irqfd_has_resample(const void *handle)
-{
-	const struct ex_irqfd *irqfd = handle;
-
-	return irqfd->resample;
-}

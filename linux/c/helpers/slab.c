@@ -46,14 +46,6 @@ void *ex_pages_alloc(u32 order)
 	return page ? page_address(page) : NULL;
 }
 
-/* The same from a context that cannot sleep; may dip into reserves no further than GFP_ATOMIC does. */
-void *ex_pages_alloc_atomic(u32 order)
-{
-	struct page *page = alloc_pages(GFP_ATOMIC | __GFP_ZERO | __GFP_ACCOUNT | (order ? __GFP_COMP : 0), order);
-
-	return page ? page_address(page) : NULL;
-}
-
 void ex_pages_free(void *virt, u32 order)
 {
 	__free_pages(virt_to_page(virt), order);

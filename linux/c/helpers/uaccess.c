@@ -37,18 +37,6 @@ int ex_user_read_atomic(void *dst, unsigned long addr, unsigned long len)
 	return left ? -EFAULT : 0;
 }
 
-int ex_user_write_atomic(unsigned long addr, const void *src, unsigned long len)
-{
-	unsigned long left;
-
-	if (!access_ok((void __user *)addr, len))
-		return -EFAULT;
-	pagefault_disable();
-	left = __copy_to_user_inatomic((void __user *)addr, src, len);
-	pagefault_enable();
-	return left ? -EFAULT : 0;
-}
-
 /* For page-table walks with interrupts off: one load. The caller vouches that addr lies in user space. */
 bool ex_user_read_u64_atomic(unsigned long addr, u64 *value)
 {

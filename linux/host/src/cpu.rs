@@ -165,12 +165,6 @@ pub fn post(cpu: u32) {
     unsafe { ffi::ex_cpu_post(cpu) }
 }
 
-/// Runs `ex_rs_on_cpu(arg, op)` on every online CPU, interrupts off there, and waits. Interrupts on here.
-pub fn on_each(arg: *mut c_void, op: u32) {
-    // SAFETY: the arguments are only handed on.
-    unsafe { ffi::ex_on_each_cpu(arg, op) }
-}
-
 /// Runs `ex_rs_on_cpu(arg, op)` on one CPU and waits. `ENXIO`: it is not online. Interrupts on here.
 pub fn on_one(cpu: u32, arg: *mut c_void, op: u32) -> Result<()> {
     // SAFETY: the arguments are only handed on; the helper checks the number.

@@ -89,12 +89,6 @@ impl Irqfd {
         unsafe { ffi::ex_irqfd_is(self.0.as_ptr(), eventfd.as_raw()) }
     }
 
-    /// Does the guest's acknowledgement signal a second eventfd?
-    pub fn has_resample(&self) -> bool {
-        // SAFETY: the object is live.
-        unsafe { ffi::ex_irqfd_has_resample(self.0.as_ptr()) }
-    }
-
     /// Signals the resample eventfd, if there is one. Any context.
     pub fn resample(&self) {
         // SAFETY: the object is live.

@@ -89,33 +89,13 @@ fn a_dead_arc_is_not_revived() {
     first.get_mut().expect("one owner").0 = Some(drops);
     let mut second = first.clone();
     assert!(second.get_mut().is_none());
-    let ptr = KArc::as_ptr(&first);
-    // SAFETY: both owners live.
-    let third = unsafe { KArc::try_clone_raw(ptr) }.expect("alive");
-    let raw = KArc::into_raw(third);
+    let raw = KArc::into_raw(first.clone());
     drop(first);
     drop(second);
     assert_eq!(drops.load(Relaxed), 0);
     // SAFETY: raw is the last owner's.
     drop(unsafe { KArc::from_raw(raw) });
     assert_eq!(drops.load(Relaxed), 1);
-}
-
-/// The count is looked at, not only the pointer: the drop of the value itself sees zero owners.
-#[test]
-fn no_clone_from_inside_the_drop() {
-    struct Suicidal(usize);
-    // SAFETY: a number.
-    unsafe impl Zeroable for Suicidal {}
-    impl Drop for Suicidal {
-        fn drop(&mut self) {
-            // SAFETY: the memory is freed only after this returns.
-            assert!(unsafe { KArc::try_clone_raw(&raw const *self) }.is_none());
-        }
-    }
-    let mut arc = KArc::<Suicidal>::zeroed().expect("memory");
-    arc.get_mut().expect("one owner").0 = 1;
-    drop(arc);
 }
 
 #[test]

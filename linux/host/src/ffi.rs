@@ -23,7 +23,6 @@ pub(crate) struct GupResult {
 #[allow(dead_code)] // The list mirrors the header; some helpers wait for their first user.
 unsafe extern "C" {
     // bug.c
-    pub(crate) fn ex_warn_once() -> bool;
 
     // cpu.c
     pub(crate) fn ex_cpu_id() -> u32;
@@ -32,7 +31,6 @@ unsafe extern "C" {
     pub(crate) fn ex_cpu_is_online(cpu: u32) -> bool;
     pub(crate) fn ex_cpu_online_count() -> u32;
     pub(crate) fn ex_cpu_apic_id(cpu: u32) -> u32;
-    pub(crate) fn ex_cpu_vendor() -> u32;
     pub(crate) fn ex_cpu_microcode() -> u32;
     pub(crate) fn ex_arch_capabilities() -> u64;
     pub(crate) fn ex_immunities() -> u64;
@@ -47,7 +45,6 @@ unsafe extern "C" {
     pub(crate) fn ex_cpu_post(cpu: u32);
     pub(crate) fn ex_vm_born() -> c_int;
     pub(crate) fn ex_vm_gone();
-    pub(crate) fn ex_on_each_cpu(arg: *mut c_void, op: u32);
     pub(crate) fn ex_on_one_cpu(cpu: u32, arg: *mut c_void, op: u32) -> c_int;
     pub(crate) fn ex_cpumask_new() -> *mut c_void;
     pub(crate) fn ex_cpumask_free(mask: *mut c_void);
@@ -112,7 +109,6 @@ unsafe extern "C" {
     pub(crate) fn ex_timer_start(timer: *mut c_void, expires_ns: u64, pinned: bool);
     pub(crate) fn ex_timer_cancel(timer: *mut c_void) -> bool;
     pub(crate) fn ex_timer_try_cancel(timer: *mut c_void) -> c_int;
-    pub(crate) fn ex_timer_active(timer: *const c_void) -> bool;
     pub(crate) fn ex_timer_expires(timer: *const c_void) -> u64;
 
     // irqfd.c
@@ -126,7 +122,6 @@ unsafe extern "C" {
     pub(crate) fn ex_irqfd_free(irqfd: *mut c_void);
     pub(crate) fn ex_irqfd_resample(irqfd: *mut c_void);
     pub(crate) fn ex_irqfd_is(irqfd: *const c_void, ctx: *const c_void) -> bool;
-    pub(crate) fn ex_irqfd_has_resample(irqfd: *const c_void) -> bool;
 
     // lock.c
     pub(crate) fn ex_spin_new(class: u32) -> *mut c_void;
@@ -194,7 +189,6 @@ unsafe extern "C" {
     pub(crate) fn ex_kvmalloc_module(size: usize, align: usize) -> *mut c_void;
     pub(crate) fn ex_kvfree(ptr: *mut c_void);
     pub(crate) fn ex_pages_alloc(order: u32) -> *mut c_void;
-    pub(crate) fn ex_pages_alloc_atomic(order: u32) -> *mut c_void;
     pub(crate) fn ex_pages_free(virt: *mut c_void, order: u32);
     pub(crate) fn ex_page_of(virt: *mut c_void) -> *mut c_void;
     pub(crate) fn ex_phys_of(virt: *const c_void) -> u64;
@@ -223,7 +217,6 @@ unsafe extern "C" {
     pub(crate) fn ex_user_write(addr: usize, src: *const c_void, len: usize) -> c_int;
     pub(crate) fn ex_user_clear(addr: usize, len: usize) -> c_int;
     pub(crate) fn ex_user_read_atomic(dst: *mut c_void, addr: usize, len: usize) -> c_int;
-    pub(crate) fn ex_user_write_atomic(addr: usize, src: *const c_void, len: usize) -> c_int;
     pub(crate) fn ex_user_read_u64_atomic(addr: usize, value: *mut u64) -> bool;
     pub(crate) fn ex_user_cmpxchg_u8(addr: usize, old: u8, new: u8) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u16(addr: usize, old: u16, new: u16) -> c_int;

@@ -4,7 +4,8 @@
 //! KVM_RUN: load_guest ... { interrupts off: before_enter, (guest XCR0), run, (host XCR0), interrupts on } ... put_guest
 //! ```
 //! `load_guest` moves the guest's registers in for the whole KVM_RUN; a schedule in between saves and restores them by
-//! itself, and `before_enter` makes sure they are in the CPU. Host XCR0, XSS and PKRU are back before interrupts go on.
+//! itself, and `before_enter` makes sure they are in the CPU. Host XCR0 and XSS are back before interrupts go on; PKRU is
+//! the host's all the time, as no guest has protection keys.
 
 use crate::errno::check;
 use crate::ffi;

@@ -27,10 +27,7 @@ pub enum LockClass {
     Ioeventfds,
     Pit,
     Clock,
-    VmList,
     Stats,
-    Dirty,
-    Wait,
 }
 
 /// A guard stays on the thread (and for spin locks on the CPU) that took the lock.
@@ -170,11 +167,6 @@ impl<T> Mutex<T> {
     /// The data without locking: we are its only user.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()
-    }
-
-    /// The data's address, for code that proves by other means that it may look (it owns the vCPU's thread).
-    pub fn data_ptr(&self) -> *mut T {
-        self.data.get()
     }
 }
 

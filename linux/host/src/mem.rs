@@ -239,18 +239,6 @@ impl<T> KArc<T> {
         this.shared().refs.fetch_add(1, Ordering::Relaxed);
         Some(this)
     }
-
-    /// One more owner, unless the last one has gone: for lists that do not own.
-    ///
-    /// # Safety
-    /// `ptr` is the address of a value whose memory is not freed during the call (a lock holds off its drop).
-    pub unsafe fn try_clone_raw(ptr: *const T) -> Option<Self> {
-        // SAFETY: the caller's promise; forgotten below unless the count was raised.
-        let this = core::mem::ManuallyDrop::new(unsafe { Self::from_raw(ptr) }?);
-        let raise = |n: usize| if n == 0 { None } else { Some(n + 1) };
-        let raised = this.shared().refs.fetch_update(Ordering::Acquire, Ordering::Relaxed, raise);
-        raised.ok().map(|_| core::mem::ManuallyDrop::into_inner(this))
-    }
 }
 
 impl<T> Clone for KArc<T> {
@@ -303,15 +291,6 @@ impl Pages {
         }
         // SAFETY: the helper returns null or the direct-map address of 2^order zeroed pages.
         Self::counted(NonNull::new(unsafe { ffi::ex_pages_alloc(order) }.cast()), order)
-    }
-
-    /// Any context, from the atomic reserves: may well fail.
-    pub fn zeroed_atomic(order: u32) -> Option<Self> {
-        if order > 10 {
-            return None;
-        }
-        // SAFETY: as in zeroed.
-        Self::counted(NonNull::new(unsafe { ffi::ex_pages_alloc_atomic(order) }.cast()), order)
     }
 
     fn counted(virt: Option<NonNull<u8>>, order: u32) -> Option<Self> {

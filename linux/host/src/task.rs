@@ -136,13 +136,6 @@ pub fn single_task_running() -> bool {
     unsafe { ffi::ex_single_task_running() }
 }
 
-/// Must the task do something (reschedule, signal, task work) before it enters a guest? Interrupts off to be exact.
-#[inline]
-pub fn guest_work_pending() -> bool {
-    // SAFETY: reads thread flags.
-    unsafe { ffi::ex_guest_work_pending() }
-}
-
 /// Does that work. Interrupts on; may schedule. `EINTR`: leave KVM_RUN, a signal waits.
 pub fn handle_guest_work() -> Result<()> {
     // SAFETY: process context with interrupts on.

@@ -70,12 +70,6 @@ impl Timer {
         }
     }
 
-    /// Queued, or the callback is running.
-    pub fn is_active(&self) -> bool {
-        // SAFETY: the handle is live.
-        unsafe { ffi::ex_timer_active(self.handle.get()) }
-    }
-
     /// The time last asked for.
     pub fn expires_ns(&self) -> u64 {
         // SAFETY: the handle is live.

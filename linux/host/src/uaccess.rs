@@ -70,13 +70,6 @@ pub fn read_bytes_atomic(hva: u64, bytes: &mut [u8]) -> Result<()> {
     check(ret).map(drop)
 }
 
-/// As [`write_bytes`], never sleeps.
-pub fn write_bytes_atomic(hva: u64, bytes: &[u8]) -> Result<()> {
-    // SAFETY: bytes is readable.
-    let ret = unsafe { ffi::ex_user_write_atomic(hva as usize, bytes.as_ptr().cast(), bytes.len()) };
-    check(ret).map(drop)
-}
-
 /// Swaps a byte if it holds `old`, as [`cmpxchg_u32`].
 pub fn cmpxchg_u8(hva: u64, old: u8, new: u8) -> Result<bool> {
     // SAFETY: the helper checks the range and catches faults.

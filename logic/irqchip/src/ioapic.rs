@@ -26,8 +26,6 @@ pub const WINDOW_SIZE: u64 = 0x100;
 /// Level interrupts sent again at once after EOI before a pause; a guest that never silences its device would
 /// otherwise keep the host in this loop.
 pub const STORM_LIMIT: u16 = 10_000;
-/// The pause before [`Ioapic::eoi_delayed`], in nanoseconds.
-pub const STORM_PAUSE_NS: u64 = 10_000_000;
 
 const VERSION: u32 = 0x11 | ((PINS as u32 - 1) << 16);
 const IOREGSEL: u64 = 0x00;
@@ -200,7 +198,7 @@ impl Ioapic {
     }
 
     /// Sends again the level interrupts among `pins` that are still high. Returns true if one of them must pause
-    /// because it was re-sent [`STORM_LIMIT`] times in a row: call [`Ioapic::eoi_delayed`] after [`STORM_PAUSE_NS`],
+    /// because it was re-sent [`STORM_LIMIT`] times in a row: call [`Ioapic::eoi_delayed`] after a pause,
     /// or the pin stays silent.
     pub fn eoi_redeliver(&mut self, pins: u32, sink: &mut impl FnMut(InterruptMessage)) -> bool {
         let mut pause = false;
@@ -259,14 +257,6 @@ impl Ioapic {
             }
         }
         vectors
-    }
-
-    /// Pins whose entry carries `vector`, masked or not.
-    pub fn pins_with_vector(&self, vector: u8) -> u32 {
-        (0u8..)
-            .zip(self.entries.iter())
-            .filter(|(_, entry)| entry.vector() == vector)
-            .fold(0, |pins, (pin, _)| pins | bit(pin))
     }
 
     /// Reads `size` bytes (1, 2, 4 or 8) of the register at `offset` (0 to 0xff) of the window. Undefined offsets and

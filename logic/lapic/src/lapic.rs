@@ -6,7 +6,7 @@
 //! ```
 
 use crate::bitmap::Bitmap;
-use crate::shared::{Accepted, Published, Shared, x2apic_ldr};
+use crate::shared::{Published, Shared, x2apic_ldr};
 use crate::timer::{Armed, Now, Timer};
 use crate::{Config, EoiWork, Mode, Work};
 use bytemuck::Zeroable;
@@ -269,16 +269,6 @@ impl Lapic {
         self.timer.set_deadline(deadline);
         let fired = self.expire(s, now);
         Work { timer_changed: true, rescan: fired, ..Work::default() }
-    }
-
-    /// A performance counter overflowed: delivers LVT_PC, which masks itself (SDM vol. 3A, 11.5.1).
-    pub fn performance_interrupt(&mut self, s: &Shared) -> Accepted {
-        if self.mode() == Mode::Disabled {
-            return Accepted::None;
-        }
-        let accepted = s.deliver_entry(self.lvt.performance);
-        self.lvt.performance |= lvt::MASKED;
-        accepted
     }
 
     /// SVR was written (SDM vol. 3A, 11.4.7.2): disabling masks the whole LVT.

@@ -35,7 +35,7 @@ pub use base::{BaseCaps, Mode};
 pub use lapic::{Lapic, Reset};
 pub use page::ApicPage;
 pub use route::{Delivered, Targets, route};
-pub use shared::{Accepted, Lint, Shared, Startup};
+pub use shared::{Accepted, Shared, Startup};
 pub use state::BadState;
 pub use timer::{Armed, Now};
 pub use work::{Config, EoiWork, Gp, Work};

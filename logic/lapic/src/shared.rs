@@ -39,8 +39,6 @@ pub enum Accepted {
     Event,
     /// An NMI was queued: request, wake, kick.
     Nmi,
-    /// An SMI is pending: request, wake, kick.
-    Smi,
     /// INIT or SIPI is pending ([`Shared::take_startup`]): request, wake, kick.
     Startup,
     /// The message says "ask the 8259": nothing is stored here, the owner must be kicked to look at the PIC.
@@ -52,15 +50,6 @@ impl Accepted {
     pub fn is_new(self) -> bool {
         !matches!(self, Self::None | Self::Coalesced)
     }
-}
-
-/// A local interrupt pin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lint {
-    /// LINT0, wired to the 8259's INTR.
-    Lint0,
-    /// LINT1, wired to NMI.
-    Lint1,
 }
 
 /// INIT and SIPI taken together; INIT is to be handled first.
@@ -84,11 +73,9 @@ mod address {
 
 /// Bits of `Shared::events`.
 mod event {
-    pub(super) const SMI: u32 = 1 << 8;
     pub(super) const INIT: u32 = 1 << 9;
     pub(super) const SIPI: u32 = 1 << 10;
     pub(super) const SIPI_VECTOR: u32 = 0xff;
-    pub(super) const TIMER: u32 = 1 << 11;
 }
 
 /// Error status bits that this model raises (SDM vol. 3A, figure 11-9).
@@ -313,7 +300,6 @@ impl Shared {
             DeliveryMode::FIXED | DeliveryMode::LOWEST => self.accept_vector(msg.vector, msg.level),
             _ if !self.hw_enabled() => Accepted::None,
             DeliveryMode::NMI => self.queue_nmi(),
-            DeliveryMode::SMI => self.queue_smi(),
             // The INIT level de-assert message only set arbitration ids on old buses (SDM vol. 3A, 11.6.1).
             DeliveryMode::INIT if msg.level && !msg.assert => Accepted::None,
             DeliveryMode::INIT => self.queue_init(),
@@ -373,22 +359,6 @@ impl Shared {
         self.nmis.load(Ordering::Acquire) != 0
     }
 
-    /// Makes an SMI pending.
-    pub fn queue_smi(&self) -> Accepted {
-        let old = self.events.fetch_or(event::SMI, Ordering::AcqRel);
-        if old & event::SMI == 0 { Accepted::Smi } else { Accepted::Coalesced }
-    }
-
-    /// Owner: takes the pending SMI.
-    pub fn take_smi(&self) -> bool {
-        self.events.fetch_and(!event::SMI, Ordering::AcqRel) & event::SMI != 0
-    }
-
-    /// An SMI is pending.
-    pub fn has_smi(&self) -> bool {
-        self.events.load(Ordering::Acquire) & event::SMI != 0
-    }
-
     /// INIT forgets a SIPI that came before it.
     fn queue_init(&self) -> Accepted {
         let update = |events| Some(events & !(event::SIPI | event::SIPI_VECTOR) | event::INIT);
@@ -422,59 +392,11 @@ impl Shared {
         Startup { init: events & event::INIT != 0, sipi }
     }
 
-    /// INIT or SIPI is pending.
-    pub fn has_startup(&self) -> bool {
-        self.events.load(Ordering::Acquire) & (event::INIT | event::SIPI) != 0
-    }
-
-    /// Host timer callback: the armed timer fired; the owner is to call [`crate::Lapic::expire`].
-    pub fn set_timer_fired(&self) {
-        self.events.fetch_or(event::TIMER, Ordering::AcqRel);
-    }
-
-    /// Owner: takes the flag of [`Shared::set_timer_fired`]. It is a hint; `expire` compares the clock itself.
-    pub fn take_timer_fired(&self) -> bool {
-        self.events.fetch_and(!event::TIMER, Ordering::AcqRel) & event::TIMER != 0
-    }
-
-    /// The host timer fired and the owner has not yet looked.
-    pub fn timer_fired(&self) -> bool {
-        self.events.load(Ordering::Acquire) & event::TIMER != 0
-    }
-
     /// The 8259's INTR output reaches this CPU: LINT0 is unmasked in ExtINT mode, or the APIC is disabled in IA32_APIC_BASE and its
     /// pin is the INTR pin (SDM vol. 3A, 11.4.3).
     pub fn accepts_ext_int(&self) -> bool {
         let entry = self.directory.lint0.load(Ordering::Acquire);
         !self.hw_enabled() || (entry & lvt::MASKED == 0 && lvt_mode(entry) == DeliveryMode::EXTINT)
-    }
-
-    /// A pulse on a local pin, delivered as its LVT entry says. With the APIC disabled the pins are INTR and NMI.
-    pub fn local_interrupt(&self, pin: Lint) -> Accepted {
-        let entry = match pin {
-            Lint::Lint0 => self.directory.lint0.load(Ordering::Acquire),
-            Lint::Lint1 => self.directory.lint1.load(Ordering::Acquire),
-        };
-        match (self.hw_enabled(), pin) {
-            (true, _) => self.deliver_entry(entry),
-            (false, Lint::Lint0) => Accepted::ExtInt,
-            (false, Lint::Lint1) => self.queue_nmi(),
-        }
-    }
-
-    /// Delivers one LVT entry (SDM vol. 3A, figure 11-8).
-    pub(crate) fn deliver_entry(&self, entry: u32) -> Accepted {
-        if entry & lvt::MASKED != 0 {
-            return Accepted::None;
-        }
-        match lvt_mode(entry) {
-            DeliveryMode::FIXED => self.post_checked(entry as u8, entry & lvt::LEVEL != 0),
-            DeliveryMode::SMI => self.queue_smi(),
-            DeliveryMode::NMI => self.queue_nmi(),
-            DeliveryMode::INIT => self.queue_init(),
-            DeliveryMode::EXTINT => Accepted::ExtInt,
-            _ => Accepted::None,
-        }
     }
 }
 

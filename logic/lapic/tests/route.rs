@@ -114,7 +114,6 @@ fn reference(message: &InterruptMessage, sender: Option<usize>, cpus: &[Model]) 
 fn expected(message: &InterruptMessage, m: &Model) -> Accepted {
     match message.mode.0 {
         0 | 1 if m.sw && message.vector >= 16 => Accepted::Event,
-        2 => Accepted::Smi,
         4 => Accepted::Nmi,
         5 if message.assert || !message.level => Accepted::Startup,
         6 => Accepted::Startup,

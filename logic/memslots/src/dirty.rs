@@ -83,15 +83,6 @@ impl<'a> DirtyBitmap<'a> {
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
-    /// Records a write to every page: KVM_DIRTY_LOG_INITIALLY_SET.
-    pub fn mark_all(&self) {
-        for index in 0..Self::words_for(self.npages) {
-            if let Some(word) = self.word(index) {
-                word.store(self.valid(index), Ordering::Release);
-            }
-        }
-    }
-
     /// Word `index` as it is.
     pub fn peek(&self, index: u64) -> u64 {
         self.word(index).map_or(0, |w| w.load(Ordering::Acquire))
@@ -104,17 +95,6 @@ impl<'a> DirtyBitmap<'a> {
             Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::AcqRel),
             _ => 0,
         }
-    }
-
-    /// Takes up to `out.len()` words from word `first` on. Returns the number written: fewer only at the end.
-    pub fn take_chunk(&self, first: u64, out: &mut [u64]) -> usize {
-        let left = Self::words_for(self.npages).saturating_sub(first);
-        let mut count = 0;
-        for (index, out) in (first..first.saturating_add(left)).zip(out) {
-            *out = self.take(index);
-            count += 1;
-        }
-        count
     }
 
     /// Clears the bits of `mask` in word `index`. Returns those that were set: the frames to write-protect.

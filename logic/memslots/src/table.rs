@@ -129,18 +129,6 @@ impl<'a> Table<'a> {
         self.slots.get(after.checked_sub(1)?).filter(|s| s.contains(gfn))
     }
 
-    /// Like [`Table::find`], trying first the position that the last call left in `hint`. The hint may be stale or
-    /// come from another table: it is checked, never trusted.
-    pub fn find_hinted(&self, gfn: u64, hint: &mut usize) -> Option<&'a Slot> {
-        if let Some(slot) = self.slots.get(*hint).filter(|s| s.contains(gfn)) {
-            return Some(slot);
-        }
-        let index = self.slots.partition_point(|s| s.base_gfn <= gfn).checked_sub(1)?;
-        let slot = self.slots.get(index).filter(|s| s.contains(gfn))?;
-        *hint = index;
-        Some(slot)
-    }
-
     /// The slot with number `id`. O(n): for ioctls, not for exits.
     pub fn find_id(&self, id: u32) -> Option<&'a Slot> {
         self.slots.iter().find(|s| s.id == id)
@@ -151,21 +139,10 @@ impl<'a> Table<'a> {
         span(self.find(gpa >> PAGE_SHIFT)?, gpa)
     }
 
-    /// Like [`Table::hva`] with a hint as in [`Table::find_hinted`].
-    pub fn hva_hinted(&self, gpa: u64, hint: &mut usize) -> Option<HvaSpan> {
-        span(self.find_hinted(gpa >> PAGE_SHIFT, hint)?, gpa)
-    }
-
     /// Every part of every slot that is backed by a page of the host range `start..end` (bytes; partial pages count
     /// as whole). One host page may appear in several slots. For mmu notifiers. O(n).
     pub fn find_hva_range(&self, start: u64, end: u64) -> HvaRanges<'a> {
         HvaRanges { slots: self.slots.iter(), start, end }
-    }
-
-    /// Slots that share a frame with `gfns`, in order. O(log n) to the first.
-    pub fn overlapping(&self, gfns: GfnRange) -> impl Iterator<Item = &'a Slot> + use<'a> {
-        let first = self.slots.partition_point(|s| s.gfns().end <= gfns.start);
-        self.slots.get(first..).unwrap_or(&[]).iter().take_while(move |s| s.base_gfn < gfns.end)
     }
 
     /// The sorted, non-overlapping, non-empty invariant. For assertions and tests. O(n).

@@ -2,7 +2,6 @@
 //! APM vol. 2, 3.1 and 5.3). Nothing is changed here: the caller stores what comes back.
 
 use crate::{GuestCaps, Invalid, Origin};
-use exitless_x86::apic::apic_base;
 use exitless_x86::cpuid::xcr0;
 use exitless_x86::regs::{cr0, cr4, efer};
 
@@ -127,15 +126,6 @@ pub fn check_cr3(new: u64, m: &Mode, caps: &GuestCaps) -> Result<Cr3Write, Inval
     Ok(Cr3Write { cr3, no_flush })
 }
 
-/// MOV to CR8.
-///
-/// # Errors
-/// [`Invalid`] above 15.
-pub fn check_cr8(new: u64) -> Result<u8, Invalid> {
-    valid(new <= 15)?;
-    Ok(new as u8)
-}
-
 /// MOV to DR6: the value to store.
 ///
 /// # Errors
@@ -208,25 +198,4 @@ pub fn check_state(m: &Mode, caps: &GuestCaps, host: &GuestCaps) -> Result<(), I
     } else {
         valid(!m.long_mode_active() && !m.cs_long)
     }
-}
-
-/// A write of IA32_APIC_BASE: the value to store (SDM vol. 3A, figure 11-27 gives the transitions).
-///
-/// # Errors
-/// [`Invalid`] for reserved bits, x2APIC mode without the APIC on or without the feature, and, by the guest, for going
-/// from disabled straight to x2APIC or from x2APIC back to xAPIC.
-pub fn apic_base_write(old: u64, new: u64, origin: Origin, caps: &GuestCaps) -> Result<u64, Invalid> {
-    let mode = apic_base::X2APIC | apic_base::ENABLE;
-    let x2apic = if caps.x2apic || origin == Origin::Host { apic_base::X2APIC } else { 0 };
-    let defined = apic_base::BSP | apic_base::ENABLE | x2apic | !0xfff;
-    valid(new & (!defined | caps.phys_reserved()) == 0)?;
-    valid(new & mode != apic_base::X2APIC)?;
-    let allowed = match (old & mode, new & mode) {
-        _ if origin == Origin::Host => true,
-        (0, to) => to != mode,
-        (from, to) if from == mode => to != apic_base::ENABLE,
-        _ => true,
-    };
-    valid(allowed)?;
-    Ok(new)
 }

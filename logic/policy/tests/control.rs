@@ -2,8 +2,8 @@
 mod fake;
 
 use exitless_policy::control::{
-    Cr0Write, Mode, apic_base_write, check_cr0, check_cr3, check_cr4, check_cr8, check_dr6, check_dr7,
-    check_state, check_xcr0, efer_write,
+    Cr0Write, Mode, check_cr0, check_cr3, check_cr4, check_dr6, check_dr7, check_state, check_xcr0,
+    efer_write,
 };
 use exitless_policy::{GuestCaps, Invalid, Origin};
 use exitless_x86::cpuid::vendor;
@@ -101,7 +101,7 @@ fn cr4_rules() {
     assert_eq!(check_cr4(cr4::PAE | cr4::OSFXSR, &pae, &c), Ok(false));
 }
 
-/// CR3, CR8 and the debug registers.
+/// CR3 and the debug registers.
 #[test]
 fn small_registers() {
     let c = caps();
@@ -111,7 +111,6 @@ fn small_registers() {
     let pcid = Mode { cr4: cr4::PAE | cr4::PCIDE, ..long() };
     let w = check_cr3(1 << 63 | 0x2005, &pcid, &c).expect("keep translations");
     assert_eq!((w.cr3, w.no_flush), (0x2005, true));
-    assert_eq!((check_cr8(15), check_cr8(16)), (Ok(15), Err(Invalid)));
     assert_eq!((check_dr6(0), check_dr7(0)), (Ok(0xffff_0ff0), Ok(0x400)));
     assert_eq!((check_dr6(1 << 32), check_dr7(1 << 63)), (Err(Invalid), Err(Invalid)));
     assert_eq!(check_dr7(0xffff_ffff), Ok(0xffff_27ff));
@@ -169,32 +168,6 @@ fn whole_states() {
     }
     // A small VMM sets no CPUID at all and still enters long mode.
     assert_eq!(check_state(&long(), &fake::caps(&[], None), &c), Ok(()));
-}
-
-/// The state diagram of SDM figure 11-27.
-#[test]
-fn apic_base_transitions() {
-    let c = caps();
-    let base = 0xfee0_0000u64;
-    let (off, xapic, invalid, x2) = (base, base | 0x800, base | 0x400, base | 0xc00);
-    for (from, to, ok) in [
-        (off, xapic, true),
-        (off, x2, false),
-        (xapic, x2, true),
-        (xapic, off, true),
-        (x2, off, true),
-        (x2, xapic, false),
-        (x2, x2 | 0x100, true),
-        (xapic, invalid, false),
-        (xapic, xapic | 1, false),
-        (xapic, xapic | 0x200, false),
-        (xapic, 1 << 48 | 0x800, false),
-    ] {
-        assert_eq!(apic_base_write(from, to, Origin::Guest, &c).is_ok(), ok, "{from:#x} to {to:#x}");
-    }
-    assert!(apic_base_write(off, x2, Origin::Host, &c).is_ok(), "a restore goes anywhere");
-    assert!(apic_base_write(off, invalid, Origin::Host, &c).is_err(), "but not to no state");
-    assert!(apic_base_write(xapic, x2, Origin::Guest, &GuestCaps::default()).is_err());
 }
 
 proptest! {

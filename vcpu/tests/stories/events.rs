@@ -397,7 +397,7 @@ fn split_level_eoi() {
 fn entry_called_off() {
     for points in 0..24 {
         let mut m = Machine::new([irq(0x41), Op::Nop, Op::Nop, Op::Nop]);
-        m.later(points, Env::Ask(Request::KICK));
+        m.later(points, Env::Ask(Request::QUIESCE));
         m.later(0, Env::Irq(0x91));
         m.later(0, Env::Nmi);
         m.go();

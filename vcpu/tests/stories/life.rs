@@ -206,20 +206,6 @@ fn dead() {
     assert_eq!(m.v.b.entries, 0);
 }
 
-/// A triple fault restored by user space is reported once, and swallows no other request.
-#[test]
-fn triple_fault_request() {
-    let mut m = Machine::new([Op::Nop]);
-    m.happen(Env::TlbFlush);
-    m.happen(Env::Irq(0x41));
-    m.happen(Env::Nmi);
-    m.happen(Env::Ask(Request::TRIPLE_FAULT));
-    assert_eq!(m.run(), RunExit::Shutdown);
-    m.go();
-    assert_eq!(m.events().len(), 2);
-    assert!(!m.w.flush_owed.get() && m.v.b.flushes > 0);
-}
-
 /// Exits that end the run, with what they carry.
 #[test]
 fn exits_to_user_space() {

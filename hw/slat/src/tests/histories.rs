@@ -26,7 +26,6 @@ enum Op {
     Protect { start: u64, end: u64, budget: u32 },
     Mask { gpa: u64, mask: u64 },
     Age { start: u64, end: u64, clear: bool },
-    Collect { start: u64, end: u64 },
     Access { gpa: u64, write: bool },
     Flush,
 }
@@ -162,14 +161,6 @@ fn step<F: Format + Default>(vm: &mut Vm<F>, model: &mut Model, op: Op) -> Resul
                 touched.iter().for_each(|at| model.leaves.get_mut(at).unwrap().accessed = false);
             }
         }
-        Op::Collect { start, end } => {
-            let mut found = Vec::new();
-            let swept = vm.slat.collect_dirty(&vm.frames, start, end, u32::MAX, &mut |l| found.push(l.gpa));
-            let mut expect = model.touching(start, end);
-            expect.retain(|at| ad && std::mem::take(&mut model.leaves.get_mut(at).unwrap().dirty));
-            prop_assert_eq!(swept.flush, !expect.is_empty());
-            prop_assert_eq!(found, expect);
-        }
         Op::Access { gpa, write } => {
             let format = *vm.slat.format();
             let got = access(&format, &vm.frames.arena, vm.slat.root_hpa(), vm.slat.levels(), gpa, write);
@@ -214,7 +205,6 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (range(), budget).prop_map(|((start, end), budget)| Op::Protect { start, end, budget }),
         1 => (gpa(), any::<u64>()).prop_map(|(gpa, mask)| Op::Mask { gpa, mask }),
         2 => (range(), any::<bool>()).prop_map(|((start, end), clear)| Op::Age { start, end, clear }),
-        1 => range().prop_map(|(start, end)| Op::Collect { start, end }),
         6 => (gpa(), any::<bool>()).prop_map(|(gpa, write)| Op::Access { gpa, write }),
         1 => Just(Op::Flush),
     ]

@@ -232,9 +232,6 @@ fn without_accessed_bits() {
     assert!((before.accessed, before.dirty) == (true, false));
     assert_eq!(vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX), Ok(Mapped::Widened));
     assert!(vm.lookup(0x5000).unwrap().dirty);
-    let mut found = 0;
-    assert!(!vm.slat.collect_dirty(&vm.frames, 0, M2, 5000, &mut |_| found += 1).flush);
-    assert_eq!(found, 0);
     vm.finish();
 }
 
@@ -276,21 +273,6 @@ fn protect_mask() {
     vm.finish();
 }
 
-/// The dirty bit as a log: each write is found once.
-#[test]
-fn collect() {
-    let mut vm = vm();
-    vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX).unwrap();
-    vm.map(M2, 8 * M2, Level::Page2M, Perm::RWX).unwrap();
-    set_bits(&vm, M2 + 5, D);
-    for expect in [&[M2][..], &[]] {
-        let mut found = Vec::new();
-        let swept = vm.slat.collect_dirty(&vm.frames, 0, G, 100_000, &mut |l| found.push(l.gpa));
-        assert_eq!((&found[..], swept.flush), (expect, !expect.is_empty()));
-    }
-    vm.finish();
-}
-
 /// The encryption bit of the host is in every entry, tables included, and never in an address that comes out.
 #[test]
 fn sme() {
@@ -314,7 +296,6 @@ fn no_root() {
     let mut slat: Slat<Npt> = bytemuck::Zeroable::zeroed();
     let want = Mapping { gpa: 0, hpa: 0, level: Level::Page4K, perm: Perm::RX, memtype: MemType::Wb };
     assert_eq!(slat.map(&mut vm.frames, &want, &mut vm.free, &mut |_| ()), Err(MapError::OutOfRange));
-    assert_eq!(slat.zap_all(&vm.frames, 0, 1, &mut vm.free, &mut |_| ()), Swept { flush: false, next: None });
     assert!(!slat.age_range(&vm.frames, 0, u64::MAX, true, 1).young);
     assert_eq!((slat.lookup(&vm.frames, 0), slat.root_hpa()), (None, 0));
     assert!(slat.take_root(&vm.frames).is_none());

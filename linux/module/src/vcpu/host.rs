@@ -260,7 +260,8 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         if let Some(g) = global::get()
             && g.host_xss != 0
         {
-            // XSAVES executes in a guest whatever its CPUID says; the components are not the guest's.
+            // An AMD guest can execute XSAVES whatever its CPUID says (SVM has no intercept of it; VMX has a control, which is
+            // off); the components are not the guest's.
             // SAFETY: the host has XSAVES, and zero is legal; `unload_state` restores the host's.
             unsafe { ops::wrmsr(XSS, 0) };
         }

@@ -87,9 +87,7 @@ impl VcpuObj {
                 }
                 self.shared.request(Request::EVENT)
             }
-            Accepted::Event | Accepted::Nmi | Accepted::Smi | Accepted::ExtInt => {
-                self.shared.request(Request::EVENT)
-            }
+            Accepted::Event | Accepted::Nmi | Accepted::ExtInt => self.shared.request(Request::EVENT),
         }
         self.kick();
     }
