@@ -1,11 +1,12 @@
 //! The directions of the house: which room may depend on which, read from the manifests.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{
+    dead::sources,
     paths,
     sh::{self, cmd},
 };
@@ -65,6 +66,16 @@ pub fn check() -> Result<()> {
             let test_only = dependency.kind.as_deref() == Some("dev");
             if let Some(why) = objection(&at, &dependency.name, to.as_deref(), test_only) {
                 wrong.push(format!("{} ({at}) -> {}: {why}", package.name, dependency.name));
+            }
+        }
+    }
+    for room in IN_KERNEL {
+        for file in sources(&root.join(room), "rs")? {
+            if fs::read_to_string(&file)?.lines().any(|line| line.trim() == "extern crate alloc;") {
+                wrong.push(format!(
+                    "{}: allocates; kernel memory comes from linux/host",
+                    inside(&file, &root)
+                ));
             }
         }
     }

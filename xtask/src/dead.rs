@@ -99,7 +99,7 @@ pub fn check() -> Result<()> {
 }
 
 /// Files with this ending below a folder; none of tests or of what a build made.
-fn sources(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
+pub fn sources(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("{} cannot be read", dir.display()))? {
         let path = entry?.path();

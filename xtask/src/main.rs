@@ -13,6 +13,7 @@ mod demo;
 mod gates;
 mod kmod;
 mod lab;
+mod mutants;
 mod paths;
 mod promises;
 mod say;
@@ -66,6 +67,11 @@ enum Task {
     DebugKernel,
     /// Check that dependencies run the right way, that exported items have users, that tests which documents name exist.
     Arch,
+    /// Change the code in small ways and see whether a test notices (hours; not part of `test`).
+    Mutants {
+        #[command(flatten)]
+        choice: mutants::Choice,
+    },
     /// Format every file.
     Fmt,
     /// Format check, clippy, arch.
@@ -118,6 +124,7 @@ fn run(task: Task) -> Result<()> {
         Task::Build { kdir, kernel, kvm } => build(kdir, kernel, kvm),
         Task::DebugKernel => debug_kernel::build(),
         Task::Arch => arch::check().and_then(|()| dead::check()).and_then(|()| promises::exist()),
+        Task::Mutants { choice } => mutants::run(&choice),
         Task::Fmt => checks::format(),
         Task::Lint => say::step("format", checks::formatted)
             .and_then(|()| say::step("arch", arch::check))

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths;
+use crate::{gates::matches, paths};
 
 /// Where promises and their holders stand.
 const DOCUMENTS: &[&str] = &["docs/must-test.md", "SPECIFICATION.md"];
@@ -34,16 +34,6 @@ fn named() -> Result<Vec<Named>> {
         }
     }
     Ok(all)
-}
-
-/// Does a name with stars match?
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((front, rest)) => {
-            name.strip_prefix(front).is_some_and(|tail| (0..=tail.len()).any(|at| matches(rest, &tail[at..])))
-        }
-    }
 }
 
 fn is_name(text: &str) -> bool {
@@ -114,17 +104,4 @@ fn words(dir: &Path, found: &mut BTreeSet<String>) -> Result<()> {
 /// The name at the beginning of a text.
 fn name_at(text: &str) -> String {
     text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stars() {
-        assert!(
-            matches("deadline/*", "deadline/now") && matches("a/b_*_d", "a/b_c_d") && matches("a/*", "a/")
-        );
-        assert!(!matches("deadline/now", "deadline/now_and_then") && !matches("a/*x", "a/y"));
-    }
 }

@@ -8,6 +8,8 @@ mod code;
 mod mitigations;
 mod panics;
 
+pub use panics::matches;
+
 use std::{
     fmt, fs,
     path::{Path, PathBuf},

@@ -1,0 +1,138 @@
+//! `cargo xtask mutants`: would a test notice? Small changes to the code, one at a time, by cargo-mutants; those that no test
+//! notices are killed by a new test, or listed with the reason in docs/mutants.toml. Hours of work: not part of the tests.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{
+    gates::matches,
+    paths, say,
+    sh::{self, cmd},
+};
+
+const VERSION: &str = "27.1.0";
+/// Crates whose tests decide by themselves, without an emulated machine.
+const PACKAGES: &[&str] = &[
+    "exitless-lapic",
+    "exitless-irqchip",
+    "exitless-insn",
+    "exitless-memslots",
+    "exitless-posted",
+    "exitless-policy",
+    "exitless-vcpu",
+    "exitless-slat",
+    "exitless-svm",
+    "exitless-vmx",
+];
+
+/// What to change.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choice {
+    /// Only this package (`exitless-posted`); may be given more than once. Default: every one, for many hours.
+    #[arg(long, short)]
+    package: Vec<String>,
+    /// Only files that match this glob (`vcpu/src/run.rs`).
+    #[arg(long)]
+    file: Option<String>,
+    /// Only part K of N of the changes, `K/N`, K from 0.
+    #[arg(long)]
+    shard: Option<String>,
+}
+
+/// A change that no test notices, and why that is right.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Survivor {
+    /// File and change as cargo-mutants words it, without line and column; `*` is any text.
+    mutant: String,
+    reason: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct List {
+    #[serde(default)]
+    survivor: Vec<Survivor>,
+}
+
+/// See the file's head.
+pub fn run(choice: &Choice) -> Result<()> {
+    if sh::output(&mut cmd("cargo", ["mutants", "--version"])).is_err() {
+        say::step("install cargo-mutants", || {
+            sh::quiet(&mut cmd(
+                "cargo",
+                ["install", "--quiet", "--locked", "cargo-mutants", "--version", VERSION],
+            ))
+        })?;
+    }
+    let out = paths::made(paths::target().join("mutants"))?;
+    let known = list()?;
+    let mut mutants = cmd("cargo", ["mutants", "--no-shuffle", "--colors", "never", "--timeout", "120"]);
+    mutants.current_dir(paths::root()).arg("--output").arg(&out);
+    let chosen = choice.package.iter().map(String::as_str);
+    let packages: Vec<_> =
+        if choice.package.is_empty() { PACKAGES.to_vec() } else { chosen.collect::<Vec<_>>() };
+    for package in packages {
+        mutants.args(["--package", package]);
+    }
+    if let Some(file) = &choice.file {
+        mutants.args(["--file", file]);
+    }
+    if let Some(shard) = &choice.shard {
+        mutants.args(["--shard", shard]);
+    }
+    // 0: every change was noticed; 2: some were not; 3: some ran out of time. Others are its own failures.
+    let status = mutants.status().context("cargo mutants cannot be started")?;
+    if !std::matches!(status.code(), Some(0 | 2 | 3)) {
+        bail!("cargo mutants failed: {status}");
+    }
+    let missed = fs::read_to_string(out.join("mutants.out/missed.txt")).unwrap_or_default();
+    let survivors: Vec<_> = missed.lines().map(|line| (line, without_place(line))).collect();
+    let unexplained: Vec<_> = survivors
+        .iter()
+        .filter(|(_, mutant)| !known.iter().any(|k| matches(&k.mutant, mutant)))
+        .map(|(line, _)| *line)
+        .collect();
+    println!("   {} changes were not noticed, {} of them unexplained", survivors.len(), unexplained.len());
+    if !unexplained.is_empty() {
+        bail!(
+            "write a test that notices, or the reason into docs/mutants.toml:\n  {}",
+            unexplained.join("\n  ")
+        );
+    }
+    Ok(())
+}
+
+fn list() -> Result<Vec<Survivor>> {
+    let path = paths::root().join("docs/mutants.toml");
+    let list: List = toml::from_str(&fs::read_to_string(&path)?).context("docs/mutants.toml")?;
+    if let Some(bare) = list.survivor.iter().find(|s| s.reason.trim().is_empty()) {
+        bail!("docs/mutants.toml: {} has no reason", bare.mutant);
+    }
+    Ok(list.survivor)
+}
+
+/// `a/b.rs:12:3: replace x with y` without line and column, which change with every edit above.
+fn without_place(line: &str) -> String {
+    let mut parts = line.splitn(4, ':');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(file), Some(_), Some(_), Some(change)) => format!("{file}:{change}"),
+        _ => line.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn places_are_left_out() {
+        let line = "vcpu/src/run.rs:150:44: replace || with && in slice";
+        assert_eq!(super::without_place(line), "vcpu/src/run.rs: replace || with && in slice");
+    }
+
+    #[test]
+    fn the_list_is_readable() {
+        super::list().unwrap();
+    }
+}
