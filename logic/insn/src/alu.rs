@@ -19,6 +19,17 @@ pub enum Size {
 }
 
 impl Size {
+    /// The size of `bytes` bytes; `None` unless 1, 2, 4 or 8.
+    pub const fn from_bytes(bytes: usize) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::B1),
+            2 => Some(Self::B2),
+            4 => Some(Self::B4),
+            8 => Some(Self::B8),
+            _ => None,
+        }
+    }
+
     /// In bytes.
     pub const fn bytes(self) -> usize {
         self as usize
