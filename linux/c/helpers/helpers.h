@@ -8,7 +8,7 @@
 
 #include "ex.h"
 
-#define EX_LOCK_CLASSES 13
+#define EX_LOCK_CLASSES 14
 
 struct ex_clock_snapshot {
 	u64 tsc;

@@ -10,7 +10,7 @@ static struct lock_class_key ex_spin_keys[EX_LOCK_CLASSES];
 static struct lock_class_key ex_mutex_keys[EX_LOCK_CLASSES];
 static const char *const ex_lock_names[EX_LOCK_CLASSES] = {
 	"ex_other", "ex_vm", "ex_slots", "ex_mmu", "ex_vcpu", "ex_lapic", "ex_irqchip", "ex_routes",
-	"ex_irqfds", "ex_ioeventfds", "ex_pit", "ex_clock", "ex_stats",
+	"ex_irqfds", "ex_ioeventfds", "ex_pit", "ex_clock", "ex_vm_list", "ex_stats",
 };
 
 void *ex_spin_new(u32 class)

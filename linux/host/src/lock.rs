@@ -27,6 +27,7 @@ pub enum LockClass {
     Ioeventfds,
     Pit,
     Clock,
+    VmList,
     Stats,
 }
 
