@@ -54,14 +54,17 @@ const SWITCHES: &[Switch] = &[
     },
 ];
 
-/// Words in the names of the kernel's variables and functions that belong to a mitigation.
+/// Words in the names of the kernel's variables and functions that belong to a mitigation, or keep the host's performance
+/// counters and traces out of guests.
 const WORDS: &[&str] = &[
+    "amd_pmu_",
     "bhb",
     "buf_vm_clear",
     "clear_cpu_buf",
     "divider",
     "entry_ibpb",
     "gds_",
+    "guest_info_callbacks",
     "ibpb",
     "itlb",
     "its_",
@@ -70,7 +73,9 @@ const WORDS: &[&str] = &[
     "mds_",
     "mitigation",
     "mmio_stale",
+    "perf_guest_",
     "pred_cmd",
+    "pt_handle_vmx",
     "rethunk",
     "return_thunk",
     "smt",
