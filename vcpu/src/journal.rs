@@ -53,7 +53,7 @@ impl Entry {
     }
 }
 
-/// MOVS between two devices crossing pages on both sides needs 8 pieces of a 16-byte operand; nothing needs more.
+/// PUSHA and POPA need most: 8 registers, one of them across two pages.
 const CAPACITY: usize = 12;
 
 const BLANK: Entry = Entry { access: Access::Mmio { gpa: 0 }, write: false, len: 0, count: 0, data: [0; 8] };

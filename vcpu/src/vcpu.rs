@@ -113,6 +113,7 @@ impl<B: Backend> Vcpu<B> {
             cr4: self.b.cr4(),
             efer: self.b.efer(),
             rflags_ac: self.b.rflags() & rflags::AC != 0,
+            // Protection keys are not offered.
             pkru: 0,
             cpl,
             max_phys_bits: self.cpuid.caps().maxphyaddr(),
