@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("state/cpuid_limits", cpuid_limits),
     ("state/cpuid_after_run", cpuid_after_run),
     ("state/cpuid_old_call", cpuid_old),
+    ("state/cpuid_half_readable", cpuid_half_readable),
     ("state/msrs_listed", msrs_listed),
     ("state/msrs_stop_at_the_first_bad_one", msrs_stop),
     ("state/msrs_too_many", msrs_many),
@@ -459,15 +460,48 @@ fn cpuid_after_run(e: &Env) -> R {
     Ok(())
 }
 
+/// The old call's entries have neither flags nor sub-leaves.
 fn cpuid_old(e: &Env) -> R {
     let g = e.idle(Chips::Full)?;
     let mut a: Box<Flex<[u32; 2], kvm_cpuid_entry, 8>> = zeroed();
-    a.head[0] = 1;
-    a.entries[0].function = 1;
-    match g.vcpu.fd.with(nr::SET_CPUID, &mut *a) {
-        Ok(_) | Err(Errno(EINVAL | libc::ENOTTY)) => Ok(()), // the old call may be left out
-        other => Err(Stop::Fail(format!("KVM_SET_CPUID: {other:?}"))),
+    a.head[0] = 2;
+    for (i, e) in a.entries.iter_mut().enumerate().take(2) {
+        let n = i as u32;
+        *e = kvm_cpuid_entry { function: n, eax: 1, ebx: n, ecx: 1 << 21, edx: 0x1234, padding: 77 };
     }
+    g.vcpu.fd.with(nr::SET_CPUID, &mut *a)?;
+    let mut b: Box<Cpuid> = zeroed();
+    b.head[0] = 256;
+    g.vcpu.fd.with(nr::GET_CPUID2, &mut *b)?;
+    same!(b.head[0], 2, "entries");
+    for (n, e) in b.entries.iter().enumerate().take(2) {
+        same!((e.function, e.index, e.flags), (n as u32, 0, 0), "entry {n}");
+        same!((e.eax, e.ebx, e.ecx & 1 << 21, e.edx & 0x30), (1, n as u32, 1 << 21, 0x30), "entry {n}");
+    }
+    a.head[0] = 300;
+    errno!(g.vcpu.fd.with(nr::SET_CPUID, &mut *a), E2BIG, "300 entries");
+    Ok(())
+}
+
+/// The second half of the table is not there: the first has changed nothing.
+fn cpuid_half_readable(e: &Env) -> R {
+    let g = e.idle(Chips::Full)?;
+    let table = |fd: &kvm::Fd| -> Result<Vec<u8>, Stop> {
+        let mut c: Box<Cpuid> = zeroed();
+        c.head[0] = 256;
+        fd.with(nr::GET_CPUID2, &mut *c)?;
+        Ok(bytes(&*c).to_vec())
+    };
+    let before = table(&g.vcpu.fd)?;
+    let m = kvm::Map::anon(8192)?;
+    // SAFETY: the second page of the mapping, which nothing has a reference into.
+    let gone = unsafe { libc::mprotect(m.ptr().add(4096).cast(), 4096, libc::PROT_NONE) };
+    same!(gone, 0, "mprotect");
+    let head = 4096 - 8 - 2 * size_of::<kvm_cpuid_entry2>() as u64;
+    m.write(head, &4u32.to_le_bytes());
+    errno!(g.vcpu.fd.call(nr::SET_CPUID2, m.addr() + head), EFAULT, "SET_CPUID2");
+    ensure!(table(&g.vcpu.fd)? == before, "the table has changed");
+    Ok(())
 }
 
 type MsrList = Flex<u32, u32, 1024>;

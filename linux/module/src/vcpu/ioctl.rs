@@ -75,6 +75,7 @@ fn known(cmd: u32) -> bool {
             | KVM_GET_MSRS
             | KVM_SET_MSRS
             | KVM_GET_CPUID2
+            | KVM_SET_CPUID
             | KVM_SET_CPUID2
             | KVM_GET_LAPIC
             | KVM_SET_LAPIC
@@ -118,7 +119,7 @@ impl<B: Vendor> Call<'_, B> {
             KVM_GET_MSRS => self.get_msrs(arg),
             KVM_SET_MSRS => self.set_msrs(arg),
             KVM_GET_CPUID2 => self.get_cpuid(arg),
-            KVM_SET_CPUID2 => self.set_cpuid(arg),
+            KVM_SET_CPUID | KVM_SET_CPUID2 => self.set_cpuid(cmd, arg),
             KVM_GET_LAPIC => self.get_lapic(arg),
             KVM_SET_LAPIC => self.set_lapic(arg),
             KVM_GET_MP_STATE => self.get_mp_state(arg),
@@ -185,19 +186,23 @@ impl<B: Vendor> Call<'_, B> {
         user::put(arg, &head)
     }
 
-    fn set_cpuid(&mut self, arg: usize) -> Result<isize> {
-        let head: kvm_cpuid2 = user::get(arg)?;
-        let n = head.nent as usize;
-        if n > MAX_ENTRIES {
-            return Err(Errno::E2BIG);
+    /// `KVM_SET_CPUID2`, and `KVM_SET_CPUID`, whose entries have neither flags nor sub-leaves. A table that cannot be read
+    /// changes nothing.
+    fn set_cpuid(&mut self, cmd: u32, arg: usize) -> Result<isize> {
+        let n = user::get::<kvm_cpuid2>(arg)?.nent as usize;
+        let mut table = KBox::<[kvm_cpuid_entry2; MAX_ENTRIES]>::zeroed().ok_or(Errno::ENOMEM)?;
+        let given = table.get_mut(..n).ok_or(Errno::E2BIG)?;
+        let base = user::at(arg, size_of::<kvm_cpuid2>())?;
+        if cmd == KVM_SET_CPUID {
+            read_old_cpuid(given, base)?;
+        } else {
+            uaccess::read_slice(given, base)?;
+        }
+        if self.inner.started {
+            return self.same_cpuid(given);
         }
         let caps = &global::get().ok_or(Errno::ENXIO)?.supported().caps;
-        if self.inner.started {
-            return self.same_cpuid(arg, n);
-        }
-        let entries = self.inner.cpuid.entries_mut();
-        let room = entries.get_mut(..n).ok_or(Errno::E2BIG)?;
-        uaccess::read_slice(room, user::at(arg, size_of::<kvm_cpuid2>())?)?;
+        self.inner.cpuid.entries_mut().get_mut(..n).ok_or(Errno::E2BIG)?.copy_from_slice(given);
         self.inner.commit_cpuid(n, caps);
         let deadline = self.inner.cpuid.caps().tsc_deadline;
         let config = exitless_lapic::Config { tsc_deadline: deadline, ..*self.inner.lapic.config() };
@@ -206,21 +211,10 @@ impl<B: Vendor> Call<'_, B> {
     }
 
     /// After the first run only the same table is accepted, as on stock KVM.
-    fn same_cpuid(&mut self, arg: usize, n: usize) -> Result<isize> {
-        let base = user::at(arg, size_of::<kvm_cpuid2>())?;
-        let have = self.inner.cpuid.entries();
-        if have.len() != n {
-            return Err(Errno::EINVAL);
-        }
-        for (i, e) in have.iter().enumerate() {
-            let given: kvm_cpuid_entry2 = user::get(user::at(base, i * size_of::<kvm_cpuid_entry2>())?)?;
-            let same = (given.function, given.index, given.eax, given.ebx, given.ecx, given.edx)
-                == (e.function, e.index, e.eax, e.ebx, e.ecx, e.edx);
-            if !same {
-                return Err(Errno::EINVAL);
-            }
-        }
-        Ok(0)
+    fn same_cpuid(&self, given: &[kvm_cpuid_entry2]) -> Result<isize> {
+        let words = |e: &kvm_cpuid_entry2| (e.function, e.index, e.eax, e.ebx, e.ecx, e.edx);
+        let same = self.inner.cpuid.entries().iter().map(words).eq(given.iter().map(words));
+        if same { Ok(0) } else { Err(Errno::EINVAL) }
     }
 
     // --- local APIC ---
@@ -415,6 +409,14 @@ impl<B: Vendor> Call<'_, B> {
         t.usermode = 0;
         user::put(arg, &t)
     }
+}
+
+fn read_old_cpuid(table: &mut [kvm_cpuid_entry2], base: usize) -> Result<()> {
+    for (i, e) in table.iter_mut().enumerate() {
+        let old: kvm_cpuid_entry = user::get(user::at(base, i * size_of::<kvm_cpuid_entry>())?)?;
+        (e.function, e.eax, e.ebx, e.ecx, e.edx) = (old.function, old.eax, old.ebx, old.ecx, old.edx);
+    }
+    Ok(())
 }
 
 fn enable_cap(c: &kvm_enable_cap) -> Result<isize> {
