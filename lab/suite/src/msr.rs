@@ -82,13 +82,13 @@ fn value(msr: u32, r: &mut u64) -> u64 {
     }
 }
 
-/// The listed MSRs, without those that stock KVM alone lists and treats in its own way: Hyper-V's, and what describes the host.
+/// The listed MSRs, without those that stock KVM alone lists and treats in its own way: Hyper-V's, what describes the host, and
+/// asynchronous page faults, whose values depend on each other.
 fn listed(sys: &kvm::Fd) -> Result<Vec<u32>, Stop> {
     let mut l: Box<Flex<u32, u32, 1024>> = zeroed();
     l.head = 1024;
     sys.with(nr::GET_MSR_INDEX_LIST, &mut *l)?;
-    let own =
-        |m: &u32| matches!(m, 0x4000_0000..0x4000_1000 | 0x345 | 0x480..0x4a0 | 0xc001_1020..0xc001_1030);
+    let own = |m: &u32| matches!(m, 0x4000_0000..0x4000_1000 | 0x345 | 0x480..0x4a0 | 0xc001_1020..0xc001_1030 | 0x4b56_4d02);
     Ok(l.entries[..l.head as usize].iter().copied().filter(|m| !own(m)).collect())
 }
 

@@ -473,7 +473,8 @@ fn cpuid_old(e: &Env) -> R {
     let mut b: Box<Cpuid> = zeroed();
     b.head[0] = 256;
     g.vcpu.fd.with(nr::GET_CPUID2, &mut *b)?;
-    same!(b.head[0], 2, "entries");
+    // 6.1 does not tell how many there are.
+    same!((b.entries[2].function, b.entries[2].eax), (0, 0), "a third entry");
     for (n, e) in b.entries.iter().enumerate().take(2) {
         same!((e.function, e.index, e.flags), (n as u32, 0, 0), "entry {n}");
         same!((e.eax, e.ebx, e.ecx & 1 << 21, e.edx & 0x30), (1, n as u32, 1 << 21, 0x30), "entry {n}");
