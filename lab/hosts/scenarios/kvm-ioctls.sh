@@ -1,7 +1,7 @@
 # about: The unit tests of the crate that Rust VMMs speak to /dev/kvm with.
 # cpus: 4
 # memory: 1024
-# in test: svm
+# in test: svm, vmx
 # timeout: 120
 # needs: kvm-ioctls
 
