@@ -120,11 +120,12 @@ fn live() {
         let slack = if before & flags & flags_of(index()) & STABLE != 0 { 0 } else { REWRITTEN };
         check(now + slack >= own, "kvmclock went back");
         own = own.max(now);
+        // Pages that say they agree do so until the host knows better.
         if TSCS_AGREE.load(Ordering::SeqCst) {
             TSCS.once(rdtsc);
-        }
-        if stable() {
-            FIRST.once(|| clock_of(0));
+            if stable() {
+                FIRST.once(|| clock_of(0));
+            }
         }
         if index() == 0 && step() {
             OVER.store(true, Ordering::SeqCst);

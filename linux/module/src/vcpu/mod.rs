@@ -215,13 +215,15 @@ impl VcpuObj {
         }
     }
 
-    /// The TSC of the CPU that the thread left, as it would be now.
-    fn left_tsc_now(&self) -> u64 {
-        let passed = match self.left_ns.load(Ordering::Relaxed) {
-            0 => 0,
-            ns => ns_to_ticks(time::monotonic_ns().saturating_sub(ns), time::tsc_khz()),
-        };
-        self.left_tsc.load(Ordering::Relaxed).wrapping_add(passed)
+    /// The TSC of the CPU that the thread left, as it would be now; `here`: this CPU's.
+    fn left_tsc_now(&self, here: u64) -> u64 {
+        let left = self.left_tsc.load(Ordering::Relaxed);
+        match self.left_ns.load(Ordering::Relaxed) {
+            // When it left, all TSCs were one as far as anybody knew: what this one says holds, unless it is behind.
+            0 if here.wrapping_sub(left) as i64 >= 0 => here,
+            0 => left,
+            ns => left.wrapping_add(ns_to_ticks(time::monotonic_ns().saturating_sub(ns), time::tsc_khz())),
+        }
     }
 
     /// [`exitless_vcpu::host::Host::take_tsc_jump`].
@@ -230,7 +232,8 @@ impl VcpuObj {
         cpu::preempt_disable();
         let mut jump = 0;
         if self.tsc_lost.swap(false, Ordering::Relaxed) {
-            jump = self.left_tsc_now().wrapping_sub(ops::rdtsc()) as i64;
+            let here = ops::rdtsc();
+            jump = self.left_tsc_now(here).wrapping_sub(here) as i64;
             self.note_tsc();
         }
         cpu::preempt_enable();
@@ -242,7 +245,7 @@ impl VcpuObj {
         if global::steady_tsc() || B::LOADED_FOR_IOCTLS {
             return now;
         }
-        Moment { tsc: self.left_tsc_now(), ..now }
+        Moment { tsc: self.left_tsc_now(now.tsc), ..now }
     }
 
     /// The offset of the vCPU's TSC is not right for the host's TSC any more.
