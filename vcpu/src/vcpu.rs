@@ -127,9 +127,12 @@ impl<B: Backend> Vcpu<B> {
 
     /// Queues an exception that the guest's own doing raised. `false`: triple fault.
     pub fn raise(&mut self, x: Exception) -> bool {
-        if x.vector == Vector::DB {
+        match x.vector {
             // B0 to B3 tell of this one, the others gather until software clears them (SDM vol. 3B, 18.2.3).
-            self.b.set_dr6(self.b.dr6() & !dr6::BREAKPOINTS | x.payload);
+            Vector::DB => self.b.set_dr6(self.b.dr6() & !dr6::BREAKPOINTS | x.payload),
+            // When the fault is found, also one that becomes a double fault (SDM vol. 3A, 6.15).
+            Vector::PF => self.b.set_cr2(x.payload),
+            _ => {}
         }
         self.queue(x)
     }
@@ -194,6 +197,24 @@ impl<B: Backend> Vcpu<B> {
         if self.injecting.take().is_some() {
             self.b.withdraw();
         }
+    }
+
+    /// What is on its way into the guest, programmed or to be repeated.
+    pub fn delivery(&self) -> Option<Event> {
+        self.injecting.or(self.reinject)
+    }
+
+    /// NMIs are masked, and by one that was delivered: the one on its way masks them when it arrives.
+    pub fn nmi_masked(&self) -> bool {
+        self.b.nmi_masked() && self.delivery() != Some(Event::Nmi)
+    }
+
+    /// User space says what is on its way into the guest, and whether NMIs are masked. By an NMI on its way they are not, whatever
+    /// user space was told: VM entry refuses one that is blocked (SDM vol. 3C, 27.3.1.5).
+    pub fn restore_delivery(&mut self, event: Option<Event>, masked: bool) {
+        self.withdraw();
+        self.reinject = event;
+        self.b.set_nmi_masked(masked && event != Some(Event::Nmi));
     }
 
     /// Changes the activity state.

@@ -294,6 +294,18 @@ fn events(e: &Env) -> R {
     g.vcpu.fd.set(nr::SET_VCPU_EVENTS, &a)?;
     let b: kvm_vcpu_events = g.vcpu.fd.get(nr::GET_VCPU_EVENTS)?;
     same!((b.exception.injected, b.exception.nr, b.exception.error_code), (1, 13, 0x18), "exception");
+    // One on its way masks no other yet.
+    let mut c = kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_NMI_PENDING, ..*zeroed() };
+    c.nmi.injected = 1;
+    for _ in 0..2 {
+        g.vcpu.fd.set(nr::SET_VCPU_EVENTS, &c)?;
+        c = g.vcpu.fd.get(nr::GET_VCPU_EVENTS)?;
+        same!(
+            (c.nmi.injected, c.nmi.masked, c.nmi.pending, c.exception.injected),
+            (1, 0, 0, 0),
+            "NMI on its way"
+        );
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use crate::fake::guest::*;
 use crate::fake::world::APIC;
 use crate::fake::{Env, Machine, Op};
-use exitless_vcpu::backend::{By, Event, Exit, SlatFault};
+use exitless_vcpu::backend::{Backend, By, Event, Exit, SlatFault};
 use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::rflags;
@@ -233,19 +233,43 @@ fn software_events_stay_where_they_were() {
 /// event by saying what is to be delivered (KVM_SET_VCPU_EVENTS), which left it programmed.
 #[test]
 fn programmed_events_are_taken_back() {
-    for event in [Event::Software(By::IntN, 0x80, 2), exc(Exception::gp(0))] {
+    for event in [Event::Software(By::IntN, 0x80, 2), exc(Exception::gp(0)), Event::Nmi] {
         for elsewhere in [true, false] {
             let mut m = Machine::new([Op::Nop]);
-            m.v.b.event = Some(event);
+            m.v.b.inject(event);
             m.v.injecting = Some(event);
             if elsewhere {
                 m.v.forget_instruction()
             } else {
-                m.v.withdraw()
+                m.v.restore_delivery(None, false)
             }
             m.go();
-            let stays = elsewhere && matches!(event, Event::Exception(_));
+            let stays = elsewhere && !matches!(event, Event::Software(..));
             assert_eq!(m.events(), if stays { vec![event] } else { vec![] });
+        }
+    }
+}
+
+/// User space reads what is on its way and says it again, after a repeated delivery and after an entry that never came. The NMI on
+/// its way masks no other yet, and comes even if it is said to.
+#[test]
+fn events_on_their_way_are_said_again() {
+    for event in [Event::Nmi, exc(Exception::gp(0))] {
+        for (programmed, claim) in [(true, false), (false, false), (true, true), (false, true)] {
+            let mut m = Machine::new([Op::Nop]);
+            if programmed {
+                m.v.b.inject(event);
+                m.v.injecting = Some(event);
+            } else {
+                m.v.reinject = Some(event);
+            }
+            let (read, masked) = (m.v.delivery(), m.v.nmi_masked());
+            assert_eq!((read, masked), (Some(event), false));
+            m.v.restore_delivery(read, masked || claim);
+            let claimed = claim && event != Event::Nmi;
+            assert_eq!((m.v.delivery(), m.v.nmi_masked()), (Some(event), claimed));
+            m.go();
+            assert_eq!(m.events(), [event], "programmed: {programmed}, said to mask: {claim}");
         }
     }
 }
@@ -314,6 +338,19 @@ fn what_exceptions_leave() {
     assert_eq!(m.v.b.dr7, 0x402, "GD is cleared");
     let Event::Exception(x) = m.events()[0] else { panic!() };
     assert_eq!(x.payload, 0x4001);
+}
+
+/// The address of a #PF is in CR2 before the #PF is delivered, where a save finds it, and when the pair makes a double fault.
+#[test]
+fn page_faults_tell_where_at_once() {
+    for first in [None, Some(Exception::pf(2, 0x1234)), Some(Exception::gp(0))] {
+        let mut m = Machine::new([Op::Nop]);
+        m.v.exception = first;
+        assert!(m.v.raise(Exception::pf(6, 0xdead_f000)));
+        assert_eq!(m.v.b.cr2, 0xdead_f000, "{first:?}");
+        m.go();
+        assert_eq!(m.v.b.cr2, 0xdead_f000, "{first:?}");
+    }
 }
 
 /// A machine check in the guest's time was the host's: the guest sees nothing. #AC keeps its zero error code.

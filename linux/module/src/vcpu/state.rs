@@ -245,7 +245,7 @@ impl<B: Vendor> Call<'_, B> {
     pub(super) fn get_events(&mut self) -> kvm_vcpu_events {
         let mut e: kvm_vcpu_events = bytemuck::Zeroable::zeroed();
         let i = &*self.inner;
-        let event = i.injecting.or(i.reinject);
+        let event = i.delivery();
         let exception = match (i.exception, event) {
             (Some(x), _) | (None, Some(Event::Exception(x))) => Some(x),
             (None, Some(Event::Software(By::Int3OrInto, v, _))) => Some(Exception::plain(Vector(v))),
@@ -264,7 +264,7 @@ impl<B: Vendor> Call<'_, B> {
         e.interrupt.shadow = if i.b.interrupt_shadow() { 3 } else { 0 };
         e.nmi.injected = u8::from(event == Some(Event::Nmi));
         e.nmi.pending = u8::from(i.nmi_pending != 0 || self.v.shared.apic.has_nmis());
-        e.nmi.masked = u8::from(i.b.nmi_masked());
+        e.nmi.masked = u8::from(i.nmi_masked());
         e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
         e
     }
@@ -287,18 +287,17 @@ impl<B: Vendor> Call<'_, B> {
             self.v.shared.apic.restore_sipi_vector(e.sipi_vector as u8);
         }
         let i = &mut *self.inner;
-        i.reinject = None;
-        i.withdraw();
+        let event = if e.interrupt.injected != 0 {
+            Some(Event::Interrupt(e.interrupt.nr))
+        } else {
+            (e.nmi.injected != 0).then_some(Event::Nmi)
+        };
+        i.restore_delivery(event, e.nmi.masked != 0);
         i.exception = (e.exception.injected != 0).then(|| Exception {
             vector: Vector(e.exception.nr),
             error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
             payload: if e.exception.nr == 14 { i.b.cr2() } else { 0 },
         });
-        if e.interrupt.injected != 0 {
-            i.reinject = Some(Event::Interrupt(e.interrupt.nr));
-        } else if e.nmi.injected != 0 {
-            i.reinject = Some(Event::Nmi);
-        }
         if e.flags & KVM_VCPUEVENT_VALID_SHADOW != 0 {
             i.b.set_interrupt_shadow(e.interrupt.shadow != 0);
         }
@@ -306,7 +305,6 @@ impl<B: Vendor> Call<'_, B> {
             i.nmi_pending = e.nmi.pending.min(2);
             let _ = self.v.shared.apic.take_nmis();
         }
-        i.b.set_nmi_masked(e.nmi.masked != 0);
         self.v.shared.request(Request::EVENT);
         Ok(0)
     }
