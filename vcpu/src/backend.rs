@@ -230,6 +230,11 @@ pub trait Backend {
     /// The event whose delivery the last exit interrupted, if any; reading it forgets it. A software event only where RIP is
     /// still at its instruction and delivering it needs nothing but [`Backend::inject`]; elsewhere the instruction runs again.
     fn take_interrupted(&mut self) -> Option<Event>;
+    /// The last exit interrupted the delivery of an instruction's event that [`Backend::take_interrupted`] does not tell, because
+    /// the instruction runs again.
+    fn runs_again(&self) -> bool {
+        false
+    }
     /// Gives the next entry an event to deliver.
     fn inject(&mut self, event: Event);
     /// Takes back an injected event that no entry has delivered yet. NMI masking is the caller's.

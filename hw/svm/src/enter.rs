@@ -256,6 +256,9 @@ impl Backend for Svm {
     fn take_interrupted(&mut self) -> Option<Event> {
         self.take_event()
     }
+    fn runs_again(&self) -> bool {
+        self.runs_again
+    }
     fn inject(&mut self, event: Event) {
         self.put_event(event);
     }

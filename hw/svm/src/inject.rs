@@ -85,6 +85,7 @@ impl Svm {
     /// exit left in place.
     fn interrupted_software(&mut self, event: Event) -> Option<Event> {
         let length = core::mem::take(&mut self.software_entered);
+        self.runs_again = length == 0;
         let (Event::Software(by, v, _), 1..) = (event, length) else { return None };
         if !self.next_rip {
             let save = self.save_mut();
@@ -98,6 +99,7 @@ impl Svm {
         let c = self.control_mut();
         let (word, code) = (c.exit_int_info, c.exit_int_info_err);
         c.exit_int_info = 0;
+        self.runs_again = false;
         match vectoring(word, code, cr2) {
             Some(Event::Nmi) => {
                 // The delivery that would have masked NMIs did not happen.

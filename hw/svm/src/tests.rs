@@ -224,7 +224,8 @@ fn inject_and_take_back() {
         vmcb.control.exit_code = 0x400;
         vmcb.control.exit_int_info = encode(Event::Software(By::IntN, 0x80, 2)).0;
     });
-    assert_eq!(m.v.take_interrupted(), None);
+    assert!(!m.v.runs_again());
+    assert_eq!((m.v.take_interrupted(), m.v.runs_again()), (None, true));
     m.v.inject(Event::Interrupt(0x41));
     m.v.withdraw();
     m.enter(|vmcb| assert_eq!(vmcb.control.event_inj, 0));

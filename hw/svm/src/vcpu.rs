@@ -61,9 +61,11 @@ pub struct Svm {
     /// that do not take the next RIP from the VMCB, the entry moves RIP, and an exit in the middle moves it back.
     pub(crate) software_length: u8,
     pub(crate) software_entered: u8,
+    /// The last exit interrupted the delivery of the guest's own INT n, INT3 or INTO.
+    pub(crate) runs_again: bool,
     /// The CPU has INVPCID and its intercept.
     pub(crate) invpcid: bool,
-    pub(crate) pad: [bool; 5],
+    pub(crate) pad: [bool; 4],
     /// The guest's DR6. The VMCB has it during entries in which the guest may read and write it.
     pub(crate) dr6: u64,
     pub(crate) iret_rip: u64,

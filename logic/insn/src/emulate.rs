@@ -17,8 +17,8 @@
 //! ```
 
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, rflags};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr4, rflags};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::alu::{Op, Size};
 use crate::bits::Count;
@@ -186,13 +186,15 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8; 15], valid: usize) -> Outcome {
         Ok(Flow::Shadow) => complete(x.cpu, next, true),
         Ok(Flow::Jump(to)) => complete(x.cpu, to, false),
         Ok(Flow::Repeat) | Err(Halt::Contended) => Outcome::Again,
-        Err(Halt::Stop(Stop::Unhandled)) if !accesses_memory(&x.instr) => Outcome::Stop(Stop::Elsewhere),
+        Err(Halt::Stop(Stop::Unhandled)) if !accesses_memory(x.cpu, &x.instr) => {
+            Outcome::Stop(Stop::Elsewhere)
+        }
         Err(Halt::Stop(stop)) => Outcome::Stop(stop),
     }
 }
 
-/// By an operand, the stack, or a descriptor table. INT3 does not count: what its delivery accesses is no longer this exit's.
-fn accesses_memory(instr: &Instruction) -> bool {
+/// By an operand, an address in a register, the stack, or a table. INT3 does not count: a debugger may have put it there.
+fn accesses_memory<C: Cpu>(cpu: &C, instr: &Instruction) -> bool {
     use Mnemonic::*;
     let operand = |op| {
         let near = matches!(
@@ -202,6 +204,8 @@ fn accesses_memory(instr: &Instruction) -> bool {
         let selector = segment::named(instr.op_register(op)).is_some();
         selector || !near && instr.try_immediate(op).is_err()
     };
+    // PAE paging has CR3 name a table that is loaded with it (SDM vol. 3A, 4.4.1).
+    let pdptes = || instr.op0_register() == Register::CR3 && cpu.cr4() & cr4::PAE != 0 && !cpu.long_mode();
     // `Some`: whatever the operands are.
     let implied = match instr.mnemonic() {
         Push | Pop | Pusha | Pushad | Popa | Popad | Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => {
@@ -209,6 +213,11 @@ fn accesses_memory(instr: &Instruction) -> bool {
         }
         Call | Ret | Retf | Enter | Leave | Iret | Iretd | Iretq | Umonitor => Some(true),
         Lar | Lsl | Verr | Verw | Lldt | Ltr | Lkgs | Int | Int1 | Into => Some(true),
+        Clzero | Monitor | Monitorx | Vmrun | Vmload | Vmsave | Skinit | Encls | Enclu | Enclv => Some(true),
+        Rdmsrlist | Wrmsrlist | Pconfig | Pbndkb | Pvalidate | Psmash | Rmpadjust | Rmpquery | Rmpupdate => {
+            Some(true)
+        }
+        Setssbsy | Saveprevssp | Uiret | Senduipi | Eretu | Erets | Loadall | Rsm => Some(true),
         Montmul | Xsha1 | Xsha256 | Xsha512 | Xsha512_alt | Xstore | Xstore_alt => Some(true),
         Xcryptcbc | Xcryptcfb | Xcryptctr | Xcryptecb | Xcryptofb | Ccs_encrypt | Ccs_hash => Some(true),
         // An address that is not accessed.
@@ -216,7 +225,7 @@ fn accesses_memory(instr: &Instruction) -> bool {
         Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchit0 | Prefetchit1 => Some(false),
         _ => None,
     };
-    implied.unwrap_or_else(|| (0..instr.op_count()).any(operand))
+    implied.unwrap_or_else(|| (0..instr.op_count()).any(operand) || pdptes())
 }
 
 /// RIP outside 64-bit mode has 32 bits.

@@ -82,8 +82,8 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
             no_host_page(host)
         }
         Outcome::Stop(Stop::CutShort) => cut_short(v, sh, host, source.valid),
-        // What comes to be at RIP now is hardware's, unless an INT n that hardware could not deliver.
-        Outcome::Stop(Stop::Elsewhere) if v.reinject.is_none() => {
+        // What comes to be at RIP now is hardware's, unless an INT3 that hardware could not deliver: its frame lies in the device.
+        Outcome::Stop(Stop::Elsewhere) if v.reinject.is_none() && !v.b.runs_again() => {
             v.journal.clear();
             Next::Again
         }

@@ -134,6 +134,8 @@ pub(crate) struct Cpu {
     pub(crate) noise: Option<VecDeque<Noise>>,
     /// As SVM: only a masked NMI or a shadow makes an NMI window, nothing tells that an event is behind.
     pub(crate) poor_nmi_window: bool,
+    /// As SVM: the exits interrupt the delivery of an INT3 of the guest's own, of which nothing is told but that.
+    pub(crate) own_event: bool,
     /// Handlers send EOIs and return by themselves.
     pub(crate) handlers: bool,
     pub(crate) entries: u64,
@@ -226,6 +228,7 @@ impl Cpu {
             event: None,
             apic: Apic::new(page),
             timer_limit: None,
+            own_event: false,
             interrupted: None,
             segments: [Segment::default(); 8],
             gdtr: TableReg::default(),
@@ -734,6 +737,9 @@ impl Backend for Cpu {
     }
     fn take_interrupted(&mut self) -> Option<Event> {
         self.interrupted.take()
+    }
+    fn runs_again(&self) -> bool {
+        self.own_event
     }
     fn inject(&mut self, event: Event) {
         assert!(self.event.is_none(), "two events for one entry: {:?} and {event:?}", self.event);

@@ -356,3 +356,14 @@ fn breakpoint_in_place_of_a_load() {
     assert_eq!((m.go(), m.events()), (RunExit::Interrupted, vec![]));
     assert_eq!(m.v.b.entries, 2);
 }
+
+/// The guest's own INT3, whose frame lies in a device, on a CPU that tells only that: it would meet the exit for ever. User code
+/// gets #UD.
+#[test]
+fn breakpoint_into_a_device() {
+    let mut m = Machine::new([Op::Event(slat(USER_MMIO, true)), Op::Nop]);
+    m.w.write_ram(CODE, &[0xcc]);
+    m.v.b.own_event = true;
+    m.set_cpl(3);
+    assert_eq!((m.go(), m.events()), (RunExit::Interrupted, vec![Event::Exception(Exception::ud())]));
+}
