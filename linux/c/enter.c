@@ -13,6 +13,16 @@
 #include "mitigations.h"
 #include "helpers/helpers.h"
 
+#if defined(CONFIG_X86_MCE) && !defined(EX_HAVE_DO_MACHINE_CHECK)
+#error "this kernel keeps its machine check handler to its own KVM: a machine check under a guest would be lost"
+#endif
+#ifndef EX_HAVE_SPEC_CTRL_CURRENT
+#error "this kernel does not tell its SPEC_CTRL: behind a guest the host would run without its protections"
+#endif
+#if defined(EX_NEEDS_IBPB_EXIT_TO_USER) && !defined(EX_HAVE_IBPB_EXIT_TO_USER)
+#error "this kernel keeps x86_ibpb_exit_to_user to its own KVM: no barrier against VMSCAPE"
+#endif
+
 /* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
 u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl, u64 host_spec_ctrl);
 
@@ -25,20 +35,22 @@ u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl
  * then be intercepted. On return the host's SPEC_CTRL, return stack and branch predictor are as its mitigations want them.
  *
  * Interrupts are off, GIF is set. No other CPU uses the VMCB. host_save_pa holds a VMSAVE made on this CPU by this task since
- * it was scheduled in. XCR0, XSS, debug registers and FPU are the guest's already, and the caller brings the host's back.
+ * it was scheduled in. XCR0, XSS, debug registers and FPU are the guest's already, and the caller brings the host's back: an
+ * NMI that made the guest exit still runs on them, as on VMX. host_debugctl: what DEBUGCTL is set to behind the exit; 0: leave it.
  */
-noinstr u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl)
+noinstr u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl,
+			 u64 host_debugctl)
 {
-	u64 host_spec_ctrl = 0;
+	u64 host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 	u32 off;
 
-#ifdef EX_HAVE_SPEC_CTRL_CURRENT
-	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
-#endif
 	raw_cpu_write(ex_guest_seen.where, (u64)vmcb);
 	ex_guest_enter();
 	ex_clear_divider();
 	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, guest_spec_ctrl, host_spec_ctrl);
+	/* Before GIF lets NMIs in: perf's handler finds, and changes, the host's. */
+	if (host_debugctl)
+		native_wrmsrl(MSR_IA32_DEBUGCTLMSR, host_debugctl);
 	/* An NMI that made the guest exit waits for GIF. */
 	if (!off && ((const struct vmcb *)vmcb)->control.exit_code == SVM_EXIT_NMI)
 		ex_guest_handles(EX_HANDLED_NMI);
@@ -71,7 +83,7 @@ void ex_svm_set_debugctl(u64 value)
  */
 void ex_machine_check(void)
 {
-#if defined(CONFIG_X86_MCE) && defined(EX_HAVE_DO_MACHINE_CHECK)
+#ifdef CONFIG_X86_MCE
 	/* As if it had hit the task in user mode: the guest's memory is the task's, and no kernel lock is held. */
 	struct pt_regs regs = { .cs = __USER_CS, .flags = X86_EFLAGS_IF };
 

@@ -257,7 +257,6 @@ static int __init ex_module_init(void)
 	err = ex_claim_cpus();
 	if (err)
 		goto out_notifier;
-	ex_perf_setup();
 #ifdef EX_HAVE_EMERGENCY_CALLBACK
 	cpu_emergency_register_virt_callback(ex_rs_cpu_emergency);
 #endif
@@ -275,6 +274,8 @@ static int __init ex_module_init(void)
 		pr_err("cannot register /dev/kvm (error %d)\n", err);
 		goto out_clocks;
 	}
+	/* Not before /dev/kvm is ours: a kvm.ko that turns virtualization on with its first VM only has perf's one place already. */
+	ex_perf_setup();
 	return 0;
 
 out_clocks:
@@ -288,7 +289,6 @@ out_cpus:
 #ifdef EX_HAVE_EMERGENCY_CALLBACK
 	cpu_emergency_unregister_virt_callback(ex_rs_cpu_emergency);
 #endif
-	ex_perf_teardown();
 	ex_release_cpus();
 out_notifier:
 	unregister_module_notifier(&ex_module_nb);

@@ -33,6 +33,7 @@ header   EX_HAVE_RCU_NOTE_CPU        include/linux/rcutree.h 'rcu_virt_note_cont
 header   EX_HAVE_APIC_STATIC_CALLS    arch/x86/include/asm/apic.h '__apic_send_IPI_mask'
 exported EX_HAVE_IPI_TRACEPOINT       __tracepoint_ipi_send_cpu
 exported EX_HAVE_IBPB_EXIT_TO_USER    x86_ibpb_exit_to_user
+header   EX_NEEDS_IBPB_EXIT_TO_USER   arch/x86/include/asm/nospec-branch.h 'x86_ibpb_exit_to_user'
 exported EX_HAVE_SPEC_CTRL_CURRENT    x86_spec_ctrl_current
 header   EX_HAVE_XFER_WITHOUT_VCPU    include/linux/entry-kvm.h 'xfer_to_guest_mode_handle_work\(void\)'
 header   EX_HAVE_TASK_IS_RUNNABLE     include/linux/sched.h 'task_is_runnable'

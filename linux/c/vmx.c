@@ -127,12 +127,9 @@ void ex_vmx_interrupt(u8 vector)
  */
 noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 {
-	u64 host_spec_ctrl = 0;
+	u64 host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 	u32 failed;
 
-#ifdef EX_HAVE_SPEC_CTRL_CURRENT
-	host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
-#endif
 	raw_cpu_write(ex_guest_seen.where, (u64)EX_GUEST_IN_VMCS);
 	ex_guest_enter();
 	/* The host touches next to nothing of its own from here on. */
@@ -226,12 +223,20 @@ bool ex_vmx_wants_timer(void)
 
 bool ex_vmx_wants_apicv(void)
 {
-#ifdef X86_FEATURE_FRED
-	/* No IDT gates to call for interrupts that an exit has acknowledged. */
-	if (cpu_feature_enabled(X86_FEATURE_FRED))
-		return false;
-#endif
 	return ex_apicv;
+}
+
+/*
+ * The kernel takes its events by FRED: there are no gates to call for an interrupt that an exit has acknowledged, and INT 2 for
+ * an NMI is fatal.
+ */
+bool ex_vmx_fred(void)
+{
+#ifdef X86_FEATURE_FRED
+	return cpu_feature_enabled(X86_FEATURE_FRED);
+#else
+	return false;
+#endif
 }
 
 /* Large pages that a guest executes from can hang this CPU (iTLB multihit), and mitigations are wanted. */

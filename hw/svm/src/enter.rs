@@ -27,6 +27,7 @@ unsafe extern "C" {
         gprs: *mut u64,
         host_save_pa: u64,
         spec_ctrl: u64,
+        host_debugctl: u64,
     ) -> u32;
     fn ex_ibpb();
     /// DEBUGCTL, which every CPU with SVM has (linux/c/enter.c).
@@ -59,11 +60,12 @@ impl Svm {
     }
 
     /// Without virtualised last-branch records VMRUN leaves DEBUGCTL alone (APM vol. 2, 15.23): the guest would single-step by
-    /// branches, or trap on bus locks, because the host does. The guest's is 0, and the exit brings the host's back.
-    fn hide_debugctl(&self, hidden: bool) {
+    /// branches, or trap on bus locks, because the host does. The guest's is 0, and the world switch brings the host's back
+    /// before it lets NMIs in.
+    fn hide_debugctl(&self) {
         if self.host_debugctl != 0 {
-            // SAFETY: 0 is reset's value, the other what `begin` read on this CPU; interrupts are off between the two.
-            unsafe { ex_svm_set_debugctl(if hidden { 0 } else { self.host_debugctl }) };
+            // SAFETY: reset's value; interrupts are off until the host's is back.
+            unsafe { ex_svm_set_debugctl(0) };
         }
     }
 
@@ -221,10 +223,10 @@ impl Backend for Svm {
         self.begin_software();
         let vmcb = self.ptr().as_ptr();
         let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), self.spec_ctrl);
-        self.hide_debugctl(true);
+        self.hide_debugctl();
         // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
-        let failed = unsafe { ex_svm_enter(vmcb, pa, self.gprs.0.as_mut_ptr(), host, spec) };
-        self.hide_debugctl(false);
+        let failed =
+            unsafe { ex_svm_enter(vmcb, pa, self.gprs.0.as_mut_ptr(), host, spec, self.host_debugctl) };
         let (rax, rsp) = (self.save().rax, self.save().rsp);
         self.gprs.set(Gpr::Rax, rax);
         self.gprs.set(Gpr::Rsp, rsp);

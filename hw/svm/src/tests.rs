@@ -52,12 +52,17 @@ extern "C" fn ex_svm_enter(
     gprs: *mut u64,
     _host: u64,
     _spec_ctrl: u64,
+    host_debugctl: u64,
 ) -> u32 {
     assert_eq!(vmcb as u64, vmcb_pa);
     // SAFETY: `Machine` gives addresses as physical addresses, and both objects are the caller's alone.
     let (vmcb, gprs) = unsafe { (&mut *(vmcb_pa as *mut Vmcb), &mut *gprs.cast::<[u64; 16]>()) };
     let play = PLAY.take().expect("an entry nobody planned");
-    u32::from(play(vmcb, gprs))
+    let failed = play(vmcb, gprs);
+    if host_debugctl != 0 {
+        ex_svm_set_debugctl(host_debugctl);
+    }
+    u32::from(failed)
 }
 
 #[unsafe(no_mangle)]

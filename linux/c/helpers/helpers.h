@@ -205,7 +205,8 @@ int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);
 int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 
 /* ../enter.c */
-u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl);
+u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl,
+		 u64 host_debugctl);
 u32 ex_svm_save_host(u64 host_save_pa);
 u64 ex_svm_debugctl(void);
 void ex_svm_set_debugctl(u64 value);
@@ -216,6 +217,7 @@ void ex_irq_window(void);
 
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);
+bool ex_vmx_fred(void);
 bool ex_vmx_wants_timer(void);
 bool ex_vmx_wants_vpid(void);
 bool ex_vmx_guards_exec(void);

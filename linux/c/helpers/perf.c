@@ -12,6 +12,10 @@
 #include "../guest.h"
 #include "helpers.h"
 
+#if defined(CONFIG_CPU_SUP_AMD) && !defined(EX_HAVE_AMD_PMU_VIRT)
+#error "this kernel keeps amd_pmu_enable_virt() to its own KVM: AMD's counters of hosts or guests alone would count both"
+#endif
+
 DEFINE_PER_CPU(struct ex_guest_seen, ex_guest_seen);
 
 /* The guest that this interrupt or NMI has made exit; 0: none. An NMI within the handler of an interrupt has hit the host. */

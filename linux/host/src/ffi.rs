@@ -230,6 +230,7 @@ unsafe extern "C" {
         regs: *mut u64,
         host_save_pa: u64,
         spec_ctrl: u64,
+        host_debugctl: u64,
     ) -> u32;
     pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
     pub(crate) fn ex_svm_debugctl() -> u64;
@@ -241,6 +242,7 @@ unsafe extern "C" {
 
     // ../vmx.c
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
+    pub(crate) fn ex_vmx_fred() -> bool;
     pub(crate) fn ex_vmx_wants_timer() -> bool;
     pub(crate) fn ex_vmx_wants_vpid() -> bool;
     pub(crate) fn ex_vmx_guards_exec() -> bool;

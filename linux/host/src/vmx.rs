@@ -20,6 +20,12 @@ pub fn wants_apicv() -> bool {
     unsafe { ffi::ex_vmx_wants_apicv() }
 }
 
+/// The kernel takes its events by FRED, where interrupts and NMIs that an exit took cannot be handed over through gates.
+pub fn fred() -> bool {
+    // SAFETY: reads a feature bit.
+    unsafe { ffi::ex_vmx_fred() }
+}
+
 /// APIC timers may be in the CPU's timer, which counts TSC ticks.
 pub fn wants_timer() -> bool {
     // SAFETY: reads a parameter and a flag of the kernel's.

@@ -170,10 +170,16 @@ pub(super) fn cpu_emergency() {
 
 pub(super) fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     let aux = g.has_tsc_aux.then(|| v.tsc_aux.load(Ordering::Relaxed));
-    let ratio = g.svm.caps.tsc_scaling().map(|_| v.tsc_ratio.load(Ordering::Relaxed));
+    // Interrupts off: a shutdown that turns SVM off here leaves the CPU's own registers as after reset, and so they must stay.
+    let irqs = cpu::NoIrq::new();
+    let on = slot.enabled();
+    let ratio = g.svm.caps.tsc_scaling().filter(|_| on).map(|_| v.tsc_ratio.load(Ordering::Relaxed));
     // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's; CPUID shows the registers.
     unsafe { exitless_svm::enter::load(&slot.svm.per_cpu, v.identity(), aux, ratio) };
-    cpu::reduce_speculation();
+    if on {
+        cpu::reduce_speculation();
+    }
+    drop(irqs);
     // Fails when a shutdown has turned SVM off; then the next entry fails too and says so.
     // SAFETY: as above, and the page is this CPU's own.
     let _ = unsafe { enter::save_host(slot.svm.per_cpu.host_save_pa.load(Ordering::Relaxed)) };

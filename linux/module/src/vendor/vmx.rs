@@ -135,6 +135,10 @@ fn refused(why: Missing) -> Errno {
 }
 
 pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
+    if host::fred() {
+        pr_err!("this kernel takes its events by FRED, which is not supported yet: boot it with fred=off");
+        return Err(Errno::EOPNOTSUPP);
+    }
     host::begin_mitigations()?;
     g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(refused)?;
     Ok(())
