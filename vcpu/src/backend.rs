@@ -291,6 +291,16 @@ pub trait Backend {
     /// STI or MOV SS blocks interrupts for one instruction.
     fn interrupt_shadow(&self) -> bool;
     fn set_interrupt_shadow(&mut self, on: bool);
+    /// MOV SS or POP SS is done: no interrupt before the next instruction is over, and where the CPU tells its shadow from
+    /// STI's, no debug trap.
+    fn hold_by_mov_ss(&mut self) {
+        self.set_interrupt_shadow(true);
+    }
+    /// Whose the shadow is: MOV SS's and STI's, both where the CPU does not tell them apart.
+    fn shadow_of(&self) -> (bool, bool) {
+        let on = self.interrupt_shadow();
+        (on, on)
+    }
     /// NMIs are masked until IRET.
     fn nmi_masked(&self) -> bool;
     fn set_nmi_masked(&mut self, on: bool);

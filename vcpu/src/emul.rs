@@ -315,7 +315,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         }
     }
     fn hold_interrupts(&mut self) {
-        self.v.b.set_interrupt_shadow(true);
+        self.v.b.hold_by_mov_ss();
     }
     fn xmm(&mut self, i: u8) -> Result<[u8; 16], Stop> {
         if self.v.b.cr0() & cr0::EM != 0 || self.v.b.cr4() & cr4::OSFXSR == 0 {

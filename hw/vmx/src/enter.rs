@@ -206,6 +206,17 @@ impl<M: Machine> Vmx<M> {
         Exit::FailEntry(u64::from(self.m.get(f::VM_INSTRUCTION_ERROR)))
     }
 
+    /// Replaces the interrupt shadow: one of its bits, or 0.
+    fn cast_shadow(&mut self, shadow: u32) {
+        let now = self.cache.get(&self.m, c::INTERRUPTIBILITY) & !(block::STI | block::MOV_SS);
+        self.cache.set(c::INTERRUPTIBILITY, now | shadow);
+        if shadow == 0 {
+            let pending = self.cache.get(&self.m, c::PENDING_DEBUG);
+            self.cache.set(c::PENDING_DEBUG, pending & !PENDING_DEBUG_BS);
+        }
+        self.debug_touched |= shadow != 0;
+    }
+
     fn primary(&mut self, bit: u32, on: bool) {
         let now = self.cache.get(&self.m, c::PRIMARY);
         self.cache.set(c::PRIMARY, if on { now | bit } else { now & !bit });
@@ -385,7 +396,6 @@ impl<M: Machine> Backend for Vmx<M> {
         self.cache.get(&self.m, c::INTERRUPTIBILITY) & (block::STI | block::MOV_SS) != 0
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
-        let now = self.cache.get(&self.m, c::INTERRUPTIBILITY) & !(block::STI | block::MOV_SS);
         // With IF clear there is no shadow of STI (SDM vol. 3C, 27.3.1.5).
         let open = self.cache.get(&self.m, c::RFLAGS) & rflags::IF != 0;
         let shadow = match (on, open) {
@@ -393,12 +403,14 @@ impl<M: Machine> Backend for Vmx<M> {
             (true, true) => block::STI,
             (true, false) => block::MOV_SS,
         };
-        self.cache.set(c::INTERRUPTIBILITY, now | shadow);
-        if !on {
-            let pending = self.cache.get(&self.m, c::PENDING_DEBUG);
-            self.cache.set(c::PENDING_DEBUG, pending & !PENDING_DEBUG_BS);
-        }
-        self.debug_touched |= on;
+        self.cast_shadow(shadow);
+    }
+    fn hold_by_mov_ss(&mut self) {
+        self.cast_shadow(block::MOV_SS);
+    }
+    fn shadow_of(&self) -> (bool, bool) {
+        let now = self.cache.get(&self.m, c::INTERRUPTIBILITY);
+        (now & block::MOV_SS != 0, now & block::STI != 0)
     }
     fn nmi_masked(&self) -> bool {
         self.cache.get(&self.m, c::INTERRUPTIBILITY) & block::NMI != 0 || self.injecting_nmi()

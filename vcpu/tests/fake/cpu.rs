@@ -159,6 +159,8 @@ pub(crate) struct Cpu {
     /// With VMX's 48 bits behind the point.
     pub(crate) tsc_ratio: u64,
     pub(crate) shadow: bool,
+    /// The shadow is MOV SS's.
+    pub(crate) held: bool,
     pub(crate) nmi_masked: bool,
     pub(crate) window: bool,
     pub(crate) nmi_window: bool,
@@ -216,6 +218,7 @@ impl Cpu {
             shown: Instructions::default(),
             tsc_ratio: 1 << 48,
             shadow: false,
+            held: false,
             nmi_masked: false,
             window: false,
             nmi_window: false,
@@ -865,7 +868,10 @@ impl Backend for Cpu {
         self.shadow
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
-        self.shadow = on;
+        (self.shadow, self.held) = (on, false);
+    }
+    fn hold_by_mov_ss(&mut self) {
+        (self.shadow, self.held) = (true, true);
     }
     fn nmi_masked(&self) -> bool {
         self.nmi_masked

@@ -535,12 +535,12 @@ fn stack_segment_from_a_device() {
     // The selector that the device answers has RPL 3.
     assert_eq!(answer(0, 1)[0] & 7, 3);
     m.set_cpl(3);
-    m.v.b.rflags |= rflags::TF;
+    m.v.b.rflags |= rflags::TF | rflags::IF;
     let exit = m.run();
     m.answer(exit);
     m.w.immediate.set(true);
     assert_eq!(m.run(), RunExit::Interrupted);
-    assert!(m.v.b.shadow && m.v.exception.is_none(), "{:?}", m.v.exception);
+    assert!(m.v.b.shadow && m.v.b.held && m.v.exception.is_none(), "{:?}", m.v.exception);
     assert_eq!(m.v.b.segment(SegReg::Ss).selector, selector | 3);
 }
 

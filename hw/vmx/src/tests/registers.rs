@@ -396,15 +396,44 @@ fn debugger_steps() {
 /// come at once. Behind MOV SS a pending trap waits for that instruction.
 #[test]
 fn debugger_steps_in_a_shadow() {
-    for (open, shadow, pending) in [(rflags::IF, 0, 0), (0, 2, 1 << 14)] {
+    for (open, mov_ss, shadow, pending) in [
+        (rflags::IF, false, 0, 0),
+        (0, false, 2, 1 << 14),
+        (rflags::IF, true, 2, 1 << 14),
+        (0, true, 2, 1 << 14),
+    ] {
         let mut b = Bench::new();
         b.v.set_rflags(open);
-        b.v.set_interrupt_shadow(true);
+        if mov_ss {
+            b.v.hold_by_mov_ss();
+        } else {
+            b.v.set_interrupt_shadow(true);
+        }
         b.v.set_step(true);
         b.run(10, 0);
-        assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), shadow);
+        assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), shadow, "IF {open:#x}, MOV SS: {mov_ss}");
         assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), pending);
     }
+}
+
+/// An emulated MOV SS casts its own shadow whatever IF is: the guest's single-step trap waits for the next instruction.
+#[test]
+fn mov_ss_holds_traps_back() {
+    for open in [rflags::IF, 0] {
+        let mut b = Bench::new();
+        b.v.set_rflags(open | rflags::TF);
+        b.v.hold_by_mov_ss();
+        assert_eq!((b.v.interrupt_shadow(), b.v.shadow_of()), (true, (true, false)));
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), 2);
+        assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 1 << 14);
+        b.v.set_interrupt_shadow(false);
+        assert_eq!(b.v.shadow_of(), (false, false));
+    }
+    let mut b = Bench::new();
+    b.v.set_rflags(rflags::IF);
+    b.v.set_interrupt_shadow(true);
+    assert_eq!(b.v.shadow_of(), (false, true));
 }
 
 /// INT3 exits while a debugger plants it, from the next slice on.

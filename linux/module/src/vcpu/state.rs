@@ -261,7 +261,9 @@ impl<B: Vendor> Call<'_, B> {
             e.interrupt.injected = 1;
             e.interrupt.nr = v;
         }
-        e.interrupt.shadow = if i.b.interrupt_shadow() { 3 } else { 0 };
+        let (mov_ss, sti) = i.b.shadow_of();
+        e.interrupt.shadow =
+            u8::from(mov_ss) * KVM_X86_SHADOW_INT_MOV_SS | u8::from(sti) * KVM_X86_SHADOW_INT_STI;
         e.nmi.injected = u8::from(event == Some(Event::Nmi));
         e.nmi.pending = u8::from(i.nmi_pending != 0 || self.v.shared.apic.has_nmis());
         e.nmi.masked = u8::from(i.nmi_masked());
@@ -299,7 +301,11 @@ impl<B: Vendor> Call<'_, B> {
             payload: if e.exception.nr == 14 { i.b.cr2() } else { 0 },
         });
         if e.flags & KVM_VCPUEVENT_VALID_SHADOW != 0 {
-            i.b.set_interrupt_shadow(e.interrupt.shadow != 0);
+            match e.interrupt.shadow {
+                // Of MOV SS alone, as only CPUs that tell them apart say.
+                KVM_X86_SHADOW_INT_MOV_SS => i.b.hold_by_mov_ss(),
+                shadow => i.b.set_interrupt_shadow(shadow != 0),
+            }
         }
         if e.flags & KVM_VCPUEVENT_VALID_NMI_PENDING != 0 {
             i.nmi_pending = e.nmi.pending.min(2);
