@@ -81,7 +81,7 @@ pub struct SlatFault {
     pub fetch: bool,
     /// The translation was present (a permission fault).
     pub present: bool,
-    /// The fault hit the guest's own page tables, not the final address.
+    /// The fault hit the guest's own page tables, or the loading of PDPTEs, not the final address.
     pub table_walk: bool,
 }
 
@@ -248,6 +248,8 @@ pub trait Backend {
     }
     /// The bytes hardware fetched at the exiting instruction (decode assists); empty without.
     fn fetched(&self) -> &[u8];
+    /// The linear address of the last exit's second-level fault, where hardware tells it.
+    fn fault_linear(&self) -> Option<u64>;
 
     fn gprs(&self) -> &Gprs;
     fn gprs_mut(&mut self) -> &mut Gprs;

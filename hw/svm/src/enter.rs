@@ -275,6 +275,9 @@ impl Backend for Svm {
         }
         (self.next_rip && c.next_rip != 0).then_some(c.next_rip)
     }
+    fn fault_linear(&self) -> Option<u64> {
+        None
+    }
     fn fetched(&self) -> &[u8] {
         if !self.decode_assists {
             return &[];

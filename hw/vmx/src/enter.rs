@@ -288,6 +288,9 @@ impl<M: Machine> Backend for Vmx<M> {
         // VMX stores no instruction bytes.
         &[]
     }
+    fn fault_linear(&self) -> Option<u64> {
+        Some(self.m.get(f::GUEST_LINEAR_ADDRESS))
+    }
 
     fn gprs(&self) -> &Gprs {
         &self.run.gprs

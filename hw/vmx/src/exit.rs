@@ -116,7 +116,7 @@ impl<M: Machine> Vmx<M> {
             write: q.write(),
             fetch: q.fetch(),
             present: q.readable() || q.writable() || q.executable(),
-            table_walk: q.linear_valid() && !q.final_access(),
+            table_walk: !q.linear_valid() || !q.final_access(),
         })
     }
 

@@ -1,7 +1,6 @@
 //! The local APIC's register page, and what APIC registers ask for.
 
 use crate::backend::Backend;
-use crate::emul::Walked;
 use crate::host::Host;
 use crate::run::Next;
 use crate::shared::{Request, VcpuShared};
@@ -79,8 +78,8 @@ pub fn refused<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     let Some(base) = v.lapic.mmio_base() else { return super::emulate::at(v, sh, host, None) };
     let gpa = base | u64::from(offset);
-    // Of the access only its place is known: rights for a write are asked for again.
-    super::slat::device(v, sh, host, gpa, Some(Walked { gpa, write: false }))
+    // It may have been the delivery of an event, or had no linear address.
+    super::slat::device(v, sh, host, gpa, None)
 }
 
 /// Does what a register access left to do.

@@ -26,8 +26,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             super::fault(v, sh, Exception::pf(0, v.b.cr2()))
         }
         FaultOutcome::Mmio | FaultOutcome::ReadOnly => {
-            let operand = !fault.table_walk && !fault.fetch;
-            let walked = operand.then_some(Walked { gpa: fault.gpa, write: fault.write });
+            let walked = walked(v, fault);
             device(v, sh, host, fault.gpa, walked)
         }
         // User space takes the signal and tells the guest, or ends it; then, or if it does not care, the guest tries again.
@@ -37,6 +36,17 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         }
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
     }
+}
+
+/// What the exit tells of an operand. Nothing at CPL 3: the access may have been the system's, to a descriptor or the I/O bitmap
+/// for instance. Below, such an access needs no less than an operand.
+fn walked<B: Backend>(v: &Vcpu<B>, fault: SlatFault) -> Option<Walked> {
+    if fault.table_walk || fault.fetch || v.b.cpl() == 3 {
+        return None;
+    }
+    let linear = v.b.fault_linear();
+    let known = linear.is_some() || !v.b.fetched().is_empty();
+    known.then_some(Walked { gpa: fault.gpa, linear, write: fault.write })
 }
 
 /// A #PF or #DF is being delivered. Page tables outside of memory then make it a double or triple fault, whatever the

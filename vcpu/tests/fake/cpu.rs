@@ -141,6 +141,8 @@ pub(crate) struct Cpu {
     pub(crate) entries: u64,
     pub(crate) flushes: u32,
     pub(crate) fetched: Vec<u8>,
+    /// As VMX: the linear address of a second-level fault.
+    pub(crate) linear: Option<u64>,
 
     pub(crate) gprs: Gprs,
     pub(crate) rip: u64,
@@ -232,6 +234,7 @@ impl Cpu {
             apic: Apic::new(page),
             timer_limit: None,
             own_event: false,
+            linear: None,
             interrupted: None,
             segments: [Segment::default(); 8],
             gdtr: TableReg::default(),
@@ -763,6 +766,9 @@ impl Backend for Cpu {
     }
     fn fetched(&self) -> &[u8] {
         &self.fetched
+    }
+    fn fault_linear(&self) -> Option<u64> {
+        self.linear
     }
 
     fn gprs(&self) -> &Gprs {

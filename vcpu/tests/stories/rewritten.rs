@@ -56,6 +56,8 @@ enum Code {
 #[derive(Clone, Debug)]
 struct Race {
     exit: Exit,
+    /// Where hardware walked to, if the CPU tells.
+    linear: Option<u64>,
     code: Code,
     user: bool,
     iopl: u64,
@@ -81,31 +83,31 @@ impl Model<'_> {
 
     fn execute(&mut self) -> Result<(), Vector> {
         match self.race.code {
-            Code::Load(at) => self.access(at, false, true),
-            Code::Store(at) => self.access(at, true, true),
+            Code::Load(at) => self.access(at, false),
+            Code::Store(at) => self.access(at, true),
             Code::Add(at) => {
-                self.place(at, true, false)?;
-                self.access(at, false, false)?;
-                self.access(at, true, false)
+                self.place(at, true)?;
+                self.access(at, false)?;
+                self.access(at, true)
             }
             Code::Movs(from, to) => {
                 self.aligned(from)?;
                 self.aligned(to)?;
-                self.access(from, false, false)?;
-                self.access(to, true, false)
+                self.access(from, false)?;
+                self.access(to, true)
             }
             Code::In(port) => self.port(port, 4, false),
             Code::Out(port) => self.port(port, 4, true),
             Code::OutByte(port) => self.port(u16::from(port), 1, true),
             Code::Ins(port, to) => {
                 self.allowed(port, 4)?;
-                self.place(to, true, false)?;
+                self.place(to, true)?;
                 self.port(port, 4, false)?;
-                self.access(to, true, false)
+                self.access(to, true)
             }
             Code::Outs(port, from) => {
                 self.allowed(port, 4)?;
-                self.access(from, false, false)?;
+                self.access(from, false)?;
                 self.port(port, 4, true)
             }
             Code::MovCr0 | Code::Lmsw | Code::Clts => {
@@ -122,23 +124,17 @@ impl Model<'_> {
         if self.race.aligned && self.race.user && at & 3 != 0 { Err(Vector::AC) } else { Ok(()) }
     }
 
-    /// Where 4 bytes lie, if they may be accessed. `alone`: it is the only operand, which the exit may have told.
-    fn place(&self, at: u64, write: bool, alone: bool) -> Result<u64, Vector> {
+    /// Where 4 bytes lie, if they may be accessed. What hardware had walked for says the same as the tables do, as nobody writes
+    /// to those.
+    fn place(&self, at: u64, write: bool) -> Result<u64, Vector> {
         self.aligned(at)?;
-        if let Exit::Slat(f) = self.race.exit
-            && alone
-            && f.gpa & 0xfff == at & 0xfff
-            && (f.write || !write)
-        {
-            return Ok(f.gpa);
-        }
         let page = PAGES.get(((at - WINDOW) >> 12) as usize).ok_or(Vector::PF)?;
         let allowed = (page.user || !self.race.user) && (page.write || !write);
         if allowed { Ok(page.gpa | at & 0xfff) } else { Err(Vector::PF) }
     }
 
-    fn access(&mut self, at: u64, write: bool, alone: bool) -> Result<(), Vector> {
-        let gpa = self.place(at, write, alone)?;
+    fn access(&mut self, at: u64, write: bool) -> Result<(), Vector> {
+        let gpa = self.place(at, write)?;
         if gpa >= ROM && (gpa & !0xfff != ROM || write) {
             self.seen.push((write, gpa));
         }
@@ -222,6 +218,7 @@ fn machine(r: &Race) -> Machine {
     b.cr0 = 0x8005_0011;
     b.cr3 = DIRECTORY;
     b.rip = CODE;
+    b.linear = r.linear;
     b.gprs.set(Gpr::Rax, 0x8005_0011);
     for (reg, v) in registers(r.code) {
         b.gprs.set(reg, v);
@@ -249,15 +246,46 @@ fn code() -> impl Strategy<Value = Code> {
     ]
 }
 
-/// A fault of a device access, or a string instruction's port.
-fn emulating() -> impl Strategy<Value = Exit> {
-    let gpa = prop_oneof![Just(USER_MMIO + 0x10), Just(USER_MMIO + 0x1010), Just(USER_MMIO + 0x21)];
-    let slat = (gpa, any::<bool>()).prop_map(|(gpa, write)| {
-        Exit::Slat(SlatFault { gpa, write, fetch: false, present: false, table_walk: false })
-    });
-    let io = any::<bool>()
-        .prop_map(|input| Exit::Io(IoAccess { port: 0x80, size: 4, input, string: true, rep: false }));
-    prop_oneof![3 => slat, 1 => io]
+/// Where hardware had walked to for an operand of user code's or the system's, its own access (to a descriptor, or the I/O
+/// bitmap), a fetch, or tables; or a string instruction's port.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    Operand(u64, bool),
+    System(u64),
+    Fetch(u64),
+    Tables(u64),
+    Port(bool),
+}
+
+fn before() -> impl Strategy<Value = Before> {
+    let at = || {
+        (1..5u64, prop_oneof![3 => Just(0x10u64), 1 => Just(0x21)]).prop_map(|(p, o)| WINDOW + p * 0x1000 + o)
+    };
+    prop_oneof![
+        4 => (at(), any::<bool>()).prop_map(|(at, write)| Before::Operand(at, write)),
+        2 => at().prop_map(Before::System),
+        1 => at().prop_map(Before::Fetch),
+        1 => at().prop_map(Before::Tables),
+        2 => any::<bool>().prop_map(Before::Port),
+    ]
+}
+
+/// The exit, and its linear address; `None`: the walk would not have come that far.
+fn exit(before: Before, user: bool) -> Option<(Exit, u64)> {
+    let page = |at: u64| PAGES.get(((at - WINDOW) >> 12) as usize).filter(|p| p.gpa >= ROM + 0x1000);
+    let slat = |at: u64, write: bool, fetch: bool, table_walk: bool, rights: bool| {
+        let gpa = page(at).filter(|p| !rights || (p.user || !user) && (p.write || !write))?.gpa | at & 0xfff;
+        Some((Exit::Slat(SlatFault { gpa, write, fetch, present: false, table_walk }), at))
+    };
+    match before {
+        Before::Operand(at, write) => slat(at, write, false, false, true),
+        Before::System(at) => slat(at, false, false, false, false),
+        Before::Fetch(at) => slat(at, false, true, false, true),
+        Before::Tables(at) => slat(at, true, false, true, false),
+        Before::Port(input) => {
+            Some((Exit::Io(IoAccess { port: 0x80, size: 4, input, string: true, rep: false }), 0))
+        }
+    }
 }
 
 fn race() -> impl Strategy<Value = Race> {
@@ -266,16 +294,13 @@ fn race() -> impl Strategy<Value = Race> {
         prop_oneof![Just(BITMAP as u32 + 0x2000), Just(BITMAP as u32 + 0x20), Just(102u32)],
         prop_oneof![Just(0u64), Just(!0), any::<u64>(), (0..64u32).prop_map(|i| 1 << i)],
     );
-    let both = prop_oneof![8 => (emulating(), code()), 1 => (Just(Exit::CrAccess), control)];
-    (both, prop::bool::weighted(0.8), 0..4u64, any::<bool>(), limit, bitmap).prop_map(
-        |((exit, code), user, iopl, aligned, tss_limit, bitmap)| Race {
-            exit,
-            code,
-            user,
-            iopl,
-            aligned,
-            tss_limit,
-            bitmap,
+    let both = prop_oneof![8 => (before().prop_map(Some), code()), 1 => (Just(None), control)];
+    (both, any::<bool>(), any::<bool>(), 0..4u64, any::<bool>(), limit, bitmap).prop_filter_map(
+        "no such walk",
+        |((before, code), user, tells, iopl, aligned, tss_limit, bitmap)| {
+            let (exit, at) = before.map_or(Some((Exit::CrAccess, 0)), |b| exit(b, user))?;
+            let linear = tells.then_some(at);
+            Some(Race { exit, linear, code, user, iopl, aligned, tss_limit, bitmap })
         },
     )
 }
@@ -308,6 +333,7 @@ fn slat(gpa: u64, write: bool) -> Exit {
 
 const USER: Race = Race {
     exit: Exit::CrAccess,
+    linear: None,
     code: Code::Clts,
     user: true,
     iopl: 0,
@@ -336,6 +362,27 @@ fn store_in_place_of_a_load() {
     m.go();
     assert_eq!(m.events(), [Event::Exception(Exception::pf(7, at))]);
     assert!(m.w.log.borrow().is_empty());
+}
+
+/// The I/O bitmap lies in a device, which only the system may touch. The IN that had it read becomes a load from there: #PF.
+#[test]
+fn load_in_place_of_a_system_access() {
+    let at = WINDOW + 0x3010;
+    let exit = slat(USER_MMIO + 0x10, false);
+    let mut m = machine(&Race { exit, linear: Some(at), code: Code::Load(at), ..USER });
+    m.go();
+    assert_eq!(m.events(), [Event::Exception(Exception::pf(5, at))]);
+    assert!(m.w.log.borrow().is_empty());
+}
+
+/// The kernel's load from one device becomes one from another, at the same offset: that one is read.
+#[test]
+fn another_device() {
+    let exit = slat(USER_MMIO + 0x10, false);
+    let code = Code::Load(WINDOW + 0x2010);
+    let mut m = machine(&Race { exit, linear: Some(WINDOW + 0x1010), code, user: false, ..USER });
+    m.go();
+    assert_eq!(m.w.log.borrow().iter().map(|t| t.at).collect::<Vec<_>>(), [USER_MMIO + 0x1010]);
 }
 
 /// SMSW is user code's to execute, and exits where CR0 reads do; the MOV CR0 written over it is not.

@@ -119,7 +119,7 @@ fn ept_violations() {
     assert_eq!(slat(0x184), SlatFault { fetch: true, ..base });
     assert_eq!(slat(0x1aa), SlatFault { write: true, present: true, ..base });
     assert_eq!(slat(0x083), SlatFault { write: true, table_walk: true, ..base });
-    assert_eq!(slat(0x001), base, "without a linear address nothing is known of a walk");
+    assert_eq!(slat(0x001), SlatFault { table_walk: true, ..base }, "PDPTEs");
 }
 
 #[test]
