@@ -213,7 +213,7 @@ fn younger_items_agree_with_rust_vmm() {
     }
 }
 
-/// kvm-api.md finding 12: a decoder that looks at the low byte alone confuses these.
+/// docs/kvm-api.md, "Promises beyond": low bytes of ioctl numbers collide. A decoder that looks at the low byte alone confuses these.
 #[test]
 fn colliding_low_bytes_differ_as_a_whole() {
     use exitless_kvm_abi::*;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-/* asm/fpu/api.h: the guest's registers through the kernel's own guest FPU objects (closed since 7.x). */
+/* asm/fpu/api.h: the guest's registers through the kernel's own guest FPU objects (closed since 6.19). */
 #include <linux/slab.h>
 #include <linux/thread_info.h>
 #include <asm/fpu/api.h>
