@@ -125,7 +125,8 @@ pub trait Host {
     fn match_tsc(&self, value: u64, rate: &Rate) -> u64;
     /// This vCPU's TSC in [`crate::VcpuShared::tsc`] is another: do all still agree?
     fn tsc_moved(&self);
-    /// By how many ticks the host's TSC is behind where this vCPU left it and time has gone since; negative: before. Told once.
+    /// By how many ticks this CPU's TSC is behind where this vCPU left its last one's and time has gone since, suspends apart;
+    /// negative: before. Told once.
     fn take_tsc_jump(&self) -> i64;
     /// How long this thread waited runnable, ns since it began.
     fn run_delay(&self) -> u64;

@@ -68,6 +68,9 @@ pub struct Tsc {
     pub ratio: AtomicU64,
     /// In the guest's ticks.
     pub offset: AtomicU64,
+    /// What the host's TSC fell back by while the vCPU did not run and the owner's offset does not make up for yet, in the guest's
+    /// ticks: each fall is scaled for itself, whether the vCPU ran between two or not, so that TSCs that agreed do.
+    owed: AtomicU64,
 }
 
 impl Tsc {
@@ -80,6 +83,17 @@ impl Tsc {
     pub fn host_back(&self, ticks: u64) {
         let moved = crate::tsc::scale(ticks, self.ratio.load(Ordering::Relaxed));
         self.offset.fetch_add(moved, Ordering::Relaxed);
+        self.owed.fetch_add(moved, Ordering::Relaxed);
+    }
+
+    /// The owner's offset has something to make up for.
+    pub fn owes(&self) -> bool {
+        self.owed.load(Ordering::Relaxed) != 0
+    }
+
+    /// What the owner's offset has to make up for, told once.
+    pub fn take_owed(&self) -> u64 {
+        self.owed.swap(0, Ordering::Relaxed)
     }
 }
 

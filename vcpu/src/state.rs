@@ -224,7 +224,8 @@ impl<B: Backend> Vcpu<B> {
         let jump = host.take_tsc_jump();
         let ticks = self.rate.guest_ticks(jump.unsigned_abs());
         let moved = if jump < 0 { ticks.wrapping_neg() } else { ticks };
-        self.move_tsc(sh, host, self.tsc_offset.wrapping_add(moved));
+        let owed = sh.tsc.take_owed();
+        self.move_tsc(sh, host, self.tsc_offset.wrapping_add(owed).wrapping_add(moved));
     }
 
     /// A guest's write also moves TSC_ADJUST (SDM vol. 3B, 18.17.3); user space's sets the time of all vCPUs.

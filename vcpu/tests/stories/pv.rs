@@ -198,6 +198,33 @@ fn the_hosts_tsc_jumps() {
     }
 }
 
+/// vCPUs over two suspends of the host in which its TSC fell back: one that ran between them agrees with one that did not, at rates
+/// that cut ticks off too.
+#[test]
+fn two_suspends() {
+    let host = (TICKS * 1_000_000) as u32;
+    for khz in [host, host / 2, host / 7 * 3] {
+        let after = |between: bool| {
+            let mut m = Machine::new([Op::Nop]);
+            m.v.set_tsc_rate(&m.sh, Rate::asked(khz, host, Some(Scaling::VMX)).unwrap(), Some(Scaling::VMX));
+            m.go();
+            let offset = m.v.tsc_offset;
+            for (back, runs) in [(1001, between), (2003, true)] {
+                m.sh.tsc.host_back(back);
+                if runs {
+                    assert!(m.sh.tsc.owes());
+                    m.happen(Env::Ask(Request::TSC));
+                    m.then([Op::Nop]);
+                    assert!(!m.sh.tsc.owes());
+                    assert_eq!(m.sh.tsc.get().1, m.v.tsc_offset, "as others were told");
+                }
+            }
+            m.v.tsc_offset.wrapping_sub(offset)
+        };
+        assert_eq!(after(true), after(false), "{khz} kHz");
+    }
+}
+
 /// Replays the host's writes to the structure of `len` bytes at `at`, whose version lies at `version`: whoever reads it on
 /// another CPU between two of them, or stopped in the middle of one, finds an odd version or a whole structure.
 fn sequence_lock(m: &Machine, at: u64, len: usize, version: usize) {

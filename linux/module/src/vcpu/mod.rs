@@ -15,7 +15,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::{NonNull, addr_of_mut};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
@@ -70,8 +70,6 @@ pub struct VcpuObj {
     /// The host's TSC when the thread last left a CPU, and its monotonic clock then, ns, 0: not taken.
     pub left_tsc: AtomicU64,
     left_ns: AtomicU64,
-    /// Ticks by which the host's TSC fell back while the vCPU did not run, and that its offset does not make up for yet.
-    pub tsc_debt: AtomicI64,
     /// The thread was preempted and waits for a CPU.
     pub preempted: AtomicBool,
     /// `sigmask` counts.
@@ -228,7 +226,6 @@ impl VcpuObj {
 
     /// [`exitless_vcpu::host::Host::take_tsc_jump`].
     fn take_tsc_jump(&self) -> i64 {
-        let debt = self.tsc_debt.swap(0, Ordering::Relaxed);
         cpu::preempt_disable();
         let mut jump = 0;
         if self.tsc_lost.swap(false, Ordering::Relaxed) {
@@ -237,7 +234,7 @@ impl VcpuObj {
             self.note_tsc();
         }
         cpu::preempt_enable();
-        debt.wrapping_add(jump)
+        jump
     }
 
     /// `now` by the TSC that the vCPU's offset is for, in an ioctl that runs on whatever CPU.
@@ -250,7 +247,7 @@ impl VcpuObj {
 
     /// The offset of the vCPU's TSC is not right for the host's TSC any more.
     fn tsc_jumped(&self) -> bool {
-        self.tsc_debt.load(Ordering::Relaxed) != 0 || self.tsc_lost.load(Ordering::Relaxed)
+        self.shared.tsc.owes() || self.tsc_lost.load(Ordering::Relaxed)
     }
 
     fn load_on(&self, g: &Global, cpu: u32) {

@@ -166,7 +166,6 @@ pub fn guests_stop() {
 impl crate::vcpu::VcpuObj {
     /// The host's TSC went back by so many ticks while this vCPU did not run.
     fn host_tsc_back(&self, ticks: u64) {
-        self.tsc_debt.fetch_add(ticks as i64, Ordering::Relaxed);
         self.left_tsc.fetch_sub(ticks, Ordering::Relaxed);
         self.shared.tsc.host_back(ticks);
     }
