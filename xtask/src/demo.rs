@@ -5,9 +5,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    lab::{self, Options, deps, report::Report, scenario},
+    lab::{self, Options, deps, machine::Kind, report::Report, scenario},
     say,
 };
+
+/// What the emulated machine's kernels and the QEMU on it say each time.
+const EXPECTED: &str = "expected, and no faults: warnings about tsc, mtrr, PCI config space, SMP cpus, CPUID, and a tainted kernel";
 
 /// Installs what is missing, builds the module, boots the emulated host and the guest, prints the guest's exits.
 pub fn run(options: &Options) -> Result<()> {
@@ -15,6 +18,9 @@ pub fn run(options: &Options) -> Result<()> {
     deps::all()?;
     let scenario =
         scenario::all()?.into_iter().find(|s| s.name == "demo").context("lab/hosts/scenarios/demo.sh")?;
+    if options.machine == Kind::Svm {
+        say::note(EXPECTED);
+    }
     let options = Options { verbose: true, ..options.clone() };
     let report = lab::run(&scenario, &options)?;
     exits(&report);

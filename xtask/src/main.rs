@@ -56,6 +56,7 @@ enum Task {
     },
     /// Build exitless.ko for a kernel of the lab and hold it to the gates, or only build it for the headers in KDIR.
     Build {
+        /// A kernel's headers: `/lib/modules/$(uname -r)/build` for the running one.
         kdir: Option<PathBuf>,
         #[arg(long, value_enum, default_value_t = lab::deps::Flavour::Stock, conflicts_with = "kdir")]
         kernel: lab::deps::Flavour,

@@ -59,6 +59,7 @@ struct List {
 
 /// See the file's head.
 pub fn run(choice: &Choice) -> Result<()> {
+    let packages = packages(&choice.package)?;
     if sh::output(&mut cmd("cargo", ["mutants", "--version"])).is_err() {
         say::step("install cargo-mutants", || {
             sh::quiet(&mut cmd(
@@ -71,9 +72,6 @@ pub fn run(choice: &Choice) -> Result<()> {
     let known = list()?;
     let mut mutants = cmd("cargo", ["mutants", "--no-shuffle", "--colors", "never", "--timeout", "120"]);
     mutants.current_dir(paths::root()).arg("--output").arg(&out);
-    let chosen = choice.package.iter().map(String::as_str);
-    let packages: Vec<_> =
-        if choice.package.is_empty() { PACKAGES.to_vec() } else { chosen.collect::<Vec<_>>() };
     for package in packages {
         mutants.args(["--package", package]);
     }
@@ -83,11 +81,13 @@ pub fn run(choice: &Choice) -> Result<()> {
     if let Some(shard) = &choice.shard {
         mutants.args(["--shard", shard]);
     }
+    let answers = out.join("mutants.out/outcomes.json");
     // 0: every change was noticed; 2: some were not; 3: some ran out of time. Others are its own failures.
     let status = mutants.status().context("cargo mutants cannot be started")?;
     if !std::matches!(status.code(), Some(0 | 2 | 3)) {
         bail!("cargo mutants failed: {status}");
     }
+    let tried = tried(&fs::read_to_string(answers).unwrap_or_default())?;
     let missed = fs::read_to_string(out.join("mutants.out/missed.txt")).unwrap_or_default();
     let survivors: Vec<_> = missed.lines().map(|line| (line, without_place(line))).collect();
     let unexplained: Vec<_> = survivors
@@ -95,7 +95,11 @@ pub fn run(choice: &Choice) -> Result<()> {
         .filter(|(_, mutant)| !known.iter().any(|k| matches(&k.mutant, mutant)))
         .map(|(line, _)| *line)
         .collect();
-    println!("   {} changes were not noticed, {} of them unexplained", survivors.len(), unexplained.len());
+    println!(
+        "   {tried} changes: {} were not noticed, {} of them unexplained",
+        survivors.len(),
+        unexplained.len()
+    );
     if !unexplained.is_empty() {
         bail!(
             "write a test that notices, or the reason into docs/mutants.toml:\n  {}",
@@ -103,6 +107,40 @@ pub fn run(choice: &Choice) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The chosen packages, every one if none is; each must be one of [`PACKAGES`].
+fn packages(chosen: &[String]) -> Result<Vec<&'static str>> {
+    if chosen.is_empty() {
+        return Ok(PACKAGES.to_vec());
+    }
+    let known = |name: &String| {
+        PACKAGES
+            .iter()
+            .copied()
+            .find(|package| package == name)
+            .with_context(|| format!("no package {name} to change: there are {}", PACKAGES.join(", ")))
+    };
+    chosen.iter().map(known).collect()
+}
+
+/// What the file with the outcomes says.
+#[derive(Deserialize)]
+struct Outcomes {
+    total_mutants: usize,
+}
+
+/// How many changes were tried. None is a failure, as then nothing was looked at; cargo-mutants succeeds and writes no file.
+fn tried(outcomes: &str) -> Result<usize> {
+    let found = if outcomes.is_empty() {
+        0
+    } else {
+        serde_json::from_str::<Outcomes>(outcomes).context("cargo-mutants' outcomes.json")?.total_mutants
+    };
+    if found == 0 {
+        bail!("nothing was changed: does --file name a file of the packages, and has the shard any changes?");
+    }
+    Ok(found)
 }
 
 fn list() -> Result<Vec<Survivor>> {
@@ -129,6 +167,20 @@ mod tests {
     fn places_are_left_out() {
         let line = "vcpu/src/run.rs:150:44: replace || with && in slice";
         assert_eq!(super::without_place(line), "vcpu/src/run.rs: replace || with && in slice");
+    }
+
+    #[test]
+    fn a_mistyped_package_is_told() {
+        assert_eq!(super::packages(&[]).unwrap(), super::PACKAGES);
+        assert_eq!(super::packages(&["exitless-vcpu".into()]).unwrap(), ["exitless-vcpu"]);
+        super::packages(&["exitless-vcpu".into(), "exitless-vpcu".into()]).unwrap_err();
+    }
+
+    #[test]
+    fn a_run_without_changes_fails() {
+        assert_eq!(super::tried(r#"{"outcomes":[],"total_mutants":3,"missed":1}"#).unwrap(), 3);
+        super::tried(r#"{"outcomes":[],"total_mutants":0}"#).unwrap_err();
+        super::tried("").unwrap_err();
     }
 
     #[test]

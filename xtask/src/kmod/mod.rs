@@ -72,7 +72,11 @@ pub fn kernel_release(kdir: &Path) -> Result<String> {
     }
     let file = kdir.join("include/config/kernel.release");
     let text = fs::read_to_string(&file).with_context(|| {
-        format!("{} is not a kernel headers directory: give one with Module.symvers", kdir.display())
+        format!(
+            "{} has no kernel's headers: for the running kernel give /lib/modules/$(uname -r)/build, from Debian's package \
+             linux-headers-$(uname -r)",
+            kdir.display()
+        )
     })?;
     Ok(text.trim().to_string())
 }

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{bochs, qemu};
 use crate::sh;
@@ -28,9 +28,9 @@ use crate::sh;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// AMD's, by QEMU's translator (this file).
+    /// With AMD's SVM, emulated by QEMU.
     Svm,
-    /// Intel's, by Bochs (`bochs`).
+    /// With Intel's VMX, emulated by Bochs.
     Vmx,
 }
 
@@ -154,9 +154,6 @@ impl Machine {
 
     /// Runs with the terminal as its console, until it is turned off.
     pub fn interactive(&self) -> Result<()> {
-        if self.kind == Kind::Vmx && !self.hardware {
-            bail!("the VMX machine has no keyboard: use `cargo xtask lab run my.sh --machine vmx -v`");
-        }
         sh::run(self.qemu()?.args(["-serial", "null"]))
     }
 

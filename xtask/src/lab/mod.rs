@@ -198,6 +198,9 @@ fn slowness(machine: Kind) -> u32 {
 
 /// `cargo xtask shell`: the emulated host with a shell on this terminal.
 pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
+    if options.machine == Kind::Vmx && !by_hardware(options) {
+        bail!("the VMX machine has no keyboard: use `cargo xtask lab run my.sh --machine vmx -v`");
+    }
     deps::host_packages()?;
     let needs = ["runner", "suite", if with_guest { "guest" } else { "" }];
     let scenario = Scenario {

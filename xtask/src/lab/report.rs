@@ -272,6 +272,8 @@ const TROUBLE: &[&str] = &[
     "nobody cared",
     "Call Trace",
     "leaked ",
+    // A parameter that the module does not have is not what was to be tested.
+    ": unknown parameter '",
 ];
 
 /// Lines with a word of trouble in them that are not trouble.
@@ -442,5 +444,15 @@ mod tests {
         // A frame of a panic's backtrace on the debug kernel; what the validator itself says stays.
         assert!(trouble(" ? lockdep_hardirqs_on_prepare+0x17b/0x410\n", None).is_empty());
         assert_eq!(trouble("WARNING: possible circular locking\nlockdep: x\n", None).len(), 2);
+    }
+
+    /// insmod takes a mistyped parameter and the kernel only logs it.
+    #[test]
+    fn a_parameter_that_is_not_there_is_trouble() {
+        let log = "[5.1] exitless: unknown parameter 'nosuch' ignored\n";
+        assert_eq!(trouble(log, None).len(), 1);
+        assert!(
+            trouble("Unknown kernel command line parameters \"apicv=0\", will be passed\n", None).is_empty()
+        );
     }
 }
