@@ -128,6 +128,15 @@ pub fn scale(host: u64, ratio: u64) -> u64 {
     (u128::from(host).wrapping_mul(u128::from(ratio)) >> FRACTION) as u64
 }
 
+/// Ticks in `ns` at `khz`, modulo 2^64, and the millionths of a tick that are over; `rest`: those of the times before. However a
+/// time is cut into pieces, they have as many ticks as the whole.
+pub fn ticks_and_rest(ns: u64, khz: u32, rest: u32) -> (u64, u32) {
+    let khz = u64::from(khz);
+    let millionths = ns % 1_000_000 * khz + u64::from(rest);
+    let ticks = (ns / 1_000_000).wrapping_mul(khz).wrapping_add(millionths / 1_000_000);
+    (ticks, (millionths % 1_000_000) as u32)
+}
+
 /// `rest / by` with `bits` (at most 48) behind the point, for `rest < by`.
 fn fraction(rest: u32, by: u32, bits: u32) -> u64 {
     let by = u64::from(by.max(1));
@@ -208,6 +217,22 @@ mod tests {
     }
 
     proptest! {
+        /// No tick is lost or won between the pieces of a time.
+        #[test]
+        fn times_in_pieces(
+            khz in any::<u32>(),
+            pieces in proptest::collection::vec(0u64..10_000_000_000, 1..100),
+        ) {
+            let (mut ticks, mut rest) = (0, 0);
+            for ns in &pieces {
+                let (more, over) = ticks_and_rest(*ns, khz, rest);
+                ticks += more;
+                rest = over;
+            }
+            let whole = u128::from(pieces.iter().sum::<u64>()) * u128::from(khz);
+            prop_assert_eq!(u128::from(ticks) * 1_000_000 + u128::from(rest), whole);
+        }
+
         /// A timer armed by it never fires early; late by the ratio's last bit at most.
         #[test]
         fn a_wait_lasts_as_long_as_asked(

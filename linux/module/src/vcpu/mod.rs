@@ -15,7 +15,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::{NonNull, addr_of_mut};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
@@ -26,8 +26,7 @@ use exitless_hw_ops as ops;
 use exitless_svm::Svm;
 use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
-use exitless_vcpu::timer::ns_to_ticks;
-use exitless_vcpu::tsc::Rate;
+use exitless_vcpu::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
 
@@ -70,13 +69,15 @@ pub struct VcpuObj {
     /// The host's TSC when the thread last left a CPU, and its monotonic clock then, ns, 0: not taken.
     pub left_tsc: AtomicU64,
     left_ns: AtomicU64,
+    /// Millionths of a tick that were cut off the times between CPUs so far.
+    left_rest: AtomicU32,
     /// The thread was preempted and waits for a CPU.
     pub preempted: AtomicBool,
     /// `sigmask` counts.
     pub has_sigmask: AtomicBool,
     /// The thread came to a CPU whose TSC may be another than the one it left, and its offset is that one's still.
     tsc_lost: AtomicBool,
-    _pad: [u8; 5],
+    _pad: [u8; 1],
 }
 
 /// The vCPU proper, of the vendor that was chosen at load.
@@ -207,20 +208,30 @@ impl VcpuObj {
     }
 
     fn note_tsc(&self) {
-        self.left_tsc.store(ops::rdtsc(), Ordering::Relaxed);
-        if !global::steady_tsc() {
-            self.left_ns.store(time::monotonic_ns(), Ordering::Relaxed);
+        if global::steady_tsc() {
+            self.left_tsc.store(ops::rdtsc(), Ordering::Relaxed);
+        } else {
+            self.note(tsc_and_clock());
         }
     }
 
-    /// The TSC of the CPU that the thread left, as it would be now; `here`: this CPU's.
-    fn left_tsc_now(&self, here: u64) -> u64 {
+    fn note(&self, at: Moment) {
+        self.left_tsc.store(at.tsc, Ordering::Relaxed);
+        self.left_ns.store(at.ns, Ordering::Relaxed);
+    }
+
+    /// The TSC of the CPU that the thread left, as it would be `now`, and the rest of a tick; `now.tsc` is this CPU's.
+    fn left_tsc_at(&self, now: Moment) -> (u64, u32) {
         let left = self.left_tsc.load(Ordering::Relaxed);
+        let rest = self.left_rest.load(Ordering::Relaxed);
         match self.left_ns.load(Ordering::Relaxed) {
             // When it left, all TSCs were one as far as anybody knew: what this one says holds, unless it is behind.
-            0 if here.wrapping_sub(left) as i64 >= 0 => here,
-            0 => left,
-            ns => left.wrapping_add(ns_to_ticks(time::monotonic_ns().saturating_sub(ns), time::tsc_khz())),
+            0 if now.tsc.wrapping_sub(left) as i64 >= 0 => (now.tsc, rest),
+            0 => (left, rest),
+            ns => {
+                let (ticks, rest) = ticks_and_rest(now.ns.saturating_sub(ns), time::tsc_khz(), rest);
+                (left.wrapping_add(ticks), rest)
+            }
         }
     }
 
@@ -229,9 +240,11 @@ impl VcpuObj {
         cpu::preempt_disable();
         let mut jump = 0;
         if self.tsc_lost.swap(false, Ordering::Relaxed) {
-            let here = ops::rdtsc();
-            jump = self.left_tsc_now(here).wrapping_sub(here) as i64;
-            self.note_tsc();
+            let here = tsc_and_clock();
+            let (there, rest) = self.left_tsc_at(here);
+            jump = there.wrapping_sub(here.tsc) as i64;
+            self.left_rest.store(rest, Ordering::Relaxed);
+            self.note(here);
         }
         cpu::preempt_enable();
         jump
@@ -242,7 +255,7 @@ impl VcpuObj {
         if global::steady_tsc() || B::LOADED_FOR_IOCTLS {
             return now;
         }
-        Moment { tsc: self.left_tsc_now(now.tsc), ..now }
+        Moment { tsc: self.left_tsc_at(now).0, ..now }
     }
 
     /// The offset of the vCPU's TSC is not right for the host's TSC any more.
@@ -271,6 +284,15 @@ impl VcpuObj {
             vendor::put(g, self, slot);
         }
     }
+}
+
+/// This CPU's TSC and the monotonic clock at one instant. Reading that clock may take long, and longer at times: it lies in the middle
+/// between two reads of the TSC, so that what leaving and coming back measure does not grow or shrink with it. Preemption is off.
+fn tsc_and_clock() -> Moment {
+    let before = ops::rdtsc();
+    let ns = time::monotonic_ns();
+    let took = ops::rdtsc().wrapping_sub(before);
+    Moment { ns, tsc: before.wrapping_add(took / 2) }
 }
 
 /// While this lives, the vCPU is on the CPU of the calling thread, wherever the scheduler takes that.
