@@ -97,7 +97,7 @@ impl Debug {
         self.due = 0;
     }
 
-    /// An instruction begins.
+    /// An instruction begins, or one has ended without a trap.
     pub fn forget_hits(&mut self) {
         self.hits = 0;
     }

@@ -242,6 +242,7 @@ impl<B: Backend> Vcpu<B> {
         self.pending_port = None;
         self.forget_software();
         self.debug.forget_stop();
+        self.debug.forget_hits();
     }
 
     /// Halted, or waiting for INIT or SIPI?

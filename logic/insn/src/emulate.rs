@@ -163,9 +163,11 @@ pub enum Stop {
 pub enum Outcome {
     /// Complete: registers, RFLAGS (RF clear) and RIP are those after the instruction.
     Done,
-    /// A repeated string instruction made progress and is not at its end, or a locked one lost its race too
-    /// often. RIP is unchanged: look at pending events, then run the guest or emulate again.
+    /// A repeated string instruction made progress and is not at its end. RIP is unchanged: look at pending events, then run
+    /// the guest or emulate again.
     Again,
+    /// A locked instruction lost its race too often: nothing was done. Then as for `Again`.
+    Contended,
     /// Stopped; of a repeated string instruction the iterations before are committed.
     Stop(Stop),
 }
@@ -185,7 +187,8 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8; 15], valid: usize) -> Outcome {
         Ok(Flow::Next) => complete(x.cpu, next, false),
         Ok(Flow::Shadow) => complete(x.cpu, next, true),
         Ok(Flow::Jump(to)) => complete(x.cpu, to, false),
-        Ok(Flow::Repeat) | Err(Halt::Contended) => Outcome::Again,
+        Ok(Flow::Repeat) => Outcome::Again,
+        Err(Halt::Contended) => Outcome::Contended,
         Err(Halt::Stop(Stop::Unhandled)) if !accesses_memory(x.cpu, &x.instr) => {
             Outcome::Stop(Stop::Elsewhere)
         }

@@ -113,7 +113,7 @@ fn lock_races() {
     assert_eq!(m.peek_u64(RAM), 0x13);
     m.races = 1_000;
     let (rip, flags) = (m.rip, m.rflags);
-    assert_eq!(m.step(&[0xf0, 0x0f, 0xc1, 0x03]), Outcome::Again);
+    assert_eq!(m.step(&[0xf0, 0x0f, 0xc1, 0x03]), Outcome::Contended);
     assert_eq!((m.rip, m.rflags, m.get(Gpr::Rax)), (rip, flags, 0x10));
     m.races = 2;
     assert_eq!(m.step(&[0x87, 0x03]), Outcome::Done);

@@ -58,14 +58,20 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
     let (before, stepping) = (v.b.rflags(), v.b.stepping());
     let outcome =
         emulate(&mut Emulation { v, sh, host, operand: source.operand }, &source.bytes, source.valid);
-    match outcome {
+    let next = match outcome {
         Outcome::Done | Outcome::Again => {
             v.journal.clear();
             v.event_dirty = true;
-            // A shadow now is MOV's or POP's to SS, which holds debug traps back as well.
-            if !v.b.interrupt_shadow() {
+            // Behind an instruction, a shadow is of its own: MOV's or POP's to SS, which holds debug traps back as well. Between
+            // iterations it is STI's before them, which does not.
+            if outcome == Outcome::Again || !v.b.interrupt_shadow() {
                 v.trap(before, stepping);
             }
+            Next::Again
+        }
+        Outcome::Contended => {
+            v.journal.clear();
+            v.event_dirty = true;
             Next::Again
         }
         Outcome::Stop(Stop::NeedUser) => {
@@ -91,7 +97,12 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
             v.journal.clear();
             emulation_failure(v, host)
         }
+    };
+    // No trap of a later instruction tells what this one touched.
+    if !matches!(outcome, Outcome::Stop(Stop::NeedUser | Stop::HostMemory)) {
+        v.debug.forget_hits();
     }
+    next
 }
 
 /// The instruction does not end where its bytes do.

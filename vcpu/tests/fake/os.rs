@@ -90,7 +90,7 @@ impl<C> Host for Os<C> {
         if self.out_of_reach(gpa) || !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
             return None;
         }
-        let same = have[..n] == old.to_le_bytes()[..n];
+        let same = have[..n] == old.to_le_bytes()[..n] && !self.w.contended.get();
         if same {
             self.w.write_ram(gpa, &new.to_le_bytes()[..n]);
         }

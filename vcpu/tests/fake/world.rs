@@ -195,6 +195,8 @@ pub(crate) struct World {
     pub(crate) barriers: Cell<u32>,
     /// A frame whose page has a memory error, and what the thread was told of it.
     pub(crate) poisoned: Cell<Option<u64>>,
+    /// Others win each race for memory.
+    pub(crate) contended: Cell<bool>,
     pub(crate) memory_errors: RefCell<Vec<u64>>,
     /// The CPU has an indirect branch prediction barrier.
     pub(crate) has_barrier: Cell<bool>,
@@ -269,6 +271,7 @@ impl World {
             moved_apic: Cell::new(0),
             barriers: Cell::new(0),
             poisoned: Cell::new(None),
+            contended: Cell::new(false),
             memory_errors: RefCell::default(),
             has_barrier: Cell::new(true),
             ipis: RefCell::default(),

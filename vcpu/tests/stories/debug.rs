@@ -2,7 +2,7 @@
 
 use crate::fake::cpu::CODE;
 use crate::fake::guest::*;
-use crate::fake::world::{CHIP_PORT, USER_MMIO};
+use crate::fake::world::{CHIP_MMIO, CHIP_PORT, USER_MMIO};
 use crate::fake::{Env, Machine, Op};
 use exitless_kvm_abi::{
     KVM_GUESTDBG_BLOCKIRQ as BLOCKIRQ, KVM_GUESTDBG_ENABLE as ENABLE, KVM_GUESTDBG_INJECT_BP as INJECT_BP,
@@ -419,6 +419,52 @@ fn watchpoint_and_step() {
     debug(&mut m, HW_BP, [USER_MMIO, 0, 0, 0], 0x402 | 1 << 16);
     m.v.touch(exitless_vcpu::debug::Touch::Write, USER_MMIO, 1);
     assert_eq!(m.go(), RunExit::Interrupted);
+}
+
+/// An instruction that touched a watched device ends without a trap, by a fault of its own or because user space replaces the
+/// registers: the next one that ends in the hall has none either.
+#[test]
+fn hits_of_an_instruction_that_came_to_nothing() {
+    let Op::Exit(read) = load(CHIP_MMIO) else { panic!() };
+    // LSS EAX: the device's selector is outside of the GDT.
+    let mut m = Machine::new([Op::Event(read.exit), Op::Nop]);
+    m.w.write_ram(CODE, &[&[0x0f, 0xb2, 5][..], &(CHIP_MMIO as u32).to_le_bytes()].concat());
+    debug(&mut m, HW_BP, [CHIP_MMIO; 4], 0x402 | 3 << 16);
+    assert_eq!(m.go(), RunExit::Interrupted);
+    assert!(matches!(m.events()[..], [Event::Exception(Exception { vector: Vector::GP, .. })]));
+    m.v.finish_skip(CODE);
+    assert_eq!(m.then([Op::Nop]), RunExit::Interrupted);
+
+    let mut m = Machine::new([load(USER_MMIO)]);
+    debug(&mut m, HW_BP, [USER_MMIO; 4], 0x402 | 3 << 16);
+    assert!(matches!(m.run(), RunExit::Mmio(_)));
+    m.v.forget_instruction();
+    m.v.b.forget();
+    m.v.finish_skip(CODE);
+    assert_eq!(m.then([Op::Nop]), RunExit::Interrupted);
+}
+
+/// TF behind an STI: it traps between the iterations of INS all the same. A locked instruction that lost all its races has done
+/// nothing, and does not trap.
+#[test]
+fn traps_between_iterations() {
+    let Op::Exit(block) = ins(CHIP_PORT, 0x5000, 3) else { panic!() };
+    let mut m = Machine::new([Op::Event(block.exit), Op::Nop]);
+    m.w.write_ram(CODE, &block.bytes);
+    block.set.iter().for_each(|(r, v)| m.v.b.gprs.set(*r, *v));
+    m.v.b.rflags |= rflags::TF;
+    m.v.b.shadow = true;
+    assert_eq!(m.go(), RunExit::Interrupted);
+    let [Event::Exception(x)] = m.events()[..] else { panic!("{:?}", m.events()) };
+    assert_eq!((x.vector, x.payload, m.v.b.gprs.get(Gpr::Rcx)), (Vector::DB, BS, 2));
+
+    let Op::Exit(write) = store(USER_MMIO, 1) else { panic!() };
+    let mut m = Machine::new([Op::Event(write.exit), Op::Nop]);
+    // LOCK ADD [0x8000], EAX.
+    m.w.write_ram(CODE, &[0xf0, 1, 5, 0, 0x80, 0, 0]);
+    m.v.b.rflags |= rflags::TF;
+    m.w.contended.set(true);
+    assert_eq!((m.go(), m.events()), (RunExit::Interrupted, vec![]));
 }
 
 /// A debugger comes while user space fills a block of REP INS: the block is not lost, and the step ends behind it.

@@ -163,7 +163,7 @@ impl Machine {
     pub fn run(&mut self, code: &[u8]) -> Outcome {
         for _ in 0..10_000 {
             match self.step(code) {
-                Outcome::Again => {}
+                Outcome::Again | Outcome::Contended => {}
                 Outcome::Stop(Stop::NeedUser) => self.answer(),
                 end => return end,
             }
