@@ -43,10 +43,6 @@ const BS: u64 = 1 << 14;
 const NEUTRAL: u64 = 0xffff_0ff0;
 const NOP: u8 = 0x90;
 
-fn exitless() -> bool {
-    std::path::Path::new("/sys/module/exitless").exists()
-}
-
 fn control(g: &Small, control: u32) -> R {
     g.vcpu.fd.set(nr::SET_GUEST_DEBUG, &kvm_guest_debug { control, ..Default::default() })?;
     Ok(())

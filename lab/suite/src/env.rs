@@ -25,6 +25,11 @@ pub(crate) type R = Result<(), Stop>;
 /// One test: `group/name` and its function.
 pub(crate) type Test = (&'static str, fn(&Env) -> R);
 
+/// The module under test is this project's, not stock KVM.
+pub(crate) fn exitless() -> bool {
+    std::path::Path::new("/sys/module/exitless").exists()
+}
+
 /// Fails with a text unless the condition holds.
 macro_rules! ensure {
     ($c:expr, $($t:tt)+) => {

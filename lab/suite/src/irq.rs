@@ -164,6 +164,14 @@ fn irqfd_resample(e: &Env) -> R {
     irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, b.raw())?;
     irqfd(&vm, kvm::eventfd()?.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, kvm::eventfd()?.raw())?; // shared GSI
     irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_DEASSIGN, -1)?;
+    let (c, d) = (kvm::eventfd()?, kvm::eventfd()?);
+    if exitless() {
+        // Stock KVM takes any GSI.
+        let beyond = irqfd(&vm, c.raw(), 64, KVM_IRQFD_FLAG_RESAMPLE, d.raw());
+        errno!(beyond, EINVAL, "a GSI whose EOI is not heard of");
+    }
+    irqfd(&vm, c.raw(), 63, KVM_IRQFD_FLAG_RESAMPLE, d.raw())?;
+    irqfd(&vm, kvm::eventfd()?.raw(), 64, 0, -1)?;
     Ok(())
 }
 

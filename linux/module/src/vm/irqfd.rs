@@ -12,6 +12,10 @@ use exitless_kvm_abi::{KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_irq
 /// irqfds of one VM, at most.
 pub const MAX_IRQFDS: usize = 1024;
 
+/// GSIs below this can be resampled: each has a bit in `Vm::resample_gsis`. The I/O APIC has 24 pins, so that only routes of user
+/// space's own making lead from others to one.
+const RESAMPLE_GSIS: u32 = u64::BITS;
+
 /// One irqfd. Its address is the cookie that C calls back with.
 #[derive(bytemuck::Zeroable)]
 pub struct Entry {
@@ -72,7 +76,11 @@ pub fn resample(vm: &Vm, gsis: u64) {
 fn watch(vm: &Vm) {
     let bits = {
         let w = vm.wiring.lock();
-        w.irqfds.iter().flatten().filter(|e| e.resample && e.gsi < 64).fold(0, |m, e| m | 1u64 << e.gsi)
+        w.irqfds
+            .iter()
+            .flatten()
+            .filter(|e| e.resample && e.gsi < RESAMPLE_GSIS)
+            .fold(0, |m, e| m | 1u64 << e.gsi)
     };
     vm.resample_gsis.store(bits, Ordering::Release);
     vm.rescan_eoi();
@@ -97,8 +105,12 @@ pub fn ioctl(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
         }
         return Ok(0);
     }
+    let resample = a.flags & KVM_IRQFD_FLAG_RESAMPLE != 0;
+    if resample && a.gsi >= RESAMPLE_GSIS {
+        return Err(Errno::EINVAL);
+    }
     // The EOI that resampling waits for is an I/O APIC's or 8259's.
-    let needed = if a.flags & KVM_IRQFD_FLAG_RESAMPLE != 0 { &vm.irqchip } else { &vm.lapics };
+    let needed = if resample { &vm.irqchip } else { &vm.lapics };
     if !needed.load(Ordering::Acquire) {
         return Err(Errno::EINVAL);
     }
