@@ -263,7 +263,7 @@ impl<B: Vendor> Call<'_, B> {
         }
         let (mov_ss, sti) = i.b.shadow_of();
         e.interrupt.shadow =
-            u8::from(mov_ss) * KVM_X86_SHADOW_INT_MOV_SS | u8::from(sti) * KVM_X86_SHADOW_INT_STI;
+            (u8::from(mov_ss) * KVM_X86_SHADOW_INT_MOV_SS) | (u8::from(sti) * KVM_X86_SHADOW_INT_STI);
         e.nmi.injected = u8::from(event == Some(Event::Nmi));
         e.nmi.pending = u8::from(i.nmi_pending != 0 || self.v.shared.apic.has_nmis());
         e.nmi.masked = u8::from(i.nmi_masked());
