@@ -235,7 +235,7 @@ pub trait Backend {
     fn runs_again(&self) -> bool {
         false
     }
-    /// Gives the next entry an event to deliver.
+    /// Gives the next entry an event to deliver. The address of a #PF is in CR2 already.
     fn inject(&mut self, event: Event);
     /// Takes back an injected event that no entry has delivered yet. NMI masking is the caller's.
     fn withdraw(&mut self);

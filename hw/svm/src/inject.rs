@@ -52,11 +52,6 @@ impl Svm {
         if event == Event::Nmi {
             self.set_nmi_mask(true);
         }
-        if let Event::Exception(x) = event
-            && x.vector == Vector::PF
-        {
-            self.save_mut().cr2 = x.payload;
-        }
         let (word, code) = encode(event);
         self.software_length = match event {
             Event::Software(.., length) => length.max(1),

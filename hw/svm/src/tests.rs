@@ -214,15 +214,16 @@ fn what_was_under_delivery() {
 #[test]
 fn inject_and_take_back() {
     let mut m = Machine::new(&ALL);
+    m.v.set_cr2(0xbeef_0000);
     m.v.inject(Event::Exception(Exception::pf(6, 0xdead_0000)));
-    assert_eq!(m.v.cr2(), 0xdead_0000);
+    assert_eq!(m.v.cr2(), 0xbeef_0000, "user space may have written it since");
     m.enter(|vmcb| {
         assert_eq!((vmcb.control.event_inj, vmcb.control.event_inj_err), (0x8000_0b0e, 6));
         vmcb.control.exit_code = 0x60;
         vmcb.control.exit_int_info = vmcb.control.event_inj;
         vmcb.control.exit_int_info_err = 6;
     });
-    let again = Event::Exception(Exception::pf(6, 0xdead_0000));
+    let again = Event::Exception(Exception::pf(6, 0xbeef_0000));
     assert_eq!((m.v.take_interrupted(), m.v.take_interrupted()), (Some(again), None));
     m.enter(|vmcb| {
         assert_eq!(vmcb.control.event_inj, 0, "once");

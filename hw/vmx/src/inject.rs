@@ -91,11 +91,6 @@ fn by(kind: u32) -> Option<By> {
 
 impl<M: Machine> Vmx<M> {
     pub(crate) fn put_event(&mut self, event: Event) {
-        if let Event::Exception(x) = event
-            && x.vector == Vector::PF
-        {
-            self.run.cr2 = x.payload;
-        }
         let e = encode(event, self.read_cr0() & cr0::PE != 0, self.caps.any_error_code());
         self.cache.set(c::EVENT, e.info);
         self.cache.set(c::EVENT_CODE, e.code);

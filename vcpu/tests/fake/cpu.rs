@@ -753,9 +753,6 @@ impl Backend for Cpu {
             assert!(!self.nmi_masked, "NMI while NMIs are masked");
             self.nmi_masked = true;
         }
-        if let Event::Exception(Exception { vector: Vector::PF, payload, .. }) = event {
-            self.cr2 = payload;
-        }
         self.event = Some(event);
     }
     fn withdraw(&mut self) {
