@@ -3,10 +3,11 @@
 
 use crate::fake::world::{CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
 use crate::fake::{Machine, Op};
+use exitless_kvm_abi::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP};
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, IoAccess, SlatFault};
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Gpr, SegReg, Segment, rflags};
+use exitless_x86::regs::{Gpr, SegReg, Segment, cr4, rflags};
 use proptest::prelude::*;
 
 const CODE: u64 = 0x1000;
@@ -47,6 +48,8 @@ enum Code {
     OutByte(u8),
     Ins(u16, u64),
     Outs(u16, u64),
+    Sgdt(u64),
+    MovDr,
     MovCr0,
     Lmsw,
     Clts,
@@ -58,6 +61,8 @@ struct Race {
     exit: Exit,
     /// Where hardware walked to, if the CPU tells.
     linear: Option<u64>,
+    /// The CPU tells the bytes that it executed; others stand there now.
+    told: bool,
     code: Code,
     user: bool,
     iopl: u64,
@@ -110,7 +115,12 @@ impl Model<'_> {
                 self.access(from, false)?;
                 self.port(port, 4, true)
             }
-            Code::MovCr0 | Code::Lmsw | Code::Clts => {
+            Code::Sgdt(_) if self.race.user => Err(Vector::GP),
+            Code::Sgdt(at) => {
+                self.access(at, true)?;
+                self.access(at + 2, true)
+            }
+            Code::MovDr | Code::MovCr0 | Code::Lmsw | Code::Clts => {
                 if self.race.user {
                     Err(Vector::GP)
                 } else {
@@ -174,6 +184,8 @@ fn bytes(code: Code) -> Vec<u8> {
         Code::OutByte(port) => vec![0xe6, port],
         Code::Ins(..) => vec![0x6d],
         Code::Outs(..) => vec![0x6f],
+        Code::Sgdt(at) => direct(&[0x0f, 0x01, 0x05], at),
+        Code::MovDr => vec![0x0f, 0x21, 0xc3],
         Code::MovCr0 => vec![0x0f, 0x22, 0xc0],
         Code::Lmsw => vec![0x0f, 0x01, 0xf0],
         Code::Clts => vec![0x0f, 0x06],
@@ -205,7 +217,17 @@ fn machine(r: &Race) -> Machine {
         let rights = 1 | u64::from(p.write) << 1 | u64::from(p.user) << 2;
         put(HIGH + 4 * i as u64, p.gpa | rights);
     }
-    m.w.write_ram(CODE, &bytes(r.code));
+    if r.told {
+        m.v.b.fetched = bytes(r.code);
+        m.w.write_ram(CODE, &[0x0f, 0x0b]);
+    } else {
+        m.w.write_ram(CODE, &bytes(r.code));
+    }
+    if r.exit == Exit::DrAccess {
+        // Only with a debugger in the way is the instruction looked at.
+        let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+        m.v.set_guest_debug(control, [0, 0, 0, 0, 0, 0, 0, 0x400]).unwrap();
+    }
     m.w.write_ram(TSS + 102, &(BITMAP as u16).to_le_bytes());
     for at in (0..0x2000).step_by(8) {
         m.w.write_ram(TSS + BITMAP + at, &r.bitmap.to_le_bytes());
@@ -214,6 +236,7 @@ fn machine(r: &Race) -> Machine {
     let b = &mut m.v.b;
     b.set_segment(SegReg::Tr, &Segment { base: TSS, limit: r.tss_limit, selector: 0x28, attrib: 0x8b });
     b.rflags |= r.iopl << 12 | if r.aligned { rflags::AC } else { 0 };
+    b.cr4 |= cr4::UMIP;
     // PE, ET, WP, AM, PG.
     b.cr0 = 0x8005_0011;
     b.cr3 = DIRECTORY;
@@ -237,6 +260,7 @@ fn code() -> impl Strategy<Value = Code> {
         3 => address().prop_map(Code::Load),
         3 => address().prop_map(Code::Store),
         1 => address().prop_map(Code::Add),
+        1 => address().prop_map(Code::Sgdt),
         2 => (address(), address()).prop_map(|(a, b)| Code::Movs(a, b)),
         1 => port().prop_map(Code::In),
         1 => port().prop_map(Code::Out),
@@ -255,6 +279,7 @@ enum Before {
     Fetch(u64),
     Tables(u64),
     Port(bool),
+    Table,
 }
 
 fn before() -> impl Strategy<Value = Before> {
@@ -267,6 +292,7 @@ fn before() -> impl Strategy<Value = Before> {
         1 => at().prop_map(Before::Fetch),
         1 => at().prop_map(Before::Tables),
         2 => any::<bool>().prop_map(Before::Port),
+        1 => Just(Before::Table),
     ]
 }
 
@@ -281,7 +307,15 @@ fn exit(before: Before, user: bool) -> Option<(Exit, u64)> {
         Before::Operand(at, write) => slat(at, write, false, false, true),
         Before::System(at) => slat(at, false, false, false, false),
         Before::Fetch(at) => slat(at, false, true, false, true),
-        Before::Tables(at) => slat(at, true, false, true, false),
+        // The tables lie in another device.
+        Before::Tables(at) => {
+            let gpa = (USER_MMIO + 0x5000) | at & 0xfff;
+            Some((
+                Exit::Slat(SlatFault { gpa, write: true, fetch: false, present: false, table_walk: true }),
+                at,
+            ))
+        }
+        Before::Table => Some((Exit::DescriptorTable, 0)),
         Before::Port(input) => {
             Some((Exit::Io(IoAccess { port: 0x80, size: 4, input, string: true, rep: false }), 0))
         }
@@ -294,15 +328,51 @@ fn race() -> impl Strategy<Value = Race> {
         prop_oneof![Just(BITMAP as u32 + 0x2000), Just(BITMAP as u32 + 0x20), Just(102u32)],
         prop_oneof![Just(0u64), Just(!0), any::<u64>(), (0..64u32).prop_map(|i| 1 << i)],
     );
-    let both = prop_oneof![8 => (before().prop_map(Some), code()), 1 => (Just(None), control)];
-    (both, any::<bool>(), any::<bool>(), 0..4u64, any::<bool>(), limit, bitmap).prop_filter_map(
+    let control = control.prop_map(|code| (Exit::CrAccess, code));
+    let registers = prop_oneof![3 => control, 1 => Just((Exit::DrAccess, Code::MovDr))];
+    let both = prop_oneof![
+        8 => (before(), code(), 0..3u8, any::<bool>()).prop_map(|(before, code, tells, same)| {
+            (Err((before, tells)), if same { moved(code, before) } else { code })
+        }),
+        1 => registers.prop_map(|(exit, code)| (Ok(exit), code)),
+    ];
+    (both, any::<bool>(), 0..4u64, any::<bool>(), limit, bitmap).prop_filter_map(
         "no such walk",
-        |((before, code), user, tells, iopl, aligned, tss_limit, bitmap)| {
-            let (exit, at) = before.map_or(Some((Exit::CrAccess, 0)), |b| exit(b, user))?;
-            let linear = tells.then_some(at);
-            Some(Race { exit, linear, code, user, iopl, aligned, tss_limit, bitmap })
+        |((exit, code), user, iopl, aligned, tss_limit, bitmap)| {
+            let (exit, linear, told) = match exit {
+                Ok(exit) => (exit, None, false),
+                Err((before, tells)) => seen_before(before, tells, code, user)?,
+            };
+            Some(Race { exit, linear, told, code, user, iopl, aligned, tss_limit, bitmap })
         },
     )
+}
+
+/// The code with its operand where hardware had walked to.
+fn moved(code: Code, before: Before) -> Code {
+    let at = match before {
+        Before::Operand(at, _) | Before::System(at) | Before::Fetch(at) | Before::Tables(at) => at,
+        Before::Port(_) | Before::Table => return code,
+    };
+    match code {
+        Code::Load(_) => Code::Load(at),
+        Code::Store(_) => Code::Store(at),
+        Code::Add(_) => Code::Add(at),
+        Code::Movs(_, to) => Code::Movs(at, to),
+        _ => code,
+    }
+}
+
+/// The exit, and what the CPU tells besides: nothing, the linear address, or the bytes, which are then those that made it.
+fn seen_before(before: Before, tells: u8, code: Code, user: bool) -> Option<(Exit, Option<u64>, bool)> {
+    let executed = match code {
+        Code::Load(at) => Some(Before::Operand(at, false)),
+        Code::Store(at) => Some(Before::Operand(at, true)),
+        _ => None,
+    };
+    let told = tells == 2 && executed.is_some();
+    let (exit, at) = exit(if told { executed? } else { before }, user)?;
+    Some((exit, (tells == 1).then_some(at), told))
 }
 
 fn check(r: &Race) {
@@ -334,6 +404,7 @@ fn slat(gpa: u64, write: bool) -> Exit {
 const USER: Race = Race {
     exit: Exit::CrAccess,
     linear: None,
+    told: false,
     code: Code::Clts,
     user: true,
     iopl: 0,
