@@ -482,14 +482,7 @@ fn guests_own_breakpoints(e: &Env) -> R {
             (d.db, d.dr7) = ([behind, 0, 0, 0], 0x402);
         }
         g.vcpu.fd.set(nr::SET_DEBUGREGS, &d)?;
-        loop {
-            g.vcpu.run()?;
-            let io = g.vcpu.page().exit_reason == KVM_EXIT_IO;
-            if io && g.vcpu.io().0 == 0x99 {
-                break;
-            }
-            ensure!(io || g.vcpu.page().exit_reason == KVM_EXIT_MMIO, "no #DB behind {name}");
-        }
+        run_to_handler(&g, name)?;
         let hit = if d.dr7 == 0x480 { 8 } else { 1 };
         let now: kvm_debugregs = g.vcpu.fd.get(nr::GET_DEBUGREGS)?;
         same!((now.dr6, now.dr7), (NEUTRAL | hit, d.dr7), "DR6 and DR7 behind {name}");
@@ -498,6 +491,18 @@ fn guests_own_breakpoints(e: &Env) -> R {
         same!(u64::from(u16::from_le_bytes(ip)), behind, "where #DB returns to, {name}");
     }
     Ok(())
+}
+
+/// Runs, past the instruction's own exits, until the handler of #DB says so at port 0x99.
+fn run_to_handler(g: &Small, name: &str) -> R {
+    loop {
+        g.vcpu.run()?;
+        let io = g.vcpu.page().exit_reason == KVM_EXIT_IO;
+        if io && g.vcpu.io().0 == 0x99 {
+            return Ok(());
+        }
+        ensure!(io || g.vcpu.page().exit_reason == KVM_EXIT_MMIO, "no #DB behind {name}");
+    }
 }
 
 /// TF of the guest's own.
@@ -517,14 +522,7 @@ fn guests_own_step(e: &Env) -> R {
         // BD stays until software clears it.
         d.dr6 |= 1 << 13;
         g.vcpu.fd.set(nr::SET_DEBUGREGS, &d)?;
-        loop {
-            g.vcpu.run()?;
-            let io = g.vcpu.page().exit_reason == KVM_EXIT_IO;
-            if io && g.vcpu.io().0 == 0x99 {
-                break;
-            }
-            ensure!(io || g.vcpu.page().exit_reason == KVM_EXIT_MMIO, "no #DB behind {name}");
-        }
+        run_to_handler(&g, name)?;
         let now: kvm_debugregs = g.vcpu.fd.get(nr::GET_DEBUGREGS)?;
         same!(now.dr6, NEUTRAL | BS | 1 << 13, "DR6 behind {name}");
         let mut ip = [0; 2];
