@@ -5,7 +5,7 @@ use core::mem::{offset_of, size_of};
 
 /// A segment register as the VMCB stores it (APM vol. 2, table B-2).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[allow(missing_docs)]
 pub struct VmcbSeg {
     pub selector: u16,
@@ -242,6 +242,37 @@ pub mod tlb_control {
     pub const FLUSH_ASID: u8 = 3;
 }
 
+/// Bits of the clean field, each a group of fields (APM vol. 2, 15.15.3, table 15-9). 1: not changed since the VMCB's last entry, which
+/// was on this CPU.
+#[allow(missing_docs)]
+pub mod clean {
+    pub const NONE: u32 = 0;
+    /// All intercepts, the TSC's offset, the PAUSE filter.
+    pub const INTERCEPTS: u32 = 1 << 0;
+    /// The addresses of the I/O and MSR permission maps.
+    pub const PERMISSION_MAPS: u32 = 1 << 1;
+    pub const ASID: u32 = 1 << 2;
+    /// `int_ctl` and `int_vector`.
+    pub const TPR: u32 = 1 << 3;
+    /// The nested tables' root and G_PAT.
+    pub const NP: u32 = 1 << 4;
+    /// CR0, CR3, CR4, EFER.
+    pub const CRX: u32 = 1 << 5;
+    /// DR6, DR7.
+    pub const DRX: u32 = 1 << 6;
+    /// GDTR, IDTR.
+    pub const DT: u32 = 1 << 7;
+    /// CS, DS, SS, ES and CPL.
+    pub const SEG: u32 = 1 << 8;
+    pub const CR2: u32 = 1 << 9;
+    /// DEBUGCTL and the last branch's and exception's addresses.
+    pub const LBR: u32 = 1 << 10;
+    /// The addresses of AVIC's pages.
+    pub const AVIC: u32 = 1 << 11;
+    /// What this module keeps. Later CPUs have more bits, reserved on earlier ones.
+    pub const ALL: u32 = (1 << 12) - 1;
+}
+
 /// NESTED_CTL bit 0: nested paging on.
 pub const NESTED_CTL_NP: u64 = 1;
 /// INT_STATE bit 0: the guest is in an interrupt shadow.
@@ -296,6 +327,11 @@ impl ExitCode {
     pub const INVPCID: Self = Self(0xa2);
     pub const NPF: Self = Self(0x400);
     pub const INVALID: Self = Self(u64::MAX);
+
+    /// VMRUN refused the guest's state. -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
+    pub fn is_invalid(self) -> bool {
+        matches!(self, Self::INVALID | Self(0xffff_ffff))
+    }
 
     /// The name, in the words KVM's tools use.
     pub fn name(self) -> Option<&'static str> {

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
-use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, event_inj, int_ctl, intercept1, tlb_control};
+use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, VmcbSeg, event_inj, int_ctl, intercept1, tlb_control};
 
 const TSC_AUX: u32 = 0xc000_0103;
 /// The ratio of guests' TSCs (APM vol. 2, 15.30.5).
@@ -51,12 +51,12 @@ impl Svm {
             let fresh = cpu.take();
             self.asid = fresh.asid;
             self.asid_generation = fresh.generation;
+            // The vCPU's last entry was on another CPU, or this one's SVM was off meanwhile, or its ASIDs have run out.
+            self.vmcb.forget();
             control = if fresh.flush_all { tlb_control::FLUSH_ALL } else { tlb_control::NONE };
         }
-        let asid = self.asid;
-        let c = self.control_mut();
-        c.asid = asid;
-        c.tlb_control = control;
+        self.vmcb.set_asid(self.asid);
+        self.vmcb.set_tlb_control(control);
     }
 
     /// Without virtualised last-branch records VMRUN leaves DEBUGCTL alone (APM vol. 2, 15.23): the guest would single-step by
@@ -74,7 +74,7 @@ impl Svm {
         if exit == Exit::NmiWindow {
             self.iret_pending = true;
             self.iret_rip = self.save().rip;
-            self.control_mut().intercept1 &= !intercept1::IRET;
+            self.intercept_iret(false);
             return exit;
         }
         let moved = self.save().rip != self.iret_rip;
@@ -120,7 +120,7 @@ impl Svm {
             self.step_iret = self.iret_pending;
             self.step_rip = self.save().rip;
             self.step_rflags = self.save().rflags;
-            self.save_mut().rflags |= rflags::TF;
+            self.vmcb.set_rflags(self.step_rflags | rflags::TF);
         }
     }
 
@@ -133,7 +133,7 @@ impl Svm {
     /// An event goes in with this entry: its frame holds RFLAGS, where a planted TF would stay for ever. The step comes later.
     fn yield_step(&mut self) {
         if self.stepping && self.control().event_inj & event_inj::VALID != 0 {
-            self.save_mut().rflags = self.without_step();
+            self.vmcb.set_rflags(self.without_step());
             self.stepping = false;
         }
     }
@@ -143,19 +143,23 @@ impl Svm {
         // A completed IRET loaded RFLAGS from the stack: its TF is the guest's. Otherwise TF is what we planted.
         let completed_iret = self.step_iret && self.save().rip != self.step_rip;
         if self.step_rflags & rflags::TF == 0 && !completed_iret {
-            self.save_mut().rflags &= !rflags::TF;
+            self.vmcb.set_rflags(self.save().rflags & !rflags::TF);
         }
     }
 
     pub(crate) fn set_nmi_mask(&mut self, on: bool) {
         self.nmi_masked = on;
         self.iret_pending = false;
-        let c = self.control_mut();
-        if on {
-            c.intercept1 |= intercept1::IRET;
-        } else {
-            c.intercept1 &= !intercept1::IRET;
-        }
+        self.intercept_iret(on);
+    }
+
+    fn intercept_iret(&mut self, on: bool) {
+        self.set_in_intercept1(intercept1::IRET, on);
+    }
+
+    fn set_in_intercept1(&mut self, bits: u32, on: bool) {
+        let now = self.control().intercept1;
+        self.vmcb.set_intercept1(if on { now | bits } else { now & !bits });
     }
 }
 
@@ -216,23 +220,23 @@ impl Backend for Svm {
         self.yield_step();
         let (rax, rsp) = (self.gprs.get(Gpr::Rax), self.gprs.get(Gpr::Rsp));
         let dr6 = if self.dr6_loaded() { self.dr6 } else { dr6::NEUTRAL };
-        let s = self.save_mut();
-        s.rax = rax;
-        s.rsp = rsp;
-        s.dr6 = dr6;
+        self.vmcb.set_rax(rax);
+        self.vmcb.set_rsp(rsp);
+        self.vmcb.set_dr6(dr6);
         self.begin_software();
-        let vmcb = self.ptr().as_ptr();
+        let vmcb = self.vmcb.ptr().as_ptr();
         let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), self.spec_ctrl);
         self.hide_debugctl();
+        self.vmcb.begin();
         // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
         let failed =
             unsafe { ex_svm_enter(vmcb, pa, self.gprs.0.as_mut_ptr(), host, spec, self.host_debugctl) };
         let (rax, rsp) = (self.save().rax, self.save().rsp);
         self.gprs.set(Gpr::Rax, rax);
         self.gprs.set(Gpr::Rsp, rsp);
-        let c = self.control_mut();
-        c.event_inj = 0;
-        c.tlb_control = tlb_control::NONE;
+        self.vmcb.end(failed != 0);
+        self.vmcb.set_event_inj(0);
+        self.vmcb.set_tlb_control(tlb_control::NONE);
         if failed != 0 {
             return Exit::Disabled;
         }
@@ -265,7 +269,7 @@ impl Backend for Svm {
         self.put_event(event);
     }
     fn withdraw(&mut self) {
-        self.control_mut().event_inj = 0;
+        self.vmcb.set_event_inj(0);
         self.software_length = 0;
     }
     fn next_rip(&self) -> Option<u64> {
@@ -296,7 +300,7 @@ impl Backend for Svm {
         self.save().rip
     }
     fn set_rip(&mut self, v: u64) {
-        self.save_mut().rip = v;
+        self.vmcb.set_rip(v);
     }
     fn rflags(&self) -> u64 {
         let f = self.without_step();
@@ -306,7 +310,7 @@ impl Backend for Svm {
         let planted = if self.stepping() { rflags::TF } else { 0 };
         self.planted_tf = v & rflags::TF != 0;
         self.stepping = false;
-        self.save_mut().rflags = v | planted | rflags::FIXED;
+        self.vmcb.set_rflags(v | planted | rflags::FIXED);
     }
     fn segment(&self, r: SegReg) -> Segment {
         self.get_segment(r)
@@ -318,15 +322,13 @@ impl Backend for Svm {
         Self::table(&self.save().gdtr)
     }
     fn set_gdtr(&mut self, t: &TableReg) {
-        let g = &mut self.save_mut().gdtr;
-        (g.base, g.limit) = (t.base, t.limit);
+        self.vmcb.set_gdtr(VmcbSeg { base: t.base, limit: t.limit, ..self.save().gdtr });
     }
     fn idtr(&self) -> TableReg {
         Self::table(&self.save().idtr)
     }
     fn set_idtr(&mut self, t: &TableReg) {
-        let g = &mut self.save_mut().idtr;
-        (g.base, g.limit) = (t.base, t.limit);
+        self.vmcb.set_idtr(VmcbSeg { base: t.base, limit: t.limit, ..self.save().idtr });
     }
     fn cpl(&self) -> u8 {
         self.save().cpl & 3
@@ -339,22 +341,21 @@ impl Backend for Svm {
     fn set_cr0(&mut self, v: u64) {
         self.hidden_cr0 = v & CACHE_BITS;
         let watch = u16::from(self.hidden_cr0 != 0);
-        let c = self.control_mut();
-        c.intercept_cr_read = c.intercept_cr_read & !1 | watch;
-        c.intercept_cr_write = c.intercept_cr_write & !1 | watch;
-        self.save_mut().cr0 = v & !CACHE_BITS;
+        self.vmcb.set_intercept_cr_read(self.control().intercept_cr_read & !1 | watch);
+        self.vmcb.set_intercept_cr_write(self.control().intercept_cr_write & !1 | watch);
+        self.vmcb.set_cr0(v & !CACHE_BITS);
     }
     fn cr2(&self) -> u64 {
         self.save().cr2
     }
     fn set_cr2(&mut self, v: u64) {
-        self.save_mut().cr2 = v;
+        self.vmcb.set_cr2(v);
     }
     fn cr3(&self) -> u64 {
         self.save().cr3
     }
     fn set_cr3(&mut self, v: u64) {
-        self.save_mut().cr3 = v;
+        self.vmcb.set_cr3(v);
     }
     fn cr4(&self) -> u64 {
         if self.lent_mce { self.save().cr4 & !cr4::MCE } else { self.save().cr4 }
@@ -364,16 +365,15 @@ impl Backend for Svm {
         // guest must not see the bit that it did not set.
         self.lent_mce = self.machine_checks && v & cr4::MCE == 0;
         let watch = u16::from(self.lent_mce) << 4;
-        let c = self.control_mut();
-        c.intercept_cr_read = c.intercept_cr_read & !(1 << 4) | watch;
-        self.save_mut().cr4 = if self.lent_mce { v | cr4::MCE } else { v };
+        self.vmcb.set_intercept_cr_read(self.control().intercept_cr_read & !(1 << 4) | watch);
+        self.vmcb.set_cr4(if self.lent_mce { v | cr4::MCE } else { v });
     }
     fn efer(&self) -> u64 {
         self.save().efer & !exitless_x86::regs::efer::SVME
     }
     fn set_efer(&mut self, v: u64) {
         // VMRUN demands SVME in the guest's EFER (APM vol. 2, 15.5.1); the guest never sees it.
-        self.save_mut().efer = v | exitless_x86::regs::efer::SVME;
+        self.vmcb.set_efer(v | exitless_x86::regs::efer::SVME);
     }
     fn dr6(&self) -> u64 {
         self.dr6
@@ -385,7 +385,7 @@ impl Backend for Svm {
         self.save().dr7
     }
     fn set_dr7(&mut self, v: u64) {
-        self.save_mut().dr7 = v;
+        self.vmcb.set_dr7(v);
     }
     fn sys_reg(&self, r: SysReg) -> u64 {
         self.read_sys(r)
@@ -397,15 +397,14 @@ impl Backend for Svm {
         (self.control().int_ctl & 15) as u8
     }
     fn set_cr8(&mut self, v: u8) {
-        let c = self.control_mut();
-        c.int_ctl = c.int_ctl & !int_ctl::V_TPR | u32::from(v & 15);
+        self.vmcb.set_int_ctl(self.control().int_ctl & !int_ctl::V_TPR | u32::from(v & 15));
     }
     fn interrupt_shadow(&self) -> bool {
         self.control().int_state & INT_STATE_SHADOW != 0
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
-        let c = self.control_mut();
-        c.int_state = if on { c.int_state | INT_STATE_SHADOW } else { c.int_state & !INT_STATE_SHADOW };
+        let now = self.control().int_state;
+        self.vmcb.set_int_state(if on { now | INT_STATE_SHADOW } else { now & !INT_STATE_SHADOW });
     }
     fn nmi_masked(&self) -> bool {
         self.nmi_masked
@@ -414,16 +413,12 @@ impl Backend for Svm {
         self.set_nmi_mask(on);
     }
     fn set_interrupt_window(&mut self, on: bool) {
-        let c = self.control_mut();
-        if on {
-            // A dummy virtual interrupt of the highest priority; its intercept fires when it could be taken.
-            c.int_ctl |= int_ctl::V_IRQ | int_ctl::V_INTR_PRIO | int_ctl::V_IGN_TPR;
-            c.int_vector = 0;
-            c.intercept1 |= intercept1::VINTR;
-        } else {
-            c.int_ctl &= !(int_ctl::V_IRQ | int_ctl::V_INTR_PRIO | int_ctl::V_IGN_TPR);
-            c.intercept1 &= !intercept1::VINTR;
-        }
+        // A dummy virtual interrupt of the highest priority; its intercept fires when it could be taken.
+        const DUMMY: u32 = int_ctl::V_IRQ | int_ctl::V_INTR_PRIO | int_ctl::V_IGN_TPR;
+        let now = self.control().int_ctl;
+        self.vmcb.set_int_ctl(if on { now | DUMMY } else { now & !DUMMY });
+        self.vmcb.set_int_vector(0);
+        self.set_in_intercept1(intercept1::VINTR, on);
     }
     fn set_nmi_window(&mut self, on: bool) {
         // While IRET has not been seen its intercept is on already; once it has, or in an interrupt shadow, step over
@@ -433,23 +428,18 @@ impl Backend for Svm {
         }
     }
     fn set_cr8_intercept(&mut self, on: bool) {
-        let c = self.control_mut();
-        if on {
-            c.intercept_cr_write |= 1 << 8;
-        } else {
-            c.intercept_cr_write &= !(1 << 8);
-        }
+        let now = self.control().intercept_cr_write & !(1 << 8);
+        self.vmcb.set_intercept_cr_write(now | u16::from(on) << 8);
     }
     fn set_dr_intercept(&mut self, on: bool) {
-        let c = self.control_mut();
         let bits = if on { 0xffff } else { 0 };
-        c.intercept_dr_read = bits;
-        c.intercept_dr_write = bits;
+        self.vmcb.set_intercept_dr_read(bits);
+        self.vmcb.set_intercept_dr_write(bits);
     }
     fn set_bp_intercept(&mut self, on: bool) {
         const BP: u32 = 1 << Vector::BP.0;
-        let c = self.control_mut();
-        c.intercept_exceptions = if on { c.intercept_exceptions | BP } else { c.intercept_exceptions & !BP };
+        let now = self.control().intercept_exceptions;
+        self.vmcb.set_intercept_exceptions(if on { now | BP } else { now & !BP });
     }
     fn set_step(&mut self, on: bool) {
         if !on && !self.planted {
@@ -462,7 +452,7 @@ impl Backend for Svm {
         if self.stepping {
             self.step_rflags = flags;
         } else {
-            self.save_mut().rflags = flags;
+            self.vmcb.set_rflags(flags);
         }
     }
     fn stepping(&self) -> bool {
@@ -472,11 +462,11 @@ impl Backend for Svm {
         self.show_instructions(shown);
     }
     fn set_tsc_offset(&mut self, offset: u64) {
-        self.control_mut().tsc_offset = offset;
+        self.vmcb.set_tsc_offset(offset);
     }
     /// The ratio is the CPU's, not the VMCB's: [`load`] brings it.
     fn set_tsc_ratio(&mut self, _ratio: u64) {}
     fn set_slat_root(&mut self, hpa: u64) {
-        self.control_mut().nested_cr3 = hpa;
+        self.vmcb.set_nested_cr3(hpa);
     }
 }

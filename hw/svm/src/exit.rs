@@ -41,8 +41,7 @@ impl Svm {
                 Exit::VirtInstruction
             }
             C::RDTSCP | C::INVPCID => Exit::VirtInstruction,
-            // -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
-            C::INVALID | C(0xffff_ffff) => Exit::FailEntry(u64::MAX),
+            code if code.is_invalid() => Exit::FailEntry(u64::MAX),
             C(v) => Exit::Unknown(v),
         }
     }

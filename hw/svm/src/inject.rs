@@ -57,9 +57,8 @@ impl Svm {
             Event::Software(.., length) => length.max(1),
             _ => 0,
         };
-        let c = self.control_mut();
-        c.event_inj = word;
-        c.event_inj_err = code;
+        self.vmcb.set_event_inj(word);
+        self.vmcb.set_event_inj_err(code);
     }
 
     /// An instruction's event returns behind the instruction: RIP from there on, or where the CPU has a place for that, there.
@@ -70,9 +69,9 @@ impl Svm {
         }
         let next = self.save().rip.wrapping_add(u64::from(self.software_entered));
         if self.next_rip {
-            self.control_mut().next_rip = next;
+            self.vmcb.set_next_rip(next);
         } else {
-            self.save_mut().rip = next;
+            self.vmcb.set_rip(next);
         }
     }
 
@@ -83,17 +82,16 @@ impl Svm {
         self.runs_again = length == 0;
         let (Event::Software(by, v, _), 1..) = (event, length) else { return None };
         if !self.next_rip {
-            let save = self.save_mut();
-            save.rip = save.rip.wrapping_sub(u64::from(length));
+            self.vmcb.set_rip(self.save().rip.wrapping_sub(u64::from(length)));
         }
         Some(Event::Software(by, v, length))
     }
 
     pub(crate) fn take_event(&mut self) -> Option<Event> {
         let cr2 = self.save().cr2;
-        let c = self.control_mut();
+        let c = self.control();
         let (word, code) = (c.exit_int_info, c.exit_int_info_err);
-        c.exit_int_info = 0;
+        self.vmcb.set_exit_int_info(0);
         self.runs_again = false;
         match vectoring(word, code, cr2) {
             Some(Event::Nmi) => {

@@ -12,6 +12,7 @@ pub mod msr_bitmap;
 pub mod percpu;
 pub mod state;
 pub mod vcpu;
+mod vmcb;
 
 pub use caps::Caps;
 pub use percpu::PerCpu;

@@ -3,47 +3,20 @@
 use crate::vcpu::Svm;
 use exitless_vcpu::backend::SysReg;
 use exitless_x86::regs::{SegReg, Segment, TableReg};
-use exitless_x86::svm::{VmcbSave, VmcbSeg};
-
-fn slot(s: &mut VmcbSave, r: SegReg) -> &mut VmcbSeg {
-    match r {
-        SegReg::Es => &mut s.es,
-        SegReg::Cs => &mut s.cs,
-        SegReg::Ss => &mut s.ss,
-        SegReg::Ds => &mut s.ds,
-        SegReg::Fs => &mut s.fs,
-        SegReg::Gs => &mut s.gs,
-        SegReg::Ldtr => &mut s.ldtr,
-        SegReg::Tr => &mut s.tr,
-    }
-}
-
-fn slot_ref(s: &VmcbSave, r: SegReg) -> &VmcbSeg {
-    match r {
-        SegReg::Es => &s.es,
-        SegReg::Cs => &s.cs,
-        SegReg::Ss => &s.ss,
-        SegReg::Ds => &s.ds,
-        SegReg::Fs => &s.fs,
-        SegReg::Gs => &s.gs,
-        SegReg::Ldtr => &s.ldtr,
-        SegReg::Tr => &s.tr,
-    }
-}
+use exitless_x86::svm::VmcbSeg;
 
 impl Svm {
     pub(crate) fn get_segment(&self, r: SegReg) -> Segment {
-        let v = slot_ref(self.save(), r);
+        let v = self.vmcb.segment(r);
         Segment { base: v.base, limit: v.limit, selector: v.selector, attrib: v.attrib & 0xfff }
     }
 
     pub(crate) fn put_segment(&mut self, r: SegReg, s: &Segment) {
-        let save = self.save_mut();
         let attrib = if s.present() || r != SegReg::Tr { s.attrib & 0xfff } else { 0 };
-        *slot(save, r) = VmcbSeg { selector: s.selector, attrib, limit: s.limit, base: s.base };
+        self.vmcb.set_segment(r, VmcbSeg { selector: s.selector, attrib, limit: s.limit, base: s.base });
         if r == SegReg::Ss {
             // The VMCB keeps CPL apart from SS.DPL; for all entry paths they are the same (APM vol. 2, 15.5.1).
-            save.cpl = s.dpl();
+            self.vmcb.set_cpl(s.dpl());
         }
     }
 
@@ -76,27 +49,27 @@ impl Svm {
     }
 
     pub(crate) fn write_sys(&mut self, r: SysReg, v: u64) {
-        let s = self.save_mut();
+        let b = &mut self.vmcb;
         match r {
-            SysReg::Star => s.star = v,
-            SysReg::Lstar => s.lstar = v,
-            SysReg::Cstar => s.cstar = v,
-            SysReg::Sfmask => s.sfmask = v,
-            SysReg::KernelGsBase => s.kernel_gs_base = v,
-            SysReg::FsBase => s.fs.base = v,
-            SysReg::GsBase => s.gs.base = v,
-            SysReg::SysenterCs => s.sysenter_cs = v,
-            SysReg::SysenterEsp => s.sysenter_esp = v,
-            SysReg::SysenterEip => s.sysenter_eip = v,
-            SysReg::Pat => s.g_pat = v,
-            SysReg::DebugCtl => s.dbgctl = v,
-            SysReg::LastBranchFrom => s.br_from = v,
-            SysReg::LastBranchTo => s.br_to = v,
-            SysReg::LastIntFrom => s.last_excp_from = v,
-            SysReg::LastIntTo => s.last_excp_to = v,
+            SysReg::Star => b.set_star(v),
+            SysReg::Lstar => b.set_lstar(v),
+            SysReg::Cstar => b.set_cstar(v),
+            SysReg::Sfmask => b.set_sfmask(v),
+            SysReg::KernelGsBase => b.set_kernel_gs_base(v),
+            SysReg::FsBase => b.set_fs(VmcbSeg { base: v, ..b.save().fs }),
+            SysReg::GsBase => b.set_gs(VmcbSeg { base: v, ..b.save().gs }),
+            SysReg::SysenterCs => b.set_sysenter_cs(v),
+            SysReg::SysenterEsp => b.set_sysenter_esp(v),
+            SysReg::SysenterEip => b.set_sysenter_eip(v),
+            SysReg::Pat => b.set_g_pat(v),
+            SysReg::DebugCtl => b.set_dbgctl(v),
+            SysReg::LastBranchFrom => b.set_br_from(v),
+            SysReg::LastBranchTo => b.set_br_to(v),
+            SysReg::LastIntFrom => b.set_last_excp_from(v),
+            SysReg::LastIntTo => b.set_last_excp_to(v),
             SysReg::SpecCtrl => {
                 // For CPUs that switch it themselves; others ignore the field and the entry code writes the MSR.
-                s.spec_ctrl = v;
+                b.set_spec_ctrl(v);
                 self.spec_ctrl = v;
             }
             SysReg::TscAux => self.tsc_aux = v,

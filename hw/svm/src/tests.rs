@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::vec::Vec;
 
+mod clean;
 mod hands;
 
 /// The run loop's fakes, as far as a backend can use them.
@@ -41,6 +42,7 @@ std::thread_local! {
     static BARRIERS: Cell<u32> = const { Cell::new(0) };
     static DEBUGCTL: Cell<u64> = const { Cell::new(0) };
     static DEBUGCTL_WRITES: Cell<u32> = const { Cell::new(0) };
+    static CACHED: RefCell<HashMap<u64, clean::Cached>> = RefCell::default();
     /// What else happens around the run loop, where the test has one.
     static OUTSIDE: RefCell<Option<Rc<world::World>>> = const { RefCell::new(None) };
 }
@@ -50,7 +52,7 @@ extern "C" fn ex_svm_enter(
     vmcb: *const Vmcb,
     vmcb_pa: u64,
     gprs: *mut u64,
-    _host: u64,
+    host: u64,
     _spec_ctrl: u64,
     host_debugctl: u64,
 ) -> u32 {
@@ -58,7 +60,9 @@ extern "C" fn ex_svm_enter(
     // SAFETY: `Machine` gives addresses as physical addresses, and both objects are the caller's alone.
     let (vmcb, gprs) = unsafe { (&mut *(vmcb_pa as *mut Vmcb), &mut *gprs.cast::<[u64; 16]>()) };
     let play = PLAY.take().expect("an entry nobody planned");
+    clean::before(vmcb, host);
     let failed = play(vmcb, gprs);
+    clean::after(vmcb, host, failed);
     if host_debugctl != 0 {
         ex_svm_set_debugctl(host_debugctl);
     }

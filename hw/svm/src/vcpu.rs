@@ -1,5 +1,6 @@
 //! One SVM virtual CPU: its VMCB, its registers and what must outlive an exit.
 
+use crate::vmcb::Block;
 use core::ptr::NonNull;
 use exitless_vcpu::backend::Instructions;
 use exitless_x86::regs::{Gprs, dr6};
@@ -20,15 +21,13 @@ pub struct Pages {
     pub iopm_pa: u64,
 }
 
-/// # Invariants
-/// After [`Svm::init`], `vmcb` points to a page that lives as long as `self` and that nobody else touches, but the
-/// CPU during VMRUN.
+/// The vCPU on this vendor's CPUs.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Svm {
     /// In encoding order; RAX and RSP are copied to and from the VMCB around an entry.
     pub(crate) gprs: Gprs,
-    vmcb: Option<NonNull<Vmcb>>,
+    pub(crate) vmcb: Block,
     pub(crate) vmcb_pa: u64,
     pub(crate) asid_generation: u64,
     /// CR0.CD and NW as the guest set them.
@@ -81,93 +80,81 @@ unsafe impl Send for Svm {}
 impl Svm {
     /// Sets up the VMCB: every intercept the hall needs and the state the controls fix. Registers come later.
     pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
-        self.vmcb = Some(pages.vmcb);
+        self.vmcb.init(pages.vmcb);
         self.vmcb_pa = pages.vmcb_pa;
         self.next_rip = caps.next_rip;
         self.flush_by_asid = caps.flush_by_asid;
         self.decode_assists = caps.decode_assists;
         self.machine_checks = caps.machine_checks;
-        let c = self.control_mut();
+        let c = &mut self.vmcb;
         // CR3 and CR0.TS/MP belong to the guest; other CR0 bits and CR4 need checks; CR8 goes to V_TPR.
-        c.intercept_cr_write = 1 << 4;
-        c.intercept_dr_read = 0xffff;
-        c.intercept_dr_write = 0xffff;
+        c.set_intercept_cr_write(1 << 4);
+        c.set_intercept_dr_read(0xffff);
+        c.set_intercept_dr_write(0xffff);
         // #DB and #AC can loop for ever inside the CPU (CVE-2015-8104, CVE-2015-5307); #MC belongs to the host.
         // #UD: the hall answers VMCALL, the other vendor's hypercall instruction.
-        c.intercept_exceptions = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
-        c.intercept1 = intercept1::INTR
-            | intercept1::NMI
-            | intercept1::SMI
-            | intercept1::INIT
-            | intercept1::CR0_SEL_WRITE
-            | intercept1::RDPMC
-            | intercept1::CPUID
-            | intercept1::INVD
-            | intercept1::HLT
-            | intercept1::INVLPGA
-            | intercept1::IOIO_PROT
-            | intercept1::MSR_PROT
-            | intercept1::TASK_SWITCH
-            | intercept1::SHUTDOWN;
-        c.intercept2 = intercept2::VMRUN
-            | intercept2::VMMCALL
-            | intercept2::VMLOAD
-            | intercept2::VMSAVE
-            | intercept2::STGI
-            | intercept2::CLGI
-            | intercept2::SKINIT
-            | intercept2::WBINVD
-            | intercept2::MONITOR
-            | intercept2::MWAIT
-            | intercept2::XSETBV
-            | intercept2::RDPRU;
+        c.set_intercept_exceptions(1 << 1 | 1 << 6 | 1 << 17 | 1 << 18);
+        c.set_intercept1(
+            intercept1::INTR
+                | intercept1::NMI
+                | intercept1::SMI
+                | intercept1::INIT
+                | intercept1::CR0_SEL_WRITE
+                | intercept1::RDPMC
+                | intercept1::CPUID
+                | intercept1::INVD
+                | intercept1::HLT
+                | intercept1::INVLPGA
+                | intercept1::IOIO_PROT
+                | intercept1::MSR_PROT
+                | intercept1::TASK_SWITCH
+                | intercept1::SHUTDOWN,
+        );
+        c.set_intercept2(
+            intercept2::VMRUN
+                | intercept2::VMMCALL
+                | intercept2::VMLOAD
+                | intercept2::VMSAVE
+                | intercept2::STGI
+                | intercept2::CLGI
+                | intercept2::SKINIT
+                | intercept2::WBINVD
+                | intercept2::MONITOR
+                | intercept2::MWAIT
+                | intercept2::XSETBV
+                | intercept2::RDPRU,
+        );
         self.invpcid = caps.invpcid;
         self.show_instructions(Instructions::default());
-        let c = self.control_mut();
+        let c = &mut self.vmcb;
         if caps.pause_filter {
-            c.intercept1 |= intercept1::PAUSE;
-            c.pause_filter_count = 3000;
-            c.pause_filter_threshold = 128;
+            c.set_intercept1(c.control().intercept1 | intercept1::PAUSE);
+            c.set_pause_filter_count(3000);
+            c.set_pause_filter_threshold(128);
         }
-        c.iopm_base_pa = pages.iopm_pa;
-        c.msrpm_base_pa = pages.msrpm_pa;
-        c.int_ctl = int_ctl::V_INTR_MASKING;
-        c.nested_ctl = NESTED_CTL_NP;
+        c.set_iopm_base_pa(pages.iopm_pa);
+        c.set_msrpm_base_pa(pages.msrpm_pa);
+        c.set_int_ctl(int_ctl::V_INTR_MASKING);
+        c.set_nested_ctl(NESTED_CTL_NP);
         self.dr6 = dr6::NEUTRAL;
-        self.save_mut().g_pat = 0x0007_0406_0007_0406;
+        self.vmcb.set_g_pat(0x0007_0406_0007_0406);
     }
 
     /// Those that have an intercept. RDPID, RDRAND and RDSEED have none.
     pub(crate) fn show_instructions(&mut self, shown: Instructions) {
         let hide_invpcid = self.invpcid && !shown.invpcid;
-        let c = self.control_mut();
+        let c = self.control();
+        let (two, three) = (c.intercept2 & !intercept2::RDTSCP, c.intercept3 & !intercept3::INVPCID);
         let bit = |on: bool, bit: u32| if on { bit } else { 0 };
-        c.intercept2 = c.intercept2 & !intercept2::RDTSCP | bit(!shown.rdtscp, intercept2::RDTSCP);
-        c.intercept3 = c.intercept3 & !intercept3::INVPCID | bit(hide_invpcid, intercept3::INVPCID);
-    }
-
-    pub(crate) fn ptr(&self) -> NonNull<Vmcb> {
-        // An uninitialised vCPU reads a dangling address only if the owner broke `init` first; make it a clean fault.
-        self.vmcb.unwrap_or(NonNull::dangling())
+        self.vmcb.set_intercept2(two | bit(!shown.rdtscp, intercept2::RDTSCP));
+        self.vmcb.set_intercept3(three | bit(hide_invpcid, intercept3::INVPCID));
     }
 
     pub(crate) fn control(&self) -> &VmcbControl {
-        // SAFETY: type invariant: the page lives as long as `self`, and `&self` excludes a running entry.
-        unsafe { &self.ptr().as_ref().control }
-    }
-
-    pub(crate) fn control_mut(&mut self) -> &mut VmcbControl {
-        // SAFETY: type invariant: only `self` leads to the page, and `&mut self` is exclusive.
-        unsafe { &mut self.ptr().as_mut().control }
+        self.vmcb.control()
     }
 
     pub(crate) fn save(&self) -> &VmcbSave {
-        // SAFETY: as in `control`.
-        unsafe { &self.ptr().as_ref().save }
-    }
-
-    pub(crate) fn save_mut(&mut self) -> &mut VmcbSave {
-        // SAFETY: as in `control_mut`.
-        unsafe { &mut self.ptr().as_mut().save }
+        self.vmcb.save()
     }
 }
