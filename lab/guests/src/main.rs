@@ -35,6 +35,7 @@ mod t_msr;
 mod t_pio;
 mod t_pv;
 mod t_smp;
+mod t_soak;
 mod t_timer;
 mod t_tsc;
 

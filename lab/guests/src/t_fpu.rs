@@ -19,7 +19,7 @@ fn fill(seed: u64) -> Area {
 }
 
 /// Loads xmm0-15 from an area, runs a service, stores them again; true when nothing changed.
-fn sse_keeps(seed: u64, f: fn()) -> bool {
+pub fn sse_keeps(seed: u64, f: fn()) -> bool {
     let src = fill(seed);
     let mut dst = Area([0; 128]);
     unsafe {
@@ -101,7 +101,7 @@ fn avx_on() {
 }
 
 /// The same with ymm0-3 and ymm15.
-fn avx_keeps(seed: u64, f: fn()) -> bool {
+pub fn avx_keeps(seed: u64, f: fn()) -> bool {
     let src = fill(seed);
     let mut dst = Area([0; 128]);
     unsafe {
@@ -249,7 +249,7 @@ fn interrupted_avx() {
 }
 
 /// zmm0, zmm15, zmm31 and k1.
-fn avx512_keeps(seed: u64, f: fn()) -> bool {
+pub fn avx512_keeps(seed: u64, f: fn()) -> bool {
     let src = fill(seed);
     let mut dst = Area([0; 128]);
     unsafe {
