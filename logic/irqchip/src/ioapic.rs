@@ -15,6 +15,7 @@ use crate::lines::{LineStatus, Lines, Source};
 use crate::msi::VectorSet;
 use bytemuck::Zeroable;
 use exitless_kvm_abi::kvm_ioapic_state;
+use exitless_nospec::Guarded;
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 
 /// Number of pins and redirection entries.
@@ -300,7 +301,7 @@ impl Ioapic {
     }
 
     fn read_entry(&self, index: u8) -> u32 {
-        let Some(entry) = self.entries.get(usize::from(index >> 1)) else { return u32::MAX };
+        let Some(entry) = self.entries.guarded(usize::from(index >> 1)) else { return u32::MAX };
         if index & 1 != 0 { (entry.0 >> 32) as u32 } else { entry.0 as u32 }
     }
 
@@ -315,7 +316,7 @@ impl Ioapic {
 
     fn write_entry(&mut self, index: u8, value: u32) -> Written {
         let pin = index >> 1;
-        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return Written::default() };
+        let Some(entry) = self.entries.guarded_mut(usize::from(pin)) else { return Written::default() };
         let was_masked = entry.masked();
         let (keep, shift) = if index & 1 != 0 { (0xffff_ffff, 32) } else { (!0xffff_ffff, 0) };
         let written = (entry.0 & keep) | u64::from(value) << shift;

@@ -18,6 +18,7 @@ use exitless_kvm_abi::{
     KVM_PIT_FLAGS_HPET_LEGACY, KVM_PIT_FLAGS_SPEAKER_DATA_ON, KVM_PIT_SPEAKER_DUMMY, kvm_pit_channel_state,
     kvm_pit_state2,
 };
+use exitless_nospec::Guarded;
 
 /// The input clock in Hz.
 pub const FREQUENCY: u64 = 1_193_182;
@@ -412,7 +413,7 @@ impl Pit {
     }
 
     fn channel(&mut self, port: u16) -> Option<&mut Channel> {
-        self.channels.get_mut(usize::from(port.wrapping_sub(PORT_CHANNEL0)))
+        self.channels.guarded_mut(usize::from(port.wrapping_sub(PORT_CHANNEL0)))
     }
 
     fn write_channel(&mut self, port: u16, value: u8, now: u64) -> bool {
@@ -430,7 +431,7 @@ impl Pit {
             self.read_back(value, now);
             return false;
         }
-        let Some(channel) = self.channels.get_mut(usize::from(select)) else { return false };
+        let Some(channel) = self.channels.guarded_mut(usize::from(select)) else { return false };
         if value >> 4 & 3 == 0 {
             channel.latch_count(now);
             return false;

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
+use exitless_nospec::Guarded;
 
 /// Each 32-bit register at its xAPIC offset. Atomics because hardware writes it, though only while the vCPU is in the guest, and
 /// senders write the TMR.
@@ -21,6 +22,6 @@ impl ApicPage {
         }
     }
     pub(crate) fn register(&self, offset: u32) -> Option<&AtomicU32> {
-        self.0.get(offset as usize / 4)
+        self.0.guarded(offset as usize / 4)
     }
 }

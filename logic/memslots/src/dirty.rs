@@ -11,6 +11,7 @@
 //! the log but its data is in the page before the ioctl returns, so user space copies it anyway.
 
 use core::sync::atomic::{AtomicU64, Ordering};
+use exitless_nospec::Guarded;
 
 /// The bitmap of one slot. Bit `n` stands for frame `base_gfn + n`.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +117,6 @@ impl<'a> DirtyBitmap<'a> {
     }
 
     fn word(&self, index: u64) -> Option<&'a AtomicU64> {
-        self.words.get(usize::try_from(index).ok()?)
+        self.words.guarded(usize::try_from(index).ok()?)
     }
 }

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use exitless_kvm_abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
+use exitless_nospec::below;
 
 use crate::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -54,9 +55,11 @@ impl Slot {
     }
 
     /// Host virtual address of frame `gfn`, or `None` outside of the slot.
-    pub const fn hva_of(&self, gfn: u64) -> Option<u64> {
+    pub fn hva_of(&self, gfn: u64) -> Option<u64> {
         let offset = gfn.wrapping_sub(self.base_gfn);
-        if offset < self.npages { Some(self.hva.wrapping_add(offset << PAGE_SHIFT)) } else { None }
+        // The guest chooses the frame.
+        let guarded = below(offset as usize, self.npages as usize) as u64;
+        (offset < self.npages).then(|| self.hva.wrapping_add(guarded << PAGE_SHIFT))
     }
 
     /// Whether the guest may write: not READONLY.

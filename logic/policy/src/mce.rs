@@ -5,6 +5,7 @@
 use crate::msr::MsrKind;
 use crate::{Invalid, Origin};
 use bytemuck::Zeroable;
+use exitless_nospec::Guarded;
 use exitless_x86::msr::mcg_cap;
 
 /// Most banks (the answer to KVM_CAP_MCE).
@@ -75,7 +76,7 @@ impl Mce {
             MsrKind::McgStatus => Some(self.status),
             MsrKind::McgCtl => self.has_ctl(origin).then_some(self.ctl),
             MsrKind::McBank(i) => {
-                self.bank(i).and_then(|b| self.banks.get(b)?.get((i % 4) as usize)).copied()
+                self.bank(i).and_then(|b| self.banks.guarded(b)?.get((i % 4) as usize)).copied()
             }
             _ => None,
         }
@@ -111,7 +112,7 @@ impl Mce {
                     STATUS => v == 0 || origin == Origin::Host || status_writable,
                     _ => true,
                 };
-                let bank = self.bank(i).and_then(|b| self.banks.get_mut(b));
+                let bank = self.bank(i).and_then(|b| self.banks.guarded_mut(b));
                 (bank.and_then(|b| b.get_mut((i % 4) as usize)), ok)
             }
             _ => (None, false),

@@ -6,6 +6,7 @@
 use crate::Invalid;
 use crate::msr::MsrKind;
 use bytemuck::Zeroable;
+use exitless_nospec::Guarded;
 use exitless_x86::msr::{memory_type, mtrr};
 
 /// Variable ranges.
@@ -35,8 +36,8 @@ impl Mtrrs {
     pub fn read(&self, kind: MsrKind) -> Result<u64, Invalid> {
         match kind {
             MsrKind::MtrrDefType => Some(self.def_type),
-            MsrKind::MtrrFixed(i) => self.fixed.get(i as usize).copied(),
-            MsrKind::MtrrVariable(i) => self.variable.get(i as usize).copied(),
+            MsrKind::MtrrFixed(i) => self.fixed.guarded(i as usize).copied(),
+            MsrKind::MtrrVariable(i) => self.variable.guarded(i as usize).copied(),
             _ => None,
         }
         .ok_or(Invalid)
@@ -49,9 +50,9 @@ impl Mtrrs {
     pub fn write(&mut self, kind: MsrKind, value: u64, maxphyaddr: u8) -> Result<(), Invalid> {
         let (place, ok) = match kind {
             MsrKind::MtrrDefType => (Some(&mut self.def_type), def_type_valid(value)),
-            MsrKind::MtrrFixed(i) => (self.fixed.get_mut(i as usize), fixed_valid(value)),
+            MsrKind::MtrrFixed(i) => (self.fixed.guarded_mut(i as usize), fixed_valid(value)),
             MsrKind::MtrrVariable(i) => {
-                (self.variable.get_mut(i as usize), variable_valid(i & 1 != 0, value, maxphyaddr))
+                (self.variable.guarded_mut(i as usize), variable_valid(i & 1 != 0, value, maxphyaddr))
             }
             _ => (None, false),
         };

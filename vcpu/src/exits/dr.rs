@@ -9,6 +9,7 @@ use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
 use exitless_insn::{CrAccessKind as K, Mode, decode_cr_access};
+use exitless_nospec::Guarded;
 use exitless_policy::control::{check_dr6, check_dr7};
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{cr4, dr7};
@@ -64,7 +65,7 @@ fn read<B: Backend>(v: &Vcpu<B>, dr: u8) -> u64 {
     match dr {
         6 => v.b.dr6(),
         7 => v.guest_dr7(),
-        n => v.dr.get(usize::from(n)).copied().unwrap_or(0),
+        n => v.dr.guarded(usize::from(n)).copied().unwrap_or(0),
     }
 }
 
@@ -80,7 +81,7 @@ fn write<B: Backend>(v: &mut Vcpu<B>, dr: u8, value: u64) -> bool {
             v.set_guest_dr7(value);
         }
         n => {
-            if let Some(r) = v.dr.get_mut(usize::from(n)) {
+            if let Some(r) = v.dr.guarded_mut(usize::from(n)) {
                 *r = value;
             }
         }

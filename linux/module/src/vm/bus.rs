@@ -17,6 +17,7 @@ use exitless_kvm_abi::{
     KVM_IOEVENTFD_FLAG_PIO, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_coalesced_mmio_zone,
     kvm_ioeventfd,
 };
+use exitless_nospec::below;
 
 /// ioeventfds of one VM, at most.
 const MAX_EVENTS: usize = 1024;
@@ -267,7 +268,8 @@ fn ring_push(ring: RunPage, pio: bool, addr: u64, data: &[u8]) -> bool {
     }
     // Pairs with user space's order: it reads an entry before it moves `first` on.
     fence(Ordering::Acquire);
-    let at = size_of::<kvm_coalesced_mmio_ring>() + last as usize * size_of::<kvm_coalesced_mmio>();
+    let at = size_of::<kvm_coalesced_mmio_ring>()
+        + below(last as usize, KVM_COALESCED_MMIO_MAX as usize) * size_of::<kvm_coalesced_mmio>();
     let mut bytes = [0; 8];
     for (d, s) in bytes.iter_mut().zip(data) {
         *d = *s;

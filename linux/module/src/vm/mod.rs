@@ -26,6 +26,7 @@ use exitless_host::srcu::Srcu;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
 use exitless_host::{Errno, Result, cpu, task, time};
+use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::section::Changes;
 use exitless_vcpu::tsc::Rate;
@@ -188,7 +189,7 @@ impl Vm {
 
     /// The vCPU at `index`.
     pub fn vcpu(&self, index: usize) -> Option<&VcpuObj> {
-        let p = self.vcpus.get(index)?.load(Ordering::Acquire);
+        let p = self.vcpus.guarded(index)?.load(Ordering::Acquire);
         // SAFETY: a non-null entry is a vCPU that lives as long as the VM.
         unsafe { p.as_ref() }
     }
