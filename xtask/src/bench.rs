@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: instructions per operation on Exitless and on stock KVM, on the same emulated machine.
+//! `cargo xtask bench`: instructions per operation on Exitless and on stock KVM, on the same emulated machine, and its ledger.
 //!
 //! The machine counts each instruction as one tick of its time-stamp counter (on SVM `-icount shift=0`; Bochs always
 //! does), so figures repeat and can be compared from change to change. They are instructions, not nanoseconds: a world
@@ -6,7 +6,12 @@
 //! gives its CPUs one after the other: compare those between modules only. Bochs with several CPUs adds some tens of ticks
 //! to whatever cuts a turn short, so there all but these two are measured on a host with one CPU.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -18,6 +23,7 @@ use crate::{
         report::Report,
         scenario::{Module, Scenario},
     },
+    ledger::{self, Batches, Costs, Ledger, Row, Side, Vendor},
     paths, say,
 };
 
@@ -60,6 +66,18 @@ pub struct Record {
     pub instructions: f64,
     /// Exits for one operation, if the module counts them.
     pub exits: Option<f64>,
+    /// By which mechanism of ours the operation was done; empty for what stock KVM's guests do too.
+    #[serde(default)]
+    pub mechanism: String,
+    /// Estimated cycles of a CPU for one operation (`xtask/src/ledger/costs.toml`), where there is a ledger.
+    #[serde(default)]
+    pub estimated_cycles: Option<f64>,
+    /// What the host executed for one operation and what is dear on a CPU, in the fastest batch, if the emulator counts.
+    #[serde(default)]
+    pub ledger: Option<Ledger>,
+    /// The fastest batch's mark in the emulator's ledger.
+    #[serde(default, skip_serializing)]
+    pub mark: Option<u64>,
 }
 
 /// Host CPUs, and the shell's filter for operations: a machine that is started.
@@ -93,7 +111,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         measured.extend(records);
         failed += failures;
     }
-    table(&measured);
+    table(&measured)?;
     if measured.is_empty() {
         bail!("nothing was measured; logs are in {}", paths::shown(&dir));
     }
@@ -134,8 +152,25 @@ fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Rec
     // Instructions are counted by emulators only.
     machine.hardware = false;
     machine.icount = machine.kind == Kind::Svm;
+    fs::remove_file(machine.ledger()).ok();
     let report = lab::watch(&machine, scenario.timeout, true, Report::default())?;
-    Ok((records(machine.kind, &report.json)?, report.totals().failed))
+    let mut records = records(machine.kind, &report.json)?;
+    enter(&mut records, &Batches::read(&machine.ledger())?, &Costs::published()?);
+    Ok((records, report.totals().failed))
+}
+
+/// Gives each record the ledger of its fastest batch, and the estimate.
+fn enter(records: &mut [Record], batches: &Batches, costs: &Costs) {
+    for record in records {
+        record.ledger = record.mark.and_then(|mark| batches.of(mark)).cloned();
+        let vendor = vendor(&record.machine);
+        let cycles = |ledger| costs.estimate(vendor, record.instructions, ledger).round();
+        record.estimated_cycles = record.ledger.as_ref().map(cycles);
+    }
+}
+
+fn vendor(machine: &str) -> Vendor {
+    if machine == Kind::Vmx.to_string() { Vendor::Intel } else { Vendor::Amd }
 }
 
 /// Lines `<module> {"op":...}`.
@@ -158,40 +193,109 @@ fn kept(measured: Kind, file: &str) -> Vec<Record> {
     records
 }
 
-fn table(records: &[Record]) {
-    let mut rows: BTreeMap<&str, (Option<&Record>, Option<&Record>)> = BTreeMap::new();
+/// The two modules' records of each operation.
+fn rows(records: &[Record]) -> Vec<Row<'_>> {
+    let mut rows: BTreeMap<&str, Row<'_>> = BTreeMap::new();
     for record in records {
         let row = rows.entry(&record.op).or_default();
-        if record.module == "kvm" { row.1 = Some(record) } else { row.0 = Some(record) }
-    }
-    let instructions = |r: Option<&Record>| r.map_or("-".to_string(), |r| format!("{:.0}", r.instructions));
-    let exits =
-        |r: Option<&Record>| r.and_then(|r| r.exits).map_or("-".to_string(), |exits| format!("{exits:.2}"));
-    println!(
-        "\n{:<28} {:>10} {:>10} {:>7} {:>9} {:>9}",
-        "instructions for one", "exitless", "kvm", "ratio", "exits", "kvm's"
-    );
-    for (op, (ours, stock)) in rows {
-        let ratio = match (ours, stock) {
-            (Some(ours), Some(stock)) if ours.instructions > 0.0 => {
-                format!("{:.2}", stock.instructions / ours.instructions)
-            }
-            _ => "-".to_string(),
+        row.op = &record.op;
+        let side = Side {
+            instructions: record.instructions,
+            exits: record.exits,
+            cycles: record.estimated_cycles,
+            ledger: record.ledger.as_ref(),
         };
+        if record.module == "kvm" { row.stock = Some(side) } else { row.ours = Some(side) }
+    }
+    rows.into_values().collect()
+}
+
+fn table(records: &[Record]) -> Result<()> {
+    let rows = rows(records);
+    let shown = |figure: Option<f64>, digits: usize| {
+        figure.map_or("-".to_string(), |figure| format!("{figure:.digits$}"))
+    };
+    println!(
+        "\n{:<22} {:>12} {:>8} {:>6} {:>8} {:>7} {:>16} {:>8} {:>6}",
+        "for one operation",
+        "instructions",
+        "kvm's",
+        "ratio",
+        "exits",
+        "kvm's",
+        "cycles, estimate",
+        "kvm's",
+        "ratio"
+    );
+    for Row { op, ours, stock } in &rows {
+        let pair =
+            |of: fn(&Side<'_>) -> Option<f64>| (ours.as_ref().and_then(of), stock.as_ref().and_then(of));
+        let instructions = pair(|side| Some(side.instructions));
+        let (exits, cycles) = (pair(|side| side.exits), pair(|side| side.cycles));
         println!(
-            "{op:<28} {:>10} {:>10} {ratio:>7} {:>9} {:>9}",
-            instructions(ours),
-            instructions(stock),
-            exits(ours),
-            exits(stock)
+            "{op:<22} {:>12} {:>8} {:>6} {:>8} {:>7} {:>16} {:>8} {:>6}",
+            shown(instructions.0, 0),
+            shown(instructions.1, 0),
+            shown(ratio(instructions), 2),
+            shown(exits.0, 2),
+            shown(exits.1, 2),
+            shown(cycles.0, 0),
+            shown(cycles.1, 0),
+            shown(ratio(cycles), 2),
         );
     }
     println!();
+    if rows.iter().any(|row| row.ours.is_some_and(|side| side.ledger.is_some())) {
+        ledger::print(&rows, &Costs::published()?);
+    }
+    Ok(())
+}
+
+/// Writes docs/ledger.md from what the last measurements of each machine left.
+pub fn page() -> Result<()> {
+    let file = paths::target().join("bench/latest.json");
+    let text = fs::read_to_string(&file).context("`cargo xtask bench` first")?;
+    let records: Vec<Record> = serde_json::from_str(&text).context("target/bench/latest.json")?;
+    let costs = Costs::published()?;
+    let mut page = PAGE.to_string();
+    let machines: BTreeSet<&str> = records.iter().map(|record| record.machine.as_str()).collect();
+    for machine in machines {
+        let of_it: Vec<_> = records.iter().filter(|record| record.machine == machine).cloned().collect();
+        if of_it.iter().any(|record| record.ledger.is_some()) {
+            page = format!("{page}\n{}", ledger::section(machine, &rows(&of_it), &costs));
+        }
+    }
+    page = format!("{page}\n## Prices\n\n{PRICES}\n{}", ledger::prices(&costs));
+    let file = paths::root().join("docs/ledger.md");
+    fs::write(&file, page)?;
+    say::note(format!("written: {}", paths::shown(&file)));
+    Ok(())
+}
+
+const PAGE: &str = "\
+# The ledger
+
+What the host executes for one operation of the benchmark and what is dear on a CPU: Exitless/stock KVM, **bold** where Exitless
+stands above. Written by `cargo xtask ledger` from the figures of the last `cargo xtask bench` on each machine; nothing here is written
+by hand. How it is counted: [lab-bochs.md](lab-bochs.md#the-ledger). Why a column stands above stock: [exits.md](exits.md#above-stock).
+
+Counts are of the fastest of five batches; a part of one is the host's own business meanwhile (its timer). *Cycles* are an **estimate**
+(prices below), instructions of host and guest included.
+";
+
+const PRICES: &str = "\
+Cycles on top of those of any instruction (`xtask/src/ledger/costs.toml`). *read*: the source was read for this table; *recalled*: a
+published figure whose text was not at hand; *assumed*: none was found, and the number was chosen after what the row says.
+";
+
+/// Ours to stock's.
+fn ratio((ours, stock): (Option<f64>, Option<f64>)) -> Option<f64> {
+    Some(ours? / stock.filter(|stock| *stock > 0.0)?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, kept, records};
+    use super::{Batches, Costs, Kind, enter, kept, records};
 
     /// The runner does not know which module it measures; the script puts that in front.
     #[test]
@@ -201,6 +305,28 @@ mod tests {
         let found = records(Kind::Vmx, &lines).unwrap();
         assert_eq!((found.len(), found[0].module.as_str(), found[0].exits), (1, "kvm", Some(1.0)));
         assert_eq!(found[0].machine, "vmx");
+    }
+
+    /// The ledger is that of the batch whose mark the record names, and latest.json has it; a record without one has no estimate.
+    #[test]
+    fn records_get_their_ledger() {
+        let file = std::env::temp_dir().join(format!("exitless-ledger-{}", std::process::id()));
+        let batch = |mark: u32, count: u32| {
+            format!("{{\"mark\":{mark},\"operations\":250,\"counts\":{{\"locked\":{count}}}}}\n")
+        };
+        std::fs::write(&file, batch(70, 500) + &batch(71, 250)).unwrap();
+        let batches = Batches::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let lines = [
+            r#"kvm {"op":"cpuid","instructions":100.0,"exits":1.000,"mark":71}"#.to_string(),
+            r#"kvm {"op":"eoi","instructions":100.0,"exits":1.000,"mark":9}"#.to_string(),
+        ];
+        let mut found = records(Kind::Vmx, &lines).unwrap();
+        enter(&mut found, &batches, &Costs::published().unwrap());
+        let json = serde_json::to_string(&found[0]).unwrap();
+        assert!(json.contains(r#""mechanism":"","#) && json.contains(r#""ledger":{"locked":1.0}"#), "{json}");
+        assert!(found[0].estimated_cycles.is_some_and(|cycles| cycles > 50.0));
+        assert_eq!((found[1].ledger.clone(), found[1].estimated_cycles), (None, None));
     }
 
     /// A run on one machine replaces that machine's figures and keeps the other's.

@@ -13,6 +13,7 @@ mod demo;
 mod gates;
 mod kmod;
 mod lab;
+mod ledger;
 mod mutants;
 mod paths;
 mod promises;
@@ -49,11 +50,13 @@ enum Task {
         #[command(flatten)]
         choice: boot_exits::Choice,
     },
-    /// Instructions per operation, Exitless and stock KVM side by side.
+    /// Instructions per operation, Exitless and stock KVM side by side, and what of them is dear on a CPU.
     Bench {
         #[command(flatten)]
         choice: bench::Choice,
     },
+    /// Write docs/ledger.md from the last figures of `bench` on each machine.
+    Ledger,
     /// Build exitless.ko for a kernel of the lab and hold it to the gates, or only build it for the headers in KDIR.
     Build {
         /// A kernel's headers: `/lib/modules/$(uname -r)/build` for the running one.
@@ -121,6 +124,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { options } => demo::run(&options),
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
+        Task::Ledger => bench::page(),
         Task::BootExits { choice } => boot_exits::run(&choice),
         Task::Build { kdir, kernel, kvm } => build(kdir, kernel, kvm),
         Task::DebugKernel => debug_kernel::build(),

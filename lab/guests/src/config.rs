@@ -145,7 +145,8 @@ pub mod op {
     pub const KICK: u64 = 28;
     /// a0 = GPA of (gsi, address, data) records, a1 = count: the default table plus these MSI routes.
     pub const ROUTE_MSI: u64 = 29;
-    /// a0 = GPA of the name, a1 = its length, a2 = ticks, a3 = operations, a4 = exits: one measurement.
+    /// a0 = GPA of the name, a1 = its length, a2 = ticks, a3 = operations, a4 = exits, a5 = the fastest batch's mark: one
+    /// measurement.
     pub const BENCH: u64 = 30;
     /// The host thread overwrites its own vector registers.
     pub const CLOBBER_FPU: u64 = 31;
@@ -183,4 +184,6 @@ pub mod op {
     pub const PASS: u64 = 49;
     /// a0 = kHz; KVM_SET_TSC_KHZ on the calling vCPU.
     pub const SET_TSC_KHZ: u64 = 50;
+    /// Result = the runner's process: different for each test while the host is up.
+    pub const PROCESS: u64 = 51;
 }

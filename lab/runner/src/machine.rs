@@ -59,7 +59,7 @@ impl Vcpu {
     }
 }
 
-/// One measurement: name, ticks, operations, exits (None when the module has no statistics).
+/// One measurement: name, ticks, operations, exits (None when the module has no statistics), mark.
 #[derive(Clone, Debug)]
 pub struct Measurement {
     /// Operation.
@@ -70,6 +70,8 @@ pub struct Measurement {
     pub count: u64,
     /// Exits of the VM meanwhile.
     pub exits: Option<u64>,
+    /// Mark of the fastest batch, by which an emulator's ledger has a line of it.
+    pub mark: u64,
 }
 
 /// The VM and everything that its threads share.

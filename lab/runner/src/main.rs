@@ -67,9 +67,10 @@ fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
                 let exits = m.exits.map_or("null".into(), |e| format!("{:.3}", per(e)));
                 writeln!(
                     extra,
-                    "{{\"op\":\"{}\",\"instructions\":{:.1},\"exits\":{exits}}}",
+                    "{{\"op\":\"{}\",\"instructions\":{:.1},\"exits\":{exits},\"mark\":{}}}",
                     m.op,
-                    per(m.ticks)
+                    per(m.ticks),
+                    m.mark
                 )
             } else {
                 let exits = m.exits.map_or("-".into(), |e| format!("{:.3}", per(e)));

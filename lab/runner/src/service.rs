@@ -83,6 +83,7 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::KICK => kicks(m, a),
         op::ROUTE_MSI => routes(m, a[0], a[1]),
         op::BENCH => bench(m, a),
+        op::PROCESS => Ok(std::process::id().into()),
         op::CLOBBER_FPU => {
             clobber_vectors();
             Ok(0)
@@ -340,7 +341,7 @@ fn bench(m: &Machine, a: [u64; 6]) -> Answer {
     let name = unsafe { std::slice::from_raw_parts(p, a[1] as usize) };
     let op = String::from_utf8_lossy(name).into_owned();
     let exits = (a[4] != u64::MAX).then_some(a[4]);
-    lock(&m.benches).push(Measurement { op, ticks: a[2], count: a[3], exits });
+    lock(&m.benches).push(Measurement { op, ticks: a[2], count: a[3], exits, mark: a[5] });
     Ok(0)
 }
 

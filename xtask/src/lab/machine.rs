@@ -116,6 +116,11 @@ impl Machine {
         self.dir.join("kernel.log")
     }
 
+    /// What the emulator counted between marks, a line for each batch of a benchmark.
+    pub fn ledger(&self) -> PathBuf {
+        self.dir.join("ledger.jsonl")
+    }
+
     fn socket(&self, name: &str) -> PathBuf {
         // A socket's path is limited to 107 bytes, the repository's is not.
         static COUNT: AtomicU32 = AtomicU32::new(0);

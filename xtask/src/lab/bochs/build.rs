@@ -44,6 +44,13 @@ const CONFIGURE: &[&str] = &[
     // The figure is printed from a signal handler.
     "--disable-show-ips",
     "--disable-docbook",
+    "--enable-instrumentation=instrument/ledger",
+];
+
+/// What counts for the ledger, a folder of Bochs's `instrument`.
+const LEDGER: [(&str, &str); 2] = [
+    ("instrument.h", include_str!("../../../../lab/bochs/ledger/instrument.h")),
+    ("instrument.cc", include_str!("../../../../lab/bochs/ledger/instrument.cc")),
 ];
 
 /// A built Bochs.
@@ -63,8 +70,14 @@ pub fn built() -> Result<Bochs> {
     // What -march=native means differs from machine to machine.
     let native = sh::output(&mut cmd("g++", ["-march=native", "-Q", "--help=target"]))?;
     let compiler = sh::output(&mut cmd("g++", ["--version"]))?;
-    let recipe = format!("{CXXFLAGS}\n{}\n{compiler}\n{native}", CONFIGURE.join(" "));
+    let ledger = LEDGER.map(|(_, text)| text).concat();
+    let recipe = format!("{CXXFLAGS}\n{}\n{compiler}\n{native}\n{ledger}", CONFIGURE.join(" "));
     let dir = SOURCE.built(&recipe, |tree, to| {
+        let counters = paths::made(tree.join("instrument/ledger"))?;
+        fs::copy(tree.join("instrument/stubs/Makefile.in"), counters.join("Makefile.in"))?;
+        for (name, text) in LEDGER {
+            fs::write(counters.join(name), text)?;
+        }
         sh::quiet(cmd("sh", ["configure"]).args(CONFIGURE).env("CXXFLAGS", CXXFLAGS).current_dir(tree))?;
         sh::quiet(
             cmd("make", ["-s".to_string(), format!("-j{}", jobs()), "bochs".to_string()]).current_dir(tree),

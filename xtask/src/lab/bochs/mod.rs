@@ -113,6 +113,7 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
     command.args(["--pdeathsig", "KILL", "--"]).arg(&bochs.program);
     command.args(["-q", "-f", "bochsrc", "-log", "bochs.log"]).current_dir(dir);
     command.env("BX_TSC_MHZ", MHZ.to_string()).env("BX_SEED", "1").env("BX_HANG_LOG", "hang.log");
+    command.env("BX_LEDGER", "ledger");
     command.env_remove("BX_HV").env_remove("BOCHSRC").env_remove("BXSHARE");
     if machine.x2apic {
         command.env("BX_HV", "1");
@@ -124,7 +125,7 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
 pub fn run(machine: &Machine, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
     let bochs = build::built()?;
     let dir = paths::made(machine.dir.join("bochs"))?;
-    for old in ["serial", "kernel", "bochs.log", "hang.log"] {
+    for old in ["serial", "kernel", "bochs.log", "hang.log", "ledger"] {
         fs::remove_file(dir.join(old)).ok();
     }
     prepare(machine, &bochs, &dir)?;
@@ -145,7 +146,8 @@ pub fn run(machine: &Machine, limit: Duration, mut on_line: impl FnMut(&str)) ->
         console.pass_on(&mut on_line)?;
     }
     say::note(format!("Bochs used {} of CPU time", say::secs(running.cpu_time)));
-    for (from, to) in [("kernel", machine.kernel_log()), ("hang.log", machine.dir.join("hang.log"))] {
+    let hang = machine.dir.join("hang.log");
+    for (from, to) in [("kernel", machine.kernel_log()), ("hang.log", hang), ("ledger", machine.ledger())] {
         fs::rename(dir.join(from), to).ok();
     }
     Ok(if in_time { ending(&dir) } else { Ending::TimedOut })
