@@ -73,18 +73,37 @@ impl Svm {
         } else {
             self.vmcb.set_rip(next);
         }
+        self.software_word = self.control().event_inj;
+        self.software_at = self.place();
+    }
+
+    /// The linear address of RIP.
+    fn place(&self) -> u64 {
+        self.save().cs.base.wrapping_add(self.save().rip)
+    }
+
+    /// `word` is the event of the last entry, and the guest has not moved since: it is that delivery, not one of the guest's own
+    /// after it. A CPU without a place for the next RIP cannot tell ours from the same INT n right behind it.
+    fn is_ours(&self, word: u32) -> bool {
+        let event = e::VALID | e::TYPE | e::VECTOR;
+        self.software_entered != 0
+            && (word ^ self.software_word) & event == 0
+            && self.place() == self.software_at
     }
 
     /// Such an event that we gave comes again. The guest's own do not: the instruction executes again from its own RIP, which the
     /// exit left in place.
-    fn interrupted_software(&mut self, event: Event) -> Option<Event> {
+    fn interrupted_software(&mut self, by: By, vector: u8, word: u32) -> Option<Event> {
+        let ours = self.is_ours(word);
         let length = core::mem::take(&mut self.software_entered);
-        self.runs_again = length == 0;
-        let (Event::Software(by, v, _), 1..) = (event, length) else { return None };
+        self.runs_again = !ours;
+        if !ours {
+            return None;
+        }
         if !self.next_rip {
             self.vmcb.set_rip(self.save().rip.wrapping_sub(u64::from(length)));
         }
-        Some(Event::Software(by, v, length))
+        Some(Event::Software(by, vector, length))
     }
 
     pub(crate) fn take_event(&mut self) -> Option<Event> {
@@ -99,7 +118,7 @@ impl Svm {
                 self.set_nmi_mask(false);
                 Some(Event::Nmi)
             }
-            Some(event @ Event::Software(..)) => self.interrupted_software(event),
+            Some(Event::Software(by, vector, _)) => self.interrupted_software(by, vector, word),
             other => other,
         }
     }

@@ -508,6 +508,29 @@ fn events_of_instructions() {
     }
 }
 
+/// The event of an instruction was delivered, and in the same entry the guest met another of its own, in whose delivery is the
+/// exit: it executes again. It was taken for the first one, with its length.
+#[test]
+fn an_own_event_after_a_delivered_one() {
+    let injected = Event::Software(By::IntN, 0x80, 3);
+    let word = encode(injected).0;
+    for next_rip in [true, false] {
+        // (vector, CS base, RIP): another vector at the same place, the same vector elsewhere, the same RIP in another segment.
+        let rip = if next_rip { 0x1000 } else { 0x1003 };
+        for (own, base, at) in [(0x81, 0, rip), (0x80, 0, 0x5000), (0x80, 0x10, rip)] {
+            let mut m = Machine::new(&Caps { next_rip, ..ALL });
+            m.v.inject(injected);
+            m.enter(move |vmcb| {
+                assert_eq!((vmcb.control.event_inj, vmcb.save.rip), (word, rip));
+                (vmcb.save.rip, vmcb.save.cs.base) = (at, base);
+                vmcb.control.exit_int_info = encode(Event::Software(By::IntN, own, 2)).0;
+            });
+            assert_eq!((m.v.take_interrupted(), m.v.runs_again()), (None, true), "{own:x} {base:x} {at:x}");
+            assert_eq!(m.v.rip(), at);
+        }
+    }
+}
+
 /// CALL, JMP and IRET by EXITINFO2; an event in EXITINTINFO met a task gate. INT3 and INTO are told as exceptions.
 #[test]
 fn task_switches() {

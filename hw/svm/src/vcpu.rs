@@ -67,6 +67,9 @@ pub struct Svm {
     pub(crate) pad: [bool; 4],
     /// The guest's DR6. The VMCB has it during entries in which the guest may read and write it.
     pub(crate) dr6: u64,
+    /// Such an event of the last entry, as EVENTINJ, and where the entry left the guest.
+    pub(crate) software_word: u32,
+    pub(crate) software_at: u64,
     pub(crate) iret_rip: u64,
     pub(crate) step_rip: u64,
     pub(crate) step_rflags: u64,
