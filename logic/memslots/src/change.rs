@@ -166,9 +166,8 @@ impl Change {
     /// Frames that must lose write permission because logging starts on a live slot.
     pub fn write_protect(&self, current: &[Slot]) -> Option<GfnRange> {
         match self {
-            Self::Flags { index, new } if new.logs_dirty() => {
-                current.get(*index).filter(|old| !old.logs_dirty()).map(Slot::gfns)
-            }
+            // The flag that can change is LOG_DIRTY.
+            Self::Flags { index, .. } => current.get(*index).filter(|old| !old.logs_dirty()).map(Slot::gfns),
             _ => None,
         }
     }

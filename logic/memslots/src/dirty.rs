@@ -68,11 +68,6 @@ impl<'a> DirtyBitmap<'a> {
         Self { words, npages }
     }
 
-    /// Number of pages.
-    pub const fn npages(&self) -> u64 {
-        self.npages
-    }
-
     /// Records a write to page `page` of the slot (`gfn - base_gfn`). Returns whether the bit is new. A page outside of
     /// the slot is ignored. Costs one load when the bit is set already.
     pub fn mark(&self, page: u64) -> bool {
@@ -100,19 +95,9 @@ impl<'a> DirtyBitmap<'a> {
 
     /// Clears the bits of `mask` in word `index`. Returns those that were set: the frames to write-protect.
     pub fn clear(&self, index: u64, mask: u64) -> u64 {
-        let mask = mask & self.valid(index);
         match self.word(index) {
             Some(w) if mask != 0 => w.fetch_and(!mask, Ordering::AcqRel) & mask,
             _ => 0,
-        }
-    }
-
-    /// Bits of word `index` that stand for pages of the slot.
-    fn valid(&self, index: u64) -> u64 {
-        match self.npages.saturating_sub(index.saturating_mul(64)) {
-            0 => 0,
-            left @ 1..=63 => (1 << left) - 1,
-            _ => u64::MAX,
         }
     }
 

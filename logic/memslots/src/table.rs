@@ -87,14 +87,6 @@ impl GfnRange {
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
     }
-    /// Number of frames.
-    pub const fn len(&self) -> u64 {
-        self.end.saturating_sub(self.start)
-    }
-    /// Whether the range has no frame.
-    pub const fn is_empty(&self) -> bool {
-        self.start >= self.end
-    }
 }
 
 /// Where a guest physical address lives in the VMM's address space.

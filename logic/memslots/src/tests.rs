@@ -50,6 +50,9 @@ fn malformed_regions() {
         region(1, 0, 0x800, 0x1000, 0),
         region(1, 0, 0, 0x1800, 0),
         region(1, 0, 0, 0x1000, 1),
+        // The same bits in two of them.
+        region(1, 0, 0x800, 0x1800, 0),
+        region(1, 0, 0, 0x1800, 0x800),
         region(1, 0, u64::MAX - 0xfff, 0x2000, 0),
         region(1, 0, 1 << 40, 0x1000, 0),
         region(1, 0, (1 << 40) - 0x1000, 0x2000, 0),
@@ -152,6 +155,7 @@ fn bitmap_life() {
 
     let change = set(&mut table, region(0, 1, 4 * MIB, MIB, 0x7000_0000)).unwrap();
     assert_eq!((change.needs_bitmap(), table[0].dirty), (None, 99));
+    assert_eq!(change.drops_bitmap(&table), None, "the table that is published now refers to it");
 
     let stop = plan(&table, &region(0, 0, 4 * MIB, MIB, 0x7000_0000), &LIMITS).unwrap();
     assert_eq!((stop.drops_bitmap(&table), stop.write_protect(&table)), (Some(99), None));
@@ -179,6 +183,30 @@ fn hva_span() {
     assert_eq!(table.hva(2 * MIB), Some(HvaSpan { hva: 0x9000_0000, left: MIB, writable: false }));
     assert_eq!(table.hva(3 * MIB), None);
     assert_eq!(table.hva(u64::MAX), None);
+}
+
+/// A slot ends where it ends, for every way to ask.
+#[test]
+fn slots_are_found_by_what_they_hold() {
+    let mut slots = one();
+    set(&mut slots, region(3, 0, 8 * MIB, 0x2000, 0x9000_0000)).unwrap();
+    let table = Table::new(&slots);
+    assert_eq!(table.find_id(3), Some(&slots[1]));
+    assert_eq!(table.find_id(0), Some(&slots[0]));
+    assert_eq!(table.find_id(1), None);
+    assert_eq!(slots[1].hva_of(0x801), Some(0x9000_1000));
+    assert_eq!((slots[1].hva_of(0x802), slots[1].hva_of(0x7ff)), (None, None));
+}
+
+/// What the histories below hold tables to is no empty promise.
+#[test]
+fn malformed_tables_are_told() {
+    let slot = |base_gfn, npages| Slot { base_gfn, npages, ..Slot::default() };
+    let well = |slots: &[Slot]| Table::new(slots).is_well_formed();
+    assert!(well(&[]) && well(&[slot(4, 4), slot(8, 1)]));
+    assert!(!well(&[slot(8, 1), slot(4, 4)]), "sorted");
+    assert!(!well(&[slot(4, 5), slot(8, 1)]), "apart");
+    assert!(!well(&[slot(4, 4), slot(8, 0)]), "not empty");
 }
 
 /// A notifier range that touches one byte of a page concerns the page; one host page can sit in two slots.
@@ -234,6 +262,13 @@ fn dirty_marks_once() {
         assert!((0..63).all(|word| map.take(word) == u64::MAX));
         assert_eq!((map.take(63), map.take(64), map.take(0)), (u64::MAX >> 10, 0, 0));
     }
+}
+
+/// GET_DIRTY_LOG copies whole words: eight bytes for every 64 pages begun.
+#[test]
+fn bitmaps_are_whole_words() {
+    let words = [0, 1, 64, 65, 128].map(DirtyBitmap::words_for);
+    assert_eq!(words, [0, 1, 1, 2, 2]);
 }
 
 /// Reading and clearing see the slot's bits, and no ghosts behind its end.

@@ -541,3 +541,67 @@ fn senders_are_told_apart() {
         assert_eq!(w.d.post(3), Posted::Notify(LIST0));
     });
 }
+
+// --- the machine's memory ---
+
+/// On CPU 0, nothing requested.
+fn native() -> Descriptor {
+    let mut d: Descriptor = bytemuck::Zeroable::zeroed();
+    d.init();
+    assert!(!d.load(CPU0));
+    d
+}
+
+#[test]
+fn init_forgets_everything() {
+    let mut d = native();
+    for vector in [1, 64, 255] {
+        let _ = d.post(vector);
+    }
+    d.init();
+    assert!(!d.has_pending());
+    assert_eq!([0, 1, 2, 3].map(|word| d.requested(word)), [0; 4]);
+    // Out: nobody is notified, and nowhere.
+    assert_eq!(d.post(1), Posted::Suppressed);
+    assert_eq!(Control::from_bits(d.control.load(Ordering::Relaxed)).vector(), 0);
+}
+
+#[test]
+fn the_owner_moves_on_the_machine_too() {
+    let d = native();
+    assert_eq!(d.post(1), Posted::Notify(CPU0));
+    assert!(d.take(&mut [0; 4]));
+    assert!(!d.load(CPU1));
+    assert_eq!(d.post(2), Posted::Notify(CPU1));
+    assert_eq!(d.block(LIST1), Block::Pending);
+    assert!(d.take(&mut [0; 4]));
+    assert_eq!(d.block(LIST1), Block::Sleep);
+    assert!(!d.wants_wake_up());
+    assert_eq!(d.post(3), Posted::Notify(LIST1));
+    assert!(d.wants_wake_up());
+}
+
+#[test]
+fn a_request_is_withdrawn_once() {
+    let d = native();
+    for vector in [0x41, 0x42] {
+        let _ = d.post(vector);
+    }
+    assert!(d.withdraw(0x41));
+    assert!(!d.withdraw(0x41) && !d.withdraw(0x43));
+    assert_eq!(d.requested(1), 1 << 2);
+}
+
+#[test]
+fn a_blocked_vcpu_is_retargeted_where_it_is() {
+    let d = native();
+    assert_eq!(d.block(LIST0), Block::Sleep);
+    // On another list, or out: left alone.
+    assert!(!d.retarget(LIST1, LIST0));
+    assert!(!d.retarget(LIST0, LIST1));
+    assert_eq!(d.post(1), Posted::Notify(LIST1));
+    assert!(d.retarget(LIST1, LIST0), "a sender has notified the CPU of before");
+    d.put();
+    assert!(!d.retarget(LIST0, LIST1));
+    assert!(d.take(&mut [0; 4]) && !d.load(CPU0));
+}
