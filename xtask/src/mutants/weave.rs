@@ -4,7 +4,10 @@
 //! `a + b` becomes `(if crate::__mutant::is(7) { a - b } else { a + b })`. What is not changed stands there as it was, so each
 //! change is tried against the code that ships.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use anyhow::{Context, Result};
 use proc_macro2::LineColumn;
@@ -211,6 +214,8 @@ struct Shapes<'a> {
     unaries: BTreeMap<usize, (Range<usize>, Range<usize>)>,
     /// End of the pattern, and the guard.
     arms: BTreeMap<usize, (usize, Option<Range<usize>>)>,
+    /// Where the arms begin of a match that has no other for what they take.
+    needed_arms: BTreeSet<usize>,
     guards: BTreeMap<usize, Range<usize>>,
     /// The struct expression, and where the next field or `..` begins.
     fields: BTreeMap<usize, (Range<usize>, usize)>,
@@ -224,6 +229,7 @@ impl<'a> Shapes<'a> {
             binaries: BTreeMap::new(),
             unaries: BTreeMap::new(),
             arms: BTreeMap::new(),
+            needed_arms: BTreeSet::new(),
             guards: BTreeMap::new(),
             fields: BTreeMap::new(),
             constant: Vec::new(),
@@ -252,6 +258,7 @@ impl<'a> Shapes<'a> {
                 let (whole, operand) = self.unaries.get(&span.start).context("no operator there")?;
                 Change::Expression(whole.clone(), text(operand.clone()).into())
             }
+            Genre::MatchArm if self.needed_arms.contains(&span.start) => Change::Alone,
             Genre::MatchArm => match self.arms.get(&span.start).context("no arm there")? {
                 (_, Some(guard)) => Change::Expression(guard.clone(), "false".into()),
                 (at, None) => Change::Guard(*at),
@@ -287,6 +294,16 @@ impl<'ast> Visit<'ast> for Shapes<'_> {
         let shape = (self.range(node), self.range(&node.expr));
         self.unaries.insert(self.range(&node.op).start, shape);
         syn::visit::visit_expr_unary(self, node);
+    }
+
+    fn visit_expr_match(&mut self, node: &'ast syn::ExprMatch) {
+        // `_ if ..` is no rest: each of the other arms is needed.
+        let is_rest = |arm: &syn::Arm| arm.guard.is_none() && matches!(arm.pat, syn::Pat::Wild(_));
+        if !node.arms.iter().any(is_rest) {
+            let starts: Vec<_> = node.arms.iter().map(|arm| self.range(arm).start).collect();
+            self.needed_arms.extend(starts);
+        }
+        syn::visit::visit_expr_match(self, node);
     }
 
     fn visit_arm(&mut self, node: &'ast syn::Arm) {

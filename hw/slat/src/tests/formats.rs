@@ -77,6 +77,15 @@ fn chain_is_not_present() {
     }
 }
 
+/// SDM vol. 3C, 29.3.2: any of the bits 2:0 makes an entry present; NPT has P.
+#[test]
+fn present_bits() {
+    for bits in 0..8 {
+        assert_eq!(Ept::new(true, true).is_present(0x1000 | bits), bits != 0, "{bits}");
+        assert_eq!(Npt::default().is_present(0x1000 | bits), bits & 1 != 0, "{bits}");
+    }
+}
+
 /// A grant adds exactly what is missing.
 #[test]
 fn grants() {

@@ -324,3 +324,53 @@ fn small_leaves_are_kept() {
     assert!(vm.map(0, G, Level::Page2M, data).is_ok());
     vm.finish();
 }
+
+/// One of two large leaves goes: their table stays, and it is the leaf that asks for the flush.
+#[test]
+fn a_large_leaf_alone_needs_a_flush() {
+    let mut vm = vm();
+    for gpa in [0, M2] {
+        vm.map(gpa, 8 * M2 + gpa, Level::Page2M, Perm::RWX).unwrap();
+    }
+    let swept = vm.zap(0, 2 * M2, 1);
+    assert_eq!(
+        (swept.flush, swept.next, vm.dropped.len()),
+        (true, Some(M2), 1),
+        "one entry for a budget of one"
+    );
+    let swept = vm.zap(0, M2, 100);
+    assert_eq!((swept.flush, swept.next), (false, None), "nothing was there any more");
+    assert!(vm.lookup(M2).is_some() && vm.free.is_empty());
+    assert!(vm.zap(M2, 2 * M2, 100).flush);
+    assert!(!vm.free.is_empty(), "the empty tables wait for the flush");
+    vm.finish();
+}
+
+/// An entry that is not present, whoever wrote it, is no leaf: nothing is reported, nothing is counted.
+#[test]
+fn garbage_is_no_leaf() {
+    let mut vm = vm();
+    for page in 0..2 {
+        vm.map(page * 4096, 0x9000 + page * 4096, Level::Page4K, Perm::RWX).unwrap();
+    }
+    set_bits(&vm, 0x1000, D);
+    let mut table = vm.slat.root_hpa();
+    for _ in 0..3 {
+        table = vm.frames.arena.page(table)[0].load(Ordering::Relaxed) & Npt::ADDRESS;
+    }
+    vm.frames.arena.page(table)[2].store(0x7000, Ordering::Relaxed);
+    assert!(vm.zap(0, M2, 1000).flush);
+    assert_eq!(vm.dropped.iter().map(|leaf| leaf.gpa).collect::<Vec<_>>(), [0, 0x1000]);
+    vm.finish();
+}
+
+/// The word of a dirty bitmap that reaches behind what the tables can say: address 0 is not meant.
+#[test]
+fn protect_mask_ends_with_the_tables() {
+    let mut vm = vm();
+    vm.map(0, 0x9000, Level::Page4K, Perm::RWX).unwrap();
+    let end = 1 << 48;
+    assert!(!vm.slat.write_protect_mask(&vm.frames, end - 4096, 0b110, &mut |_| ()));
+    assert_eq!(vm.lookup(0).unwrap().perm, Perm::RWX);
+    vm.finish();
+}
