@@ -71,7 +71,7 @@ pub struct IoAccess {
 }
 
 /// A second-level translation fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlatFault {
     /// Faulting guest-physical address.
     pub gpa: u64,
@@ -83,6 +83,23 @@ pub struct SlatFault {
     pub present: bool,
     /// The fault hit the guest's own page tables, or the loading of PDPTEs, not the final address.
     pub table_walk: bool,
+    /// The tables have the mark of a device there (EPT: a misconfiguration, NPT: a reserved bit). Where
+    /// the exit tells no kind of access, `write` is set.
+    pub marked: bool,
+}
+
+/// The instruction that an exit stopped, as far as the exit and registers tell without a look at memory. Two that are equal are one
+/// instruction, unless somebody has written another of the same length there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+pub struct Stopped {
+    /// Where it is.
+    pub rip: u64,
+    /// Attributes of its code segment.
+    pub code: u16,
+    /// Its length, where the exit tells one; 0: not.
+    pub length: u8,
+    /// Its bytes and what follows, where the exit tells them.
+    pub bytes: [u8; 15],
 }
 
 /// Instructions that the guest's CPUID shows, of those that a CPU can be told to refuse.
@@ -248,6 +265,10 @@ pub trait Backend {
     }
     /// The bytes hardware fetched at the exiting instruction (decode assists); empty without.
     fn fetched(&self) -> &[u8];
+    /// The instruction that the last exit stopped; `None`: the exit tells neither its length nor its bytes.
+    fn stopped(&self) -> Option<Stopped> {
+        None
+    }
     /// The linear address of the last exit's second-level fault, where hardware tells it.
     fn fault_linear(&self) -> Option<u64>;
 

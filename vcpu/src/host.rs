@@ -67,6 +67,13 @@ pub trait Host {
     /// Resolves a second-level fault; may sleep.
     fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome;
 
+    /// Somebody hears of any write to `gpa`, whatever its length and data (KVM_IOEVENTFD).
+    fn is_doorbell(&self, gpa: u64) -> bool;
+    /// A write to `gpa` is told to whom [`Host::is_doorbell`] means; `false`: nobody.
+    fn ring(&self, gpa: u64) -> bool;
+    /// No memory is at `gpa`: faults there are marked from now on, if the tables can. May sleep.
+    fn mark_device(&self, gpa: u64);
+
     /// User space wants to hear of every instruction that the emulator cannot do (KVM_CAP_EXIT_ON_EMULATION_FAILURE).
     fn exits_on_failure(&self) -> bool;
 

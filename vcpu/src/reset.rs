@@ -1,6 +1,7 @@
 //! RESET, INIT and SIPI: the register values of SDM vol. 3A, table 10-1.
 
 use crate::backend::{Backend, SysReg};
+use crate::exits::doorbell::Stores;
 use crate::host::Host;
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
@@ -24,6 +25,7 @@ impl<B: Backend> Vcpu<B> {
         self.id = id;
         self.bsp = bsp;
         self.journal = Journal::default();
+        self.stores = Stores::default();
         self.pending_port = None;
         self.user_interrupt = None;
         self.user_eoi = None;

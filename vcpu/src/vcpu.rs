@@ -36,6 +36,8 @@ pub struct Vcpu<B> {
     pub vapic: crate::vapic::Vapic,
     /// What the current instruction has done outside the registers.
     pub journal: Journal,
+    /// Instructions that ring doorbells.
+    pub stores: crate::exits::doorbell::Stores,
     /// An IN that user space answers.
     pub pending_port: Option<PendingPort>,
     /// An event whose delivery an exit interrupted.

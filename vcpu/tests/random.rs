@@ -125,7 +125,14 @@ fn hardware() -> impl Strategy<Value = Hardware> {
 
 /// What a delivery may run into: exits that do not make it fail.
 fn obstacle() -> impl Strategy<Value = Option<Exit>> {
-    let ram = SlatFault { gpa: 0x5000, write: true, fetch: false, present: false, table_walk: false };
+    let ram = SlatFault {
+        gpa: 0x5000,
+        write: true,
+        fetch: false,
+        present: false,
+        table_walk: false,
+        marked: false,
+    };
     prop_oneof![
         3 => Just(None),
         1 => prop_oneof![Just(Exit::Slat(ram)), Just(Exit::ExternalInterrupt), Just(Exit::Nmi), Just(Exit::Timer), Just(Exit::HostEvent)].prop_map(Some),
@@ -331,7 +338,7 @@ fn any_exit() -> impl Strategy<Value = Exit> {
         .prop_map(|(port, size, input, string, rep)| Exit::Io(IoAccess { port, size, input, string, rep }));
     let slat = (address(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
         |(gpa, write, fetch, present, table_walk)| {
-            Exit::Slat(SlatFault { gpa, write, fetch, present, table_walk })
+            Exit::Slat(SlatFault { gpa, write, fetch, present, table_walk, marked: false })
         },
     );
     let plain = proptest::sample::select(vec![

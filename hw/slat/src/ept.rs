@@ -12,7 +12,8 @@
 //! | 9     | dirty                  | if enabled in the EPTP, leaves only                                      |
 //! | 51:12 | address                |                                                                          |
 //!
-//! Write without read would be an EPT misconfiguration (29.3.3.1); `read` is therefore always set.
+//! Write without read is an EPT misconfiguration (29.3.3.1); `read` is set in whatever maps or links. The mark of a device is write
+//! and execute without read: an access there is such a misconfiguration, and no TLB keeps it (29.4.2).
 
 use bytemuck::Zeroable;
 
@@ -28,6 +29,8 @@ pub struct Ept {
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
+/// A misconfiguration.
+const MARK: u64 = WRITE | EXECUTE;
 const MEMTYPE: u64 = 7 << 3;
 const MEMTYPE_WB: u64 = 6 << 3;
 const IGNORE_PAT: u64 = 1 << 6;
@@ -71,8 +74,12 @@ impl Format for Ept {
         (hpa & Self::ADDRESS) | READ | WRITE | EXECUTE | self.accessed_mask()
     }
 
+    fn device_mark(&self) -> Option<u64> {
+        Some(MARK)
+    }
+
     fn is_present(&self, entry: u64) -> bool {
-        entry & (READ | WRITE | EXECUTE) != 0
+        !matches!(entry & (READ | WRITE | EXECUTE), 0 | MARK)
     }
 
     fn is_leaf(&self, entry: u64, level: u32) -> bool {

@@ -56,6 +56,9 @@ pub trait Format: Copy {
     fn leaf(&self, level: Level, hpa: u64, perm: Perm, memtype: MemType) -> u64;
     /// An entry that links to the table at `hpa`, with all permissions: leaves decide.
     fn table(&self, hpa: u64) -> u64;
+    /// A 4K entry that is not present, at which hardware stops in a way of its own: there is a device and no memory. `None`: the
+    /// CPU has no such entry.
+    fn device_mark(&self) -> Option<u64>;
     /// Whether hardware would use the entry.
     fn is_present(&self, entry: u64) -> bool;
     /// Whether a present entry of a table at `level` (0 = page table, 1 = page directory, ..) is a leaf.

@@ -92,6 +92,36 @@ impl<F: Format> Slat<F> {
         Ok(if changed { Mapped::Changed } else { mapped })
     }
 
+    /// Marks the page of `gpa` as a device's, if nothing is mapped there: accesses stop at the mark. `false`: something is, or the
+    /// format has no mark. A mark goes as leaves go, by [`Slat::zap_range`] or when something is mapped over it; nobody need
+    /// flush for it.
+    pub fn mark_device<R: Frames>(&mut self, frames: &mut R, gpa: u64) -> Result<bool, MapError> {
+        let Some(mark) = self.format.device_mark() else { return Ok(false) };
+        let mut table = self.root().filter(|_| gpa < self.gpa_end()).ok_or(MapError::OutOfRange)?;
+        let mut level = self.root_level();
+        while level > 0 {
+            let entry = entry_at(frames.entries(table), index(gpa, level)).load(Ordering::Acquire);
+            if self.format.is_present(entry) && self.format.is_leaf(entry, level) {
+                return Ok(false);
+            }
+            if self.format.is_present(entry) {
+                table = TableAddr::from_entry(&self.format, entry);
+                level -= 1;
+                continue;
+            }
+            if frames.available() < level as usize {
+                return Err(MapError::NeedFrames);
+            }
+            self.link_table(frames, table, level, gpa, &mut |_| {})?;
+        }
+        let slot = entry_at(frames.entries(table), index(gpa, 0));
+        if self.format.is_present(slot.load(Ordering::Acquire)) {
+            return Ok(false);
+        }
+        slot.store(mark, Ordering::Release);
+        Ok(true)
+    }
+
     /// Whether the leaf `entry` at `level` already gives what `want`, a smaller leaf inside, asks for.
     fn serves(&self, entry: u64, level: u32, want: &Mapping) -> bool {
         let Some(level) = Level::from_index(level) else { return false };

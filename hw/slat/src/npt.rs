@@ -12,6 +12,8 @@
 //! | 51:12 | address |                                                                                         |
 //! | 63    | NX    | leaves without exec; needs EFER.NXE of the host                                           |
 //!
+//! The mark of a device has a reserved bit of the address set: an access there is a fault with RSV, and no TLB keeps it.
+//!
 //! The number of levels is the host's: 5 when the host runs with CR4.LA57, because nested paging uses the paging mode
 //! that the host had at VMRUN (15.25.3).
 
@@ -24,6 +26,8 @@ use crate::{Format, Grant, Level, MemType, Perm};
 pub struct Npt {
     /// Encryption bit to set in every entry (APM vol. 2, 7.10.3), or 0.
     pub sme_mask: u64,
+    /// A bit of [`Format::ADDRESS`] that must be 0 in entries, or 0 where the CPU has none: see [`Npt::reserved_bit`].
+    pub reserved: u64,
 }
 
 const P: u64 = 1 << 0;
@@ -35,6 +39,22 @@ const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
 const NX: u64 = 1 << 63;
+
+impl Npt {
+    /// The highest bit that is reserved in entries of a CPU whose physical addresses have so many bits (CPUID 8000_0008h, as
+    /// it is without memory encryption: bits that encryption takes are not reserved); 0: there is none. The C-bit, which may lie
+    /// above the addresses, is none even while the host does not use it (APM vol. 2, 7.10.3).
+    pub const fn reserved_bit(physical_bits: u32, c_bit: Option<u32>) -> u64 {
+        let mut bit = 51;
+        while bit >= physical_bits {
+            match c_bit {
+                Some(c) if c == bit => bit -= 1,
+                _ => return 1 << bit,
+            }
+        }
+        0
+    }
+}
 
 impl Format for Npt {
     const WRITE: u64 = RW;
@@ -64,8 +84,12 @@ impl Format for Npt {
         (hpa & Self::ADDRESS) | self.sme_mask | P | RW | US | A
     }
 
+    fn device_mark(&self) -> Option<u64> {
+        (self.reserved != 0).then_some(P | RW | US | self.reserved)
+    }
+
     fn is_present(&self, entry: u64) -> bool {
-        entry & P != 0
+        entry & P != 0 && entry & self.reserved == 0
     }
 
     fn is_leaf(&self, entry: u64, level: u32) -> bool {

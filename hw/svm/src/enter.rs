@@ -7,7 +7,7 @@
 use crate::percpu::PerCpu;
 use crate::vcpu::Svm;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
+use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, Stopped, SysReg};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, VmcbSeg, event_inj, int_ctl, intercept1, tlb_control};
@@ -281,6 +281,18 @@ impl Backend for Svm {
     }
     fn fault_linear(&self) -> Option<u64> {
         None
+    }
+    fn stopped(&self) -> Option<Stopped> {
+        let fetched = self.fetched();
+        let mut at = Stopped {
+            rip: self.rip(),
+            code: self.code_attributes(),
+            // Those that were fetched: the instruction's and what follows.
+            length: 0,
+            bytes: [0; 15],
+        };
+        at.bytes.get_mut(..fetched.len())?.copy_from_slice(fetched);
+        (!fetched.is_empty()).then_some(at)
     }
     fn fetched(&self) -> &[u8] {
         if !self.decode_assists {

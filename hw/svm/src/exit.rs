@@ -96,5 +96,7 @@ fn slat(info: u64, gpa: u64) -> SlatFault {
         fetch: info & npf::FETCH != 0,
         present: info & npf::PRESENT != 0,
         table_walk: info & npf::WALK != 0,
+        // Nothing else in the tables has a reserved bit.
+        marked: info & npf::RSVD != 0,
     }
 }

@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    Backend, By, Event, Exit, Instructions, IoAccess, SlatFault, SysReg, TaskSource, TaskSwitch,
+    Backend, By, Event, Exit, Instructions, IoAccess, SlatFault, Stopped, SysReg, TaskSource, TaskSwitch,
 };
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::exception::{Exception, Vector};
@@ -574,8 +574,10 @@ fn task_switches() {
 fn exits_decoded() {
     let io = |port, size, input, string, rep| Exit::Io(IoAccess { port, size, input, string, rep });
     let slat = |gpa, write, fetch, present, table_walk| {
-        Exit::Slat(SlatFault { gpa, write, fetch, present, table_walk })
+        Exit::Slat(SlatFault { gpa, write, fetch, present, table_walk, marked: false })
     };
+    let mark =
+        SlatFault { gpa: 0xd000_0000, write: true, present: true, marked: true, ..SlatFault::default() };
     let mut m = Machine::new(&ALL);
     for (code, info1, info2, exit) in [
         (0x10, 0, 0, Exit::CrAccess),
@@ -616,6 +618,7 @@ fn exits_decoded() {
         (0x400, 1 << 32 | 6, 0xb8000, slat(0xb8000, true, false, false, false)),
         (0x400, 1 << 33 | 5, 0x1000, slat(0x1000, false, false, true, true)),
         (0x400, 1 << 32 | 0x14, 0xfee0_0000, slat(0xfee0_0000, false, true, false, false)),
+        (0x400, 1 << 32 | 0xf, 0xd000_0000, Exit::Slat(mark)),
         (u64::MAX, 0, 0, Exit::FailEntry(u64::MAX)),
         (0x402, 0, 0, Exit::Unknown(0x402)),
         (0xf000_0000, 0, 0, Exit::Unknown(0xf000_0000)),
@@ -657,6 +660,10 @@ fn fetched_bytes() {
         let mut m = Machine::new(&caps);
         m.enter(move |vmcb| (vmcb.control.insn_len, vmcb.control.insn_bytes) = (n, [0x90; 15]));
         assert_eq!(m.v.fetched(), &[0x90; 15][..want]);
+        let mut bytes = [0; 15];
+        bytes[..want].fill(0x90);
+        let told = Stopped { rip: m.v.rip(), code: m.v.code_attributes(), length: 0, bytes };
+        assert_eq!(m.v.stopped(), (want != 0).then_some(told));
     }
 }
 

@@ -9,12 +9,13 @@ use crate::residence::Residence;
 use crate::vcpu::Vmx;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, SysReg,
+    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Stopped, SysReg,
 };
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use exitless_x86::vmx::control::primary;
+use exitless_x86::vmx::exit::BasicReason;
 use exitless_x86::vmx::{PENDING_DEBUG_BS, field as f, interruptibility as block, invept, invvpid};
 
 /// DR6 with no condition reported (SDM vol. 3B, 18.2.3).
@@ -288,8 +289,13 @@ impl<M: Machine> Backend for Vmx<M> {
         // VMX stores no instruction bytes.
         &[]
     }
+    fn stopped(&self) -> Option<Stopped> {
+        Some(self.stopped_at())
+    }
     fn fault_linear(&self) -> Option<u64> {
-        Some(self.m.get(f::GUEST_LINEAR_ADDRESS))
+        // Misconfigurations leave the field as it was (SDM vol. 3C, 28.2.1).
+        let told = self.exit_reason().basic() != BasicReason::EPT_MISCONFIGURATION;
+        told.then(|| self.m.get(f::GUEST_LINEAR_ADDRESS))
     }
 
     fn gprs(&self) -> &Gprs {

@@ -3,7 +3,7 @@
 use crate::cache as c;
 use crate::machine::Machine;
 use crate::vcpu::Vmx;
-use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault, Stopped, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::rflags;
 use exitless_x86::vmx::control::interruption as i;
@@ -28,6 +28,7 @@ impl<M: Machine> Vmx<M> {
             R::RDMSR => Exit::Rdmsr,
             R::WRMSR => Exit::Wrmsr,
             R::EPT_VIOLATION => self.ept_violation(),
+            R::EPT_MISCONFIGURATION => self.device_mark(),
             R::EXCEPTION_OR_NMI => self.exception_or_nmi(),
             R::INTERRUPT_WINDOW => self.interrupt_window(),
             R::NMI_WINDOW => Exit::NmiWindow,
@@ -117,7 +118,31 @@ impl<M: Machine> Vmx<M> {
             fetch: q.fetch(),
             present: q.readable() || q.writable() || q.executable(),
             table_walk: !q.linear_valid() || !q.final_access(),
+            marked: false,
         })
+    }
+
+    /// Nothing in the tables is misconfigured but the marks of devices. The exit tells where, and no more (SDM vol. 3C, 28.2.1).
+    fn device_mark(&self) -> Exit {
+        Exit::Slat(SlatFault {
+            gpa: self.m.get(f::GUEST_PHYSICAL_ADDRESS),
+            write: true,
+            fetch: false,
+            present: false,
+            table_walk: false,
+            marked: true,
+        })
+    }
+
+    /// See [`Stopped`]. The manual has no length for EPT misconfigurations (SDM vol. 3C, 28.2.5); processors store it, and stock
+    /// KVM skips by it. Here it only tells one instruction from another, whose length was decoded.
+    pub(crate) fn stopped_at(&self) -> Stopped {
+        Stopped {
+            rip: self.cache.get(&self.m, c::RIP),
+            code: crate::state::attributes(self.cache.get(&self.m, c::CS_ACCESS)),
+            length: self.m.get(f::EXIT_INSTRUCTION_LENGTH) as u8,
+            bytes: [0; 15],
+        }
     }
 
     /// RF holds what the old TSS gets (SDM vol. 3C, 28.3.3).

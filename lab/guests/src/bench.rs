@@ -47,6 +47,9 @@ fn measure<F: FnMut()>(name: &str, n: u64, mut f: F) {
     host::must(op::BENCH, &[name.as_ptr() as u64, name.len() as u64, best * BATCHES, n * BATCHES, exits, fastest]);
 }
 
+/// In a page of the device that nothing else uses.
+const DOORBELL: u64 = MMIO + 0x8000;
+
 const BATCHES: u64 = 5;
 const N: u64 = 250;
 
@@ -162,6 +165,20 @@ test!(b_ioeventfd, "bench/ioeventfd_pio", BENCH);
 fn b_ioeventfd() {
     host::must(op::IOEVENTFD, &[0x5100, 2, 2, 0]);
     measure("ioeventfd_pio", N, || outw(0x5100, 0));
+}
+
+/// As virtio 1.0 over PCI rings: an address of its own for each queue, any length, any data.
+test!(b_ioeventfd_mmio, "bench/ioeventfd_mmio", BENCH);
+fn b_ioeventfd_mmio() {
+    host::must(op::IOEVENTFD, &[DOORBELL, 0, 0, 0]);
+    measure("ioeventfd_mmio", N, || crate::mem::w16(DOORBELL, 0));
+}
+
+/// As virtio over MMIO rings: the queue's number is the data.
+test!(b_ioeventfd_mmio_data, "bench/ioeventfd_mmio_data", BENCH);
+fn b_ioeventfd_mmio_data() {
+    host::must(op::IOEVENTFD, &[DOORBELL, 4, 1, 7]);
+    measure("ioeventfd_mmio_data", N, || crate::mem::w32(DOORBELL, 7));
 }
 
 test!(b_msr_apicbase, "bench/rdmsr_apic_base", BENCH);

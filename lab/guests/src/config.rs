@@ -186,4 +186,6 @@ pub mod op {
     pub const SET_TSC_KHZ: u64 = 50;
     /// Result = the runner's process: different for each test while the host is up.
     pub const PROCESS: u64 = 51;
+    /// Result = instructions that the module emulated for this VM so far (statistics).
+    pub const EMULATIONS: u64 = 52;
 }

@@ -75,7 +75,8 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::MMIO_LOG => mmio_log(m, a[0]),
         op::FIFO_READ => fifo(m, a[0], a[1]),
         op::INTERRUPT => Ok(v.fd.set(nr::INTERRUPT, &(a[0] as u32))?.into()),
-        op::EXITS => exits(m),
+        op::EXITS => count(m, "exits"),
+        op::EMULATIONS => count(m, "insn_emulation"),
         op::SLEEP_US => {
             std::thread::sleep(Duration::from_micros(a[0]));
             Ok(0)
@@ -281,9 +282,9 @@ fn fifo(m: &Machine, gpa: u64, room: u64) -> Answer {
     Ok(bytes.len() as i64)
 }
 
-/// Exits of the VM, from debugfs (`<pid>-<vmfd>/exits`).
-fn exits(m: &Machine) -> Answer {
-    let text = m.statistics("exits").map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EIO)))?;
+/// A count of the VM's, from debugfs (`<pid>-<vmfd>/exits`).
+fn count(m: &Machine, name: &str) -> Answer {
+    let text = m.statistics(name).map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EIO)))?;
     text.trim().parse().map_err(|_| Errno(libc::EIO))
 }
 

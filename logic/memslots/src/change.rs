@@ -163,6 +163,14 @@ impl Change {
         }
     }
 
+    /// Frames where there is memory now and was none before (Create and Move).
+    pub const fn appears(&self) -> Option<GfnRange> {
+        match self {
+            Self::Create(new) | Self::Move { new, .. } => Some(new.gfns()),
+            _ => None,
+        }
+    }
+
     /// Frames that must lose write permission because logging starts on a live slot.
     pub fn write_protect(&self, current: &[Slot]) -> Option<GfnRange> {
         match self {

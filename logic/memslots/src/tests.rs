@@ -164,6 +164,21 @@ fn bitmap_life() {
     assert_eq!(delete.zap(&table), Some(GfnRange { start: 1024, end: 1280 }));
 }
 
+/// Memory appears where a slot is created or moved to; flags and deletions bring none.
+#[test]
+fn where_memory_appears() {
+    let table = one();
+    let appears = |r: &Region| plan(&table, r, &LIMITS).unwrap().appears();
+    let (mega, base) = (MIB >> 12, table[0].base_gfn);
+    let old = region(0, 0, base << 12, table[0].npages << 12, table[0].hva);
+    assert_eq!(appears(&region(1, 0, 64 * MIB, MIB, 0)), Some(GfnRange { start: 64 * mega, end: 65 * mega }));
+    let moved = Region { guest_phys_addr: 64 * MIB, ..old };
+    assert_eq!(appears(&moved), Some(GfnRange { start: 64 * mega, end: 64 * mega + table[0].npages }));
+    assert_eq!(appears(&Region { flags: 1, ..old }), None);
+    assert_eq!(appears(&Region { memory_size: 0, ..old }), None);
+    assert_eq!(appears(&old), None);
+}
+
 /// `apply` refuses memory that is too short and changes of another table, instead of losing slots.
 #[test]
 fn apply_refuses() {

@@ -2,6 +2,7 @@
 
 pub mod cpuid;
 pub mod cr;
+pub mod doorbell;
 pub mod dr;
 pub mod emulate;
 pub mod exception;

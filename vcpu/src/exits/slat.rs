@@ -1,6 +1,6 @@
 //! Second-level faults: memory that is not mapped yet, or a device.
 
-use super::{emulate, suberror};
+use super::{doorbell, emulate, suberror};
 use crate::backend::{Backend, Event, SlatFault};
 use crate::emul::Walked;
 use crate::host::{FaultOutcome, Host};
@@ -17,6 +17,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     fault: SlatFault,
 ) -> Next {
     sh.stats.pf_taken.bump();
+    if fault.marked && fault.write && doorbell::rung(v, host, fault.gpa) {
+        return Next::Again;
+    }
     match host.slat_fault(fault.gpa, fault.write, fault.fetch) {
         FaultOutcome::Fixed => {
             sh.stats.pf_fixed.bump();
@@ -26,6 +29,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             super::fault(v, sh, Exception::pf(0, v.b.cr2()))
         }
         FaultOutcome::Mmio | FaultOutcome::ReadOnly => {
+            if fault.write && !fault.marked && host.is_doorbell(fault.gpa) {
+                host.mark_device(fault.gpa);
+            }
             let walked = walked(v, fault);
             device(v, sh, host, fault.gpa, walked)
         }

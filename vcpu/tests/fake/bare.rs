@@ -12,6 +12,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         vapic: exitless_vcpu::vapic::Vapic::default(),
         b,
         lapic: Zeroable::zeroed(),
+        stores: Default::default(),
         journal: Journal::default(),
         pending_port: None,
         reinject: None,

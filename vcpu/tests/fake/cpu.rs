@@ -7,7 +7,7 @@ use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, Hand, Step, Touch, World};
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, By, Event, Exit, Instructions, InterruptStatus, SlatFault, SysReg,
+    ApicKind, ApicPage, Backend, By, Event, Exit, Instructions, InterruptStatus, SlatFault, Stopped, SysReg,
 };
 use exitless_vcpu::shared::{mode, mp};
 use exitless_x86::exception::{Exception, Vector};
@@ -143,6 +143,8 @@ pub(crate) struct Cpu {
     pub(crate) fetched: Vec<u8>,
     /// As VMX: the linear address of a second-level fault.
     pub(crate) linear: Option<u64>,
+    /// As VMX: exits tell an instruction's length.
+    pub(crate) tells_length: bool,
 
     pub(crate) gprs: Gprs,
     pub(crate) rip: u64,
@@ -235,6 +237,7 @@ impl Cpu {
             timer_limit: None,
             own_event: false,
             linear: None,
+            tells_length: false,
             interrupted: None,
             segments: [Segment::default(); 8],
             gdtr: TableReg::default(),
@@ -616,7 +619,14 @@ impl Cpu {
             return self.plain(5);
         }
         self.ops.push_front(Op::Ram(gpa));
-        Some(Exit::Slat(SlatFault { gpa, write: true, fetch: false, present: false, table_walk: false }))
+        Some(Exit::Slat(SlatFault {
+            gpa,
+            write: true,
+            fetch: false,
+            present: false,
+            table_walk: false,
+            marked: false,
+        }))
     }
 
     fn pv_eoi(&mut self) -> Option<Exit> {
@@ -766,6 +776,11 @@ impl Backend for Cpu {
     }
     fn fault_linear(&self) -> Option<u64> {
         self.linear
+    }
+    fn stopped(&self) -> Option<Stopped> {
+        let open = self.open.as_ref()?;
+        let at = Stopped { rip: open.at, code: self.code_attributes(), ..Stopped::default() };
+        self.tells_length.then_some(Stopped { length: open.insn.bytes.len() as u8, ..at })
     }
 
     fn gprs(&self) -> &Gprs {

@@ -1,7 +1,7 @@
 //! Instructions of 32-bit flat code, with what they owe.
 
 use super::cpu::{Instruction, Op};
-use super::world::{APIC, CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, Touch, pattern};
+use super::world::{APIC, CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, ROM, Touch, pattern};
 use exitless_vcpu::backend::{Exit, IoAccess, SlatFault};
 use exitless_x86::regs::Gpr;
 
@@ -122,7 +122,7 @@ fn touches(at: u64, data: &[u8], write: bool) -> Vec<Touch> {
 fn fault_at(gpa: u64, write: bool) -> Exit {
     let rom = gpa & !0xfff == ROM && !write;
     let gpa = if rom { ROM + 0x1000 } else { gpa };
-    Exit::Slat(SlatFault { gpa, write, fetch: false, present: false, table_walk: false })
+    Exit::Slat(SlatFault { gpa, write, fetch: false, present: false, table_walk: false, marked: false })
 }
 
 /// MOV EAX, [at].
@@ -151,6 +151,19 @@ pub(crate) fn store(at: u64, v: u32) -> Op {
         owes: touches(at, &v.to_le_bytes(), true),
         ..insn(&bytes, fault_at(at, true))
     })
+}
+
+/// MOV [RDI], AX of 64-bit code at a doorbell; `marked`: the tables know the device.
+pub(crate) fn ring(marked: bool) -> Op {
+    at_doorbell(&[0x66, 0x89, 0x07], false, marked)
+}
+
+/// An instruction of 64-bit code that accesses [RDI], a doorbell; `reads`: four bytes.
+pub(crate) fn at_doorbell(bytes: &[u8], reads: bool, marked: bool) -> Op {
+    let fault =
+        SlatFault { gpa: DOORBELL, write: true, fetch: false, present: false, table_walk: false, marked };
+    let owes = if reads { touches(DOORBELL, &word(DOORBELL, 4), false) } else { vec![] };
+    op(Instruction { set: vec![(Gpr::Rdi, DOORBELL)], owes, ..insn(bytes, Exit::Slat(fault)) })
 }
 
 /// ADD [at], EAX: a read and a write of one device register.

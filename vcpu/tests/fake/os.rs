@@ -4,7 +4,7 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
-use super::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, Hand, ROM, TICKS, World, pattern};
+use super::world::{CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, Hand, ROM, TICKS, World, pattern};
 use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
 use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
@@ -111,6 +111,22 @@ impl<C> Host for Os<C> {
         if self.is_ram(gpa, false) { FaultOutcome::ReadOnly } else { FaultOutcome::Mmio }
     }
 
+    fn is_doorbell(&self, gpa: u64) -> bool {
+        self.w.may_sleep("is_doorbell");
+        gpa == DOORBELL
+    }
+    fn ring(&self, gpa: u64) -> bool {
+        self.w.may_sleep("ring");
+        self.is_doorbell(gpa) && {
+            self.w.rings.set(self.w.rings.get() + 1);
+            true
+        }
+    }
+    fn mark_device(&self, gpa: u64) {
+        self.w.may_sleep("mark_device");
+        self.w.marked.borrow_mut().insert(gpa >> 12);
+    }
+
     fn exits_on_failure(&self) -> bool {
         self.w.exits_on_failure.get()
     }
@@ -146,6 +162,9 @@ impl<C> Host for Os<C> {
     }
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
         self.w.may_sleep("mmio_write");
+        if self.ring(gpa) {
+            return true;
+        }
         chip_page(gpa) && {
             self.w.touch(false, true, gpa, data);
             true

@@ -19,6 +19,8 @@ pub(crate) const ROM: u64 = 0xc000_0000;
 pub(crate) const USER_MMIO: u64 = 0xd000_0000;
 /// One page of a chip in the kernel.
 pub(crate) const CHIP_MMIO: u64 = 0xfec0_0000;
+/// An address where somebody hears of any write.
+pub(crate) const DOORBELL: u64 = 0xd800_0010;
 /// The APIC's page.
 pub(crate) const APIC: u64 = 0xfee0_0000;
 /// Ports of a chip in the kernel: 16 from here.
@@ -117,6 +119,12 @@ pub(crate) struct World {
     pub(crate) written: RefCell<Vec<(u64, Vec<u8>)>>,
     /// Pages whose second-level mapping exists.
     pub(crate) mapped: RefCell<BTreeSet<u64>>,
+    /// Pages that were marked as devices'.
+    pub(crate) marked: RefCell<BTreeSet<u64>>,
+    /// Writes that [`DOORBELL`]'s listener heard of.
+    pub(crate) rings: Cell<u32>,
+    /// The host's reads of guest memory.
+    pub(crate) reads: Cell<u32>,
     /// What strikes at coming points: points to let pass first, and the happening.
     pub(crate) schedule: RefCell<VecDeque<(u8, Env)>>,
 
@@ -225,6 +233,9 @@ impl World {
             trail: RefCell::default(),
             written: RefCell::default(),
             mapped: RefCell::default(),
+            marked: RefCell::default(),
+            rings: Cell::default(),
+            reads: Cell::default(),
             schedule: RefCell::default(),
             cpu: Cell::new(0),
             next_cpu: Cell::new(0),
@@ -477,6 +488,7 @@ impl World {
     }
 
     pub(crate) fn read_ram(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.reads.set(self.reads.get() + 1);
         if (ROM..ROM + 4096).contains(&gpa) {
             buf.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(gpa + i as u64));
             return true;

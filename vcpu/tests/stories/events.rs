@@ -9,8 +9,14 @@ use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::rflags;
 
 /// A second-level fault on RAM: what most often interrupts a delivery.
-const FAULT: Exit =
-    Exit::Slat(SlatFault { gpa: 0x5000, write: true, fetch: false, present: false, table_walk: false });
+const FAULT: Exit = Exit::Slat(SlatFault {
+    gpa: 0x5000,
+    write: true,
+    fetch: false,
+    present: false,
+    table_walk: false,
+    marked: false,
+});
 
 fn int(v: u8) -> Event {
     Event::Interrupt(v)

@@ -3,13 +3,13 @@
 use crate::fake::cpu::Instruction;
 use crate::fake::guest::*;
 use crate::fake::os::HVA;
-use crate::fake::world::{APIC, CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
+use crate::fake::world::{APIC, CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
 use exitless_vcpu::exits::suberror;
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, rflags};
+use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, efer, rflags};
 
 /// IN and OUT of every width, in the kernel (without leaving the slice), at an eventfd and in user space.
 #[test]
@@ -342,8 +342,14 @@ fn instructions_cut_short() {
 fn movs_memory(device: u64) -> Op {
     let Op::Exit(mut i) = movs(0x8000, device) else { panic!() };
     i.owes.iter_mut().for_each(|t| t.data = vec![7; 4]);
-    i.exit =
-        Exit::Slat(SlatFault { gpa: device, write: true, fetch: false, present: false, table_walk: false });
+    i.exit = Exit::Slat(SlatFault {
+        gpa: device,
+        write: true,
+        fetch: false,
+        present: false,
+        table_walk: false,
+        marked: false,
+    });
     Op::Exit(i)
 }
 
@@ -589,5 +595,73 @@ fn the_apics_page_without_registers() {
         m.then([off, store(APIC, 0xff), store(APIC + 0x80, 0x70), apic_load(0x20)]);
         assert_eq!(m.v.b.gprs.get(Gpr::Rax), 0xffff_ffff, "{hardware} {x2apic}");
         assert_eq!(m.v.lapic.tpr(), 0);
+    }
+}
+
+/// 64-bit code at this privilege level, without paging: the fakes do not mind. Exits tell lengths.
+fn rings(ops: impl IntoIterator<Item = Op>, cpl: u16) -> Machine {
+    let mut m = Machine::new(ops.into_iter().chain([Op::Nop]));
+    m.v.b.efer |= efer::LMA;
+    let cs = m.v.b.segment(SegReg::Cs);
+    let attrib = cs.attrib & !(Segment::DB | 0x60) | Segment::L | cpl << 5;
+    m.v.b.set_segment(SegReg::Cs, &Segment { attrib, ..cs });
+    m.set_cpl(cpl);
+    m.v.b.tells_length = true;
+    m
+}
+
+/// A doorbell is marked when it rings the first time, its instruction is read when it rings again, and from then on ringing reads
+/// nothing of the guest's, neither code nor tables, and emulates nothing.
+#[test]
+fn a_doorbell_reads_nothing() {
+    let mut m = rings([ring(false)], 0);
+    m.go();
+    assert_eq!(m.w.marked.take().into_iter().collect::<Vec<_>>(), [DOORBELL >> 12]);
+    // All at one place, as a driver's.
+    let again = |m: &mut Machine| {
+        m.v.b.rip = 0x1100;
+        assert_eq!(m.then([ring(true), Op::Nop]), RunExit::Interrupted);
+        assert_eq!(m.v.b.rip, 0x1104);
+    };
+    again(&mut m);
+    let (reads, emulated) = (m.w.reads.get(), m.sh.stats.insn_emulation.get());
+    assert_eq!((m.w.rings.get(), emulated), (2, 2));
+    for _ in 0..5 {
+        again(&mut m);
+    }
+    assert_eq!(m.w.rings.get(), 7);
+    assert_eq!((m.w.reads.get(), m.sh.stats.insn_emulation.get()), (reads, emulated));
+    // A TF of the guest's still traps behind it.
+    m.v.b.rflags |= rflags::TF;
+    m.v.b.rip = 0x1100;
+    m.then([ring(true)]);
+    assert_eq!(m.w.reads.get(), reads);
+    assert!(matches!(m.events()[..], [Event::Exception(Exception { vector: Vector::DB, .. })]));
+}
+
+/// What does more than write is emulated each time, with all its effects; so is each access of a user program, an access
+/// elsewhere in the page, and one that a breakpoint may watch.
+#[test]
+fn what_is_no_plain_store_is_emulated() {
+    // XCHG [RDI], EAX; ADD [RDI], EAX; STOSD; MOV EAX, [RDI].
+    let others: [(&[u8], bool, u32); 4] =
+        [(&[0x87, 0x07], true, 1), (&[0x01, 0x07], true, 1), (&[0xab], false, 1), (&[0x8b, 0x07], true, 0)];
+    for (bytes, reads, writes) in others {
+        let mut m = rings([], 0);
+        m.go();
+        for n in 1..4 {
+            m.v.b.rip = 0x1100;
+            let emulated = m.sh.stats.insn_emulation.get();
+            m.then([at_doorbell(bytes, reads, true), Op::Nop]);
+            assert_eq!(m.w.rings.get(), n * writes);
+            assert!(m.sh.stats.insn_emulation.get() > emulated);
+        }
+    }
+    let mut m = rings([], 3);
+    m.go();
+    for n in 1..4 {
+        m.v.b.rip = 0x1100;
+        m.then([ring(true), Op::Nop]);
+        assert_eq!((m.w.rings.get(), m.sh.stats.insn_emulation.get()), (n as u32, n));
     }
 }

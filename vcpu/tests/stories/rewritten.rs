@@ -301,7 +301,7 @@ fn exit(before: Before, user: bool) -> Option<(Exit, u64)> {
     let page = |at: u64| PAGES.get(((at - WINDOW) >> 12) as usize).filter(|p| p.gpa >= ROM + 0x1000);
     let slat = |at: u64, write: bool, fetch: bool, table_walk: bool, rights: bool| {
         let gpa = page(at).filter(|p| !rights || (p.user || !user) && (p.write || !write))?.gpa | at & 0xfff;
-        Some((Exit::Slat(SlatFault { gpa, write, fetch, present: false, table_walk }), at))
+        Some((Exit::Slat(SlatFault { gpa, write, fetch, present: false, table_walk, marked: false }), at))
     };
     match before {
         Before::Operand(at, write) => slat(at, write, false, false, true),
@@ -311,7 +311,14 @@ fn exit(before: Before, user: bool) -> Option<(Exit, u64)> {
         Before::Tables(at) => {
             let gpa = (USER_MMIO + 0x5000) | at & 0xfff;
             Some((
-                Exit::Slat(SlatFault { gpa, write: true, fetch: false, present: false, table_walk: true }),
+                Exit::Slat(SlatFault {
+                    gpa,
+                    write: true,
+                    fetch: false,
+                    present: false,
+                    table_walk: true,
+                    marked: false,
+                }),
                 at,
             ))
         }
@@ -398,7 +405,7 @@ proptest! {
 }
 
 fn slat(gpa: u64, write: bool) -> Exit {
-    Exit::Slat(SlatFault { gpa, write, fetch: false, present: false, table_walk: false })
+    Exit::Slat(SlatFault { gpa, write, fetch: false, present: false, table_walk: false, marked: false })
 }
 
 const USER: Race = Race {

@@ -17,8 +17,14 @@ const DISABLED: u64 = APIC | 0x100;
 const XAPIC: u64 = DISABLED | 0x800;
 const X2APIC: u64 = XAPIC | 0x400;
 
-const FAULT: Exit =
-    Exit::Slat(SlatFault { gpa: 0x5000, write: true, fetch: false, present: false, table_walk: false });
+const FAULT: Exit = Exit::Slat(SlatFault {
+    gpa: 0x5000,
+    write: true,
+    fetch: false,
+    present: false,
+    table_walk: false,
+    marked: false,
+});
 
 fn int(v: u8) -> Event {
     Event::Interrupt(v)

@@ -27,6 +27,7 @@ const PACKAGES: &[&str] = &[
     "exitless-lapic",
     "exitless-irqchip",
     "exitless-insn",
+    "exitless-bus",
     "exitless-memslots",
     "exitless-posted",
     "exitless-policy",

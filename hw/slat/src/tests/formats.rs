@@ -44,7 +44,7 @@ fn eptp() {
 #[test]
 fn round_trip() {
     round_trip_of(Npt::default());
-    round_trip_of(Npt { sme_mask: 1 << 47 });
+    round_trip_of(Npt { sme_mask: 1 << 47, reserved: 1 << 51 });
     round_trip_of(Ept::new(true, true));
     round_trip_of(Ept::new(false, false));
 }
@@ -77,13 +77,27 @@ fn chain_is_not_present() {
     }
 }
 
-/// SDM vol. 3C, 29.3.2: any of the bits 2:0 makes an entry present; NPT has P.
+/// SDM vol. 3C, 29.3.2: any of the bits 2:0 makes an entry present, but the two of a mark; NPT has P.
 #[test]
 fn present_bits() {
     for bits in 0..8 {
-        assert_eq!(Ept::new(true, true).is_present(0x1000 | bits), bits != 0, "{bits}");
+        assert_eq!(Ept::new(true, true).is_present(0x1000 | bits), bits != 0 && bits != 6, "{bits}");
         assert_eq!(Npt::default().is_present(0x1000 | bits), bits & 1 != 0, "{bits}");
     }
+}
+
+/// SDM vol. 3C, 29.3.3.1: write without read. APM vol. 2, 5.3.1: a bit beyond the CPU's addresses, which encryption must not use.
+#[test]
+fn device_marks() {
+    assert_eq!(Ept::new(true, true).device_mark(), Some(6));
+    assert_eq!(Npt::default().device_mark(), None);
+    assert_eq!(Npt { sme_mask: 0, reserved: 1 << 50 }.device_mark(), Some(1 << 50 | 7));
+    assert_eq!(Npt::reserved_bit(48, None), 1 << 51);
+    assert_eq!(Npt::reserved_bit(48, Some(47)), 1 << 51, "the first Zen");
+    assert_eq!(Npt::reserved_bit(48, Some(51)), 1 << 50, "its successors");
+    assert_eq!(Npt::reserved_bit(51, Some(51)), 0, "nothing but the C-bit");
+    assert_eq!(Npt::reserved_bit(52, Some(51)), 0, "all bits are addresses");
+    assert_eq!(Npt::reserved_bit(52, None), 0);
 }
 
 /// A grant adds exactly what is missing.

@@ -277,7 +277,7 @@ fn protect_mask() {
 #[test]
 fn sme() {
     let sme = 1 << 47;
-    let mut vm = Vm::new(Npt { sme_mask: sme }, 4, 16);
+    let mut vm = Vm::new(Npt { sme_mask: sme, reserved: 1 << 51 }, 4, 16);
     vm.map(0x5000, 0x9000, Level::Page4K, Perm::RWX).unwrap();
     assert_eq!(vm.lookup(0x5000).unwrap().hpa, 0x9000);
     for table in &vm.frames.live {
@@ -372,5 +372,57 @@ fn protect_mask_ends_with_the_tables() {
     let end = 1 << 48;
     assert!(!vm.slat.write_protect_mask(&vm.frames, end - 4096, 0b110, &mut |_| ()));
     assert_eq!(vm.lookup(0).unwrap().perm, Perm::RWX);
+}
+
+/// A mark is no mapping: hardware faults at it, nobody counts it, sweeps leave it alone. Memory takes its place, and a zap
+/// removes it without a flush. Where something is mapped, nothing is marked.
+#[test]
+fn marks() {
+    marks_of(Npt { sme_mask: 0, reserved: 1 << 51 });
+    marks_of(Ept::new(true, true));
+    let mut vm = Vm::new(Npt::default(), 4, 16);
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, G), Ok(false), "no bit is reserved");
+    assert_eq!(vm.slat.counts().tables, 1);
+    vm.finish();
+}
+
+fn marks_of<F: Format + Default>(format: F) {
+    let mut vm = Vm::new(format, 4, 16);
+    let entry = |vm: &Vm<F>, gpa: u64| {
+        let mut table = vm.slat.root_hpa();
+        for level in (1..4).rev() {
+            let entry =
+                vm.frames.arena.page(table)[(gpa >> (12 + 9 * level)) as usize & 511].load(Ordering::Relaxed);
+            table = format.address(entry, Level::Page4K);
+        }
+        vm.frames.arena.page(table)[(gpa >> 12) as usize & 511].load(Ordering::Relaxed)
+    };
+    vm.map(G, G, Level::Page4K, Perm::RWX).unwrap();
+    vm.map(2 * G, G, Level::Page2M, Perm::RWX).unwrap();
+    let before = vm.slat.counts();
+    for gpa in [G + 4096, G + 8192 + 5] {
+        assert_eq!(vm.slat.mark_device(&mut vm.frames, gpa), Ok(true));
+        assert_eq!(Some(entry(&vm, gpa)), format.device_mark());
+        assert!(!format.is_present(entry(&vm, gpa)));
+        assert_eq!(vm.lookup(gpa), None);
+    }
+    assert_eq!(vm.slat.counts(), before);
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, G + 1), Ok(false));
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, 2 * G + 4096), Ok(false));
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, u64::MAX), Err(MapError::OutOfRange));
+    let swept = vm.protect(G + 4096, G + 8192, 100);
+    assert_eq!((swept.flush, swept.next), (false, None));
+    assert_eq!(Some(entry(&vm, G + 4096)), format.device_mark());
+    assert_eq!(vm.map(G + 4096, 3 * G, Level::Page4K, Perm::RWX), Ok(Mapped::Fresh));
+    assert_eq!(vm.lookup(G + 4096).unwrap().hpa, 3 * G);
+    assert!(!vm.zap(G + 8192, G + 12288, 100).flush);
+    assert_eq!(entry(&vm, G + 8192), 0);
+    // A table of its own; a mark alone keeps it, until it goes.
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, 5 * G), Ok(true));
+    assert!(vm.slat.counts().tables > before.tables);
+    vm.finish();
+    let mut vm = Vm::new(format, 4, 3);
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, G), Err(MapError::NeedFrames));
+    assert_eq!(vm.slat.counts().tables, 1);
     vm.finish();
 }

@@ -113,13 +113,41 @@ fn slat(qualification: u64) -> SlatFault {
 
 #[test]
 fn ept_violations() {
-    let base = SlatFault { gpa: 0xfee0_0300, write: false, fetch: false, present: false, table_walk: false };
+    let base = SlatFault {
+        gpa: 0xfee0_0300,
+        write: false,
+        fetch: false,
+        present: false,
+        table_walk: false,
+        marked: false,
+    };
     assert_eq!(slat(0x181), base);
     assert_eq!(slat(0x182), SlatFault { write: true, ..base });
     assert_eq!(slat(0x184), SlatFault { fetch: true, ..base });
     assert_eq!(slat(0x1aa), SlatFault { write: true, present: true, ..base });
     assert_eq!(slat(0x083), SlatFault { write: true, table_walk: true, ..base });
     assert_eq!(slat(0x001), SlatFault { table_walk: true, ..base }, "PDPTEs");
+}
+
+/// A misconfiguration is a mark, and tells where it lies and no more: not a linear address either, whatever the field still holds.
+/// The instruction is known by place, segment and length.
+#[test]
+fn device_marks() {
+    let mut b = Bench::new();
+    b.cpu.next(move |cpu, run| {
+        cpu.store(f::GUEST_PHYSICAL_ADDRESS, 0xd000_0010);
+        cpu.store(f::GUEST_LINEAR_ADDRESS, 0x1234);
+        cpu.store(f::EXIT_QUALIFICATION, 0x187);
+        cpu.store(f::EXIT_INSTRUCTION_LENGTH, 3);
+        run.reason = 49;
+        switched::EXIT
+    });
+    let Exit::Slat(s) = b.enter(false) else { panic!("no fault") };
+    assert_eq!((s.gpa, s.write, s.fetch, s.table_walk, s.marked), (0xd000_0010, true, false, false, true));
+    assert_eq!(b.v.fault_linear(), None);
+    assert_eq!(b.v.next_rip(), None, "the manual has no length here");
+    let at = b.v.stopped().unwrap();
+    assert_eq!((at.rip, at.code, at.length), (b.v.rip(), b.v.code_attributes(), 3));
 }
 
 #[test]

@@ -128,6 +128,16 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.fault(gpa, write, fetch)
     }
 
+    fn is_doorbell(&self, gpa: u64) -> bool {
+        self.vm.is_doorbell(gpa)
+    }
+    fn ring(&self, gpa: u64) -> bool {
+        self.vm.ring(gpa)
+    }
+    fn mark_device(&self, gpa: u64) {
+        self.vm.mark_device(gpa);
+    }
+
     fn exits_on_failure(&self) -> bool {
         self.vm.exit_on_failure.load(Ordering::Relaxed)
     }

@@ -191,7 +191,7 @@ pub struct Entries {
 impl Entries {
     /// For this machine.
     pub fn of(g: &Global) -> Self {
-        let npt = Npt { sme_mask: exitless_host::mem::encryption_bit() };
+        let npt = svm::entries();
         Self { kind: g.kind, npt, ept: g.vmx.caps.ept_format() }
     }
 
@@ -229,6 +229,9 @@ impl Format for Entries {
     }
     fn table(&self, hpa: u64) -> u64 {
         either!(self, f => f.table(hpa))
+    }
+    fn device_mark(&self) -> Option<u64> {
+        either!(self, f => f.device_mark())
     }
     fn is_present(&self, entry: u64) -> bool {
         either!(self, f => f.is_present(entry))

@@ -9,7 +9,7 @@ use exitless_host::mem::{KSlice, Pages, encryption_bit};
 use exitless_host::{Errno, cpu, enter, pr_err};
 use exitless_hw_ops as ops;
 use exitless_policy::nested;
-use exitless_slat::Level;
+use exitless_slat::{Level, Npt};
 use exitless_svm::enter::TSC_RATIO;
 use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
@@ -193,6 +193,14 @@ pub(super) fn put(g: &Global, slot: &CpuSlot) {
 
 pub(super) fn renew(slot: &CpuSlot, identity: u64) {
     slot.svm.per_cpu.last_vcpu.store(identity, Ordering::Relaxed);
+}
+
+/// The format of nested page tables here.
+pub(super) fn entries() -> Npt {
+    let last = ops::cpuid(0x8000_0000, 0).eax;
+    let physical_bits = ops::cpuid(0x8000_0008, 0).eax & 0xff;
+    let c_bit = (last >= 0x8000_001f).then(|| ops::cpuid(0x8000_001f, 0).ebx & 0x3f);
+    Npt { sme_mask: encryption_bit(), reserved: Npt::reserved_bit(physical_bits, c_bit) }
 }
 
 /// Nested paging follows the host's number of levels (APM vol. 2, 15.25.3).

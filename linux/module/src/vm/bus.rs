@@ -9,6 +9,7 @@ use crate::runpage::RunPage;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
+use exitless_bus::{self as bus, Key, Write};
 use exitless_host::eventfd::EventFd;
 use exitless_host::mem::{KArc, KBox, KSlice};
 use exitless_host::{Errno, Result};
@@ -25,22 +26,23 @@ const MAX_EVENTS: usize = 1024;
 /// Coalesced zones of one VM, at most (stock KVM: 1000 devices on a bus).
 const MAX_ZONES: usize = 1000;
 
-/// One registration.
+/// An eventfd, which successive tables share.
 #[derive(bytemuck::Zeroable)]
-pub struct Event {
-    addr: u64,
-    datamatch: u64,
+pub struct Bell {
     fd: Option<EventFd>,
-    len: u32,
-    pio: bool,
-    matches: bool,
-    _pad: [u8; 2],
 }
 
-/// The published list.
+/// One registration.
+#[derive(Clone, bytemuck::Zeroable)]
+pub struct Event {
+    key: Key,
+    bell: Option<KArc<Bell>>,
+}
+
+/// The published list, in the order of keys.
 #[derive(bytemuck::Zeroable)]
 pub struct EventTable {
-    items: KSlice<Option<KArc<Event>>>,
+    items: KSlice<Event>,
 }
 
 /// A range of addresses or ports.
@@ -74,35 +76,18 @@ impl Zone {
 }
 
 impl Event {
-    /// A write of `data` at `addr` is ours.
-    fn hit(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
-        if self.pio != pio || self.addr != addr || (self.len != 0 && self.len as usize != data.len()) {
-            return false;
-        }
-        let mut w = [0; 8];
-        for (d, s) in w.iter_mut().zip(data) {
-            *d = *s;
-        }
-        !self.matches || u64::from_le_bytes(w) == self.datamatch
+    fn fd(&self) -> Option<&EventFd> {
+        self.bell.as_ref().and_then(|b| b.fd.as_ref())
     }
 
-    /// Two registrations that one write could hit.
-    fn collides(&self, other: &Event) -> bool {
-        self.pio == other.pio
-            && self.addr == other.addr
-            && (self.len == 0
-                || other.len == 0
-                || (self.len == other.len
-                    && (!self.matches || !other.matches || self.datamatch == other.datamatch)))
+    fn signal(&self) {
+        if let Some(fd) = self.fd() {
+            fd.signal();
+        }
     }
 
-    fn same(&self, other: &Event, fd: &EventFd) -> bool {
-        self.pio == other.pio
-            && self.addr == other.addr
-            && self.len == other.len
-            && self.matches == other.matches
-            && (!self.matches || self.datamatch == other.datamatch)
-            && self.fd.as_ref().is_some_and(|f| f == fd)
+    fn is(&self, key: &Key, fd: &EventFd) -> bool {
+        self.key == *key && self.fd() == Some(fd)
     }
 }
 
@@ -113,14 +98,25 @@ impl Vm {
         self.event_write(pio, addr, data) || self.coalesce(pio, addr, data)
     }
 
+    /// The registrations. The caller is in a read section, or holds the wiring lock.
+    fn events(&self) -> &[Event] {
+        // SAFETY: see above.
+        unsafe { self.events.get() }.map_or(&[], |t| &t.items)
+    }
+
     fn event_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
-        // SAFETY: the run loop is in its read section.
-        let Some(table) = (unsafe { self.events.get() }) else { return false };
-        let hit = table.items.iter().flatten().find(|e| e.hit(pio, addr, data));
-        if let Some(fd) = hit.and_then(|e| e.fd.as_ref()) {
-            fd.signal();
-        }
-        hit.is_some()
+        let hit = bus::find(self.events(), |e| e.key, &Write::new(pio, addr, data));
+        hit.inspect(|e| e.signal()).is_some()
+    }
+
+    /// Whoever hears of any write at `gpa` hears of one. `false`: nobody. The caller is in a read section.
+    pub fn ring(&self, gpa: u64) -> bool {
+        bus::find_any(self.events(), |e| e.key, gpa).inspect(|e| e.signal()).is_some()
+    }
+
+    /// Somebody hears of any write at `gpa`. The caller is in a read section.
+    pub fn is_doorbell(&self, gpa: u64) -> bool {
+        bus::find_any(self.events(), |e| e.key, gpa).is_some()
     }
 
     /// `KVM_IOEVENTFD`.
@@ -135,47 +131,45 @@ impl Vm {
         if bad {
             return Err(Errno::EINVAL);
         }
-        let mut want = KArc::<Event>::zeroed().ok_or(Errno::ENOMEM)?;
         let fd = EventFd::from_fd(a.fd)?;
-        let e = want.get_mut().ok_or(Errno::EINVAL)?;
-        e.addr = a.addr;
-        e.len = a.len;
-        e.pio = a.flags & KVM_IOEVENTFD_FLAG_PIO != 0;
-        e.matches = matches;
-        e.datamatch = a.datamatch;
+        let pio = a.flags & KVM_IOEVENTFD_FLAG_PIO != 0;
+        let data = if matches { a.datamatch } else { 0 };
+        let key = Key { pio, addr: a.addr, len: a.len, matches, data };
         if a.flags & KVM_IOEVENTFD_FLAG_DEASSIGN != 0 {
-            return self.remove_event(&want, &fd);
+            return self.remove_event(&key, &fd);
         }
-        e.fd = Some(fd);
-        self.add_event(want)
+        let mut bell = KArc::<Bell>::zeroed().ok_or(Errno::ENOMEM)?;
+        bell.get_mut().ok_or(Errno::EINVAL)?.fd = Some(fd);
+        self.add_event(Event { key, bell: Some(bell) })
     }
 
+    /// The caller holds the wiring lock.
     fn rebuild(
         &self,
         keep: impl Fn(&Event) -> bool,
-        add: Option<KArc<Event>>,
+        mut add: Option<Event>,
     ) -> Result<Option<KBox<EventTable>>> {
-        // SAFETY: the caller holds the wiring lock, under which alone the table changes.
-        let old = unsafe { self.events.get() };
-        let kept = || old.into_iter().flat_map(|t| t.items.iter().flatten()).filter(|e| keep(e));
+        let kept = || self.events().iter().filter(|e| keep(e));
         let n = kept().count() + usize::from(add.is_some());
         if n > MAX_EVENTS {
             return Err(Errno::ENOSPC);
         }
         let mut table = KBox::<EventTable>::zeroed().ok_or(Errno::ENOMEM)?;
         table.items = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
-        for (place, e) in table.items.iter_mut().zip(kept().cloned().chain(add)) {
-            *place = Some(e);
+        let mut old = kept().peekable();
+        for place in table.items.iter_mut() {
+            let behind = |new: &mut Event| old.peek().is_none_or(|next| new.key < next.key);
+            if let Some(e) = add.take_if(behind).or_else(|| old.next().cloned()) {
+                *place = e;
+            }
         }
         Ok(self.events.replace(Some(table)))
     }
 
-    fn add_event(&self, want: KArc<Event>) -> Result<isize> {
+    fn add_event(&self, want: Event) -> Result<isize> {
         let old = {
             let _guard = self.wiring.lock();
-            // SAFETY: the wiring lock is held.
-            let table = unsafe { self.events.get() };
-            if table.is_some_and(|t| t.items.iter().flatten().any(|e| e.collides(&want))) {
+            if self.events().iter().any(|e| e.key.collides(&want.key)) {
                 return Err(Errno::EEXIST);
             }
             self.rebuild(|_| true, Some(want))?
@@ -184,15 +178,13 @@ impl Vm {
         Ok(0)
     }
 
-    fn remove_event(&self, want: &Event, fd: &EventFd) -> Result<isize> {
+    fn remove_event(&self, key: &Key, fd: &EventFd) -> Result<isize> {
         let old = {
             let _guard = self.wiring.lock();
-            // SAFETY: the wiring lock is held.
-            let table = unsafe { self.events.get() };
-            if !table.is_some_and(|t| t.items.iter().flatten().any(|e| e.same(want, fd))) {
+            if !self.events().iter().any(|e| e.is(key, fd)) {
                 return Err(Errno::ENOENT);
             }
-            self.rebuild(|e| !e.same(want, fd), None)?
+            self.rebuild(|e| !e.is(key, fd), None)?
         };
         self.retire(old);
         Ok(0)

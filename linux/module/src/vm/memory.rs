@@ -22,7 +22,7 @@ use exitless_host::{Errno, Result, mmu, task, uaccess};
 use exitless_kvm_abi::kvm_userspace_memory_region;
 use exitless_memslots::{self as ms, Change, DirtyBitmap, GfnRange, Limits, MAX_SLOTS, Slot, Table};
 use exitless_slat::{
-    Backing, Entries, Frames, FreeList, Level, MapError, Mapped, Mapping, MemType, Perm, Slat,
+    Backing, Entries, Format, Frames, FreeList, Level, MapError, Mapped, Mapping, MemType, Perm, Slat,
     TABLES_PER_MAP, TableAddr, TablePage, gpa_bits, max_level,
 };
 use exitless_vcpu::Request;
@@ -84,6 +84,8 @@ pub struct Mmu {
     small_code: bool,
     /// Faults at the APIC's page map the page behind its registers.
     apic_page: bool,
+    /// Pages have been marked as devices' ([`Vm::mark_device`]); marks may be left.
+    marked: bool,
 }
 
 /// Zeroed table pages taken out of the allocator beforehand.
@@ -158,6 +160,11 @@ impl Mmu {
         while let Some(page) = self.frames.take() {
             free_page(&page);
         }
+    }
+
+    /// The tables can have marks of devices.
+    pub(super) fn can_mark(&self) -> bool {
+        self.slat.format().device_mark().is_some()
     }
 
     /// Leaves by size, for statistics.
@@ -278,9 +285,14 @@ impl Vm {
             self.retire_slot(change.old_index().and_then(|i| current.get(i)));
         }
         let old = self.slots.replace(Some(new));
-        if old.is_some() {
-            // Nobody may still act on the old table: neither map by it nor hold it when it is freed.
+        if old.is_some() || self.vcpu_count() != 0 {
+            // Nobody may still act on the old table: neither map or mark by it nor hold it when it is freed.
             self.synchronize();
+        }
+        if let Some(range) = change.appears()
+            && self.mmu.lock().marked
+        {
+            self.zap(range, true);
         }
         if let Some(range) = zap {
             self.zap(range, true);
@@ -505,6 +517,26 @@ impl Vm {
                 Ok(true) => return FaultOutcome::Fixed,
                 Ok(false) => {}
                 Err(e) => return FaultOutcome::Error(e.to_int()),
+            }
+        }
+    }
+
+    /// Marks the page of a device: exits there tell of it. The caller is in the read section in which it found no memory there;
+    /// where memory appears, the mark goes when all such sections have ended.
+    pub fn mark_device(&self, gpa: u64) {
+        // With or without a page behind it, the APIC's is not for doorbells.
+        if !self.can_mark || gpa >> 12 == APIC_GFN {
+            return;
+        }
+        loop {
+            // A mark saves time, no more.
+            if self.top_up().is_err() {
+                return;
+            }
+            let m = &mut *self.mmu.lock();
+            m.marked = true;
+            if m.slat.mark_device(&mut m.frames, gpa) != Err(MapError::NeedFrames) {
+                return;
             }
         }
     }

@@ -100,7 +100,8 @@ pub struct Vm {
     pub dead: AtomicBool,
     /// `KVM_CAP_EXIT_ON_EMULATION_FAILURE`.
     pub exit_on_failure: AtomicBool,
-    _pad: [u8; 1],
+    /// Pages of devices can be marked in the second-level tables.
+    can_mark: bool,
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
     /// Rotates lowest-priority delivery.
@@ -169,6 +170,7 @@ impl Vm {
         cpu::guests_begin();
         vm.slots_lock.get_mut().init()?;
         vm.mmu.get_mut().init()?;
+        vm.can_mark = vm.mmu.get_mut().can_mark();
         vm.clocks.get_mut().start();
         vm.lock.get_mut().tsc_rate = Rate::host(time::tsc_khz());
         vm.notifier = Some(MmuNotifier::register(cookie)?);
