@@ -114,10 +114,12 @@ fn both<'a>(row: &Row<'a>) -> Option<(&'a Ledger, &'a Ledger)> {
     Some((row.ours?.ledger?, row.stock?.ledger?))
 }
 
-/// Which MSR, field, register or group it is that stands above stock.
+/// Which MSR, field, register, group, or instruction of a column of several it is that stands above stock.
 fn details_above(ours: &Ledger, stock: &Ledger) -> Vec<String> {
+    let shared =
+        |key: &str| COLUMNS.iter().any(|(_, families)| families.len() > 1 && families.contains(&key));
     ours.iter()
-        .filter(|(key, _)| key.contains(':'))
+        .filter(|(key, _)| key.contains(':') || shared(key))
         .map(|(key, count)| Cell {
             name: key.clone(),
             ours: *count,
@@ -206,12 +208,18 @@ mod tests {
     #[test]
     fn above_stock_is_marked() {
         let costs = Costs::published().unwrap();
-        let ours =
-            ledger(&[("vmread", 7.0), ("vmread:0x4402", 1.0), ("vmread:0x6400", 6.0), ("locked", 2.01)]);
+        let ours = ledger(&[
+            ("vmread", 7.0),
+            ("vmread:0x4402", 1.0),
+            ("vmread:0x6400", 6.0),
+            ("lfence", 2.0),
+            ("locked", 2.01),
+        ]);
         let stock =
             ledger(&[("vmread", 6.0), ("vmread:0x4402", 1.0), ("vmread:0x6400", 5.0), ("locked", 2.0)]);
         let above: Vec<_> = cells(&ours, &stock, &costs).into_iter().filter(|cell| cell.above()).collect();
-        assert_eq!((above.len(), above[0].name.as_str()), (1, "VMREAD"));
+        let above: Vec<_> = above.iter().map(|cell| cell.name.as_str()).collect();
+        assert_eq!(above, ["VMREAD", "serialising"]);
         let side =
             |ledger| Some(Side { instructions: 10.0, exits: None, cycles: Some(20.0), ledger: Some(ledger) });
         let row = Row { op: "cpuid", ours: side(&ours), stock: side(&stock) };
@@ -219,7 +227,7 @@ mod tests {
         assert!(
             text.contains("| **7/6** |") && text.contains("| 2/2 |") && text.contains("| 20/20 | 1.00 |")
         );
-        assert!(text.contains("- `cpuid`: vmread:0x6400 6/5\n"));
+        assert!(text.contains("- `cpuid`: lfence 2/0, vmread:0x6400 6/5\n"));
     }
 
     #[test]
