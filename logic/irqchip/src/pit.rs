@@ -153,9 +153,9 @@ impl Channel {
         let value = match self.mode {
             mode::RATE_GENERATOR => period - elapsed % period,
             mode::SQUARE_WAVE => square_wave_counter(period, elapsed % period),
-            _ => (period % modulus + modulus - elapsed % modulus) % modulus,
+            _ => (period + modulus - elapsed % modulus) % modulus,
         };
-        if self.bcd { to_bcd(value % modulus) } else { value as u16 }
+        if self.bcd { to_bcd(value) } else { value as u16 }
     }
 
     /// The level of OUT.
@@ -329,6 +329,7 @@ fn square_wave_counter(period: u64, phase: u64) -> u64 {
     (period & !1) - 2 * in_half
 }
 
+/// The lowest four digits: a full count of 10000 reads as 0.
 fn to_bcd(value: u64) -> u16 {
     let digit = |weight: u64| (value / weight % 10) as u16;
     digit(1) | (digit(10) << 4) | (digit(100) << 8) | (digit(1000) << 12)

@@ -87,6 +87,38 @@ fn accesses_of_other_widths() {
 }
 
 #[test]
+fn narrow_writes_zero_the_rest() {
+    let mut chip = fresh();
+    for (size, expected) in [(1, 0x0000_0033), (2, 0x0000_2233), (4, 0x0001_2233), (8, 0x0001_2233)] {
+        write(&mut chip, 0x10, 0);
+        chip.mmio_write(0x10, size, 0xffff_ffff_0001_2233);
+        assert_eq!(read(&mut chip, 0x10), expected, "{size}");
+    }
+}
+
+/// Between the arbitration register and the table there is nothing.
+#[test]
+fn undefined_registers_read_as_zero() {
+    let mut chip = fresh();
+    write(&mut chip, 0, 0xffff_ffff);
+    for register in 3..0x10 {
+        assert_eq!(read(&mut chip, register), 0, "{register:x}");
+    }
+}
+
+/// What held a line before the chip was reset holds it no more.
+#[test]
+fn init_lowers_every_line() {
+    let mut chip = fresh();
+    chip.set_irq(4, USER, true);
+    chip.init();
+    program(&mut chip, 4, LEVEL | 0x51);
+    assert_eq!(vector_of(chip.set_irq(4, Source::PIT, true)), Some(0x51));
+    chip.set_irq(4, Source::PIT, false);
+    assert_eq!(eoi(&mut chip, 0x51, true), []);
+}
+
+#[test]
 fn an_edge_sends_what_its_entry_says() {
     let mut chip = fresh();
     program(&mut chip, 4, 0x0300_0000_0000_0000 | 1 << 11 | 1 << 8 | 0x51);
@@ -96,6 +128,25 @@ fn an_edge_sends_what_its_entry_says() {
     assert_eq!(chip.set_irq(4, USER, true), Raised::Nothing(LineStatus::Coalesced));
     assert_eq!(chip.set_irq(4, USER, false), Raised::Nothing(LineStatus::Delivered(1)));
     assert_eq!(vector_of(chip.set_irq(4, USER, true)), Some(0x51), "an edge needs no EOI in between");
+}
+
+/// Every field of an entry is in its message, and none leaks into another.
+#[test]
+fn each_field_of_an_entry_is_sent() {
+    for (bits, destination, logical, mode, level) in [
+        (0, 0, false, DeliveryMode::FIXED, false),
+        (1 << 11, 0, true, DeliveryMode::FIXED, false),
+        (0xff << 56, 0xff, false, DeliveryMode::FIXED, false),
+        (4 << 8, 0, false, DeliveryMode::NMI, false),
+        (7 << 8, 0, false, DeliveryMode::EXTINT, false),
+        (LEVEL, 0, false, DeliveryMode::FIXED, true),
+    ] {
+        let mut chip = fresh();
+        program(&mut chip, 4, bits | 0x51);
+        let Raised::Deliver(message) = chip.set_irq(4, USER, true) else { panic!("not sent") };
+        assert_eq!((message.destination, message.logical, message.vector), (destination, logical, 0x51));
+        assert_eq!((message.mode, message.level, message.assert), (mode, level, true));
+    }
 }
 
 #[test]
@@ -215,6 +266,22 @@ fn a_storm_pauses_and_goes_on() {
     chip.eoi_delayed(&mut |_| sent += 1);
     assert_eq!(sent, u32::from(STORM_LIMIT));
     assert_eq!(eoi(&mut chip, 0x61, true), [0x61]);
+}
+
+/// EOIs of another pin do not make the storm look like silence.
+#[test]
+fn a_storm_beside_another_pin() {
+    let mut chip = fresh();
+    for (pin, vector) in [(10, 0x61), (11, 0x62)] {
+        program(&mut chip, pin, LEVEL | vector);
+        chip.set_irq(pin, USER, true);
+    }
+    let mut pause = |vector| {
+        let pins = chip.eoi(vector, true);
+        chip.eoi_redeliver(pins, &mut |_| ())
+    };
+    let paused = (0..STORM_LIMIT).any(|_| pause(0x61) | pause(0x62));
+    assert!(paused);
 }
 
 #[test]

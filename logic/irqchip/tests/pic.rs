@@ -208,6 +208,54 @@ fn automatic_eoi_notifies_at_inta_and_rotates_if_told() {
     assert_eq!(pic.ack(), 0x35, "4 is now the lowest");
 }
 
+/// OCW2 0 takes back what OCW2 0x80 asked for.
+#[test]
+fn rotation_on_automatic_eoi_is_turned_off() {
+    let mut pic = pair(3);
+    write(&mut pic, &[(0x20, 0x80), (0x20, 0x00)]);
+    pulse(&mut pic, 3);
+    assert_eq!(pic.ack(), 0x33);
+    // Without rotation pin 3 still goes before pin 4.
+    pulse(&mut pic, 4);
+    pulse(&mut pic, 3);
+    assert_eq!([pic.ack(), pic.ack()], [0x33, 0x34]);
+}
+
+/// ICW1 while a pin is in service and requests again: its waiter is told once, but told.
+#[test]
+fn initialization_tells_of_a_pin_in_service_that_requests_again() {
+    let mut pic = pair(1);
+    pulse(&mut pic, 4);
+    pic.ack();
+    pulse(&mut pic, 4);
+    pic.take_eoi();
+    write(&mut pic, &[(0x20, 0x11)]);
+    assert_eq!(pic.take_eoi(), 1 << 4);
+}
+
+/// Unmasking is told for both chips, once.
+#[test]
+fn unmasked_pins_are_told() {
+    let mut pic = pair(1);
+    write(&mut pic, &[(0x21, 0xff), (0xa1, 0xff)]);
+    pic.take_unmasked();
+    write(&mut pic, &[(0x21, 0xfe), (0xa1, 0xef)]);
+    assert_eq!((pic.take_unmasked(), pic.take_unmasked()), (1 << 12 | 1, 0));
+}
+
+/// A pin becomes a level while its line is high and its edge was seen: it requests.
+#[test]
+fn a_high_line_that_becomes_a_level_requests() {
+    let mut pic = pair(1);
+    pic.set_irq(5, USER, true);
+    assert_eq!(pic.ack(), 0x35);
+    write(&mut pic, &[(0x20, 0x20)]);
+    assert!(!pic.output());
+    write(&mut pic, &[(0x4d0, 1 << 5)]);
+    assert!(pic.output());
+    assert_eq!(pic.ack(), 0x35);
+}
+
 #[test]
 fn rotation_on_eoi_and_by_command() {
     let mut pic = pair(1);

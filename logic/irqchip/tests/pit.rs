@@ -551,3 +551,94 @@ fn restoring_starts_counts_over() {
     pit.load(&state, 123_456_789);
     assert_eq!(pit.irq0_next(), Some(123_456_789 + ns_of(10_000)));
 }
+
+/// Counts run through 0 and on for as long as nobody loads: 8254 data sheet, modes 0 and 4.
+#[test]
+fn a_finished_count_goes_on_for_ever() {
+    let mut pit = fresh();
+    program(&mut pit, 0, 1, 0, 10);
+    assert_eq!(count(&mut pit, ns_of(15), 1), 0x1_0000u32.wrapping_sub(5) as u16);
+    assert_eq!(count(&mut pit, ns_of(3 * 65_536 + 4), 1), 6);
+    assert_eq!(count(&mut pit, ns_of(1_000_000 * 65_536 + 11), 1), 0xffff);
+}
+
+/// A closed gate makes OUT high at once, also in the part of the period where it is low.
+#[test]
+fn a_closed_gate_raises_out_in_modes_2_and_3() {
+    for (mode, low_at) in [(2, 9), (3, 7)] {
+        let mut pit = fresh();
+        write(&mut pit, 0, &[(0x61, 1)]);
+        program(&mut pit, 0, 2, mode, 10);
+        assert!(!out(&mut pit, ns_of(low_at), 2), "mode {mode}");
+        write(&mut pit, ns_of(low_at), &[(0x61, 0)]);
+        assert!(out(&mut pit, ns_of(low_at), 2), "mode {mode}");
+    }
+}
+
+/// Modes 6 and 7 are 2 and 3 spelled otherwise, by the control word and in a state; a state has no mode 8.
+#[test]
+fn modes_have_two_spellings() {
+    let mut state = kvm_pit_state2::zeroed();
+    for (spelled, mode) in [(6, 2), (7, 3), (5, 5), (4, 4), (8, 0xff), (0xfe, 0xff)] {
+        let mut pit = fresh();
+        if spelled < 8 {
+            program(&mut pit, 0, 1, spelled, 100);
+            pit.save(&mut state);
+            assert_eq!(state.channels[1].mode, mode);
+        }
+        state.channels[1].mode = spelled;
+        pit.load(&state, 0);
+        pit.save(&mut state);
+        assert_eq!(state.channels[1].mode, mode, "{spelled}");
+    }
+}
+
+/// A wide access is one byte for each port from the first on.
+#[test]
+fn wide_accesses_are_bytes_of_neighbours() {
+    let mut pit = fresh();
+    // Low bytes only, so that one access is a whole count: 0x34 for channel 0, 0x12 for channel 1.
+    write(&mut pit, 0, &[(0x43, 0x14), (0x43, 0x54)]);
+    assert!(pit.io_write(0x40, 2, 0x1234, 0), "channel 0 was loaded");
+    assert_eq!(pit.irq0_next(), Some(ns_of(MIN_TICK_CLOCKS.max(0x34))));
+    assert_eq!(pit.io_read(0x40, 2, 0), 0x1234);
+    assert_eq!(pit.io_read(0x42, 4, 0) >> 8, 0xff_ff00, "the control port, and two that are not ours");
+}
+
+/// Read-back means the channels that it chooses, and no other.
+#[test]
+fn read_back_leaves_other_channels_alone() {
+    for chosen in 0..3 {
+        let mut pit = fresh();
+        for channel in 0..3 {
+            program(&mut pit, 0, channel, 2, 0x1000);
+        }
+        // Status only: it is read first if it is latched.
+        write(&mut pit, 0, &[(0x43, 0xe0 | 2 << chosen)]);
+        for channel in 0..3 {
+            let first = read(&mut pit, 0, 0x40 + channel);
+            assert_eq!(first, if channel == chosen { 0xb4 } else { 0x00 }, "{channel} of {chosen}");
+        }
+    }
+}
+
+/// Bits 0 and 1 of port 0x61 are what was written, bit 4 says how often 15 microseconds went by; without the flag nobody writes.
+#[test]
+fn port_61_bit_by_bit() {
+    let mut pit = fresh();
+    for value in 0..4 {
+        write(&mut pit, 0, &[(0x61, value)]);
+        assert_eq!(read(&mut pit, 0, 0x61) & 0x13, value);
+    }
+    // 66 and a bit of them in a millisecond: 15085 ns each.
+    for (now, refresh) in [(0, 0), (15_000, 0), (15_200, 0x10), (30_000, 0x10), (30_300, 0), (45_400, 0x10)] {
+        assert_eq!(read(&mut pit, now, 0x61) & 0x10, refresh, "{now}");
+    }
+    let mut pit = Pit::zeroed();
+    pit.init(0);
+    program(&mut pit, 0, 2, 2, 100);
+    write(&mut pit, 0, &[(0x61, 3)]);
+    let mut state = kvm_pit_state2::zeroed();
+    pit.save(&mut state);
+    assert_eq!(state.channels[2].gate, 0, "the port is user space's");
+}

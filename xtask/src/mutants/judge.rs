@@ -34,6 +34,8 @@ pub struct Verdicts {
     /// The compiler refuses it beside the rest.
     pub unbuilt: Vec<String>,
     pub missed: Vec<String>,
+    /// Changes of what the compiler computes: nobody notices them at run time, and they were not tried by a build each.
+    pub undecided: Vec<String>,
 }
 
 impl Verdicts {
@@ -48,7 +50,7 @@ impl Verdicts {
 
     /// How many changes there were.
     pub fn count(&self) -> usize {
-        self.noticed + self.endless + self.unbuilt.len() + self.missed.len()
+        self.noticed + self.endless + self.unbuilt.len() + self.missed.len() + self.undecided.len()
     }
 }
 
@@ -112,8 +114,8 @@ impl Tree {
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Tries every change.
-    pub fn judge(&self, mutants: &[Mutant]) -> Result<Verdicts> {
+    /// Tries every change; those of what the compiler computes by a build each, if `constants`.
+    pub fn judge(&self, mutants: &[Mutant], constants: bool) -> Result<Verdicts> {
         let mut refused = BTreeSet::new();
         let (programs, constant) = say::step(&format!("{}: build", self.package), || {
             self.build_without_refused(mutants, &mut refused)
@@ -138,11 +140,15 @@ impl Tree {
             }
             Ok(())
         })?;
-        let (constants, others): (Vec<_>, Vec<_>) = silent.into_iter().partition(|id| constant.contains(id));
+        let (computed, others): (Vec<_>, Vec<_>) = silent.into_iter().partition(|id| constant.contains(id));
         let name = |id: &usize| mutants.get(*id).map(|mutant| mutant.name.clone()).unwrap_or_default();
         verdicts.missed = others.iter().map(name).collect();
-        say::step(&format!("{}: {} changes of constants", self.package, constants.len()), || {
-            for id in &constants {
+        if !constants {
+            verdicts.undecided = computed.iter().map(name).collect();
+            return Ok(verdicts);
+        }
+        say::step(&format!("{}: {} changes of constants", self.package, computed.len()), || {
+            for id in &computed {
                 if !verdicts.count_noticed(self.run_constant(*id, &tests)?) {
                     verdicts.missed.push(name(id));
                 }
@@ -208,6 +214,8 @@ impl Tree {
                 self.hear(message, &mut answer);
             }
         }
+        // Cargo tells them as they are ready; tests know theirs by its number.
+        answer.programs.sort_by(|a, b| a.path.cmp(&b.path));
         if !output.status.success() && answer.errors.is_empty() {
             bail!("cargo test --no-run: {}", String::from_utf8_lossy(&output.stderr));
         }
