@@ -45,7 +45,6 @@ impl Lapic {
         match offset {
             reg::ID => Ok(u64::from(self.vcpu_id)),
             reg::ICR => Ok(self.icr),
-            reg::EOI => Err(Gp),
             _ => self.read_common(s, offset, now).map(u64::from).ok_or(Gp),
         }
     }
@@ -73,10 +72,10 @@ impl Lapic {
         !match offset {
             reg::ICR => !X2APIC_ICR_RESERVED,
             reg::SELF_IPI | reg::TPR => 0xff,
-            reg::EOI | reg::ESR => 0,
             reg::SVR => u64::from(0xff | svr::ENABLE | svr::FOCUS | self.eoi_suppression()),
             reg::TDCR => 0xb,
             reg::TMICT => 0xffff_ffff,
+            // What is no entry is EOI or ESR, which take 0 only, or is not written at all.
             _ => u64::from(lvt_writable(offset) | lvt_read_only(offset)),
         }
     }
@@ -250,9 +249,9 @@ impl Lvt {
         })
     }
 
+    /// Not the timer's entry, which comes with the timer's mode.
     pub(crate) fn entry_mut(&mut self, offset: u32) -> Option<&mut u32> {
         Some(match offset {
-            reg::LVT_TIMER => &mut self.timer,
             reg::LVT_THERMAL => &mut self.thermal,
             reg::LVT_PC => &mut self.performance,
             reg::LVT_LINT0 => &mut self.lint0,

@@ -78,16 +78,17 @@ impl Lapic {
             self.publish(s);
             return Ok(Work { routing_changed: true, ..Work::default() });
         }
-        self.change_mode(s, from, to, host);
+        self.change_mode(s, to, host);
         self.publish(s);
         Ok(Work { timer_changed: true, rescan: true, routing_changed: true, ..Work::default() })
     }
 
-    fn change_mode(&mut self, s: &Shared, from: Mode, to: Mode, host: bool) {
+    /// Into another mode than the present one.
+    fn change_mode(&mut self, s: &Shared, to: Mode, host: bool) {
         if to == Mode::Disabled && !host {
             self.reset_registers(s);
         }
-        if from != Mode::XApic && to == Mode::XApic {
+        if to == Mode::XApic {
             // The id becomes the initial one again; a logical id derived from an x2APIC id means nothing in xAPIC mode.
             self.xapic_id = self.vcpu_id as u8;
         }

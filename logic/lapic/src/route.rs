@@ -4,28 +4,21 @@ use crate::shared::{Accepted, Shared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 
 /// The VM's vCPUs as the router sees them.
+// Nobody asks whether there are none.
+#[allow(clippy::len_without_is_empty)]
 pub trait Targets {
     /// Indices are below this.
     fn len(&self) -> usize;
-
-    /// The VM has no vCPU yet.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 
     /// The APIC at `index`; `None` if there is none (yet).
     fn get(&self, index: usize) -> Option<&Shared>;
 
     /// Every APIC's physical id, in its present mode, is its index and its x2APIC id. Physical destinations then need no search.
     /// Maintained by the VM from [`crate::Work::routing_changed`] and [`Shared::physical_id`].
-    fn ids_are_indices(&self) -> bool {
-        false
-    }
+    fn ids_are_indices(&self) -> bool;
 
     /// A number that differs from call to call: lowest-priority ties go to the first candidate at or after it, modulo `len`.
-    fn rotation(&self) -> usize {
-        0
-    }
+    fn rotation(&self) -> usize;
 }
 
 /// What [`route`] achieved.

@@ -141,6 +141,81 @@ fn directed_eoi() {
         cpu.s.post(0x66, true);
         cpu.take();
         assert_eq!(cpu.eoi(), Some(EoiWork { vector: 0x66, level: true, broadcast: !directed_eoi }));
+        // Offered, but not asked for.
+        cpu.write(reg::SVR, 0x1ff);
+        cpu.s.post(0x66, true);
+        cpu.take();
+        assert_eq!(cpu.eoi(), Some(EoiWork { vector: 0x66, level: true, broadcast: true }));
+        // In x2APIC mode the bit is reserved where it is not offered.
+        cpu.base(cpu.l.apic_base() | apic_base::X2APIC).unwrap();
+        assert_eq!(cpu.wrmsr(reg::SVR, 0x11ff).is_ok(), directed_eoi);
+    }
+}
+
+/// What senders compare destinations with follows each write that changes it, and the write says so.
+#[test]
+fn what_senders_see_of_ids() {
+    let routing = Work { routing_changed: true, ..Work::default() };
+    let mut cpu = Cpu::raw(0x103, false, Config::default());
+    assert_eq!(cpu.write(reg::SVR, 0x1ff), Work { rescan: true, ..routing });
+    assert_eq!((cpu.l.id(), cpu.s.physical_id(), cpu.s.at_default_page()), (3, 3, true));
+    cpu.write(reg::ID, 0x55 << 24);
+    assert_eq!((cpu.l.id(), cpu.s.physical_id()), (0x55, 0x55));
+    cpu.write(reg::LDR, 0x42 << 24);
+    assert_eq!(cpu.read(reg::LDR), 0x42 << 24);
+    assert_eq!(cpu.base(0xfed0_0000 | apic_base::ENABLE), Ok(routing), "the page alone has moved");
+    assert!(!cpu.s.at_default_page());
+    cpu.base(apic_base::DEFAULT_ADDRESS | apic_base::ENABLE | apic_base::X2APIC).unwrap();
+    assert_eq!((cpu.l.id(), cpu.s.physical_id(), cpu.s.at_default_page()), (0x103, 0x103, false));
+    cpu.base(apic_base::DEFAULT_ADDRESS).unwrap();
+    assert!(!cpu.s.at_default_page());
+    cpu.base(apic_base::DEFAULT_ADDRESS | apic_base::ENABLE).unwrap();
+    assert_eq!((cpu.s.physical_id(), cpu.s.at_default_page()), (3, true));
+}
+
+/// What hardware shows to the guest without an exit is what a read that exits gives.
+#[test]
+fn shown_registers_read_alike() {
+    for cmci in [false, true] {
+        let mut cpu = Cpu::raw(0x103, false, Config { cmci, ..Config::default() });
+        cpu.write(reg::SVR, 0x1ff);
+        for (offset, value) in [(reg::LDR, 0x42 << 24), (reg::LVT_LINT1, 0x400), (reg::TMICT, 1 << 20)] {
+            cpu.write(offset, value);
+        }
+        cpu.write(reg::ICR2, 7 << 24);
+        let mut shown = 0;
+        cpu.l.show(|offset, value| {
+            shown += 1;
+            assert_eq!(value, cpu.read(offset), "{offset:x}");
+        });
+        assert_eq!(shown, 17);
+        cpu.base(cpu.l.apic_base() | apic_base::X2APIC).unwrap();
+        cpu.l.show(|offset, value| {
+            let read = cpu.rdmsr(offset).map(|value| value as u32);
+            // No such register in this mode, or hidden: nothing to compare with.
+            assert!(read.is_err() || read == Ok(value), "{offset:x}");
+        });
+        assert_eq!(cpu.rdmsr(reg::ID), Ok(0x103));
+    }
+}
+
+/// A host that restores may have loaded the ICR before the mode: it stays.
+#[test]
+fn the_host_keeps_the_icr_over_a_change_of_mode() {
+    let mut cpu = Cpu::xapic(0);
+    cpu.write(reg::ICR2, 5 << 24);
+    cpu.host_base(cpu.l.apic_base() | apic_base::X2APIC).unwrap();
+    assert_eq!(cpu.rdmsr(reg::ICR).map(|icr| icr >> 32), Ok(5 << 24));
+}
+
+/// 11.5.3: vectors below 16 are illegal, for the error entry too.
+#[test]
+fn the_error_entry_has_a_legal_vector_or_none() {
+    for (vector, sent) in [(15, 0), (16, 1 << 16)] {
+        let mut cpu = Cpu::xapic(0);
+        cpu.write(reg::LVT_ERROR, vector);
+        cpu.s.accept(&fixed(0, 3));
+        assert_eq!(cpu.read(reg::IRR), sent);
     }
 }
 

@@ -48,6 +48,32 @@ fn id_formats() {
     assert!(cpu.s.matches(&fixed(77, 0x40)) && !cpu.s.matches(&fixed(3, 0x40)));
 }
 
+/// A page goes back where it came from, in each format, and whatever the guest had made of its xAPIC id before.
+#[test]
+fn x2apic_pages_go_back() {
+    for x2apic_format in [false, true] {
+        let mut cpu = Cpu::raw(3, false, config(x2apic_format));
+        cpu.write(reg::ID, 0x77 << 24);
+        cpu.host_base(0xfee0_0c00).unwrap();
+        let page = cpu.save();
+        assert_eq!(at(&page, reg::ID), if x2apic_format { 3 } else { 3 << 24 });
+        assert_eq!(cpu.load(&page), Ok(()));
+        assert_eq!(cpu.save(), page);
+    }
+}
+
+/// Only what the entry has is taken from a page.
+#[test]
+fn a_loaded_cmci_entry_has_its_bits() {
+    for cmci in [false, true] {
+        let mut cpu = Cpu::raw(0, false, Config { cmci, ..Config::default() });
+        let mut page = cpu.save();
+        put(&mut page, reg::LVT_CMCI, 0xfffe_ff42);
+        cpu.load(&page).unwrap();
+        assert_eq!(cpu.read(reg::LVT_CMCI), if cmci { 0x742 } else { 0 });
+    }
+}
+
 /// VMMs read the page, set LINT0 and LINT1, and write it back before the vCPU runs, APIC software-disabled: entries must stick.
 #[test]
 fn vmm_sets_lint_entries() {

@@ -68,6 +68,33 @@ fn divider_change_rescales() {
     assert_eq!((cpu.read(reg::TMCCT), cpu.l.armed()), (600, Armed::AtNs(T0.ns + 1000)));
 }
 
+/// From any divider to any other, also when neither is 1.
+#[test]
+fn divider_changes_between_powers() {
+    let mut cpu = timer(lvt::TIMER_ONESHOT);
+    cpu.write(reg::TDCR, 1);
+    cpu.write(reg::TMICT, 1000);
+    cpu.now.ns += 4 * 400;
+    cpu.write(reg::TDCR, 2);
+    assert_eq!(cpu.read(reg::TMCCT), 600);
+    assert_eq!(cpu.l.armed(), Armed::AtNs(T0.ns + 4 * 400 + 8 * 600));
+}
+
+/// A periodic timer that is due, but not told yet: its count has begun the next rounds, and a write of the divider moves no grid.
+#[test]
+fn an_overdue_period_counts_on() {
+    let mut cpu = timer(lvt::TIMER_PERIODIC);
+    cpu.write(reg::TMICT, 1_000_000);
+    for (late, count) in [(0, 1_000_000), (1, 999_999), (300_000, 700_000), (1_300_000, 700_000)] {
+        cpu.now.ns = T0.ns + 1_000_000 + late;
+        assert_eq!(cpu.read(reg::TMCCT), count, "{late}");
+    }
+    cpu.write(reg::TDCR, 0xb);
+    assert_eq!(cpu.l.armed(), Armed::AtNs(T0.ns + 1_000_000));
+    assert!(cpu.expire());
+    assert_eq!(cpu.l.armed(), Armed::AtNs(T0.ns + 3_000_000));
+}
+
 /// TMICT 0 stops any counting mode.
 #[test]
 fn zero_count_stops() {
