@@ -119,7 +119,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         bail!("nothing was measured; logs are in {}", paths::shown(&dir));
     }
     if choice.append.is_empty() {
-        write(choice, measured, &dir)?;
+        write(measured, &dir)?;
     }
     if failed > 0 {
         bail!("a measurement failed; logs are in {}", paths::shown(&dir));
@@ -128,10 +128,10 @@ pub fn run(choice: &Choice) -> Result<()> {
 }
 
 /// Writes target/bench/latest.json.
-fn write(choice: &Choice, measured: Vec<Record>, dir: &Path) -> Result<()> {
+fn write(measured: Vec<Record>, dir: &Path) -> Result<()> {
     let file = dir.join("latest.json");
     let others = fs::read_to_string(&file).unwrap_or_default();
-    let all = kept(choice.machine, &others).into_iter().chain(measured);
+    let all = kept(&measured, &others).into_iter().chain(measured);
     let lines: Vec<_> = all.map(|record| serde_json::to_string(&record)).collect::<Result<_, _>>()?;
     fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n")))?;
     say::note(format!("written to {}", paths::shown(&file)));
@@ -207,10 +207,12 @@ fn records(machine: Kind, lines: &[String]) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// What the file already says of other machines; a file that cannot be read says nothing.
-fn kept(measured: Kind, file: &str) -> Vec<Record> {
+/// What the file already says of what was not measured now; a file that cannot be read says nothing.
+fn kept(measured: &[Record], file: &str) -> Vec<Record> {
     let mut records: Vec<Record> = serde_json::from_str(file).unwrap_or_default();
-    records.retain(|record| record.machine != measured.to_string());
+    let key = |record: &Record| (record.machine.clone(), record.module.clone(), record.op.clone());
+    let new: BTreeSet<_> = measured.iter().map(key).collect();
+    records.retain(|record| !new.contains(&key(record)));
     records
 }
 
@@ -350,15 +352,19 @@ mod tests {
         assert_eq!((found[1].ledger.clone(), found[1].estimated_cycles), (None, None));
     }
 
-    /// A run on one machine replaces that machine's figures and keeps the other's.
+    /// A run replaces the figures that it measured and keeps the others.
     #[test]
-    fn the_other_machine_stays() {
+    fn what_was_not_measured_stays() {
         let file = r#"[
             {"machine":"svm","module":"kvm","op":"cpuid","instructions":5664.0,"exits":1.0},
+            {"machine":"vmx","module":"kvm","op":"eoi","instructions":4.0,"exits":1.0},
             {"machine":"vmx","module":"kvm","op":"cpuid","instructions":3000.0,"exits":null}
         ]"#;
-        let left = kept(Kind::Vmx, file);
-        assert_eq!((left.len(), left[0].machine.as_str()), (1, "svm"));
-        assert!(kept(Kind::Vmx, "").is_empty());
+        let lines = [r#"kvm {"op":"cpuid","instructions":974.0,"exits":1.000}"#.to_string()];
+        let measured = records(Kind::Vmx, &lines).unwrap();
+        let left: Vec<_> =
+            kept(&measured, file).into_iter().map(|record| (record.machine, record.op)).collect();
+        assert_eq!(left, [("svm".into(), "cpuid".into()), ("vmx".into(), "eoi".into())]);
+        assert_eq!(kept(&measured, "").len(), 0);
     }
 }
