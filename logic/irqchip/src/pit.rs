@@ -153,8 +153,9 @@ impl Channel {
         let value = match self.mode {
             mode::RATE_GENERATOR => period - elapsed % period,
             mode::SQUARE_WAVE => square_wave_counter(period, elapsed % period),
-            _ => (period + modulus - elapsed % modulus) % modulus,
+            _ => period + modulus - elapsed % modulus,
         };
+        // Either keeps what the chip has digits for.
         if self.bcd { to_bcd(value) } else { value as u16 }
     }
 

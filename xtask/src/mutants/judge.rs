@@ -135,6 +135,8 @@ impl Tree {
                 }
                 let noticed = tests.run(id, &programs, tests.that_reach(id))?;
                 if !verdicts.count_noticed(noticed) {
+                    // At once: a run that is stopped has shown these.
+                    say::note(&mutant.name);
                     silent.push(id);
                 }
             }

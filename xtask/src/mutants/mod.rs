@@ -1,5 +1,6 @@
 //! `cargo xtask mutants`: would a test notice? Small changes to the code, found by cargo-mutants; those that no test notices are
-//! killed by a new test, or listed with the reason in docs/mutants.toml. Not part of the tests: about an hour for everything.
+//! killed by a new test, or listed with the reason in docs/mutants.toml. Not part of the tests: minutes for a crate whose tests are
+//! quick, hours for all.
 //!
 //! cargo-mutants itself builds once for each change, ten thousand times; here every change of a crate is in one build ([`weave`]),
 //! and only the tests that reach a change are run for it ([`judge`]).
