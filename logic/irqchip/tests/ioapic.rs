@@ -334,6 +334,19 @@ fn a_pin_that_changed_its_trigger_is_saved_as_a_level() {
     assert!(program(&mut chip, 4, LEVEL | 0x51).is_some());
 }
 
+/// The delivery status is the chip's: kept as it was loaded, over a write of the guest too.
+#[test]
+fn the_delivery_status_is_kept() {
+    let loaded = 1 << 12 | MASKED | 0x51;
+    let mut state = kvm_ioapic_state::zeroed();
+    state.redirtbl[4] = loaded;
+    let mut chip = fresh();
+    chip.load(&state, &mut |_| panic!("masked"));
+    assert_eq!(entry(&mut chip, 4), loaded);
+    write(&mut chip, 0x18, (MASKED | 0x52) as u32);
+    assert_eq!(entry(&mut chip, 4), 1 << 12 | MASKED | 0x52);
+}
+
 #[test]
 fn a_loaded_edge_entry_is_not_held_back_by_remote_irr() {
     let mut state = kvm_ioapic_state::zeroed();

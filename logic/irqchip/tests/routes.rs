@@ -267,6 +267,23 @@ fn naive_is_valid(entries: &[kvm_irq_routing_entry]) -> bool {
     })
 }
 
+/// SDM vol. 3A, 11.11: the words on the bus, bit 14 of the data included.
+#[test]
+fn an_msi_bit_by_bit() {
+    let message = InterruptMessage {
+        destination: 3,
+        logical: true,
+        mode: DeliveryMode::NMI,
+        vector: 0x51,
+        level: true,
+        assert: true,
+        shorthand: Shorthand::None,
+        x2apic: false,
+    };
+    let msi = Msi::encode(&message, XAPIC);
+    assert_eq!((msi.address, msi.address_hi, msi.data), (0xfee0_3004, 0, 0xc451));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -409,7 +409,9 @@ fn marks_of<F: Format + Default>(format: F) {
     assert_eq!(vm.slat.counts(), before);
     assert_eq!(vm.slat.mark_device(&mut vm.frames, G + 1), Ok(false));
     assert_eq!(vm.slat.mark_device(&mut vm.frames, 2 * G + 4096), Ok(false));
-    assert_eq!(vm.slat.mark_device(&mut vm.frames, u64::MAX), Err(MapError::OutOfRange));
+    for gpa in [1 << 48, u64::MAX] {
+        assert_eq!(vm.slat.mark_device(&mut vm.frames, gpa), Err(MapError::OutOfRange));
+    }
     let swept = vm.protect(G + 4096, G + 8192, 100);
     assert_eq!((swept.flush, swept.next), (false, None));
     assert_eq!(Some(entry(&vm, G + 4096)), format.device_mark());
@@ -424,5 +426,8 @@ fn marks_of<F: Format + Default>(format: F) {
     let mut vm = Vm::new(format, 4, 3);
     assert_eq!(vm.slat.mark_device(&mut vm.frames, G), Err(MapError::NeedFrames));
     assert_eq!(vm.slat.counts().tables, 1);
+    vm.finish();
+    let mut vm = Vm::new(format, 4, 4);
+    assert_eq!(vm.slat.mark_device(&mut vm.frames, G), Ok(true), "just enough");
     vm.finish();
 }
