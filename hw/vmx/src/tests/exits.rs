@@ -29,7 +29,7 @@ fn reasons() {
         (36, Exit::Mwait),
         (39, Exit::Monitor),
         (40, Exit::Pause),
-        (49, Exit::Unknown(49)),
+        (66, Exit::Unknown(66)),
         (50, Exit::VirtInstruction),
         (53, Exit::VirtInstruction),
         (54, Exit::Wbinvd),
