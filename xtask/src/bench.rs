@@ -57,7 +57,7 @@ pub struct Choice {
 /// One figure, as it stands in target/bench/latest.json.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Record {
-    /// `svm` or `vmx`.
+    /// The machine's name.
     #[serde(default)]
     pub machine: String,
     /// `exitless` or `kvm`.
@@ -91,7 +91,7 @@ fn parts(machine: Kind, cpus: Option<u32>) -> Vec<Part> {
     match (machine, cpus) {
         (_, Some(cpus)) => vec![(cpus, "cat")],
         (Kind::Svm, None) => vec![(2, "cat")],
-        (Kind::Vmx, None) => vec![(1, "grep -v ^bench/ipi_"), (2, "grep ^bench/ipi_")],
+        (Kind::Vmx | Kind::Ryzen, None) => vec![(1, "grep -v ^bench/ipi_"), (2, "grep ^bench/ipi_")],
     }
 }
 

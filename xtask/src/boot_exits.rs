@@ -115,7 +115,7 @@ fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, [Boots; 2]> {
     let mut boots = [0; 2];
     let names = lines.iter().find_map(|line| line.strip_prefix("names ")).map(vmx_names).unwrap_or_default();
     let name_of = |code: u64| match machine {
-        Kind::Svm => ExitCode(code).name().map(str::to_string),
+        Kind::Svm | Kind::Ryzen => ExitCode(code).name().map(str::to_string),
         // Bits above 15 are flags.
         Kind::Vmx => names.get(&(code & 0xffff)).cloned(),
     };

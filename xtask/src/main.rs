@@ -40,7 +40,7 @@ enum Task {
         #[command(flatten)]
         options: lab::Options,
     },
-    /// Unit tests, gates, and the scenarios of both machines that say `in test`: about 40 minutes on two CPUs; prints the totals last.
+    /// Unit tests, gates, and the scenarios of each machine that say `in test`: about 40 minutes on two CPUs; prints the totals last.
     Test {
         #[command(flatten)]
         choice: test::Choice,

@@ -115,7 +115,7 @@ pub fn all(choice: &Choice) -> Result<()> {
     if !choice.no_lab {
         let modules = [(Module::Exitless, built), (Module::Kvm, choice.with_kvm)];
         for (module, _) in modules.into_iter().filter(|(_, wanted)| *wanted) {
-            for machine in choice.machine.map_or(vec![Kind::Svm, Kind::Vmx], |machine| vec![machine]) {
+            for machine in choice.machine.map_or(Kind::ALL.to_vec(), |machine| vec![machine]) {
                 run.scenarios(module, machine)?;
             }
         }

@@ -1,7 +1,7 @@
 # about: Stock Linux guests with 1, 2 and 4 vCPUs reach user space and take timer interrupts.
 # cpus: 1 2 4
 # memory: 1536
-# in test: svm, vmx 2
+# in test: svm, vmx 2, ryzen 2
 # timeout: 180
 # needs: guest
 

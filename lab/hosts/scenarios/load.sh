@@ -1,7 +1,7 @@
 # about: The module loads, offers /dev/kvm, keeps the other KVM out and unloads.
 # cpus: 1 2
 # memory: 512
-# in test: svm, vmx
+# in test: svm, vmx, ryzen 1
 # timeout: 60
 
 check load load_module

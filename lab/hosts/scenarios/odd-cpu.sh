@@ -5,7 +5,7 @@
 # timeout: 180
 # needs: guest runner
 # modules: exitless
-# not on vmx: Bochs's CPUs are all alike
+# not on vmx, ryzen: Bochs's CPUs are all alike
 
 # The last CPU is the odd one.
 odd=/sys/devices/system/cpu/cpu2/online

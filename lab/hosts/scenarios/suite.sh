@@ -1,7 +1,7 @@
 # about: The ioctls of /dev/kvm, one by one.
 # cpus: 2
 # memory: 1024
-# in test: svm, vmx
+# in test: svm, vmx, ryzen
 # timeout: 300
 # needs: suite odd_pages
 

@@ -3,7 +3,7 @@
 # memory: 1024
 # timeout: 300
 # needs: runner guest
-# not on vmx: Bochs's machine does not sleep
+# not on vmx, ryzen: Bochs's machine does not sleep
 
 clock=/sys/class/rtc/rtc0/wakealarm
 # An alarm that comes before the machine sleeps does not wake it.

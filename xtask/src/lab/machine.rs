@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use super::{bochs, qemu};
 use crate::sh;
 
-/// Which emulated machine: by the virtualization its CPUs have.
+/// Which emulated machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -32,6 +32,29 @@ pub enum Kind {
     Svm,
     /// With Intel's VMX, emulated by Bochs.
     Vmx,
+    /// With AMD's SVM as CPUs have it (next RIP, decode assists, clean bits), emulated by Bochs.
+    Ryzen,
+}
+
+impl Kind {
+    /// Every machine, in the order of their invention.
+    pub const ALL: [Kind; 3] = [Kind::Svm, Kind::Vmx, Kind::Ryzen];
+
+    /// Who emulates it: Bochs, or else QEMU.
+    pub fn by_bochs(self) -> bool {
+        match self {
+            Kind::Svm => false,
+            Kind::Vmx | Kind::Ryzen => true,
+        }
+    }
+
+    /// The vendor of its CPUs, as stock KVM's modules spell it.
+    pub fn vendor(self) -> &'static str {
+        match self {
+            Kind::Svm | Kind::Ryzen => "amd",
+            Kind::Vmx => "intel",
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -39,6 +62,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Svm => "svm",
             Kind::Vmx => "vmx",
+            Kind::Ryzen => "ryzen",
         })
     }
 }
@@ -54,11 +78,10 @@ pub enum Accel {
 
 /// This machine's KVM lets guests have virtualization of this kind.
 pub fn nests(kind: Kind) -> bool {
-    let module = match kind {
-        Kind::Svm => "kvm_amd",
-        Kind::Vmx => "kvm_intel",
-    };
-    nests_by(&fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default())
+    // The third machine is there for what its emulator shows.
+    let path = format!("/sys/module/kvm_{}/parameters/nested", kind.vendor());
+    kind != Kind::Ryzen
+        && nests_by(&fs::read_to_string(path).unwrap_or_default())
         && File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
@@ -164,7 +187,7 @@ impl Machine {
 
     /// Runs until it turns itself off or `limit` has passed; gives each console line to `on_line`.
     pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
-        if self.kind == Kind::Vmx && !self.hardware {
+        if self.kind.by_bochs() && !self.hardware {
             return bochs::run(self, limit, on_line);
         }
         let mut command = self.qemu()?;

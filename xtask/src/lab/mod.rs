@@ -124,10 +124,9 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     let start = Instant::now();
     let kernel = deps::kernel(options.kernel)?;
     let cpus = options.cpus.unwrap_or(scenario.cpus);
-    let on = match (options.machine, options.x2apic) {
-        (Kind::Svm, _) => "",
-        (Kind::Vmx, false) => ", vmx",
-        (Kind::Vmx, true) => ", vmx, x2apic",
+    let on = match options.machine {
+        Kind::Svm => String::new(),
+        machine => format!(", {machine}{}", if options.x2apic { ", x2apic" } else { "" }),
     };
     let hardware = by_hardware(options);
     let by = if hardware { ", this machine's own virtualization" } else { "" };
@@ -137,7 +136,9 @@ pub fn run(scenario: &Scenario, options: &Options) -> Result<Report> {
     say::note(format!("host kernel {} ({})", kernel.release, kernel.version));
     let suffix =
         if options.kernel == Flavour::Stock { String::new() } else { format!("-{}", options.kernel) };
-    let suffix = format!("{suffix}{}", if options.machine == Kind::Vmx { "-vmx" } else { "" });
+    let on_machine =
+        if options.machine == Kind::Svm { String::new() } else { format!("-{}", options.machine) };
+    let suffix = format!("{suffix}{on_machine}");
     let dir = paths::made(
         paths::target().join("lab").join(format!("{}-{}{suffix}", scenario.name, options.module)),
     )?;
@@ -190,16 +191,16 @@ fn by_hardware(options: &Options) -> bool {
 
 /// How much longer things take than on the first machine.
 fn slowness(machine: Kind) -> u32 {
-    match machine {
-        Kind::Svm => 1,
-        Kind::Vmx => bochs::SLOWNESS,
-    }
+    if machine.by_bochs() { bochs::SLOWNESS } else { 1 }
 }
 
 /// `cargo xtask shell`: the emulated host with a shell on this terminal.
 pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
-    if options.machine == Kind::Vmx && !by_hardware(options) {
-        bail!("the VMX machine has no keyboard: use `cargo xtask lab run my.sh --machine vmx -v`");
+    if options.machine.by_bochs() && !by_hardware(options) {
+        bail!(
+            "this machine has no keyboard: use `cargo xtask lab run my.sh --machine {} -v`",
+            options.machine
+        );
     }
     deps::host_packages()?;
     let needs = ["runner", "suite", if with_guest { "guest" } else { "" }];
@@ -275,13 +276,13 @@ pub fn prepare(
         ("KERNEL", options.kernel.to_string()),
         ("PATIENCE", patience(options).to_string()),
         ("SLOW", slowness(options.machine).to_string()),
-        ("VENDOR", if options.machine == Kind::Vmx { "intel" } else { "amd" }.to_string()),
+        ("VENDOR", options.machine.vendor().to_string()),
     ];
     job.env = variables.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
     job.env.extend(more.map(|(name, value)| (name.to_string(), value.to_string())));
     let initrd = dir.join("initrd");
     image::host(kernel, scenario.needs("guest"), &job, &initrd)?;
-    if options.machine == Kind::Vmx {
+    if options.machine.by_bochs() {
         bochs::boot::add_unsigned_modules(kernel, &initrd)?;
     }
     Ok(Machine {

@@ -9,7 +9,7 @@
 //! # needs: guest runner suite swap     (QEMU with a Linux guest; the lab's own programs; modules for swap space; a module of the
 //!                                      lab's own by its folder in lab/hosts/modules)
 //! # modules: kvm exitless              (modules it is meant for; default both)
-//! # not on vmx: reason                 (why it cannot run on that machine)
+//! # not on vmx, ryzen: reason          (why it cannot run on these machines)
 //! # in test: svm, vmx 2                (machines where it is part of `cargo xtask test`, with these CPUs only if there are
 //!                                      numbers; default svm; `no`: nowhere)
 //! # also on vmx 1: apicv=0             (one more scenario, `<name>-apicv=0`, there, with these parameters of Exitless; in the test
@@ -173,7 +173,11 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "host" => one.host = value.to_string(),
             "panics" => one.panics = Some(value.to_string()),
             key => match (key.strip_prefix("not on "), key.strip_prefix("also on ")) {
-                (Some(name), _) => one.not_on.push((machine(name)?, value.to_string())),
+                (Some(names), _) => {
+                    for name in names.split(',') {
+                        one.not_on.push((machine(name.trim())?, value.to_string()));
+                    }
+                }
                 (_, Some(at)) => with_params.push((place(at)?, value.to_string())),
                 _ => bail!("`{key}` is no property of a scenario"),
             },
@@ -203,7 +207,7 @@ fn tuned(plain: &Scenario, kind: Kind, params: &str) -> Scenario {
     one.params = params.to_string();
     one.modules = vec![Module::Exitless];
     one.in_test.retain(|k| *k == kind);
-    let others = [Kind::Svm, Kind::Vmx].into_iter().filter(|other| *other != kind);
+    let others = Kind::ALL.into_iter().filter(|other| *other != kind);
     one.not_on.extend(others.map(|other| (other, format!("{params} is for {kind}"))));
     one
 }
@@ -234,11 +238,10 @@ fn module(name: &str) -> Result<Module> {
 }
 
 fn machine(name: &str) -> Result<Kind> {
-    match name {
-        "svm" => Ok(Kind::Svm),
-        "vmx" => Ok(Kind::Vmx),
-        other => bail!("`{other}` is no machine: svm or vmx"),
-    }
+    let found = Kind::ALL.into_iter().find(|kind| kind.to_string() == name);
+    found.with_context(|| {
+        format!("`{name}` is no machine: {}", Kind::ALL.map(|kind| kind.to_string()).join(", "))
+    })
 }
 
 /// `cargo xtask lab list`.
@@ -271,8 +274,9 @@ mod tests {
     /// A scenario runs on every machine that it gives no reason against.
     #[test]
     fn an_absent_machine_has_a_reason() {
-        let list = parse("boot", "# not on svm: no such chip\n# modules: kvm\n").unwrap();
+        let list = parse("boot", "# not on svm, ryzen: no such chip\n# modules: kvm\n").unwrap();
         assert!(list[0].fits(Module::Kvm, Kind::Vmx));
+        assert!(!list[0].fits(Module::Kvm, Kind::Ryzen));
         assert!(!list[0].fits(Module::Kvm, Kind::Svm) && !list[0].fits(Module::Exitless, Kind::Vmx));
         assert_eq!(list[0].why_not_on(Kind::Svm), Some("no such chip"));
     }

@@ -1,6 +1,6 @@
 //! Bochs from source (`source`), and the firmware that Debian's source comes without.
 
-use std::{fs, path::PathBuf};
+use std::{env, fs, path::PathBuf};
 
 use anyhow::Result;
 
@@ -53,6 +53,9 @@ const LEDGER: [(&str, &str); 2] = [
     ("instrument.cc", include_str!("../../../../lab/bochs/ledger/instrument.cc")),
 ];
 
+/// A folder with another emulator and its firmware, as the cache has them, in place of the lab's own.
+const OTHER: &str = "EXITLESS_LAB_BOCHS";
+
 /// A built Bochs.
 #[derive(Debug, Clone)]
 pub struct Bochs {
@@ -66,13 +69,23 @@ pub struct Bochs {
 
 /// The program and its firmware, built on first use.
 pub fn built() -> Result<Bochs> {
+    let dir = env::var_os(OTHER).map_or_else(folder, |other| Ok(other.into()))?;
+    let firmware = dir.join("firmware/usr/share");
+    Ok(Bochs {
+        program: dir.join("bochs"),
+        bios: firmware.join("bochs/BIOS-bochs-latest"),
+        vga_bios: firmware.join("vgabios/vgabios.stdvga.bin"),
+    })
+}
+
+fn folder() -> Result<PathBuf> {
     apt::install(PACKAGES, None)?;
     // What -march=native means differs from machine to machine.
     let native = sh::output(&mut cmd("g++", ["-march=native", "-Q", "--help=target"]))?;
     let compiler = sh::output(&mut cmd("g++", ["--version"]))?;
     let ledger = LEDGER.map(|(_, text)| text).concat();
     let recipe = format!("{CXXFLAGS}\n{}\n{compiler}\n{native}\n{ledger}", CONFIGURE.join(" "));
-    let dir = SOURCE.built(&recipe, |tree, to| {
+    SOURCE.built(&recipe, |tree, to| {
         let counters = paths::made(tree.join("instrument/ledger"))?;
         fs::copy(tree.join("instrument/stubs/Makefile.in"), counters.join("Makefile.in"))?;
         for (name, text) in LEDGER {
@@ -85,11 +98,5 @@ pub fn built() -> Result<Bochs> {
         fs::copy(tree.join("bochs"), to.join("bochs"))?;
         let firmware: Vec<_> = FIRMWARE.iter().map(ToString::to_string).collect();
         apt::unpack(&firmware, &paths::made(to.join("firmware"))?)
-    })?;
-    let firmware = dir.join("firmware/usr/share");
-    Ok(Bochs {
-        program: dir.join("bochs"),
-        bios: firmware.join("bochs/BIOS-bochs-latest"),
-        vga_bios: firmware.join("vgabios/vgabios.stdvga.bin"),
     })
 }

@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::machine::{Ending, Machine};
+use super::machine::{Ending, Kind, Machine};
 use crate::{paths, say, sh};
 
 /// Ticks, and instructions of each CPU, in a microsecond of the machine's time. KVM uses the VMX preemption timer only
@@ -70,7 +70,7 @@ fn prepare(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Result<()> {
     let info = boot::start_info(u64::from(memory) << 20, initrd, &command_line(machine))?;
     fs::write(dir.join("info.bin"), info)?;
     fs::write(dir.join("msrs"), MSRS)?;
-    fs::write(dir.join("bochsrc"), configuration(machine.cpus, memory, kernel.address))?;
+    fs::write(dir.join("bochsrc"), configuration(machine, memory, kernel.address))?;
     Ok(())
 }
 
@@ -82,14 +82,23 @@ fn command_line(machine: &Machine) -> String {
     format!("{fixed} {}", machine.append)
 }
 
-fn configuration(cpus: u32, memory: u32, kernel: u64) -> String {
+/// Bochs's name of the machine's CPU.
+fn model(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ryzen => "ryzen",
+        Kind::Svm | Kind::Vmx => "corei7_skylake_x",
+    }
+}
+
+fn configuration(machine: &Machine, memory: u32, kernel: u64) -> String {
+    let (cpus, model) = (machine.cpus, model(machine.kind));
     let ips = MHZ * 1_000_000;
     let errors: String = (0..cpus).map(|cpu| format!(", CPU{cpu}=report")).collect();
     format!(
         "romimage: file=bios.bin\n\
          vgaromimage: file=vga.bin\n\
          megs: {memory}\n\
-         cpu: model=corei7_skylake_x, count={cpus}, ips={ips}, quantum={QUANTUM}, reset_on_triple_fault=1, ignore_bad_msrs=1, msrs=msrs\n\
+         cpu: model={model}, count={cpus}, ips={ips}, quantum={QUANTUM}, reset_on_triple_fault=1, ignore_bad_msrs=1, msrs=msrs\n\
          clock: sync=none, time0=1700000000\n\
          optramimage1: file=vmlinux.bin, address={kernel}\n\
          optramimage2: file=initrd.cpio, address={}\n\
