@@ -111,6 +111,7 @@ pub struct Instructions {
     pub invpcid: bool,
     pub rdrand: bool,
     pub rdseed: bool,
+    pub xsaves: bool,
 }
 
 /// What entries do with the local APIC.
@@ -299,6 +300,14 @@ pub trait Backend {
     fn set_cr3(&mut self, v: u64);
     fn cr4(&self) -> u64;
     fn set_cr4(&mut self, v: u64);
+    /// CR4, but for bits that the guest may change without an exit: known without asking the CPU.
+    fn cr4_watched(&self) -> u64 {
+        self.cr4()
+    }
+    /// XSAVES and XRSTORS execute with CR4.OSXSAVE set, whatever the guest's CPUID says.
+    fn executes_xsaves(&self) -> bool {
+        true
+    }
     fn efer(&self) -> u64;
     fn set_efer(&mut self, v: u64);
     fn dr6(&self) -> u64;

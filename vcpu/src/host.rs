@@ -38,6 +38,26 @@ pub struct MasterClock {
     pub stable: bool,
 }
 
+/// What a guest can use of the extended state besides the registers themselves; the rest may stay the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extended {
+    /// XCR0, while CR4.OSXSAVE is set: without it the instructions that look at XCR0 are #UD.
+    pub xcr0: Option<u64>,
+    /// XSAVES executes: IA32_XSS must be the guest's, which is 0.
+    pub xsaves: bool,
+    /// PKRU, while CR4.PKE is set or XSAVE reaches it.
+    pub pkru: Option<u32>,
+}
+
+/// What [`Host::unload_state`] found in the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// DR0 to DR3, if the guest had them for itself.
+    pub dr: [u64; 4],
+    /// PKRU, if the guest had one.
+    pub pkru: Option<u32>,
+}
+
 /// Services for one vCPU's thread. Methods marked "atomic" may be called with interrupts off.
 pub trait Host {
     /// The backend's per-CPU part.
@@ -149,10 +169,11 @@ pub trait Host {
     fn do_work(&self) -> bool;
     /// Makes the guest's FPU state live (atomic, in a slice).
     fn fpu_live(&self);
-    /// Switches XCR0 and, if given, DR0 to DR3 to the guest's (atomic, in a slice, after [`Host::fpu_live`]).
-    fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>);
-    /// Switches them back; `debug`: the guest had DR0 to DR3 for itself, and this returns them (atomic).
-    fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4];
+    /// Switches what the guest can use of the extended state, and DR0 to DR3 if given, to the guest's (atomic, in a slice, after
+    /// [`Host::fpu_live`]).
+    fn load_state(&self, state: &Extended, debug: Option<[u64; 4]>);
+    /// Switches them back, after the same `state` was loaded; `debug`: the guest had DR0 to DR3 for itself (atomic).
+    fn unload_state(&self, state: &Extended, debug: bool) -> Taken;
     /// The guest asked for an indirect branch prediction barrier: for it alone, so what the host does for itself plays no part.
     /// `false`: the CPU has none.
     fn branch_barrier(&self) -> bool;

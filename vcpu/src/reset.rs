@@ -31,6 +31,7 @@ impl<B: Backend> Vcpu<B> {
         self.user_eoi = None;
         self.want_window = false;
         self.xcr0 = 1;
+        self.pkru = 0;
         self.set_tsc_rate(sh, Rate::host(host.tsc_khz()), None);
         self.set_tsc_offset(sh, 0);
         self.started = false;

@@ -150,7 +150,8 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         host.slice_end();
         return None;
     }
-    host.load_state(v.xcr0, v.debug_registers());
+    let state = v.extended();
+    host.load_state(&state, v.debug_registers());
     vapic::hand_over(v, sh);
     // Preemption is off: the slice stays on this CPU.
     let cpu = host.cpu();
@@ -173,9 +174,10 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         }
     };
     let debug = v.dr_live;
-    let dr = host.unload_state(v.xcr0, debug);
+    let taken = host.unload_state(&state, debug);
+    v.pkru = taken.pkru.unwrap_or(v.pkru);
     if debug {
-        v.debug_unloaded(dr);
+        v.debug_unloaded(taken.dr);
     }
     sh.end_guest();
     // Handlers of the host, and softirqs behind them, use the kernel's FPU: not before everything above is the host's again.

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Event, Instructions};
 use crate::cpuid::CpuidState;
+use crate::host::Extended;
 use crate::journal::Journal;
 use crate::pv::Pv;
 use crate::shared::{VcpuShared, mp};
@@ -10,8 +11,9 @@ use core::sync::atomic::Ordering::Release;
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
 use exitless_policy::GuestCaps;
+use exitless_x86::cpuid::xcr0;
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Segment, dr6, rflags};
+use exitless_x86::regs::{Segment, cr4, dr6, rflags};
 
 /// A port read that user space is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub struct Vcpu<B> {
     pub debug: crate::debug::Debug,
     /// The guest's XCR0.
     pub xcr0: u64,
+    /// The guest's PKRU, outside of slices.
+    pub pkru: u32,
     /// How fast the TSC counts.
     pub rate: crate::tsc::Rate,
     /// TSC offset in the guest's ticks.
@@ -97,8 +101,8 @@ impl<B: Backend> Vcpu<B> {
     pub fn commit_cpuid(&mut self, len: usize, host: &GuestCaps) {
         self.cpuid.commit(len, host);
         let c = self.cpuid.caps();
-        let GuestCaps { rdtscp, rdpid, invpcid, rdrand, rdseed, .. } = *c;
-        self.b.set_instructions(Instructions { rdtscp, rdpid, invpcid, rdrand, rdseed });
+        let GuestCaps { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves, .. } = *c;
+        self.b.set_instructions(Instructions { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves });
     }
 
     /// RIP's mode.
@@ -115,10 +119,22 @@ impl<B: Backend> Vcpu<B> {
             cr4: self.b.cr4(),
             efer: self.b.efer(),
             rflags_ac: self.b.rflags() & rflags::AC != 0,
-            // Protection keys are not offered.
-            pkru: 0,
+            // In a slice the CPU may have another; only code is looked for there, for which keys do not count.
+            pkru: self.pkru,
             cpl,
             max_phys_bits: self.cpuid.caps().maxphyaddr(),
+        }
+    }
+
+    /// What the next slice has to bring into the CPU. It holds for all of the slice: changes of these registers exit.
+    pub fn extended(&self) -> Extended {
+        let cr4 = self.b.cr4_watched();
+        let xsave = cr4 & cr4::OSXSAVE != 0;
+        let keys = cr4 & cr4::PKE != 0 || self.xcr0 & xcr0::PKRU != 0;
+        Extended {
+            xcr0: xsave.then_some(self.xcr0),
+            xsaves: xsave && self.b.executes_xsaves(),
+            pkru: keys.then_some(self.pkru),
         }
     }
 

@@ -69,6 +69,28 @@ pub unsafe fn xgetbv(index: u32) -> u64 {
     u64::from(hi) << 32 | u64::from(lo)
 }
 
+/// Reads PKRU.
+///
+/// # Safety
+/// CR4.PKE is set.
+pub unsafe fn rdpkru() -> u32 {
+    let v: u32;
+    // SAFETY: the caller vouches for CR4; RDPKRU wants 0 in ECX and clears EDX.
+    unsafe {
+        asm!("rdpkru", in("ecx") 0, out("eax") v, out("edx") _, options(nomem, nostack, preserves_flags))
+    };
+    v
+}
+
+/// Writes PKRU, which also guards the kernel's accesses to user pages.
+///
+/// # Safety
+/// CR4.PKE is set; the task's value is back before anything needs user memory.
+pub unsafe fn wrpkru(v: u32) {
+    // SAFETY: the caller vouches for CR4 and the value; WRPKRU wants 0 in ECX and EDX.
+    unsafe { asm!("wrpkru", in("ecx") 0, in("edx") 0, in("eax") v, options(nostack, preserves_flags)) };
+}
+
 macro_rules! debug_register {
     ($get:ident, $set:ident, $name:literal) => {
         /// Reads the debug register.

@@ -149,6 +149,10 @@ impl Caps {
     pub fn invpcid(&self) -> bool {
         self.secondary & secondary::ENABLE_INVPCID != 0
     }
+    /// The guest can have XSAVES.
+    pub fn xsaves(&self) -> bool {
+        self.secondary & secondary::ENABLE_XSAVES != 0
+    }
     /// The CPU lacks CR4.UMIP, and lets what that forbids exit.
     pub fn emulates_umip(&self) -> bool {
         self.cr4_may & cr4::UMIP == 0 && self.optional & secondary::DESCRIPTOR_TABLE_EXITING != 0
@@ -277,6 +281,7 @@ const SECONDARY_WANTED: u32 = secondary::ENABLE_RDTSCP
     | secondary::PAUSE_LOOP_EXITING
     | secondary::USE_TSC_SCALING
     | secondary::ENABLE_INVPCID
+    | secondary::ENABLE_XSAVES
     | secondary::ENABLE_ENCLS_EXITING;
 /// They follow the guest's CPUID and CR4.
 const SECONDARY_OPTIONAL: u32 =

@@ -371,6 +371,12 @@ impl<M: Machine> Backend for Vmx<M> {
     fn set_cr4(&mut self, v: u64) {
         self.set_cr4_field(v);
     }
+    fn cr4_watched(&self) -> u64 {
+        self.cache.get(&self.m, c::CR4_READ_SHADOW) & !crate::state::CR4_GUEST_OWNED
+    }
+    fn executes_xsaves(&self) -> bool {
+        self.caps.xsaves() && self.shown.xsaves
+    }
     fn efer(&self) -> u64 {
         self.cache.get(&self.m, c::EFER)
     }

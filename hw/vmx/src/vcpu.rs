@@ -225,6 +225,10 @@ impl<M: Machine> Vmx<M> {
         if caps.pause_loop() {
             m.put(f::PLE_GAP, PLE_GAP);
         }
+        if caps.xsaves() {
+            // No component of IA32_XSS exits: guests have none.
+            m.put(f::XSS_EXITING_BITMAP, 0);
+        }
         if caps.secondary & secondary::ENABLE_ENCLS_EXITING != 0 {
             m.put(f::ENCLS_EXITING_BITMAP, u64::MAX);
         }
@@ -241,8 +245,9 @@ impl<M: Machine> Vmx<M> {
     pub(crate) fn guest_controls(&self) -> u32 {
         use secondary as s;
         let (shown, bit) = (&self.shown, |on: bool, bit: u32| if on { bit } else { 0 });
-        let refused =
-            bit(!shown.rdtscp && !shown.rdpid, s::ENABLE_RDTSCP) | bit(!shown.invpcid, s::ENABLE_INVPCID);
+        let refused = bit(!shown.rdtscp && !shown.rdpid, s::ENABLE_RDTSCP)
+            | bit(!shown.invpcid, s::ENABLE_INVPCID)
+            | bit(!shown.xsaves, s::ENABLE_XSAVES);
         let exiting = bit(!shown.rdrand, s::RDRAND_EXITING)
             | bit(!shown.rdseed, s::RDSEED_EXITING)
             | bit(self.umip, s::DESCRIPTOR_TABLE_EXITING);

@@ -28,6 +28,7 @@ mod t_fpu;
 mod t_inject;
 mod t_ioapic;
 mod t_ipi;
+mod t_keys;
 mod t_lapic;
 mod t_mem;
 mod t_mmio;
@@ -36,6 +37,7 @@ mod t_pio;
 mod t_pv;
 mod t_smp;
 mod t_soak;
+mod t_spec;
 mod t_timer;
 mod t_tsc;
 

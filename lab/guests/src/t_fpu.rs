@@ -3,6 +3,7 @@
 use crate::config::*;
 use crate::cpu::*;
 use crate::report::*;
+use crate::trap::expect;
 use crate::{host, smp, test};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -271,4 +272,36 @@ fn interrupted_avx512() {
     set_cr4(cr4() | 1 << 18);
     xsetbv(0, 0xe7);
     with_breakpoints(avx512_keeps, "AVX-512 registers changed");
+}
+
+test!(xsaves, "fpu/xsaves");
+fn xsaves() {
+    if cpuid(0xd, 1)[0] & 1 << 3 == 0 {
+        skip("no XSAVES")
+    }
+    expect(6, 0, "XSAVES with CR4.OSXSAVE clear", || save_compact(&mut Area([0; 128])));
+    set_cr4(cr4() | 1 << 18);
+    xsetbv(0, 3);
+    check_eq(rdmsr(XSS), 0, "IA32_XSS after reset");
+    wrmsr(XSS, 0);
+    expect(13, 0, "a component that does not exist", || wrmsr(XSS, 1 << 20));
+    check_eq(host::must(op::GET_MSR, &[XSS as u64]), 0, "KVM_GET_MSRS");
+    let mut area = Area([0; 128]);
+    unsafe { asm!("movaps xmm7, [{}]", in(reg) &fill(7)) };
+    save_compact(&mut area);
+    check_eq(area.0[65], 1 << 63 | 3, "XCOMP_BV");
+    unsafe {
+        asm!("xorps xmm7, xmm7");
+        inb(PIO_RAM);
+        asm!("xrstors [{}]", in(reg) &area, in("eax") !0, in("edx") !0);
+        let mut v = Area([0; 128]);
+        asm!("movaps [{}], xmm7", in(reg) &mut v);
+        check(v.0[..2] == fill(7).0[..2], "XMM7 behind XRSTORS");
+    }
+}
+
+const XSS: u32 = 0xda0;
+
+fn save_compact(area: &mut Area) {
+    unsafe { asm!("xsaves [{}]", in(reg) area, in("eax") !0, in("edx") !0) }
 }

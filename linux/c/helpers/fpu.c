@@ -144,11 +144,16 @@ u64 ex_host_xcr0(void)
 	return boot_cpu_has(X86_FEATURE_OSXSAVE) ? xgetbv(XCR_XFEATURE_ENABLED_MASK) : 0;
 }
 
+bool ex_host_xsaves(void)
+{
+	return boot_cpu_has(X86_FEATURE_XSAVES);
+}
+
 u64 ex_host_xss(void)
 {
 	u64 xss = 0;
 
-	if (boot_cpu_has(X86_FEATURE_XSAVES))
+	if (ex_host_xsaves())
 		rdmsrl_safe(MSR_IA32_XSS, &xss);
 	return xss;
 }

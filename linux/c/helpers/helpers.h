@@ -88,6 +88,7 @@ u16 ex_fpu_status(void);
 void ex_fpu_to_uabi(void *fpu, void *buf, u32 size, u64 xfeatures, u32 pkru);
 int ex_fpu_from_uabi(void *fpu, const void *buf, u64 xcr0, u32 *pkru);
 u64 ex_host_xcr0(void);
+bool ex_host_xsaves(void);
 u64 ex_host_xss(void);
 
 /* hrtimer.c */

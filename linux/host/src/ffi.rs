@@ -101,6 +101,7 @@ unsafe extern "C" {
     pub(crate) fn ex_fpu_to_uabi(fpu: *mut c_void, buf: *mut c_void, size: u32, xfeatures: u64, pkru: u32);
     pub(crate) fn ex_fpu_from_uabi(fpu: *mut c_void, buf: *const c_void, xcr0: u64, pkru: *mut u32) -> c_int;
     pub(crate) fn ex_host_xcr0() -> u64;
+    pub(crate) fn ex_host_xsaves() -> bool;
     pub(crate) fn ex_host_xss() -> u64;
 
     // hrtimer.c

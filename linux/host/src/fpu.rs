@@ -4,8 +4,8 @@
 //! KVM_RUN: load_guest ... { interrupts off: before_enter, (guest XCR0), run, (host XCR0), interrupts on } ... put_guest
 //! ```
 //! `load_guest` moves the guest's registers in for the whole KVM_RUN; a schedule in between saves and restores them by
-//! itself, and `before_enter` makes sure they are in the CPU. Host XCR0 and XSS are back before interrupts go on; PKRU is
-//! the host's all the time, as no guest has protection keys.
+//! itself, and `before_enter` makes sure they are in the CPU. Host XCR0, XSS and PKRU (which is in no such object) are back
+//! before interrupts go on.
 
 use crate::errno::check;
 use crate::ffi;
@@ -139,6 +139,12 @@ pub fn before_enter() {
 pub fn host_xcr0() -> u64 {
     // SAFETY: reads a register.
     unsafe { ffi::ex_host_xcr0() }
+}
+
+/// The kernel uses XSAVES, or would.
+pub fn host_xsaves() -> bool {
+    // SAFETY: reads what the kernel knows of its CPUs.
+    unsafe { ffi::ex_host_xsaves() }
 }
 
 /// The host's IA32_XSS; 0 without XSAVES.

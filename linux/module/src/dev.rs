@@ -60,9 +60,7 @@ impl Supported {
     ) -> Option<KBox<Supported>> {
         let mut s = KBox::<Supported>::zeroed()?;
         let this = &mut *s;
-        // PKRU is not switched around an entry, so protection keys are not offered.
-        const PKRU: u64 = 1 << 9;
-        this.len = supported(&Cpu { xcr0: xcr0 & !PKRU, gpa_bits, adjust }, &mut this.entries).ok()?;
+        this.len = supported(&Cpu { xcr0, gpa_bits, adjust }, &mut this.entries).ok()?;
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);

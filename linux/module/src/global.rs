@@ -11,6 +11,8 @@ use exitless_host::mem::{KBox, KSlice};
 use exitless_host::{Errno, cpu, time};
 use exitless_hw_ops as ops;
 use exitless_vcpu::clock::Instant;
+use exitless_x86::cpuid::{CpuidResult, leaf, leafd_1_eax, xcr0};
+use exitless_x86::regs::cr4;
 
 /// One CPU's part.
 #[derive(bytemuck::Zeroable)]
@@ -51,6 +53,8 @@ pub struct Global {
     pub host_xcr0: u64,
     /// IA32_XSS as the kernel runs with it; 0 without XSAVES.
     pub host_xss: u64,
+    /// The kernel uses protection keys: CR4.PKE is set on every CPU.
+    pub host_pkru: bool,
     /// All VMs.
     pub vms: SpinLock<Vms>,
     /// When the host was last suspended.
@@ -145,11 +149,19 @@ pub fn init() -> Result<(), Errno> {
     g.has_tsc_aux = rdtscp || rdpid;
     g.host_xcr0 = exitless_host::fpu::host_xcr0();
     g.host_xss = exitless_host::fpu::host_xss();
+    g.host_pkru = ops::cr4() & cr4::PKE != 0;
     let gpa_bits = exitless_slat::gpa_bits(vendor::Entries::shape(&g).0);
-    g.supported = Some(
-        Supported::compute(g.host_xcr0, gpa_bits, &|leaf, sub, r| vendor::adjust(&g, leaf, sub, r))
-            .ok_or(Errno::ENOMEM)?,
-    );
+    // Keys that the kernel does not use it does not switch.
+    let offered = if g.host_pkru { g.host_xcr0 } else { g.host_xcr0 & !xcr0::PKRU };
+    // Where the kernel found XSAVES broken (erratum 1386 of AMD's), CPUID shows it nevertheless.
+    let xsaves = exitless_host::fpu::host_xsaves();
+    let adjust = |l: u32, sub: u32, r: &mut CpuidResult| {
+        vendor::adjust(&g, l, sub, r);
+        if (l, sub) == (leaf::XSAVE, 1) && !xsaves {
+            r.eax &= !leafd_1_eax::XSAVES;
+        }
+    };
+    g.supported = Some(Supported::compute(offered, gpa_bits, &adjust).ok_or(Errno::ENOMEM)?);
     GLOBAL.store(KBox::into_raw(g), Ordering::Release);
     Ok(())
 }

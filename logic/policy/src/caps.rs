@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use exitless_pv_abi::KVM_CPUID_FEATURES;
 use exitless_x86::cpuid::{
     CpuidResult, ext1_ecx, ext1_edx, ext8_ebx, ext21_eax, leaf, leaf1_ecx, leaf1_edx, leaf7_ebx, leaf7_ecx,
-    leaf7_edx, vendor, xcr0,
+    leaf7_edx, leafd_1_eax, vendor, xcr0,
 };
 use exitless_x86::msr::spec_ctrl;
 use exitless_x86::regs::{cr4, efer};
@@ -65,6 +65,8 @@ pub struct GuestCaps {
     pub ibpb: bool,
     /// XSAVE and XSETBV.
     pub xsave: bool,
+    /// XSAVES and IA32_XSS.
+    pub xsaves: bool,
     /// Long mode.
     pub long_mode: bool,
     /// EFER.NXE.
@@ -147,6 +149,7 @@ impl GuestCaps {
             rtm: l7.ebx & leaf7_ebx::RTM != 0,
             ibpb: l7.edx & leaf7_edx::SPEC_CTRL != 0 || e8.ebx & ext8_ebx::IBPB != 0,
             xsave: l1.ecx & leaf1_ecx::XSAVE != 0,
+            xsaves: get(leaf::XSAVE, 1).eax & leafd_1_eax::XSAVES != 0 && l1.ecx & leaf1_ecx::XSAVE != 0,
             long_mode: e1.edx & ext1_edx::LM != 0,
             nx: e1.edx & ext1_edx::NX != 0,
             pages_1g: e1.edx & ext1_edx::PAGE_1G != 0,
@@ -184,6 +187,7 @@ impl GuestCaps {
         // Without the instruction it is emulated, if its register exists.
         self.rdpid &= host.rdpid || host.rdtscp;
         self.ibpb &= host.ibpb;
+        self.xsaves &= host.xsaves;
     }
 
     fn cr4_bits(&self) -> u64 {

@@ -30,6 +30,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         dr_live: false,
         debug: Default::default(),
         xcr0: 0,
+        pkru: 0,
         rate: Rate::host(0),
         tsc_offset: 0,
         cpuid: Zeroable::zeroed(),

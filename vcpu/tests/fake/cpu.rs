@@ -48,6 +48,8 @@ pub(crate) enum Op {
     PvEoi,
     /// DR7, while debug registers are intercepted or not.
     Dr7(u64),
+    /// WRPKRU, behind RDPKRU that finds the first value.
+    Pkru(u32, u32),
     /// The debugger's breakpoint, or the guest's own.
     Int3,
     /// IA32_TSC_DEADLINE, this many ns from now.
@@ -518,6 +520,10 @@ impl Cpu {
             }
             Op::Dr7(v) => {
                 self.dr7 = v;
+                self.plain(3)
+            }
+            Op::Pkru(found, v) => {
+                assert_eq!(self.w.pkru.replace(v), found);
                 self.plain(3)
             }
             Op::Deadline(ns) => self.deadline(ns),

@@ -4,8 +4,8 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
-use super::world::{CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, Hand, ROM, TICKS, World, pattern};
-use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
+use super::world::{CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, Hand, ROM, TICKS, World, pattern};
+use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 use std::rc::Rc;
@@ -291,17 +291,19 @@ impl<C> Host for Os<C> {
         assert!(self.w.in_slice.get());
         self.w.fpu_live.set(true);
     }
-    fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>) {
+    fn load_state(&self, state: &Extended, debug: Option<[u64; 4]>) {
         assert!(self.w.in_slice.get() && self.w.fpu_live.get(), "load_state before fpu_live");
-        assert!(self.w.loaded.replace(Some((xcr0, debug))).is_none(), "loaded twice");
+        assert!(self.w.loaded.replace(Some((*state, debug))).is_none(), "loaded twice");
+        self.w.pkru.set(state.pkru.unwrap_or(HOST_PKRU));
         self.w.trail.borrow_mut().push(Hand::Loaded);
     }
-    fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4] {
+    fn unload_state(&self, state: &Extended, debug: bool) -> Taken {
         let (have, dr) = self.w.loaded.take().expect("unloaded what was not loaded");
-        assert_eq!(have, xcr0, "another XCR0 unloaded than loaded");
+        assert_eq!(have, *state, "other state unloaded than loaded");
         assert!(dr.is_some() || !debug, "debug registers unloaded but not loaded");
         self.w.trail.borrow_mut().push(Hand::Unloaded);
-        dr.unwrap_or_default()
+        let pkru = self.w.pkru.replace(HOST_PKRU);
+        Taken { dr: dr.unwrap_or_default(), pkru: state.pkru.map(|_| pkru) }
     }
     fn branch_barrier(&self) -> bool {
         self.w.barriers.set(self.w.barriers.get() + 1);

@@ -4,6 +4,7 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
+use exitless_vcpu::host::Extended;
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
@@ -107,6 +108,9 @@ pub(crate) struct Touch {
     pub(crate) data: Vec<u8>,
 }
 
+/// What the host's tasks have in PKRU.
+pub(crate) const HOST_PKRU: u32 = 0x5555_5554;
+
 /// See the file's head.
 pub(crate) struct World {
     pub(crate) sh: Rc<VcpuShared>,
@@ -140,7 +144,9 @@ pub(crate) struct World {
     pub(crate) in_slice: Cell<bool>,
     pub(crate) fpu_live: Cell<bool>,
     /// XCR0 and debug registers loaded for the guest.
-    pub(crate) loaded: Cell<Option<(u64, Option<[u64; 4]>)>>,
+    pub(crate) loaded: Cell<Option<(Extended, Option<[u64; 4]>)>>,
+    /// The CPU's.
+    pub(crate) pkru: Cell<u32>,
     /// What a write to the chip in the kernel does to its writer, on this very CPU: nobody sends an IPI for it.
     pub(crate) chip_writes: Cell<Option<fn(&World)>>,
     pub(crate) signal: Cell<bool>,
@@ -245,6 +251,7 @@ impl World {
             in_slice: Cell::new(false),
             fpu_live: Cell::new(false),
             loaded: Cell::new(None),
+            pkru: Cell::new(HOST_PKRU),
             chip_writes: Cell::new(None),
             signal: Cell::new(false),
             work: Cell::new(false),

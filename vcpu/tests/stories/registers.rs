@@ -1,9 +1,11 @@
 //! CPUID, MSRs, control registers, XCR0, debug registers, hypercalls; what they refuse.
 
 use crate::fake::guest::*;
+use crate::fake::world::HOST_PKRU;
 use crate::fake::{Machine, Op};
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
+use exitless_vcpu::host::Extended;
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, TableReg, cr4};
 
@@ -84,6 +86,32 @@ fn xcr0() {
     m.v.b.cr4 |= cr4::OSXSAVE;
     m.go();
     assert_eq!(m.events(), [GP, GP]);
+}
+
+/// Only what the guest can use is switched: XCR0 and IA32_XSS with CR4.OSXSAVE, PKRU with CR4.PKE or its component.
+#[test]
+fn extended_state() {
+    let mut m = Machine::new([]);
+    (m.v.xcr0, m.v.pkru) = (7, 12);
+    assert_eq!(m.v.extended(), Extended::default());
+    m.v.b.cr4 = cr4::OSXSAVE;
+    assert_eq!(m.v.extended(), Extended { xcr0: Some(7), xsaves: true, pkru: None });
+    m.v.b.cr4 = cr4::PKE;
+    assert_eq!(m.v.extended(), Extended { pkru: Some(12), ..Extended::default() });
+    (m.v.b.cr4, m.v.xcr0) = (cr4::OSXSAVE, 0x207);
+    assert_eq!(m.v.extended(), Extended { xcr0: Some(0x207), xsaves: true, pkru: Some(12) });
+}
+
+/// The guest's PKRU is its own from slice to slice, and what the emulator's page walks look at; the host's is back between them.
+#[test]
+fn protection_keys() {
+    let mut m = Machine::new([Op::Pkru(0, 0x1234), cpuid(0, 0), wbinvd(), Op::Pkru(0x1234, 12), Op::Nop]);
+    m.v.b.cr4 = cr4::PKE;
+    m.go();
+    assert_eq!((m.v.pkru, m.v.paging(3).pkru, m.w.pkru.get()), (12, 12, HOST_PKRU));
+    m.v.pkru = 48;
+    m.then([Op::Pkru(48, 3), Op::Nop]);
+    assert_eq!(m.v.pkru, 3);
 }
 
 /// CR4: bits the guest has, and a flush for every change; #GP for the others.

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{bochs, qemu};
 use crate::sh;
@@ -67,6 +67,26 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What an emulated machine's CPUs can have besides what their model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// Protection keys.
+    Pku,
+    /// SPEC_CTRL, PRED_CMD and, on Intel's, FLUSH_CMD (machines of Bochs's only).
+    SpecCtrl,
+}
+
+impl Extra {
+    /// As scenarios write it.
+    pub fn named(name: &str) -> Result<Extra> {
+        match name {
+            "pku" => Ok(Extra::Pku),
+            "spec-ctrl" => Ok(Extra::SpecCtrl),
+            other => bail!("no CPU can have `{other}` besides: pku, spec-ctrl"),
+        }
+    }
+}
+
 /// Who executes the machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Accel {
@@ -101,6 +121,8 @@ pub struct Machine {
     pub x2apic: bool,
     /// CPUs of the emulated host.
     pub cpus: u32,
+    /// What they have besides their model's.
+    pub cpu: Vec<Extra>,
     /// Features of the last of them where they are not the others' (`Svm` only).
     pub odd_cpu: Option<String>,
     /// Memory in MiB.
@@ -151,6 +173,15 @@ impl Machine {
         std::env::temp_dir().join(format!("exitless-{name}-{}-{count}", std::process::id()))
     }
 
+    /// As QEMU writes them, behind others.
+    fn more_features(&self) -> Result<String> {
+        let word = |extra: &Extra| match extra {
+            Extra::Pku => Ok(",pku=on"),
+            Extra::SpecCtrl => bail!("QEMU's translator has no SPEC_CTRL"),
+        };
+        self.cpu.iter().map(word).collect()
+    }
+
     fn qemu(&self) -> Result<Command> {
         let mut command = qemu::emulator(self.hardware)?;
         if self.hardware {
@@ -161,13 +192,14 @@ impl Machine {
             command.args(["-accel", "tcg,thread=multi"]);
         }
         if !self.hardware {
-            command.args(["-cpu", "EPYC,svm=on,x2apic=on"]);
+            command.args(["-cpu", &format!("EPYC,svm=on,x2apic=on{}", self.more_features()?)]);
         }
         if let Some(features) = &self.odd_cpu {
             let alike = self.cpus.saturating_sub(1);
             command.args(["-smp", &format!("{alike},maxcpus={cpus},cores={cpus}", cpus = self.cpus)]);
             let place = format!("socket-id=0,core-id={alike},thread-id=0");
-            command.args(["-device", &format!("EPYC-x86_64-cpu,{features},{place}")]);
+            let more = self.more_features()?;
+            command.args(["-device", &format!("EPYC-x86_64-cpu,{features}{more},{place}")]);
         } else {
             command.args(["-smp", &self.cpus.to_string()]);
         }

@@ -290,6 +290,7 @@ pub fn prepare(
         hardware: by_hardware(options),
         x2apic: options.x2apic,
         cpus,
+        cpu: scenario.cpu.clone(),
         odd_cpu: scenario.odd_cpu.clone(),
         // KASAN's shadow and its quarantine take their part.
         memory: options

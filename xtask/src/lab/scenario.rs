@@ -3,6 +3,7 @@
 //! ```text
 //! # about: what it shows               (one sentence)
 //! # cpus: 1 2 4                        (CPUs of the emulated host; one run for each number; default 2)
+//! # cpu: pku spec-ctrl                 (what the CPUs have besides: `machine::Extra`)
 //! # odd cpu: svm=off                   (the last CPU has other features than the others; SVM machine only)
 //! # memory: 1024                       (MiB of the emulated host)
 //! # timeout: 60                        (seconds of real time on two idle cores)
@@ -23,7 +24,7 @@ use std::{fmt, fs, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use super::machine::Kind;
+use super::machine::{Extra, Kind};
 use crate::paths;
 
 /// The module under test.
@@ -54,6 +55,8 @@ pub struct Scenario {
     pub about: String,
     /// CPUs of the emulated host.
     pub cpus: u32,
+    /// What they have besides.
+    pub cpu: Vec<Extra>,
     /// Features of the last CPU where they are not the others', as QEMU writes them.
     pub odd_cpu: Option<String>,
     /// Its memory in MiB.
@@ -164,6 +167,7 @@ fn parse(name: &str, text: &str) -> Result<Vec<Scenario>> {
             "cpus" => {
                 cpus = value.split_whitespace().map(str::parse).collect::<Result<_, _>>().context("cpus")?
             }
+            "cpu" => one.cpu = value.split_whitespace().map(Extra::named).collect::<Result<_>>()?,
             "odd cpu" => one.odd_cpu = Some(value.to_string()),
             "memory" => one.memory = number()?,
             "timeout" => one.timeout = Duration::from_secs(number()?.into()),
@@ -260,7 +264,7 @@ pub fn list() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Module, parse};
+    use super::{Extra, Kind, Module, parse};
 
     /// One script on several numbers of CPUs is several scenarios, each with its own name.
     #[test]
@@ -315,12 +319,13 @@ mod tests {
         assert!(!list[1].fits(Module::Kvm, Kind::Vmx) && list[0].params.is_empty());
     }
 
-    /// How the machine may end is said by the script.
+    /// How the machine may end, and what it has, is said by the script.
     #[test]
     fn endings() {
-        let text = "# ends by reset\n# panics: sysrq triggered crash\n# host: a=1 b\n";
+        let text = "# ends by reset\n# panics: sysrq triggered crash\n# host: a=1 b\n# cpu: pku\n";
         let list = parse("emergency", text).unwrap();
-        assert_eq!(list[0].host, "a=1 b");
+        assert_eq!((list[0].host.as_str(), list[0].cpu.as_slice()), ("a=1 b", &[Extra::Pku][..]));
+        assert!(parse("boot", "# cpu: warp\n").is_err());
         assert!(list[0].reset);
         assert_eq!(list[0].panics.as_deref(), Some("sysrq triggered crash"));
         assert!(!parse("boot", "# about: ends by reset\n").unwrap()[0].reset);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
  * A host that uses the kernel's FPU in softirqs on every CPU, as network encryption and the random pool do, and that looks at
- * whose state it runs in: XCR0, IA32_XSS and DR7's enable bits must be the host's, whatever guest the interrupt came out of.
+ * whose state it runs in: XCR0, IA32_XSS, PKRU, SPEC_CTRL and DR7's enable bits must be the host's, whatever guest the interrupt
+ * came out of.
  *
- * Counters, as parameters to read: runs; xcr0, xss, dr7: runs that found a guest's; lost: runs whose registers changed.
+ * Counters, as parameters to read: runs; xcr0, xss, pkru, spec_ctrl, dr7: runs that found a guest's; lost: runs whose registers
+ * changed.
  */
 #include <linux/cpu.h>
 #include <linux/hrtimer.h>
@@ -14,6 +16,8 @@
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
 #include <asm/msr.h>
+#include <asm/nospec-branch.h>
+#include <asm/special_insns.h>
 
 #define COUNTER(name)				\
 	static unsigned long name;		\
@@ -22,6 +26,8 @@
 COUNTER(runs);
 COUNTER(xcr0);
 COUNTER(xss);
+COUNTER(pkru);
+COUNTER(spec_ctrl);
 COUNTER(dr7);
 COUNTER(lost);
 
@@ -31,6 +37,8 @@ MODULE_PARM_DESC(period_us, "Time from one run to the next on each CPU, microsec
 
 static u64 host_xcr0, host_xss;
 static bool has_xss;
+/* What every task of the lab's host has. */
+static u32 tasks_pkru;
 static DEFINE_PER_CPU(struct hrtimer, timers);
 
 /* Rough counts are enough: CPUs may lose one another's. */
@@ -75,6 +83,13 @@ static enum hrtimer_restart run(struct hrtimer *timer)
 		if (value != host_xss)
 			bump(&xss);
 	}
+	if (boot_cpu_has(X86_FEATURE_OSPKE) && rdpkru() != tasks_pkru)
+		bump(&pkru);
+	if (boot_cpu_has(X86_FEATURE_MSR_SPEC_CTRL)) {
+		rdmsrl(MSR_IA32_SPEC_CTRL, value);
+		if (value != this_cpu_read(x86_spec_ctrl_current))
+			bump(&spec_ctrl);
+	}
 	get_debugreg(debug, 7);
 	if (debug & 0xff)
 		bump(&dr7);
@@ -106,6 +121,8 @@ static int __init fpu_load_init(void)
 	has_xss = boot_cpu_has(X86_FEATURE_XSAVES);
 	if (has_xss)
 		rdmsrl(MSR_IA32_XSS, host_xss);
+	if (boot_cpu_has(X86_FEATURE_OSPKE))
+		tasks_pkru = rdpkru();
 	on_each_cpu(start, NULL, 1);
 	return 0;
 }

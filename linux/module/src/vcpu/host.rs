@@ -1,7 +1,7 @@
 //! The hall's view of Linux: [`Host`] over the helpers, for one vCPU thread inside `KVM_RUN`.
 
 use super::{VcpuObj, poll};
-use crate::global;
+use crate::global::{self, Global};
 use crate::vendor::Vendor;
 use crate::vm::Vm;
 use core::cell::Cell;
@@ -13,7 +13,7 @@ use exitless_host::task::WorkWord;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
-use exitless_vcpu::host::{FaultOutcome, Host, MasterClock, Moment};
+use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 
@@ -32,6 +32,8 @@ pub struct RunHost<'a, B> {
     inside: Cell<bool>,
     /// The slot that page-table walks used last; valid while the read section is held.
     slot: Cell<Slot>,
+    /// The task's PKRU, while a guest's is loaded.
+    pkru: Cell<u32>,
     /// What `work_pending` looks at.
     work: WorkWord,
     backend: PhantomData<fn(B)>,
@@ -46,6 +48,7 @@ impl<'a, B> RunHost<'a, B> {
             loaded: false,
             inside: Cell::new(false),
             slot: Cell::new(Slot::default()),
+            pkru: Cell::new(0),
             work: WorkWord::current(),
             backend: PhantomData,
         }
@@ -78,6 +81,50 @@ impl<'a, B> RunHost<'a, B> {
         if self.inside.replace(false) {
             self.me.shared.section.leave();
         }
+    }
+
+    /// Interrupts are off; only what differs from the host's is written.
+    fn load_extended(&self, g: &Global, state: &Extended) {
+        if let Some(xcr0) = state.xcr0.filter(|&xcr0| g.host_xcr0 != 0 && xcr0 != g.host_xcr0) {
+            // SAFETY: OSXSAVE is on (host_xcr0 is known), the value passed the policy's check against the host's;
+            // `unload_extended` restores the host's before interrupts are on.
+            unsafe { ops::xsetbv(0, xcr0) };
+        }
+        if state.xsaves && g.host_xss != 0 {
+            // SAFETY: the host has XSAVES, and zero is legal; `unload_extended` restores the host's.
+            unsafe { ops::wrmsr(XSS, 0) };
+        }
+        if let Some(pkru) = state.pkru.filter(|_| g.host_pkru) {
+            // SAFETY: the host has CR4.PKE set; `unload_extended` restores the task's.
+            unsafe {
+                self.pkru.set(ops::rdpkru());
+                if pkru != self.pkru.get() {
+                    ops::wrpkru(pkru);
+                }
+            }
+        }
+    }
+
+    /// The other way; the guest's PKRU.
+    fn unload_extended(&self, g: &Global, state: &Extended) -> Option<u32> {
+        if state.xcr0.is_some_and(|xcr0| g.host_xcr0 != 0 && xcr0 != g.host_xcr0) {
+            // SAFETY: the kernel's own value.
+            unsafe { ops::xsetbv(0, g.host_xcr0) };
+        }
+        if state.xsaves && g.host_xss != 0 {
+            // SAFETY: the kernel's own value.
+            unsafe { ops::wrmsr(XSS, g.host_xss) };
+        }
+        state.pkru.filter(|_| g.host_pkru).map(|_| {
+            // SAFETY: the host has CR4.PKE set; the task's own value.
+            unsafe {
+                let guest = ops::rdpkru();
+                if guest != self.pkru.get() {
+                    ops::wrpkru(self.pkru.get());
+                }
+                guest
+            }
+        })
     }
 }
 
@@ -258,22 +305,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn fpu_live(&self) {
         fpu::before_enter();
     }
-    fn load_state(&self, xcr0: u64, debug: Option<[u64; 4]>) {
-        if let Some(g) = global::get()
-            && g.host_xcr0 != 0
-            && xcr0 != g.host_xcr0
-        {
-            // SAFETY: OSXSAVE is on (host_xcr0 is known), the value passed the policy's check against the host's;
-            // `unload_state` restores the host's before interrupts are on.
-            unsafe { ops::xsetbv(0, xcr0) };
-        }
-        if let Some(g) = global::get()
-            && g.host_xss != 0
-        {
-            // An AMD guest can execute XSAVES whatever its CPUID says (SVM has no intercept of it; VMX has a control, which is
-            // off); the components are not the guest's.
-            // SAFETY: the host has XSAVES, and zero is legal; `unload_state` restores the host's.
-            unsafe { ops::wrmsr(XSS, 0) };
+    fn load_state(&self, state: &Extended, debug: Option<[u64; 4]>) {
+        if let Some(g) = global::get() {
+            self.load_extended(g, state);
         }
         if let Some([a, b, c, d]) = debug {
             // SAFETY: interrupts are off; `unload_state` puts the host's breakpoints back. DR7 goes first: the host's
@@ -287,20 +321,8 @@ impl<B: Vendor> Host for RunHost<'_, B> {
             }
         }
     }
-    fn unload_state(&self, xcr0: u64, debug: bool) -> [u64; 4] {
-        if let Some(g) = global::get()
-            && g.host_xcr0 != 0
-            && xcr0 != g.host_xcr0
-        {
-            // SAFETY: the kernel's own value.
-            unsafe { ops::xsetbv(0, g.host_xcr0) };
-        }
-        if let Some(g) = global::get()
-            && g.host_xss != 0
-        {
-            // SAFETY: the kernel's own value.
-            unsafe { ops::wrmsr(XSS, g.host_xss) };
-        }
+    fn unload_state(&self, state: &Extended, debug: bool) -> Taken {
+        let pkru = global::get().and_then(|g| self.unload_extended(g, state));
         let dr = if debug {
             // SAFETY: reading debug registers at CPL 0 with GD clear (DR7 was reset by the exit).
             unsafe { [ops::dr0(), ops::dr1(), ops::dr2(), ops::dr3()] }
@@ -311,7 +333,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         if cpu::host_breakpoints_active() {
             cpu::restore_host_breakpoints();
         }
-        dr
+        Taken { dr, pkru }
     }
     fn branch_barrier(&self) -> bool {
         cpu::preempt_disable();

@@ -269,7 +269,7 @@ impl<B: Vendor> Call<'_, B> {
 
     fn image(&self) -> Result<KBox<[u8; UABI_SIZE]>> {
         let mut image = KBox::<[u8; UABI_SIZE]>::zeroed().ok_or(Errno::ENOMEM)?;
-        self.v.registers_to_image(&mut image);
+        self.v.registers_to_image(&mut image, self.inner.pkru);
         Ok(image)
     }
 
@@ -287,7 +287,7 @@ impl<B: Vendor> Call<'_, B> {
     fn set_xsave(&mut self, arg: usize) -> Result<isize> {
         let mut image = KBox::<[u8; UABI_SIZE]>::zeroed().ok_or(Errno::ENOMEM)?;
         uaccess::read_slice(&mut image[..], arg)?;
-        self.v.fpu.from_uabi(&image, self.features(), 0)?;
+        self.inner.pkru = self.v.fpu.from_uabi(&image, self.features(), self.inner.pkru)?;
         Ok(0)
     }
 
@@ -303,7 +303,8 @@ impl<B: Vendor> Call<'_, B> {
         uaccess::read_into(&mut *f, arg)?;
         let mut image = self.image()?;
         super::state::image_from_fpu(&mut image, &f);
-        self.v.fpu.from_uabi(&image, self.features(), 0)?;
+        // The image has PKRU as it was.
+        self.v.fpu.from_uabi(&image, self.features(), self.inner.pkru)?;
         Ok(0)
     }
 

@@ -388,11 +388,11 @@ pub(super) fn image_features() -> u64 {
 }
 
 impl VcpuObj {
-    /// The XSAVE image of registers that are not loaded. Some kernels also report components that the guest does not have
-    /// (the host's PKRU) and refuse them when they come back: the header loses those.
-    pub(super) fn registers_to_image(&self, image: &mut [u8; UABI_SIZE]) {
+    /// The XSAVE image of registers that are not loaded, and of `pkru`. Some kernels also report components that the guest does
+    /// not have and refuse them when they come back: the header loses those.
+    pub(super) fn registers_to_image(&self, image: &mut [u8; UABI_SIZE], pkru: u32) {
         let features = image_features();
-        self.fpu.to_uabi(&mut image[..], features, 0);
+        self.fpu.to_uabi(&mut image[..], features, pkru);
         for (b, keep) in image[512..520].iter_mut().zip(features.to_le_bytes()) {
             *b &= keep;
         }

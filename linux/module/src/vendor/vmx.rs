@@ -17,7 +17,7 @@ use exitless_vcpu::backend::{ApicPage, Backend};
 use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, Missing, PerCpu, Residence, Vmx, msr_bitmap};
-use exitless_x86::cpuid::{CpuidResult, ext1_edx, leaf, leaf7_ebx, leaf7_ecx};
+use exitless_x86::cpuid::{CpuidResult, ext1_edx, leaf, leaf7_ebx, leaf7_ecx, leafd_1_eax};
 use exitless_x86::msr::Msr;
 use exitless_x86::vmx::feature_control as fc;
 use exitless_x86::vmx::posted::destination;
@@ -268,6 +268,7 @@ pub(super) fn adjust(g: &Global, l: u32, sub: u32, r: &mut CpuidResult) {
     let caps = &g.vmx.caps;
     match (l, sub) {
         (leaf::EXTENDED_FEATURES, _) if !caps.rdtscp() => r.edx &= !ext1_edx::RDTSCP,
+        (leaf::XSAVE, 1) if !caps.xsaves() => r.eax &= !leafd_1_eax::XSAVES,
         (leaf::STRUCTURED_FEATURES, 0) => {
             if !caps.rdtscp() {
                 r.ecx &= !leaf7_ecx::RDPID;

@@ -1,8 +1,8 @@
 //! THE table of CPUID feature bits: which a guest may have because the hardware has them, and which we make ourselves.
 //!
 //! A bit that is in no row is not offered. Absent on purpose: VMX and SVM (no nesting), MONITOR and MWAITX (MWAIT
-//! exits are useless without a hint protocol), PMU, PT, SGX, RDT, MPX, AMX, CET, XSAVES (no IA32_XSS state), XFD,
-//! SMX, DS and BTS, thermal and power bits, OSVW, IBS, LWP.
+//! exits are useless without a hint protocol), PMU, PT, SGX, RDT, MPX, AMX, CET, XFD, SMX, DS and BTS, thermal and power
+//! bits, OSVW, IBS, LWP.
 //! Set by the run loop, not here: OSXSAVE, OSPKE, APIC (see `guest::Dynamic`).
 
 use exitless_x86::cpuid::{
@@ -93,7 +93,7 @@ pub(super) static WORDS: [Word; 14] = [
         leaf7_1_edx::AVX_VNNI_INT8 | leaf7_1_edx::AVX_NE_CONVERT | leaf7_1_edx::PREFETCHI,
         0),
     word(leaf::XSAVE, 1, Reg::Eax,
-        leafd_1_eax::XSAVEOPT | leafd_1_eax::XSAVEC | leafd_1_eax::XGETBV_ECX1,
+        leafd_1_eax::XSAVEOPT | leafd_1_eax::XSAVEC | leafd_1_eax::XGETBV_ECX1 | leafd_1_eax::XSAVES,
         0),
     word(leaf::EXTENDED_FEATURES, 0, Reg::Ecx,
         ext1_ecx::LAHF_SAHF | ext1_ecx::ALT_MOV_CR8 | ext1_ecx::ABM | ext1_ecx::SSE4A | ext1_ecx::MISALIGN_SSE

@@ -39,6 +39,8 @@ pub enum Need {
     ArchCapabilities,
     /// IBPB.
     Ibpb,
+    /// XSAVES.
+    Xsaves,
     /// Long mode.
     LongMode,
     /// AMD's six counters.
@@ -61,6 +63,7 @@ impl Need {
             Self::ArchCapabilities => caps.arch_capabilities,
             Self::Ibpb => caps.ibpb,
             Self::Absent => false,
+            Self::Xsaves => caps.xsaves,
             Self::LongMode => caps.long_mode,
             Self::PerfctrCore => caps.perfctr_core,
             Self::Pv(bits) => caps.pv & bits == bits,
@@ -198,6 +201,8 @@ pub static TABLE: &[Row] = &[
     row(Msr::TSC_DEADLINE, MsrKind::TscDeadline).need(Need::TscDeadline).listed(),
     // Whether the mode is on, and which registers exist, is the local APIC's business.
     row(Msr::X2APIC, MsrKind::X2Apic(0)).times(0x100),
+    // Guests have none of its components.
+    fixed(Msr::XSS, 0).need(Need::Xsaves).listed(),
     pv(MSR_KVM_WALL_CLOCK_NEW, MsrKind::PvWallClock(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_SYSTEM_TIME_NEW, MsrKind::PvSystemTime(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_STEAL_TIME, MsrKind::PvStealTime, feature::STEAL_TIME),

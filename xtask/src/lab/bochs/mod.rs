@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::machine::{Ending, Kind, Machine};
+use super::machine::{Ending, Extra, Kind, Machine};
 use crate::{paths, say, sh};
 
 /// Ticks, and instructions of each CPU, in a microsecond of the machine's time. KVM uses the VMX preemption timer only
@@ -124,6 +124,12 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
     command.env("BX_TSC_MHZ", MHZ.to_string()).env("BX_SEED", "1").env("BX_HANG_LOG", "hang.log");
     command.env("BX_LEDGER", "ledger");
     command.env_remove("BX_HV").env_remove("BOCHSRC").env_remove("BXSHARE");
+    for (extra, name) in [(Extra::Pku, "BX_PKU"), (Extra::SpecCtrl, "BX_SPEC_CTRL")] {
+        command.env_remove(name);
+        if machine.cpu.contains(&extra) {
+            command.env(name, "1");
+        }
+    }
     if machine.x2apic {
         command.env("BX_HV", "1");
     }
