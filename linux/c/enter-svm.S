@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl, u64 host_spec_ctrl)
- *                        rdi          rsi           rdx              rcx                  r8
+ * u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, struct ex_spec_ctrl *spec_ctrl, u64 host_spec_ctrl)
+ *                        rdi          rsi           rdx                     rcx                     r8
  *
  * Contract
  *   in:   interrupts off (IF=0), GIF=1; regs is u64[16] in encoding order (rax rcx rdx rbx rsp rbp rsi rdi
  *         r8..r15); slots 0 and 4 (rax, rsp) live in the VMCB and are neither read nor written here;
- *         host_save_pa holds a VMSAVE made by this task on this CPU, with the FS, GS and KernelGS values it has now.
+ *         host_save_pa holds a VMSAVE made by this task on this CPU, with the FS, GS and KernelGS values it has now; spec_ctrl:
+ *         the guest's value, which changes behind the exit if it is open, that is, if the guest writes it by itself.
  *   out:  0: a VM exit happened; regs (all but slots 0 and 4) are the guest's, VMSAVE state of the guest is in its VMCB.
  *         1: EFER.SVME is clear on this CPU (shutdown or crash), or VMLOAD refused vmcb_pa: nothing was run.
  *         IF=0, no guest value in any general register. GIF=0 unless SVM is off: the caller executes STGI.
@@ -42,8 +43,12 @@
 /* What is kept on the stack, from rsp upwards, while the guest runs. */
 #define KEPT_HOST_SAVE        0
 #define KEPT_REGS             8
-#define KEPT_GUEST_SPEC_CTRL  16
+#define KEPT_SPEC_CTRL        16
 #define KEPT_HOST_SPEC_CTRL   24
+
+/* struct ex_spec_ctrl, in enter.c. */
+#define SPEC_CTRL_GUEST  0
+#define SPEC_CTRL_OPEN   8
 
 .section .noinstr.text, "ax"
 
@@ -64,10 +69,10 @@ SYM_FUNC_START(ex_svm_run_asm)
 	/* The guest's SPEC_CTRL, unless the CPU swaps it by itself or has none. */
 	ALTERNATIVE_2 "jmp .Lguest_spec_ctrl_done", "", X86_FEATURE_MSR_SPEC_CTRL, \
 		"jmp .Lguest_spec_ctrl_done", X86_FEATURE_V_SPEC_CTRL
-	cmp	%rcx, %r8
+	mov	SPEC_CTRL_GUEST(%rcx), %rdx
+	cmp	%rdx, %r8
 	je	.Lguest_spec_ctrl_done
-	mov	%rcx, %rax
-	mov	%rcx, %rdx
+	mov	%edx, %eax
 	shr	$32, %rdx
 	mov	$MSR_IA32_SPEC_CTRL, %ecx
 	wrmsr
@@ -145,11 +150,20 @@ SYM_FUNC_START(ex_svm_run_asm)
 	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RETPOLINE
 #endif
 
-	/* The host's SPEC_CTRL first: it may hold IBRS. */
+	/* The host's SPEC_CTRL first: it may hold IBRS. What the guest made of its own is read before it is gone. */
 	ALTERNATIVE_2 "jmp .Lhost_spec_ctrl_done", "", X86_FEATURE_MSR_SPEC_CTRL, \
 		"jmp .Lhost_spec_ctrl_done", X86_FEATURE_V_SPEC_CTRL
+	mov	KEPT_SPEC_CTRL(%rsp), %rsi
+	cmpq	$0, SPEC_CTRL_OPEN(%rsi)
+	je	.Lguest_spec_ctrl_known
+	mov	$MSR_IA32_SPEC_CTRL, %ecx
+	rdmsr
+	shl	$32, %rdx
+	or	%rdx, %rax
+	mov	%rax, SPEC_CTRL_GUEST(%rsi)
+.Lguest_spec_ctrl_known:
 	mov	KEPT_HOST_SPEC_CTRL(%rsp), %rax
-	cmp	KEPT_GUEST_SPEC_CTRL(%rsp), %rax
+	cmp	SPEC_CTRL_GUEST(%rsi), %rax
 	je	.Lhost_spec_ctrl_done
 	mov	%rax, %rdx
 	shr	$32, %rdx

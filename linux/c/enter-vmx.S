@@ -6,7 +6,8 @@
  * Contract
  *   in:   interrupts off, a VMCS current on this CPU whose HOST_RIP is ex_vmx_exit_here; run as in vmx.c: u64[16]
  *         registers in encoding order (slot 4, rsp, is a VMCS field: neither read nor written here), then cr2 (not
- *         touched here), the value HOST_RSP holds, the guest's SPEC_CTRL. launched: 0 VMLAUNCH, else VMRESUME.
+ *         touched here), the value HOST_RSP holds, the guest's SPEC_CTRL, which changes behind the exit if it is open, that is,
+ *         if the guest writes it by itself. launched: 0 VMLAUNCH, else VMRESUME.
  *   out:  0: a VM exit (or a late entry failure); run holds the guest's registers.
  *         1: VMLAUNCH or VMRESUME failed; run is as before.
  *         2: #UD: this CPU is not in VMX operation (any more); run is as before.
@@ -43,6 +44,7 @@
 #define REG_R15  120
 #define RUN_HOST_RSP   136
 #define RUN_SPEC_CTRL  144
+#define RUN_SPEC_OPEN  160
 
 /* The VMCS field HOST_RSP. */
 #define FIELD_HOST_RSP  0x6c14
@@ -165,14 +167,22 @@ SYM_INNER_LABEL(ex_vmx_exit_here, SYM_L_GLOBAL)
 #endif
 
 	/*
-	 * The host's SPEC_CTRL, before any RET and indirect branch. With legacy IBRS it is written even if it did not
-	 * change: the write is what keeps the guest's predictions away.
+	 * The host's SPEC_CTRL, before any RET and indirect branch. What the guest made of its own is read before it is gone.
+	 * With legacy IBRS it is written even if it did not change: the write is what keeps the guest's predictions away.
 	 */
 	ALTERNATIVE "jmp .Lhost_spec_ctrl_done", "", X86_FEATURE_MSR_SPEC_CTRL
+	mov	KEPT_RUN(%rsp), %rsi
+	cmpq	$0, RUN_SPEC_OPEN(%rsi)
+	je	.Lguest_spec_ctrl_known
+	mov	$MSR_IA32_SPEC_CTRL, %ecx
+	rdmsr
+	shl	$32, %rdx
+	or	%rdx, %rax
+	mov	%rax, RUN_SPEC_CTRL(%rsi)
+.Lguest_spec_ctrl_known:
 	mov	KEPT_HOST_SPEC_CTRL(%rsp), %rdx
-	mov	KEPT_RUN(%rsp), %rax
 	ALTERNATIVE "", "jmp .Lhost_spec_ctrl_write", X86_FEATURE_KERNEL_IBRS
-	cmp	RUN_SPEC_CTRL(%rax), %rdx
+	cmp	RUN_SPEC_CTRL(%rsi), %rdx
 	je	.Lhost_spec_ctrl_same
 .Lhost_spec_ctrl_write:
 	mov	%edx, %eax

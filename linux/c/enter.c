@@ -3,6 +3,8 @@
  * The way into the guest and back. Everything between ex_guest_enter() and ex_guest_exit()
  * runs while RCU believes this CPU is in user mode: no tracing, no instrumented function, so it is noinstr.
  */
+#include <linux/build_bug.h>
+#include <linux/stddef.h>
 #include <asm/asm.h>
 #include <asm/mce.h>
 #include <asm/nospec-branch.h>
@@ -23,22 +25,33 @@
 #error "this kernel keeps x86_ibpb_exit_to_user to its own KVM: no barrier against VMSCAPE"
 #endif
 
+/* The guest's SPEC_CTRL; open: the guest writes it without an exit. hw/svm/src/vcpu.rs, struct SpecCtrl, is the same. */
+struct ex_spec_ctrl {
+	u64 guest;
+	u64 open;
+};
+
+/* enter-svm.S knows the offsets. */
+static_assert(offsetof(struct ex_spec_ctrl, guest) == 0);
+static_assert(offsetof(struct ex_spec_ctrl, open) == 8);
+
 /* enter-svm.S. 0 after a VM exit, 1 when SVM is off on this CPU and nothing was run. */
-u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl, u64 host_spec_ctrl);
+u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, struct ex_spec_ctrl *spec_ctrl,
+		   u64 host_spec_ctrl);
 
 /*
  * Runs the guest of one VMCB, at vmcb and vmcb_pa, until its next exit.
  *
  * regs holds the general registers in encoding order; slots 0 (rax) and 4 (rsp) belong to the VMCB and are neither read nor
  * written. The guest's FS, GS, TR, LDTR, STAR, LSTAR, CSTAR, SFMASK, KernelGSBase and SYSENTER registers are loaded from the
- * VMCB and saved to it. SPEC_CTRL is set to guest_spec_ctrl for the run on CPUs that do not virtualise it: writes to it must
- * then be intercepted. On return the host's SPEC_CTRL, return stack and branch predictor are as its mitigations want them.
+ * VMCB and saved to it. SPEC_CTRL is the guest's for the run, on CPUs that do not virtualise it by spec_ctrl: writes to it are
+ * intercepted unless that says that it is open. On return the host's SPEC_CTRL, return stack and branch predictor are as its mitigations want them.
  *
  * Interrupts are off, GIF is set. No other CPU uses the VMCB. host_save_pa holds a VMSAVE made on this CPU by this task since
  * it was scheduled in. XCR0, XSS, debug registers and FPU are the guest's already, and the caller brings the host's back: an
  * NMI that made the guest exit still runs on them, as on VMX. host_debugctl: what DEBUGCTL is set to behind the exit; 0: leave it.
  */
-noinstr u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl,
+noinstr u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, struct ex_spec_ctrl *spec_ctrl,
 			 u64 host_debugctl)
 {
 	u64 host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
@@ -47,7 +60,7 @@ noinstr u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save
 	raw_cpu_write(ex_guest_seen.where, (u64)vmcb);
 	ex_guest_enter();
 	ex_clear_divider();
-	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, guest_spec_ctrl, host_spec_ctrl);
+	off = ex_svm_run_asm(vmcb_pa, regs, host_save_pa, spec_ctrl, host_spec_ctrl);
 	/* Before GIF lets NMIs in: perf's handler finds, and changes, the host's. */
 	if (host_debugctl)
 		native_wrmsrl(MSR_IA32_DEBUGCTLMSR, host_debugctl);

@@ -49,6 +49,7 @@ struct ex_vmx_run {
 	u64 spec_ctrl;
 	u32 exit_reason;
 	u32 interruption;
+	u64 spec_open;
 };
 
 /* hw/vmx/src/percpu.rs, struct HostState, is the same. */
@@ -87,6 +88,7 @@ void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_bas
 static_assert(offsetof(struct ex_vmx_run, host_rsp) == 136);
 static_assert(offsetof(struct ex_vmx_run, spec_ctrl) == 144);
 static_assert(offsetof(struct ex_vmx_run, interruption) == 156);
+static_assert(offsetof(struct ex_vmx_run, spec_open) == 160);
 static_assert(sizeof(struct ex_vmx_host_state) == 13 * 8);
 static_assert(sizeof(struct ex_vmx_pmu_msr) == 3 * 8);
 static_assert(sizeof(struct exception_table_entry) == 12);

@@ -5,6 +5,7 @@
 
 pub use exitless_lapic::ApicPage;
 use exitless_x86::exception::Exception;
+use exitless_x86::msr::Msr;
 use exitless_x86::regs::{Gprs, SegReg, Segment, TableReg};
 
 /// System registers that hardware switches with the guest and the policy table calls "vendor saved".
@@ -112,6 +113,48 @@ pub struct Instructions {
     pub rdrand: bool,
     pub rdseed: bool,
     pub xsaves: bool,
+}
+
+/// MSRs that a guest reaches without an exit once it uses them: a set of them, of which each has its own maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Opened(u8);
+
+#[allow(missing_docs)]
+impl Opened {
+    pub const NONE: Self = Self(0);
+    /// Read and written; its value is the guest's, so the world switch follows it.
+    pub const SPEC_CTRL: Self = Self(1);
+    /// Only written.
+    pub const PRED_CMD: Self = Self(2);
+    /// Only written.
+    pub const FLUSH_CMD: Self = Self(4);
+    /// How many sets there are.
+    pub const SETS: usize = 8;
+
+    /// Every set, by its index.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::SETS as u8).map(Self)
+    }
+    pub const fn index(self) -> usize {
+        self.0 as usize % Self::SETS
+    }
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+    /// With `other`, or without.
+    pub const fn put(self, other: Self, on: bool) -> Self {
+        Self(if on { self.0 | other.0 } else { self.0 & !other.0 })
+    }
+    /// Each MSR of the set, and whether it is read as well.
+    pub fn msrs(self) -> impl Iterator<Item = (u32, bool)> {
+        let each = [
+            (Self::SPEC_CTRL, Msr::SPEC_CTRL, true),
+            (Self::PRED_CMD, Msr::PRED_CMD, false),
+            (Self::FLUSH_CMD, Msr::FLUSH_CMD, false),
+        ];
+        each.into_iter().filter(move |(one, ..)| self.has(*one)).map(|(_, msr, read)| (msr.0, read))
+    }
 }
 
 /// What entries do with the local APIC.
@@ -399,6 +442,13 @@ pub trait Backend {
 
     /// The guest finds these instructions; the others fault, where the CPU can make them. None of them before the first call.
     fn set_instructions(&mut self, shown: Instructions);
+
+    /// The guest has these MSRs for itself, and no others of [`Opened`]; none before the first call.
+    fn set_opened(&mut self, opened: Opened);
+    /// The CPU switches SPEC_CTRL with the guest by itself: open, it costs no entry anything.
+    fn switches_spec_ctrl(&self) -> bool {
+        false
+    }
 
     /// Value added to the host's TSC, in ticks, modulo 2^64.
     fn set_tsc_offset(&mut self, offset: u64);

@@ -177,6 +177,10 @@ pub trait Host {
     /// The guest asked for an indirect branch prediction barrier: for it alone, so what the host does for itself plays no part.
     /// `false`: the CPU has none.
     fn branch_barrier(&self) -> bool;
+    /// From now on the guest makes such barriers without an exit: they count wherever the vCPU ran before.
+    fn barriers_unseen(&self);
+    /// The guest flushes the L1 data cache, on a CPU that can.
+    fn flush_l1d(&self);
     /// The guest wrote TSC_AUX: load the new value.
     fn reload_tsc_aux(&self, value: u64);
     /// Gives up and retakes the lock on slots and routes, so that an update may finish.

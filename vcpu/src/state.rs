@@ -1,6 +1,6 @@
 //! MSRs that live in the vCPU itself, and reading and writing any MSR: one line per kind.
 
-use crate::backend::{Backend, SysReg};
+use crate::backend::{Backend, Opened, SysReg};
 use crate::exits::mmio::apic_work;
 use crate::host::Host;
 use crate::pv;
@@ -128,8 +128,13 @@ impl<B: Backend> Vcpu<B> {
         let (kind, value) = check_write(msr, value, origin, self.cpuid.caps())?;
         if let Some(r) = sys_reg(kind) {
             self.b.set_sys_reg(r, value);
-            if r == SysReg::TscAux {
-                host.reload_tsc_aux(value);
+            match r {
+                SysReg::TscAux => host.reload_tsc_aux(value),
+                // Who uses it writes it often, with legacy IBRS twice for a system call.
+                SysReg::SpecCtrl if value != 0 && self.cpuid.caps().spec_ctrl != 0 => {
+                    self.open(self.opened.put(Opened::SPEC_CTRL, true));
+                }
+                _ => {}
             }
             return Ok(());
         }
@@ -153,8 +158,17 @@ impl<B: Backend> Vcpu<B> {
             }
             K::PredCmd => {
                 // Only the guest's own wish counts: what user space restores has happened.
-                if value != 0 && origin == Origin::Guest && !host.branch_barrier() {
-                    return Err(Invalid);
+                if value != 0 && origin == Origin::Guest {
+                    if !host.branch_barrier() {
+                        return Err(Invalid);
+                    }
+                    self.open(self.opened.put(Opened::PRED_CMD, true));
+                    host.barriers_unseen();
+                }
+            }
+            K::FlushCmd => {
+                if value != 0 && origin == Origin::Guest {
+                    host.flush_l1d();
                 }
             }
             K::PvWallClock(_) => {

@@ -1,6 +1,6 @@
 //! One virtual CPU: the vendor's part and everything vendors share. Only its own thread touches it.
 
-use crate::backend::{Backend, Event, Instructions};
+use crate::backend::{Backend, Event, Instructions, Opened};
 use crate::cpuid::CpuidState;
 use crate::host::Extended;
 use crate::journal::Journal;
@@ -84,6 +84,8 @@ pub struct Vcpu<B> {
     pub msrs: MsrState,
     /// Paravirtual features.
     pub pv: Pv,
+    /// MSRs that the guest has for itself.
+    pub opened: Opened,
     /// The vCPU has entered the guest at least once.
     pub started: bool,
     /// KVM's number of it: the APIC id.
@@ -103,6 +105,17 @@ impl<B: Backend> Vcpu<B> {
         let c = self.cpuid.caps();
         let GuestCaps { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves, .. } = *c;
         self.b.set_instructions(Instructions { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves });
+        let spec_ctrl =
+            c.spec_ctrl != 0 && (self.opened.has(Opened::SPEC_CTRL) || self.b.switches_spec_ctrl());
+        let pred_cmd = c.ibpb && self.opened.has(Opened::PRED_CMD);
+        let opened = Opened::NONE.put(Opened::SPEC_CTRL, spec_ctrl).put(Opened::PRED_CMD, pred_cmd);
+        self.open(opened.put(Opened::FLUSH_CMD, c.flush_l1d));
+    }
+
+    /// The guest has these MSRs for itself from now on.
+    pub(crate) fn open(&mut self, opened: Opened) {
+        self.opened = opened;
+        self.b.set_opened(opened);
     }
 
     /// RIP's mode.

@@ -417,4 +417,5 @@ pub mod feature {
     pub const PAUSE_THRESHOLD: u32 = 1 << 12;
     pub const AVIC: u32 = 1 << 13;
     pub const VGIF: u32 = 1 << 16;
+    pub const SPEC_CTRL: u32 = 1 << 20;
 }

@@ -24,6 +24,8 @@ pub struct Caps {
     pub pause_filter: bool,
     /// There is INVPCID, and so its intercept.
     pub invpcid: bool,
+    /// SPEC_CTRL changes hands by the VMCB.
+    pub spec_ctrl: bool,
     /// The host takes machine checks (its CR4.MCE), so guests must not turn them off.
     pub machine_checks: bool,
 }
@@ -64,7 +66,7 @@ impl Caps {
     /// What keeps a VMCB made for `self` from a CPU that has `other`; `None`: nothing. A new field must be given its line here.
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         #[rustfmt::skip]
-        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, invpcid, machine_checks } = *self;
+        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, invpcid, spec_ctrl, machine_checks } = *self;
         let compared = [
             (asids == other.asids, "the number of ASIDs"),
             (next_rip == other.next_rip, "next-RIP save"),
@@ -73,6 +75,7 @@ impl Caps {
             (tsc_rate == other.tsc_rate, "the TSC ratio MSR"),
             (pause_filter == other.pause_filter, "the PAUSE filter"),
             (invpcid == other.invpcid, "INVPCID"),
+            (spec_ctrl == other.spec_ctrl, "SPEC_CTRL by the VMCB"),
             (machine_checks == other.machine_checks, "the host's CR4.MCE"),
         ];
         compared.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
@@ -106,6 +109,7 @@ impl Caps {
             tsc_rate: has(feature::TSC_RATE),
             invpcid: cpuid(0).eax >= 7 && cpuid(7).ebx & leaf7_ebx::INVPCID != 0,
             pause_filter: has(feature::PAUSE_FILTER) && has(feature::PAUSE_THRESHOLD),
+            spec_ctrl: has(feature::SPEC_CTRL),
             machine_checks: false,
         })
     }

@@ -5,9 +5,9 @@
 //! over the IRET; the #DB that follows is ours and is swallowed.
 
 use crate::percpu::PerCpu;
-use crate::vcpu::Svm;
+use crate::vcpu::{SpecCtrl, Svm};
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, Stopped, SysReg};
+use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, Opened, Stopped, SysReg};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, VmcbSeg, event_inj, int_ctl, intercept1, tlb_control};
@@ -26,7 +26,7 @@ unsafe extern "C" {
         vmcb_pa: u64,
         gprs: *mut u64,
         host_save_pa: u64,
-        spec_ctrl: u64,
+        spec_ctrl: *mut SpecCtrl,
         host_debugctl: u64,
     ) -> u32;
     fn ex_ibpb();
@@ -225,7 +225,7 @@ impl Backend for Svm {
         self.vmcb.set_dr6(dr6);
         self.begin_software();
         let vmcb = self.vmcb.ptr().as_ptr();
-        let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), self.spec_ctrl);
+        let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), &raw mut self.spec_ctrl);
         self.hide_debugctl();
         self.vmcb.begin();
         // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
@@ -472,6 +472,14 @@ impl Backend for Svm {
     }
     fn set_instructions(&mut self, shown: Instructions) {
         self.show_instructions(shown);
+    }
+    fn set_opened(&mut self, opened: Opened) {
+        self.spec_ctrl.open = u64::from(opened.has(Opened::SPEC_CTRL) && !self.virtual_spec_ctrl);
+        let maps = self.msrpm_pa.get(opened.index()).copied().unwrap_or_default();
+        self.vmcb.set_msrpm_base_pa(maps);
+    }
+    fn switches_spec_ctrl(&self) -> bool {
+        self.virtual_spec_ctrl
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcb.set_tsc_offset(offset);

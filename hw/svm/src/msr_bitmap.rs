@@ -1,5 +1,7 @@
 //! The MSR permission map: two bits for each of 3 x 8192 MSRs, 1 = intercept (APM vol. 2, 15.11).
 
+use exitless_vcpu::backend::Opened;
+
 /// Bytes of the map: two pages.
 pub const SIZE: usize = 8192;
 
@@ -23,6 +25,18 @@ pub fn fill(map: &mut [u8], passthrough: impl Iterator<Item = u32>) {
             && let Some(b) = map.get_mut(byte)
         {
             *b &= !(3 << bit);
+        }
+    }
+}
+
+/// Opens what a guest has for itself: the write bit follows the read bit.
+pub fn open(map: &mut [u8], opened: Opened) {
+    for (msr, read) in opened.msrs() {
+        if let Some((byte, bit)) = position(msr)
+            && let Some(b) = map.get_mut(byte)
+        {
+            let bits = if read { 3 } else { 2 };
+            *b &= !(bits << bit);
         }
     }
 }

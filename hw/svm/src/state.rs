@@ -43,7 +43,8 @@ impl Svm {
             SysReg::LastBranchTo => s.br_to,
             SysReg::LastIntFrom => s.last_excp_from,
             SysReg::LastIntTo => s.last_excp_to,
-            SysReg::SpecCtrl => self.spec_ctrl,
+            SysReg::SpecCtrl if self.virtual_spec_ctrl => s.spec_ctrl,
+            SysReg::SpecCtrl => self.spec_ctrl.guest,
             SysReg::TscAux => self.tsc_aux,
         }
     }
@@ -70,7 +71,7 @@ impl Svm {
             SysReg::SpecCtrl => {
                 // For CPUs that switch it themselves; others ignore the field and the entry code writes the MSR.
                 b.set_spec_ctrl(v);
-                self.spec_ctrl = v;
+                self.spec_ctrl.guest = v;
             }
             SysReg::TscAux => self.tsc_aux = v,
         }

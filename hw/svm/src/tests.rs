@@ -2,13 +2,14 @@
 
 use crate::inject::{encode, vectoring};
 use crate::percpu::PerCpu;
-use crate::vcpu::{Pages, Svm};
+use crate::vcpu::{Pages, SpecCtrl, Svm};
 use crate::{Caps, caps, msr_bitmap};
 use bytemuck::Zeroable;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    Backend, By, Event, Exit, Instructions, IoAccess, SlatFault, Stopped, SysReg, TaskSource, TaskSwitch,
+    Backend, By, Event, Exit, Instructions, IoAccess, Opened, SlatFault, Stopped, SysReg, TaskSource,
+    TaskSwitch,
 };
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::exception::{Exception, Vector};
@@ -43,6 +44,8 @@ std::thread_local! {
     static DEBUGCTL: Cell<u64> = const { Cell::new(0) };
     static DEBUGCTL_WRITES: Cell<u32> = const { Cell::new(0) };
     static CACHED: RefCell<HashMap<u64, clean::Cached>> = RefCell::default();
+    /// SPEC_CTRL as the world switch got it, and what a guest that has it for itself left.
+    static SPEC_CTRL: RefCell<(SpecCtrl, u64)> = RefCell::default();
     /// What else happens around the run loop, where the test has one.
     static OUTSIDE: RefCell<Option<Rc<world::World>>> = const { RefCell::new(None) };
 }
@@ -53,7 +56,7 @@ extern "C" fn ex_svm_enter(
     vmcb_pa: u64,
     gprs: *mut u64,
     host: u64,
-    _spec_ctrl: u64,
+    spec_ctrl: *mut SpecCtrl,
     host_debugctl: u64,
 ) -> u32 {
     assert_eq!(vmcb as u64, vmcb_pa);
@@ -62,6 +65,13 @@ extern "C" fn ex_svm_enter(
     let play = PLAY.take().expect("an entry nobody planned");
     clean::before(vmcb, host);
     let failed = play(vmcb, gprs);
+    // SAFETY: as above.
+    SPEC_CTRL.with_borrow_mut(|(entered, left)| unsafe {
+        *entered = *spec_ctrl;
+        if entered.open != 0 {
+            (*spec_ctrl).guest = *left;
+        }
+    });
     clean::after(vmcb, host, failed);
     if host_debugctl != 0 {
         ex_svm_set_debugctl(host_debugctl);
@@ -110,6 +120,7 @@ const ALL: Caps = Caps {
     tsc_rate: true,
     pause_filter: true,
     invpcid: true,
+    spec_ctrl: false,
     machine_checks: false,
 };
 
@@ -118,7 +129,8 @@ impl Machine {
         let vmcb = NonNull::from(Box::leak(Box::new(Vmcb::zeroed())));
         let mut v = Svm::zeroed();
         let vmcb_pa = vmcb.as_ptr() as u64;
-        v.init(Pages { vmcb, vmcb_pa, msrpm_pa: 0x2000, iopm_pa: 0x3000 }, caps);
+        let msrpm_pa = core::array::from_fn(|set| 0x2000 + set as u64 * 0x10_0000);
+        v.init(Pages { vmcb, vmcb_pa, msrpm_pa, iopm_pa: 0x3000 }, caps);
         let cpu = PerCpu::zeroed();
         cpu.enable(0, caps.asids);
         v.set_rip(0x1000);
@@ -163,6 +175,32 @@ impl Drop for Machine {
 fn exception(vector: u8) -> Exception {
     let vector = Vector(vector);
     Exception { vector, error_code: vector.has_error_code().then_some(0x1234), payload: 0 }
+}
+
+/// A guest that has SPEC_CTRL for itself: its maps, and its value behind each exit. Where the CPU switches it by the VMCB, the world
+/// switch has nothing to read.
+#[test]
+fn own_spec_ctrl() {
+    let mut m = Machine::new(&ALL);
+    m.v.set_sys_reg(SysReg::SpecCtrl, 1);
+    m.exit(0x72, 0, 0);
+    assert_eq!(SPEC_CTRL.with_borrow(|s| s.0), SpecCtrl { guest: 1, open: 0 });
+    m.v.set_opened(Opened::SPEC_CTRL);
+    SPEC_CTRL.with_borrow_mut(|s| s.1 = 4);
+    m.exit(0x72, 0, 0);
+    assert_eq!(SPEC_CTRL.with_borrow(|s| s.0), SpecCtrl { guest: 1, open: 1 });
+    assert_eq!((m.v.sys_reg(SysReg::SpecCtrl), m.v.control().msrpm_base_pa), (4, 0x10_2000));
+    m.v.set_opened(Opened::NONE);
+    assert_eq!(m.v.control().msrpm_base_pa, 0x2000);
+    assert!(!m.v.switches_spec_ctrl());
+
+    let mut m = Machine::new(&Caps { spec_ctrl: true, ..ALL });
+    assert!(m.v.switches_spec_ctrl());
+    m.v.set_opened(Opened::SPEC_CTRL);
+    m.v.set_sys_reg(SysReg::SpecCtrl, 1);
+    m.enter(|vmcb| vmcb.save.spec_ctrl = 2);
+    assert_eq!(SPEC_CTRL.with_borrow(|s| s.0), SpecCtrl { guest: 1, open: 0 });
+    assert_eq!(m.v.sys_reg(SysReg::SpecCtrl), 2);
 }
 
 /// What one guest trained must not steer the next one on the same CPU; a thread that comes back to its CPU pays nothing.
@@ -1035,7 +1073,7 @@ fn another_cpu() {
     let with = |ebx, edx: u32| {
         negotiate(0x8000_001f, 4, CpuidResult { ebx, edx: edx | 1, ..CpuidResult::default() }, 0).unwrap()
     };
-    let all = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 12;
+    let all = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 12 | 1 << 20;
     let first = with(64, all);
     assert_eq!(first.difference(&with(64, all)), None);
     assert_eq!(first.difference(&with(64, !0)), None, "what nobody here uses");
@@ -1046,6 +1084,7 @@ fn another_cpu() {
         (1 << 6, "flush by ASID"),
         (1 << 7, "decode assists"),
         (1 << 10, "the PAUSE filter"),
+        (1 << 20, "SPEC_CTRL by the VMCB"),
     ] {
         assert_eq!(first.difference(&with(64, all & !bit)), Some(what));
         assert_eq!(with(64, all & !bit).difference(&first), Some(what), "more is no better");

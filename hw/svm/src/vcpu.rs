@@ -2,7 +2,7 @@
 
 use crate::vmcb::Block;
 use core::ptr::NonNull;
-use exitless_vcpu::backend::Instructions;
+use exitless_vcpu::backend::{Instructions, Opened};
 use exitless_x86::regs::{Gprs, dr6};
 use exitless_x86::svm::{
     NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2, intercept3,
@@ -15,10 +15,20 @@ pub struct Pages {
     pub vmcb: NonNull<Vmcb>,
     /// Its physical address.
     pub vmcb_pa: u64,
-    /// Physical address of the MSR permission map (two pages; may be shared by all vCPUs).
-    pub msrpm_pa: u64,
+    /// Physical addresses of the MSR permission maps (two pages each; may be shared by all vCPUs), for each set of [`Opened`].
+    pub msrpm_pa: [u64; Opened::SETS],
     /// Physical address of the I/O permission map (three pages of ones; may be shared).
     pub iopm_pa: u64,
+}
+
+/// SPEC_CTRL where the world switch carries it; `struct ex_spec_ctrl` in linux/c/enter.c is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+#[repr(C)]
+pub(crate) struct SpecCtrl {
+    /// The guest's value.
+    pub(crate) guest: u64,
+    /// Not 0: the guest writes it without an exit, and it is read back behind each.
+    pub(crate) open: u64,
 }
 
 /// The vCPU on this vendor's CPUs.
@@ -32,7 +42,8 @@ pub struct Svm {
     pub(crate) asid_generation: u64,
     /// CR0.CD and NW as the guest set them.
     pub(crate) hidden_cr0: u64,
-    pub(crate) spec_ctrl: u64,
+    pub(crate) spec_ctrl: SpecCtrl,
+    pub(crate) msrpm_pa: [u64; Opened::SETS],
     pub(crate) tsc_aux: u64,
     pub(crate) exit_code: u64,
     pub(crate) asid: u32,
@@ -64,7 +75,9 @@ pub struct Svm {
     pub(crate) runs_again: bool,
     /// The CPU has INVPCID and its intercept.
     pub(crate) invpcid: bool,
-    pub(crate) pad: [bool; 4],
+    /// The CPU switches SPEC_CTRL by the VMCB.
+    pub(crate) virtual_spec_ctrl: bool,
+    pub(crate) pad: [bool; 3],
     /// The guest's DR6. The VMCB has it during entries in which the guest may read and write it.
     pub(crate) dr6: u64,
     /// Such an event of the last entry, as EVENTINJ, and where the entry left the guest.
@@ -89,6 +102,8 @@ impl Svm {
         self.flush_by_asid = caps.flush_by_asid;
         self.decode_assists = caps.decode_assists;
         self.machine_checks = caps.machine_checks;
+        self.virtual_spec_ctrl = caps.spec_ctrl;
+        self.msrpm_pa = pages.msrpm_pa;
         let c = &mut self.vmcb;
         // CR3 and CR0.TS/MP belong to the guest; other CR0 bits and CR4 need checks; CR8 goes to V_TPR.
         c.set_intercept_cr_write(1 << 4);
@@ -136,7 +151,7 @@ impl Svm {
             c.set_pause_filter_threshold(128);
         }
         c.set_iopm_base_pa(pages.iopm_pa);
-        c.set_msrpm_base_pa(pages.msrpm_pa);
+        c.set_msrpm_base_pa(pages.msrpm_pa[Opened::NONE.index()]);
         c.set_int_ctl(int_ctl::V_INTR_MASKING);
         c.set_nested_ctl(NESTED_CTL_NP);
         self.dr6 = dr6::NEUTRAL;

@@ -9,7 +9,7 @@ use crate::residence::Residence;
 use crate::vcpu::Vmx;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Stopped, SysReg,
+    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
 };
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::debugctl;
@@ -500,6 +500,13 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_instructions(&mut self, shown: Instructions) {
         self.show_instructions(shown);
+    }
+    fn set_opened(&mut self, opened: Opened) {
+        self.run.spec_open = u64::from(opened.has(Opened::SPEC_CTRL));
+        if self.opened != opened {
+            self.opened = opened;
+            self.controls_due();
+        }
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.cache.set(c::TSC_OFFSET, offset);

@@ -46,7 +46,7 @@ pub use caps::{Caps, Missing};
 pub use machine::{Hardware, Machine};
 pub use percpu::{HostState, PerCpu};
 pub use residence::{LoadError, Residence};
-pub use vcpu::{Pages, Vmx};
+pub use vcpu::{MsrBitmaps, Pages, Vmx};
 
 #[cfg(test)]
 mod tests;

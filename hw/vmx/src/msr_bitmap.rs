@@ -8,6 +8,7 @@
 //! | 0xc00  | 0xc000_0000 to 0xc000_1fff | WRMSR |
 
 use crate::residence::Travelling;
+use exitless_vcpu::backend::Opened;
 
 /// Bytes of the bitmaps: one page.
 pub const SIZE: usize = 4096;
@@ -44,6 +45,18 @@ const WRITABLE: [u32; 3] = {
 const SELF_IPI: u32 = X2APIC + (exitless_x86::apic::reg::SELF_IPI >> 4);
 
 const X2APIC: u32 = exitless_x86::msr::Msr::X2APIC.0;
+
+/// Opens what a guest has for itself.
+pub fn open(map: &mut [u8], opened: Opened) {
+    let each = opened.msrs().filter_map(|(msr, read)| position(msr).map(|place| (place, read)));
+    for ((byte, bit), read) in each {
+        for at in [read.then_some(byte), Some(byte + WRITE)].into_iter().flatten() {
+            if let Some(b) = map.get_mut(at) {
+                *b &= !(1 << bit);
+            }
+        }
+    }
+}
 
 /// Opens the x2APIC's MSRs as far as hardware virtualises them.
 pub fn open_x2apic(map: &mut [u8]) {

@@ -145,6 +145,11 @@ impl Residence {
         Ok(())
     }
 
+    /// What every CPU remembers of the vCPU is a stranger's; the next load brings a barrier. `identity` as in [`Residence::init`].
+    pub fn rename(&self, identity: u64) {
+        self.identity.store(identity, Relaxed);
+    }
+
     /// The vCPU, loaded on the CPU whose part `cpu` is, has executed a branch barrier of its own: what other CPUs remember of
     /// it is a stranger's. Preemption is off; `identity` as in [`Residence::init`].
     pub fn renew(&self, cpu: &PerCpu, identity: u64) {

@@ -99,11 +99,12 @@ impl<M: Machine> Vmx<M> {
         let apic = if self.caps.apicv() { controls(kind) } else { 0 };
         self.m.put(f::SECONDARY_CONTROLS, self.guest_controls() | apic);
         if self.caps.msr_bitmaps() {
-            let pages = &self.pages;
+            let [plain, x2apic, x2apic_off] =
+                self.pages.msr_bitmaps.get(self.opened.index()).copied().unwrap_or_default();
             let bitmaps = match kind {
-                ApicKind::Software | ApicKind::XApic => pages.msr_bitmaps_pa,
-                ApicKind::X2Apic => pages.x2apic_msr_bitmaps_pa,
-                ApicKind::X2ApicOff => pages.x2apic_off_msr_bitmaps_pa,
+                ApicKind::Software | ApicKind::XApic => plain,
+                ApicKind::X2Apic => x2apic,
+                ApicKind::X2ApicOff => x2apic_off,
             };
             self.m.put(f::MSR_BITMAPS, bitmaps);
         }

@@ -6,7 +6,7 @@ use crate::pmu::MsrAreas;
 use crate::residence::Residence;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use exitless_vcpu::backend::{ApicPage, Instructions};
+use exitless_vcpu::backend::{ApicPage, Instructions, Opened};
 use exitless_vcpu::tsc::Scaling;
 use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
@@ -31,6 +31,8 @@ pub struct Run {
     pub reason: u32,
     /// VM-exit interruption information; read for exceptions and NMIs only, 0 otherwise.
     pub interruption: u32,
+    /// Not 0: the guest writes SPEC_CTRL without an exit, and `spec_ctrl` is read back behind each.
+    pub spec_open: u64,
 }
 
 const _: () = {
@@ -38,9 +40,14 @@ const _: () = {
         offset_of!(Run, cr2) == 128 && offset_of!(Run, host_rsp) == 136 && offset_of!(Run, spec_ctrl) == 144
     );
     assert!(
-        offset_of!(Run, reason) == 152 && offset_of!(Run, interruption) == 156 && size_of::<Run>() == 160
+        offset_of!(Run, reason) == 152 && offset_of!(Run, interruption) == 156 && size_of::<Run>() == 168
     );
+    assert!(offset_of!(Run, spec_open) == 160);
 };
+
+/// Physical addresses of MSR bitmaps: for each set of [`Opened`], those for an APIC of software's or in its page, those with the
+/// x2APIC's MSRs open as far as hardware virtualises them, and the same again with self-IPIs that exit.
+pub type MsrBitmaps = [[u64; 3]; Opened::SETS];
 
 /// What the backend needs from its owner, who allocates and frees it.
 #[derive(Clone, Copy, Debug)]
@@ -55,12 +62,8 @@ pub struct Pages {
     pub msr_areas: NonNull<MsrAreas>,
     /// Their physical address.
     pub msr_areas_pa: u64,
-    /// Physical address of the MSR bitmaps (one page; may be shared by all vCPUs).
-    pub msr_bitmaps_pa: u64,
-    /// The same with the x2APIC's MSRs open as far as hardware virtualises them.
-    pub x2apic_msr_bitmaps_pa: u64,
-    /// The same again, but self-IPIs exit.
-    pub x2apic_off_msr_bitmaps_pa: u64,
+    /// Physical addresses of the MSR bitmaps (a page each; may be shared by all vCPUs).
+    pub msr_bitmaps: MsrBitmaps,
     /// Physical address of the posted-interrupt descriptor, aligned to 64 bytes.
     pub descriptor_pa: u64,
     /// Physical address of the page whose accesses, through EPT, are those to the APIC's; shared by the VM's vCPUs.
@@ -72,9 +75,7 @@ pub struct Pages {
 pub(crate) struct Addresses {
     pub(crate) virtual_apic_pa: u64,
     pub(crate) msr_areas_pa: u64,
-    pub(crate) msr_bitmaps_pa: u64,
-    pub(crate) x2apic_msr_bitmaps_pa: u64,
-    pub(crate) x2apic_off_msr_bitmaps_pa: u64,
+    pub(crate) msr_bitmaps: MsrBitmaps,
     pub(crate) descriptor_pa: u64,
     pub(crate) apic_access_pa: u64,
 }
@@ -141,6 +142,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) umip: bool,
     /// What the guest's CPUID shows.
     pub(crate) shown: Instructions,
+    /// MSRs that the guest has for itself.
+    pub(crate) opened: Opened,
     /// The last exit was for a machine check that the host has yet to hear of.
     pub(crate) machine_check: bool,
     pub(crate) m: M,
@@ -166,9 +169,7 @@ impl<M: Machine> Vmx<M> {
         self.pages = Addresses {
             virtual_apic_pa: pages.virtual_apic_pa,
             msr_areas_pa: pages.msr_areas_pa,
-            msr_bitmaps_pa: pages.msr_bitmaps_pa,
-            x2apic_msr_bitmaps_pa: pages.x2apic_msr_bitmaps_pa,
-            x2apic_off_msr_bitmaps_pa: pages.x2apic_off_msr_bitmaps_pa,
+            msr_bitmaps: pages.msr_bitmaps,
             descriptor_pa: pages.descriptor_pa,
             apic_access_pa: pages.apic_access_pa,
         };

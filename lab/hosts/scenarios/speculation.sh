@@ -1,5 +1,5 @@
 # about: CPUs with SPEC_CTRL and its like, and a host that uses them: guests reach theirs without an exit, the host's own is back behind them.
-# cpu: pku spec-ctrl
+# cpu: spec-ctrl
 # cpus: 1
 # memory: 768
 # host: mitigations=auto

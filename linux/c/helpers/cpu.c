@@ -306,3 +306,20 @@ u64 ex_host_spec_ctrl(void)
 	return 0;
 #endif
 }
+
+/* Bits that SPEC_CTRL takes on this CPU, which has it: more than CPUID tells of. Process context. */
+u64 ex_spec_ctrl_bits(void)
+{
+	unsigned long flags;
+	u64 bits = 0;
+	u32 bit;
+
+	for (bit = 0; bit < 64; bit++) {
+		local_irq_save(flags);
+		if (!wrmsrl_safe(MSR_IA32_SPEC_CTRL, ex_host_spec_ctrl() | BIT_ULL(bit)))
+			bits |= BIT_ULL(bit);
+		wrmsrl(MSR_IA32_SPEC_CTRL, ex_host_spec_ctrl());
+		local_irq_restore(flags);
+	}
+	return bits;
+}

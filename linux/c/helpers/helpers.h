@@ -56,6 +56,7 @@ void ex_ldt_reload(void);
 void ex_ibpb(void);
 bool ex_ibpb_for_guest(void);
 u64 ex_host_spec_ctrl(void);
+u64 ex_spec_ctrl_bits(void);
 
 /* debugfs.c */
 void *ex_debugfs_dir_new(const char *name);
@@ -206,7 +207,8 @@ int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);
 int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 
 /* ../enter.c */
-u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, u64 guest_spec_ctrl,
+struct ex_spec_ctrl;
+u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, struct ex_spec_ctrl *spec_ctrl,
 		 u64 host_debugctl);
 u32 ex_svm_save_host(u64 host_save_pa);
 u64 ex_svm_debugctl(void);

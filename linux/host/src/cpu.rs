@@ -58,6 +58,12 @@ pub fn microcode() -> u32 {
     unsafe { ffi::ex_cpu_microcode() }
 }
 
+/// Bits that SPEC_CTRL takes, on a CPU that has it.
+pub fn spec_ctrl_bits() -> u64 {
+    // SAFETY: tries values of a register that exists, and brings the kernel's back.
+    unsafe { ffi::ex_spec_ctrl_bits() }
+}
+
 /// IA32_ARCH_CAPABILITIES, 0 on a CPU without it; and the bits of it that the kernel knows to be true besides.
 pub fn arch_capabilities() -> (u64, u64) {
     // SAFETY: reads an MSR that CPUID announces, and variables.

@@ -58,6 +58,7 @@ unsafe extern "C" {
     pub(crate) fn ex_ibpb();
     pub(crate) fn ex_ibpb_for_guest() -> bool;
     pub(crate) fn ex_host_spec_ctrl() -> u64;
+    pub(crate) fn ex_spec_ctrl_bits() -> u64;
 
     // debugfs.c
     pub(crate) fn ex_debugfs_dir_new(name: *const c_char) -> *mut c_void;

@@ -64,6 +64,9 @@ impl Supported {
         let used = this.entries.get(..this.len)?;
         this.index.build(used);
         this.caps.compute(GuestCpuid::new(used, &this.index), None);
+        if this.caps.spec_ctrl != 0 {
+            this.caps.spec_ctrl_hardware |= cpu::spec_ctrl_bits();
+        }
         let (cpu, known) = cpu::arch_capabilities();
         this.arch_capabilities = arch_capabilities(cpu, known, this.caps.rtm);
         Some(s)

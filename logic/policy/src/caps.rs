@@ -34,6 +34,8 @@ pub struct GuestCaps {
     pub xcr0: u64,
     /// SPEC_CTRL bits the guest may set; 0: the MSR does not exist.
     pub spec_ctrl: u64,
+    /// SPEC_CTRL bits that the processor takes, whatever the guest's CPUID says.
+    pub spec_ctrl_hardware: u64,
     /// `exitless_pv_abi::feature` bits.
     pub pv: u32,
     maxphyaddr: u8,
@@ -63,6 +65,8 @@ pub struct GuestCaps {
     pub rtm: bool,
     /// IBPB through PRED_CMD.
     pub ibpb: bool,
+    /// FLUSH_CMD.
+    pub flush_l1d: bool,
     /// XSAVE and XSETBV.
     pub xsave: bool,
     /// XSAVES and IA32_XSS.
@@ -148,6 +152,7 @@ impl GuestCaps {
             arch_capabilities: l7.edx & leaf7_edx::ARCH_CAPABILITIES != 0,
             rtm: l7.ebx & leaf7_ebx::RTM != 0,
             ibpb: l7.edx & leaf7_edx::SPEC_CTRL != 0 || e8.ebx & ext8_ebx::IBPB != 0,
+            flush_l1d: l7.edx & leaf7_edx::L1D_FLUSH != 0,
             xsave: l1.ecx & leaf1_ecx::XSAVE != 0,
             xsaves: get(leaf::XSAVE, 1).eax & leafd_1_eax::XSAVES != 0 && l1.ecx & leaf1_ecx::XSAVE != 0,
             long_mode: e1.edx & ext1_edx::LM != 0,
@@ -166,6 +171,7 @@ impl GuestCaps {
             mce: l1.edx & (leaf1_edx::MCE | leaf1_edx::MCA) != 0,
             pv: get(KVM_CPUID_FEATURES, 0).eax,
             spec_ctrl: spec_ctrl_bits(&l7, &e8),
+            spec_ctrl_hardware: spec_ctrl_bits(&l7, &e8),
             ..Self::default()
         };
         self.cr4_allowed = self.cr4_bits();
@@ -181,12 +187,14 @@ impl GuestCaps {
         self.efer_allowed &= host.efer_allowed;
         self.xcr0 &= host.xcr0;
         self.spec_ctrl &= host.spec_ctrl;
+        self.spec_ctrl_hardware = host.spec_ctrl_hardware;
         self.pv &= host.pv;
         self.la57 &= host.la57;
         self.rdtscp &= host.rdtscp;
         // Without the instruction it is emulated, if its register exists.
         self.rdpid &= host.rdpid || host.rdtscp;
         self.ibpb &= host.ibpb;
+        self.flush_l1d &= host.flush_l1d;
         self.xsaves &= host.xsaves;
     }
 

@@ -61,15 +61,42 @@ fn index_list_is_short_readable_and_settable() {
         }
     }
     let list: BTreeSet<u32> = index_list(&host_caps(&zen3())).collect();
-    for expected in [0x10, 0x11, 0x12, 0x3b, 0x48, 0x8b, 0x174, 0x1a0, 0x277, 0x6e0, 0xc000_0082, 0xc000_0103]
+    for expected in
+        [0x10, 0x11, 0x12, 0x3b, 0x48, 0x8b, 0x174, 0x1a0, 0x277, 0x6e0, 0xda0, 0xc000_0082, 0xc000_0103]
     {
         assert!(list.contains(&expected), "{expected:#x}");
     }
     // Seen with another module: listing 0x10A and refusing its value aborts `-cpu host`.
-    for hidden in [0x9e, 0x34, 0x10a, 0xcf, 0x345, 0x49, 0xda0, 0x122, 0xc000_0104] {
+    for hidden in [0x9e, 0x34, 0x10a, 0xcf, 0x345, 0x49, 0x10b, 0x122, 0xc000_0104] {
         assert!(!list.contains(&hidden), "{hidden:#x}");
     }
     assert!(!index_list(&host_caps(&nothing())).any(|m| m == 0x48), "no SPEC_CTRL without hardware");
+}
+
+/// IA32_XSS has no component that guests could have, and exists with XSAVES; user space may always clear it.
+#[test]
+fn xss() {
+    let has = host_caps(&zen3());
+    let mut lacks = has;
+    lacks.xsaves = false;
+    for origin in [Origin::Guest, Origin::Host] {
+        assert_eq!(check_write(0xda0, 0, origin, &has), Ok((MsrKind::Const(0), 0)));
+        assert_eq!(check_write(0xda0, 1 << 11, origin, &has), Err(Invalid));
+        assert_eq!(check_read(0xda0, origin, &has), Ok(MsrKind::Const(0)));
+    }
+    assert_eq!(check_read(0xda0, Origin::Guest, &lacks), Err(Invalid));
+    assert!(check_write(0xda0, 0, Origin::Host, &lacks).is_ok());
+}
+
+/// A guest that reaches SPEC_CTRL without an exit may set what its CPUID hides: user space can bring that elsewhere, as far as the
+/// CPU there takes it.
+#[test]
+fn spec_ctrl_comes_back() {
+    let mut caps = host_caps(&zen3());
+    (caps.spec_ctrl, caps.spec_ctrl_hardware) = (1, 0x407);
+    assert!(check_write(0x48, 0x406, Origin::Host, &caps).is_ok());
+    assert_eq!(check_write(0x48, 0x406, Origin::Guest, &caps), Err(Invalid));
+    assert_eq!(check_write(0x48, 0x8, Origin::Host, &caps), Err(Invalid));
 }
 
 /// QEMU asserts that the feature list is not empty. Guests read IA32_ARCH_CAPABILITIES if their CPUID has it, never write it, and

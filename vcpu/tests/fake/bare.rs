@@ -31,6 +31,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         debug: Default::default(),
         xcr0: 0,
         pkru: 0,
+        opened: Default::default(),
         rate: Rate::host(0),
         tsc_offset: 0,
         cpuid: Zeroable::zeroed(),

@@ -7,7 +7,8 @@ use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, Hand, Step, Touch, World};
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, By, Event, Exit, Instructions, InterruptStatus, SlatFault, Stopped, SysReg,
+    ApicKind, ApicPage, Backend, By, Event, Exit, Instructions, InterruptStatus, Opened, SlatFault, Stopped,
+    SysReg,
 };
 use exitless_vcpu::shared::{mode, mp};
 use exitless_x86::exception::{Exception, Vector};
@@ -162,6 +163,7 @@ pub(crate) struct Cpu {
     pub(crate) tsc_offset: u64,
     /// What CPUID shows, as the backend was told.
     pub(crate) shown: Instructions,
+    pub(crate) opened: Opened,
     /// With VMX's 48 bits behind the point.
     pub(crate) tsc_ratio: u64,
     pub(crate) shadow: bool,
@@ -222,6 +224,7 @@ impl Cpu {
             cr8: 0,
             tsc_offset: 0,
             shown: Instructions::default(),
+            opened: Opened::NONE,
             tsc_ratio: 1 << 48,
             shadow: false,
             held: false,
@@ -957,6 +960,9 @@ impl Backend for Cpu {
     }
     fn set_instructions(&mut self, shown: Instructions) {
         self.shown = shown;
+    }
+    fn set_opened(&mut self, opened: Opened) {
+        self.opened = opened;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;

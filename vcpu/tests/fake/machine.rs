@@ -125,7 +125,13 @@ impl Machine {
     }
 
     fn set_cpuid(&mut self) {
-        let entries = cpuid_entries();
+        self.set_cpuid_with(|_| {});
+    }
+
+    /// KVM_SET_CPUID2 on a host that offers all of it.
+    pub(crate) fn set_cpuid_with(&mut self, change: impl Fn(&mut kvm_cpuid_entry2)) {
+        let mut entries = cpuid_entries();
+        entries.iter_mut().for_each(change);
         self.v.cpuid.entries_mut()[..entries.len()].copy_from_slice(&entries);
         let mut index = CpuidIndex::zeroed();
         index.build(&entries);

@@ -309,6 +309,10 @@ impl<C> Host for Os<C> {
         self.w.barriers.set(self.w.barriers.get() + 1);
         self.w.has_barrier.get()
     }
+    fn barriers_unseen(&self) {
+        self.w.barriers_unseen.set(true);
+    }
+    fn flush_l1d(&self) {}
     fn reload_tsc_aux(&self, _value: u64) {}
     fn quiesce(&self) {
         self.w.may_sleep("quiesce");

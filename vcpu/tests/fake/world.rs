@@ -147,6 +147,8 @@ pub(crate) struct World {
     pub(crate) loaded: Cell<Option<(Extended, Option<[u64; 4]>)>>,
     /// The CPU's.
     pub(crate) pkru: Cell<u32>,
+    /// The guest was given PRED_CMD.
+    pub(crate) barriers_unseen: Cell<bool>,
     /// What a write to the chip in the kernel does to its writer, on this very CPU: nobody sends an IPI for it.
     pub(crate) chip_writes: Cell<Option<fn(&World)>>,
     pub(crate) signal: Cell<bool>,
@@ -252,6 +254,7 @@ impl World {
             fpu_live: Cell::new(false),
             loaded: Cell::new(None),
             pkru: Cell::new(HOST_PKRU),
+            barriers_unseen: Cell::new(false),
             chip_writes: Cell::new(None),
             signal: Cell::new(false),
             work: Cell::new(false),

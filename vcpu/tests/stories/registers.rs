@@ -4,7 +4,7 @@ use crate::fake::guest::*;
 use crate::fake::world::HOST_PKRU;
 use crate::fake::{Machine, Op};
 use exitless_vcpu::RunExit;
-use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, SysReg};
+use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, Opened, SysReg};
 use exitless_vcpu::host::Extended;
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, TableReg, cr4};
@@ -56,6 +56,34 @@ fn msrs() {
     m.w.has_barrier.set(false);
     m.go();
     assert_eq!(m.events(), [GP]);
+}
+
+/// SPEC_CTRL and PRED_CMD are the guest's own after it has used them, FLUSH_CMD from the start; what CPUID hides is taken back.
+#[test]
+fn opened_msrs() {
+    let set = |m: &mut Machine, edx: u32| {
+        m.set_cpuid_with(|e| {
+            if e.function == 7 {
+                e.edx = edx
+            }
+        });
+        m.v.b.opened
+    };
+    let mut m =
+        Machine::new([wrmsr(0x48, 0), rdmsr(0x48), wrmsr(0x49, 0), faulting(wrmsr(0x48, 8)), Op::Nop]);
+    assert_eq!(set(&mut m, 1 << 26 | 1 << 27 | 1 << 28), Opened::FLUSH_CMD);
+    m.go();
+    assert_eq!((m.v.b.opened, m.w.barriers_unseen.get()), (Opened::FLUSH_CMD, false));
+    m.then([wrmsr(0x48, 2), wrmsr(0x49, 1), Op::Nop]);
+    let all = Opened::FLUSH_CMD.put(Opened::SPEC_CTRL, true).put(Opened::PRED_CMD, true);
+    assert_eq!((m.v.b.opened, m.w.barriers_unseen.get()), (all, true));
+    assert_eq!(set(&mut m, 1 << 26), all.put(Opened::FLUSH_CMD, false));
+    assert_eq!(set(&mut m, 0), Opened::PRED_CMD, "AMD's leaf has IBPB");
+    // What user space restores counts too, and may have bits that only the CPU knows of.
+    let mut m = Machine::new([Op::Nop]);
+    set(&mut m, 1 << 26);
+    m.user_msr(0x48, 1);
+    assert!(m.v.b.opened.has(Opened::SPEC_CTRL));
 }
 
 /// x2APIC: the mode by APIC_BASE, registers by MSR, an IPI by ICR, EOI of nothing.

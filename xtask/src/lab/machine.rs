@@ -70,7 +70,7 @@ impl fmt::Display for Kind {
 /// What an emulated machine's CPUs can have besides what their model has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extra {
-    /// Protection keys.
+    /// Protection keys; not Bochs's CPUs, whose own let supervisors through, and end in a triple fault on stock KVM too.
     Pku,
     /// SPEC_CTRL, PRED_CMD and, on Intel's, FLUSH_CMD (machines of Bochs's only).
     SpecCtrl,

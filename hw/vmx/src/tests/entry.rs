@@ -22,7 +22,7 @@ fn a_fresh_vmcs_is_complete() {
     assert_ne!(c.field(f::ENTRY_CONTROLS) & entry::LOAD_EFER, 0);
     assert_eq!(c.field(f::EXCEPTION_BITMAP), 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18);
     assert_eq!(c.field(f::VMCS_LINK_POINTER), u64::MAX);
-    assert_eq!((c.field(f::VIRTUAL_APIC_ADDRESS), c.field(f::MSR_BITMAPS)), (0x5000, 0x6000));
+    assert_eq!((c.field(f::VIRTUAL_APIC_ADDRESS), c.field(f::MSR_BITMAPS)), (0x5000, 0x10_0000));
     assert_eq!(c.field(f::EPT_POINTER), 0x12_305e, "write-back, four levels, accessed and dirty bits");
     assert_eq!(c.field(f::ENCLS_EXITING_BITMAP), u64::MAX);
     assert_eq!(c.field(f::HOST_RIP), 0xe817);

@@ -372,9 +372,10 @@ impl Bench {
             virtual_apic_pa: 0x5000,
             msr_areas: NonNull::from(areas),
             msr_areas_pa: AREAS,
-            msr_bitmaps_pa: 0x6000,
-            x2apic_msr_bitmaps_pa: 0x6800,
-            x2apic_off_msr_bitmaps_pa: 0x6c00,
+            msr_bitmaps: core::array::from_fn(|set| {
+                let first = 0x10_0000 + set as u64 * 0x3000;
+                [first, first + 0x1000, first + 0x2000]
+            }),
             descriptor_pa: 0x7040,
             apic_access_pa: 0x8000,
         };

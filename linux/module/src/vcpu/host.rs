@@ -16,6 +16,7 @@ use exitless_memslots::Slot;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
+use exitless_x86::msr::{Msr, flush_cmd};
 
 /// IA32_XSS.
 const XSS: u32 = 0xda0;
@@ -345,6 +346,13 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         }
         cpu::preempt_enable();
         done
+    }
+    fn barriers_unseen(&self) {
+        self.me.own_barriers.store(true, Ordering::Relaxed);
+    }
+    fn flush_l1d(&self) {
+        // SAFETY: the guest's CPUID has the register because the host's has it; the cache is written back, nothing is lost.
+        unsafe { ops::wrmsr(Msr::FLUSH_CMD.0, flush_cmd::L1D_FLUSH) };
     }
     fn reload_tsc_aux(&self, value: u64) {
         self.me.tsc_aux.store(value, Ordering::Relaxed);

@@ -77,7 +77,8 @@ pub struct VcpuObj {
     pub has_sigmask: AtomicBool,
     /// The thread came to a CPU whose TSC may be another than the one it left, and its offset is that one's still.
     tsc_lost: AtomicBool,
-    _pad: [u8; 1],
+    /// The guest makes branch barriers of which nobody hears.
+    own_barriers: AtomicBool,
 }
 
 /// The vCPU proper, of the vendor that was chosen at load.
@@ -265,7 +266,13 @@ impl VcpuObj {
 
     fn load_on(&self, g: &Global, cpu: u32) {
         let Some(slot) = g.cpus.get(cpu as usize) else { return };
-        self.shared.cpu.store(cpu as i32, Ordering::Relaxed);
+        let left = self.shared.cpu.swap(cpu as i32, Ordering::Relaxed);
+        if left != cpu as i32 && self.own_barriers.load(Ordering::Relaxed) {
+            // One of them may have been for what it trained here.
+            let fresh = global::next_identity();
+            self.identity.store(fresh, Ordering::Relaxed);
+            vendor::rename(g, self, fresh);
+        }
         vendor::load(g, self, slot);
     }
 

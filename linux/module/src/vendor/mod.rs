@@ -129,6 +129,15 @@ pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     }
 }
 
+/// The vCPU, loaded nowhere, has another identity.
+pub fn rename(g: &Global, v: &VcpuObj, identity: u64) {
+    match g.kind {
+        // Each load is told.
+        Kind::Svm => {}
+        Kind::Vmx => vmx::rename(v, identity),
+    }
+}
+
 /// The vCPU, loaded on this CPU, has another identity. Preemption is off.
 pub fn renew(g: &Global, v: &VcpuObj, slot: &CpuSlot, identity: u64) {
     match g.kind {

@@ -13,7 +13,7 @@ use exitless_slat::{Level, Npt};
 use exitless_svm::enter::TSC_RATIO;
 use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
-use exitless_vcpu::backend::Backend;
+use exitless_vcpu::backend::{Backend, Opened};
 use exitless_vcpu::tsc::Scaling;
 use exitless_x86::regs::cr4;
 
@@ -27,8 +27,8 @@ const VM_HSAVE_PA: u32 = 0xc001_0117;
 pub struct Shared {
     /// What the CPUs can do.
     pub caps: Caps,
-    /// The MSR permission map.
-    msrpm: Option<Pages>,
+    /// The MSR permission maps, one for each set of what guests have for themselves.
+    msrpms: [Option<Pages>; Opened::SETS],
     /// The I/O permission map: every port exits.
     iopm: Option<Pages>,
     /// Per-CPU pages: for each CPU the one VMRUN saves to and the one VMSAVE saves to.
@@ -71,7 +71,7 @@ impl Vendor for Svm {
         let pages = exitless_svm::Pages {
             vmcb: NonNull::new(vmcb.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
             vmcb_pa: vmcb.hardware_address(),
-            msrpm_pa: g.svm.msrpm.as_ref().map_or(0, Pages::hardware_address),
+            msrpm_pa: g.svm.msrpms.each_ref().map(|p| p.as_ref().map_or(0, Pages::hardware_address)),
             iopm_pa: g.svm.iopm.as_ref().map_or(0, Pages::hardware_address),
         };
         v.svm.vmcb = Some(vmcb);
@@ -114,9 +114,12 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
         slot.svm.per_cpu.host_save_pa.store(save.hardware_address(), Ordering::Relaxed);
         *own = [Some(hsave), Some(save)];
     }
-    let mut msrpm = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
-    msr_bitmap::fill(msrpm.bytes_mut(), exitless_policy::msr::passthrough());
-    svm.msrpm = Some(msrpm);
+    for (msrpm, opened) in svm.msrpms.iter_mut().zip(Opened::all()) {
+        let mut pages = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
+        msr_bitmap::fill(pages.bytes_mut(), exitless_policy::msr::passthrough());
+        msr_bitmap::open(pages.bytes_mut(), opened);
+        *msrpm = Some(pages);
+    }
     let mut iopm = Pages::zeroed(2).ok_or(Errno::ENOMEM)?;
     iopm.bytes_mut().fill(0xff);
     svm.iopm = Some(iopm);

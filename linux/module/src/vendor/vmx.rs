@@ -13,7 +13,7 @@ use exitless_policy::nested;
 use exitless_posted::Place;
 use exitless_slat::Level;
 use exitless_vcpu::Vcpu;
-use exitless_vcpu::backend::{ApicPage, Backend};
+use exitless_vcpu::backend::{ApicPage, Backend, Opened};
 use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, Missing, PerCpu, Residence, Vmx, msr_bitmap};
@@ -27,12 +27,8 @@ use exitless_x86::vmx::posted::destination;
 pub struct Shared {
     /// What the CPUs can do.
     pub caps: Caps,
-    /// The MSR bitmaps.
-    msr_bitmaps: Option<Pages>,
-    /// The same for vCPUs whose x2APIC the CPU virtualises.
-    x2apic_msr_bitmaps: Option<Pages>,
-    /// The same again, but self-IPIs exit.
-    x2apic_off_msr_bitmaps: Option<Pages>,
+    /// The MSR bitmaps, as [`exitless_vmx::MsrBitmaps`] has their addresses.
+    msr_bitmaps: [[Option<Pages>; 3]; Opened::SETS],
     /// Per CPU: the VMXON region.
     pages: KSlice<Option<Pages>>,
 }
@@ -89,9 +85,11 @@ impl Vendor for Vmx {
             virtual_apic_pa: apic.phys(),
             msr_areas: NonNull::new(areas.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
             msr_areas_pa: areas.phys(),
-            msr_bitmaps_pa: g.vmx.msr_bitmaps.as_ref().map_or(0, Pages::phys),
-            x2apic_msr_bitmaps_pa: g.vmx.x2apic_msr_bitmaps.as_ref().map_or(0, Pages::phys),
-            x2apic_off_msr_bitmaps_pa: g.vmx.x2apic_off_msr_bitmaps.as_ref().map_or(0, Pages::phys),
+            msr_bitmaps: g
+                .vmx
+                .msr_bitmaps
+                .each_ref()
+                .map(|set| set.each_ref().map(|page| page.as_ref().map_or(0, Pages::phys))),
             descriptor_pa: phys_of(v.shared.apic.posted()),
             apic_access_pa: v.vm().apic_access_pa(),
         };
@@ -153,6 +151,20 @@ fn region(caps: &Caps) -> Result<Pages, Errno> {
     Ok(page)
 }
 
+/// The three bitmaps of a set; see [`exitless_vmx::MsrBitmaps`].
+fn bitmaps(opened: Opened) -> Result<[Pages; 3], Errno> {
+    let mut plain = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    msr_bitmap::fill(plain.bytes_mut(), exitless_policy::msr::passthrough());
+    msr_bitmap::open(plain.bytes_mut(), opened);
+    let mut x2apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    x2apic.bytes_mut().copy_from_slice(plain.bytes());
+    msr_bitmap::open_x2apic(x2apic.bytes_mut());
+    let mut off = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    off.bytes_mut().copy_from_slice(x2apic.bytes());
+    msr_bitmap::close_self_ipi(off.bytes_mut());
+    Ok([plain, x2apic, off])
+}
+
 pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
     let Global { vmx, cpus, .. } = g;
     vmx.pages = KSlice::zeroed(cpus.len()).ok_or(Errno::ENOMEM)?;
@@ -161,17 +173,9 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
         slot.vmx.region_pa.store(page.phys(), Ordering::Relaxed);
         *own = Some(page);
     }
-    let mut bitmaps = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-    msr_bitmap::fill(bitmaps.bytes_mut(), exitless_policy::msr::passthrough());
-    let mut open = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-    open.bytes_mut().copy_from_slice(bitmaps.bytes());
-    msr_bitmap::open_x2apic(open.bytes_mut());
-    let mut off = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-    off.bytes_mut().copy_from_slice(open.bytes());
-    msr_bitmap::close_self_ipi(off.bytes_mut());
-    vmx.msr_bitmaps = Some(bitmaps);
-    vmx.x2apic_off_msr_bitmaps = Some(off);
-    vmx.x2apic_msr_bitmaps = Some(open);
+    for (set, opened) in vmx.msr_bitmaps.iter_mut().zip(Opened::all()) {
+        *set = bitmaps(opened)?.map(Some);
+    }
     Ok(())
 }
 
@@ -246,6 +250,10 @@ pub(super) fn put(v: &VcpuObj) {
     v.shared.apic.posted().put();
     // SAFETY: still on the CPU of the last load, preemption is off.
     unsafe { v.vmx.residence.put(&Hardware) };
+}
+
+pub(super) fn rename(v: &VcpuObj, identity: u64) {
+    v.vmx.residence.rename(identity);
 }
 
 pub(super) fn renew(v: &VcpuObj, slot: &CpuSlot, identity: u64) {

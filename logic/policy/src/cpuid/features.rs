@@ -82,7 +82,7 @@ pub(super) static WORDS: [Word; 14] = [
     word(leaf::STRUCTURED_FEATURES, 0, Reg::Edx,
         leaf7_edx::AVX512_4VNNIW | leaf7_edx::AVX512_4FMAPS | leaf7_edx::FSRM | leaf7_edx::AVX512_VP2INTERSECT
             | leaf7_edx::MD_CLEAR | leaf7_edx::SERIALIZE | leaf7_edx::TSXLDTRK | leaf7_edx::AVX512_FP16
-            | leaf7_edx::SPEC_CTRL | leaf7_edx::STIBP | leaf7_edx::SSBD,
+            | leaf7_edx::SPEC_CTRL | leaf7_edx::STIBP | leaf7_edx::SSBD | leaf7_edx::L1D_FLUSH,
         // On Intel's only: see `supported`.
         leaf7_edx::ARCH_CAPABILITIES),
     word(leaf::STRUCTURED_FEATURES, 1, Reg::Eax,

@@ -3,7 +3,7 @@
 use super::{Guest, MsrKind, find};
 use crate::{GuestCaps, Invalid, Origin, Vendor, canonical, mtrr, sign_extended};
 use exitless_pv_abi::{KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK};
-use exitless_x86::msr::{debugctl, hwcr, pred_cmd};
+use exitless_x86::msr::{debugctl, flush_cmd, hwcr, pred_cmd};
 
 /// RDMSR or KVM_GET_MSRS.
 ///
@@ -53,8 +53,11 @@ fn stored(kind: MsrKind, value: u64, origin: Origin, caps: &GuestCaps) -> Result
         }
         MsrKind::SysenterEsp | MsrKind::SysenterEip => sysenter(value, origin, caps),
         MsrKind::Pat => only_if(mtrr::pat_valid(value)),
-        MsrKind::SpecCtrl => only_if(value & !caps.spec_ctrl == 0 || host && value == 0),
+        // A guest that has it for itself may have set what its CPUID does not show and the CPU takes: user space gives it back.
+        MsrKind::SpecCtrl if host => only_if(value & !caps.spec_ctrl_hardware == 0),
+        MsrKind::SpecCtrl => only_if(value & !caps.spec_ctrl == 0),
         MsrKind::PredCmd => only_if(value & !pred_cmd::IBPB == 0),
+        MsrKind::FlushCmd => only_if(value & !flush_cmd::L1D_FLUSH == 0),
         // Reserved bits on Intel, dropped on AMD.
         MsrKind::TscAux if caps.vendor == Vendor::Amd => Ok(value & 0xffff_ffff),
         MsrKind::TscAux => only_if(value >> 32 == 0),

@@ -64,6 +64,8 @@ pub enum MsrKind {
     McBank(u8),
     /// Write-only: 1 asks for an indirect branch prediction barrier, 0 for nothing.
     PredCmd,
+    /// Write-only: 1 flushes the L1 data cache, 0 asks for nothing.
+    FlushCmd,
     // --- paravirtual; `false` is the older of two numbers for the same register ---
     PvWallClock(bool),
     PvSystemTime(bool),

@@ -39,6 +39,8 @@ pub enum Need {
     ArchCapabilities,
     /// IBPB.
     Ibpb,
+    /// IA32_FLUSH_CMD.
+    FlushL1d,
     /// XSAVES.
     Xsaves,
     /// Long mode.
@@ -62,6 +64,7 @@ impl Need {
             Self::SpecCtrl => caps.spec_ctrl != 0,
             Self::ArchCapabilities => caps.arch_capabilities,
             Self::Ibpb => caps.ibpb,
+            Self::FlushL1d => caps.flush_l1d,
             Self::Absent => false,
             Self::Xsaves => caps.xsaves,
             Self::LongMode => caps.long_mode,
@@ -168,6 +171,7 @@ pub static TABLE: &[Row] = &[
     // A new vCPU's is `crate::arch_capabilities`; the VMM restores what a guest was told elsewhere.
     row(Msr::ARCH_CAPABILITIES, MsrKind::ArchCapabilities).need(Need::ArchCapabilities).guest(Guest::ReadOnly)
         .listed().feature(),
+    row(Msr::FLUSH_CMD, MsrKind::FlushCmd).need(Need::FlushL1d).guest(Guest::WriteOnly),
     fixed(Msr::MISC_FEATURES_ENABLES, 0),
     row(Msr::SYSENTER_CS, MsrKind::SysenterCs).listed().passthrough(),
     row(Msr::SYSENTER_ESP, MsrKind::SysenterEsp).listed().passthrough(),
