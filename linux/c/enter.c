@@ -45,7 +45,8 @@ u32 ex_svm_run_asm(u64 vmcb_pa, u64 *regs, u64 host_save_pa, struct ex_spec_ctrl
  * regs holds the general registers in encoding order; slots 0 (rax) and 4 (rsp) belong to the VMCB and are neither read nor
  * written. The guest's FS, GS, TR, LDTR, STAR, LSTAR, CSTAR, SFMASK, KernelGSBase and SYSENTER registers are loaded from the
  * VMCB and saved to it. SPEC_CTRL is the guest's for the run, on CPUs that do not virtualise it by spec_ctrl: writes to it are
- * intercepted unless that says that it is open. On return the host's SPEC_CTRL, return stack and branch predictor are as its mitigations want them.
+ * intercepted unless that says that it is open. On return the host's SPEC_CTRL, return stack and branch predictor are as its
+ * mitigations want them.
  *
  * Interrupts are off, GIF is set. No other CPU uses the VMCB. host_save_pa holds a VMSAVE made on this CPU by this task since
  * it was scheduled in. XCR0, XSS, debug registers and FPU are the guest's already, and the caller brings the host's back: an

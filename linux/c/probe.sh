@@ -29,6 +29,7 @@ header   EX_HAVE_FPU_UABI_XFEATURES   arch/x86/include/asm/fpu/api.h 'unsigned i
 exported EX_HAVE_HRTIMER_SETUP        hrtimer_setup
 exported EX_HAVE_GUEST_MSRS           perf_guest_get_msrs
 exported EX_HAVE_AMD_PMU_VIRT         amd_pmu_enable_virt
+exported EX_HAVE_CURRENT_SAVE_FSGS   current_save_fsgs
 header   EX_HAVE_RCU_NOTE_CPU        include/linux/rcutree.h 'rcu_virt_note_context_switch\(int cpu\)'
 header   EX_HAVE_APIC_STATIC_CALLS    arch/x86/include/asm/apic.h '__apic_send_IPI_mask'
 exported EX_HAVE_IPI_TRACEPOINT       __tracepoint_ipi_send_cpu

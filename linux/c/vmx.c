@@ -12,13 +12,14 @@
 #include <linux/moduleparam.h>
 #include <linux/perf_event.h>
 #include <linux/percpu.h>
+#include <linux/sched.h>
 #include <linux/stddef.h>
-#include <linux/user-return-notifier.h>
 #include <asm/apic.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/desc.h>
 #include <asm/extable.h>
 #include <asm/irq_vectors.h>
+#include <asm/mmu_context.h>
 #include <asm/nospec-branch.h>
 #include <asm/perf_event.h>
 #include <asm/tlbflush.h>
@@ -81,7 +82,7 @@ u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
 u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
 void ex_vmx_interrupt(u8 vector);
 u32 ex_vmx_pmu_list(struct ex_vmx_pmu_msr *list, u32 longest);
-void ex_vmx_call_on_user_return(void);
+void ex_vmx_task_bases(u64 *fs, u64 *gs);
 void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
 
 /* enter-vmx.S and hw/vmx/src/ops.rs count on these. */
@@ -253,52 +254,6 @@ bool ex_vmx_host_x2apic(void)
 	return x2apic_enabled();
 }
 
-/*
- * The guest's syscall MSRs may stay in the CPU until it returns to user mode, which alone uses them. Where TIF flags go
- * with the CPU from task to task, whichever task returns first calls us.
- */
-struct ex_user_return {
-	struct user_return_notifier notifier;
-	bool on;
-};
-static DEFINE_PER_CPU(struct ex_user_return, ex_user_return);
-
-/* Interrupts off. */
-static void ex_vmx_forget_user_return(void)
-{
-	struct ex_user_return *u = this_cpu_ptr(&ex_user_return);
-
-	if (u->on) {
-		u->on = false;
-		user_return_notifier_unregister(&u->notifier);
-	}
-}
-
-static void ex_vmx_on_user_return(struct user_return_notifier *notifier)
-{
-	unsigned long flags;
-
-	/* Against ex_vmx_off() by an interrupt. */
-	local_irq_save(flags);
-	if (this_cpu_read(ex_user_return.on)) {
-		ex_vmx_forget_user_return();
-		ex_rs_user_return(smp_processor_id());
-	}
-	local_irq_restore(flags);
-}
-
-/* Interrupts off: ex_rs_user_return() comes before this CPU is in user mode again. */
-void ex_vmx_call_on_user_return(void)
-{
-	struct ex_user_return *u = this_cpu_ptr(&ex_user_return);
-
-	if (u->on)
-		return;
-	u->on = true;
-	u->notifier.on_user_return = ex_vmx_on_user_return;
-	user_return_notifier_register(&u->notifier);
-}
-
 static void ex_vmx_mode_end(void)
 {
 	cr4_clear_bits(X86_CR4_VMXE);
@@ -329,7 +284,7 @@ int ex_vmx_on(u64 region_pa)
  */
 void ex_vmx_off(void)
 {
-	ex_vmx_forget_user_return();
+	ex_forget_user_return();
 	asm volatile("1: vmxoff\n2:\n" _ASM_EXTABLE(1b, 2b) : : : "memory", "cc");
 	ex_vmx_mode_end();
 }
@@ -355,6 +310,24 @@ void ex_vmx_host_state(u64 *words)
 	rdmsrl(MSR_IA32_SYSENTER_CS, h->sysenter_cs);
 	rdmsrl(MSR_IA32_SYSENTER_ESP, h->sysenter_esp);
 	rdmsrl(MSR_IA32_SYSENTER_EIP, h->sysenter_eip);
+}
+
+/*
+ * The task's FS base and inactive GS base. The kernel knows them, or reads them by RDFSBASE and RDGSBASE; RDMSR is left for
+ * tasks of 32 bits. Interrupts off.
+ */
+void ex_vmx_task_bases(u64 *fs, u64 *gs)
+{
+#ifdef EX_HAVE_CURRENT_SAVE_FSGS
+	if (likely(is_64bit_mm(current->mm))) {
+		current_save_fsgs();
+		*fs = current->thread.fsbase;
+		*gs = current->thread.gsbase;
+		return;
+	}
+#endif
+	rdmsrl(MSR_FS_BASE, *fs);
+	rdmsrl(MSR_KERNEL_GS_BASE, *gs);
 }
 
 /*

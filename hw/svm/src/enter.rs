@@ -30,6 +30,8 @@ unsafe extern "C" {
         host_debugctl: u64,
     ) -> u32;
     fn ex_ibpb();
+    /// [`return_tsc_aux`] comes before this CPU is in user mode again (linux/c/helpers/user_return.c).
+    fn ex_call_on_user_return();
     /// DEBUGCTL, which every CPU with SVM has (linux/c/enter.c).
     fn ex_svm_debugctl() -> u64;
     fn ex_svm_set_debugctl(value: u64);
@@ -167,18 +169,15 @@ impl Svm {
 /// the host's extra state to `cpu.host_save_pa`. `tsc_aux`, `tsc_ratio`: the guest's values, where the CPU has the registers.
 ///
 /// # Safety
-/// Preemption is off and `cpu` is this CPU's part.
+/// Interrupts are off and `cpu` is this CPU's part.
 pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>, tsc_ratio: Option<u64>) {
     if cpu.last_vcpu.swap(identity, Relaxed) != identity {
         // SAFETY: a barrier without operands, legal in any context.
         unsafe { ex_ibpb() };
     }
     if let Some(guest) = tsc_aux {
-        // SAFETY: the caller says the MSR exists; the kernel itself never reads it.
-        unsafe {
-            cpu.host_tsc_aux.store(exitless_hw_ops::rdmsr(TSC_AUX), Relaxed);
-            exitless_hw_ops::wrmsr(TSC_AUX, guest);
-        }
+        // SAFETY: the caller's promise.
+        unsafe { lend_tsc_aux(cpu, guest) };
     }
     // It scales in guests only (APM vol. 2, 15.30.5), so it stays until another guest wants another.
     if let Some(ratio) = tsc_ratio.filter(|&ratio| cpu.tsc_ratio.swap(ratio, Relaxed) != ratio) {
@@ -187,24 +186,31 @@ pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>, tsc_ratio:
     }
 }
 
-/// The thread leaves this CPU, or returns to user space.
+/// The vCPU that is loaded here has this TSC_AUX.
 ///
 /// # Safety
-/// Preemption is off, and [`load`] was called on this CPU last, with the same `tsc_aux.is_some()`.
-pub unsafe fn put(cpu: &PerCpu, has_tsc_aux: bool) {
-    if has_tsc_aux {
-        // SAFETY: restores what `load` read.
-        unsafe { exitless_hw_ops::wrmsr(TSC_AUX, cpu.host_tsc_aux.load(Relaxed)) };
+/// Interrupts are off, `cpu` is this CPU's part, and the CPU has the register.
+pub unsafe fn lend_tsc_aux(cpu: &PerCpu, guest: u64) {
+    let (write, first) = cpu.lend_tsc_aux(guest);
+    if write {
+        // SAFETY: the register exists; the kernel itself never reads it.
+        unsafe { exitless_hw_ops::wrmsr(TSC_AUX, guest) };
+    }
+    if first {
+        // SAFETY: interrupts are off.
+        unsafe { ex_call_on_user_return() };
     }
 }
 
-/// The guest wrote TSC_AUX while loaded.
+/// This CPU is about to return to user mode, or goes off.
 ///
 /// # Safety
-/// Preemption is off, [`load`] ran on this CPU with a value, and [`put`] will.
-pub unsafe fn reload_tsc_aux(guest: u64) {
-    // SAFETY: the MSR exists; `put` restores the host's value.
-    unsafe { exitless_hw_ops::wrmsr(TSC_AUX, guest) };
+/// Interrupts are off, and `cpu` is this CPU's part.
+pub unsafe fn return_tsc_aux(cpu: &PerCpu) {
+    if let Some(host) = cpu.return_tsc_aux() {
+        // SAFETY: the register exists, for it was lent; the value is the kernel's.
+        unsafe { exitless_hw_ops::wrmsr(TSC_AUX, host) };
+    }
 }
 
 impl Backend for Svm {

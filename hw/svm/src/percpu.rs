@@ -20,8 +20,10 @@ pub struct PerCpu {
     pub asids: AtomicU32,
     /// The identity of the vCPU that ran last, for the branch prediction barrier.
     pub last_vcpu: AtomicU64,
-    /// The host's TSC_AUX.
-    pub host_tsc_aux: AtomicU64,
+    /// The host's TSC_AUX, and the CPU's: a guest's stays until another guest wants another, or the CPU returns to user mode, which
+    /// alone looks at it.
+    host_tsc_aux: AtomicU64,
+    tsc_aux: AtomicU64,
     /// The TSC ratio that the CPU has; 0 = unknown.
     pub tsc_ratio: AtomicU64,
 }
@@ -47,13 +49,29 @@ impl PerCpu {
             asids: AtomicU32::new(0),
             last_vcpu: AtomicU64::new(0),
             host_tsc_aux: AtomicU64::new(0),
+            tsc_aux: AtomicU64::new(0),
             tsc_ratio: AtomicU64::new(0),
         }
     }
 
-    /// Starts (or restarts) this CPU's ASIDs in a new generation. Generations carry the CPU's number in their upper
+    /// The CPU's TSC_AUX is to be `value`: whether it must be written, and whether it is the first since [`PerCpu::return_tsc_aux`]
+    /// that is not the host's. Interrupts are off until that is done.
+    pub(crate) fn lend_tsc_aux(&self, value: u64) -> (bool, bool) {
+        let (now, host) = (self.tsc_aux.swap(value, Relaxed), self.host_tsc_aux.load(Relaxed));
+        (now != value, now == host && value != host)
+    }
+
+    /// The value to write before this CPU is in user mode again, if it has another. Interrupts are off until that is done.
+    pub(crate) fn return_tsc_aux(&self) -> Option<u64> {
+        let host = self.host_tsc_aux.load(Relaxed);
+        (self.tsc_aux.swap(host, Relaxed) != host).then_some(host)
+    }
+
+    /// Starts (or restarts) this CPU, whose TSC_AUX is the host's; its ASIDs begin a new generation. Generations carry the CPU's number in their upper
     /// bits: a vCPU that moved never takes another CPU's generation for this one's.
-    pub fn enable(&self, cpu: u32, asids: u32) {
+    pub fn enable(&self, cpu: u32, asids: u32, tsc_aux: u64) {
+        self.host_tsc_aux.store(tsc_aux, Relaxed);
+        self.tsc_aux.store(tsc_aux, Relaxed);
         self.asids.store(asids, Relaxed);
         self.tsc_ratio.store(0, Relaxed);
         // One past the end: the first use begins a generation with a flush.

@@ -96,6 +96,9 @@ extern "C" fn ex_ibpb() {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn ex_call_on_user_return() {}
+
+#[unsafe(no_mangle)]
 extern "C" fn ex_machine_check() {
     OUTSIDE.with_borrow(|w| {
         if let Some(w) = w {
@@ -132,7 +135,7 @@ impl Machine {
         let msrpm_pa = core::array::from_fn(|set| 0x2000 + set as u64 * 0x10_0000);
         v.init(Pages { vmcb, vmcb_pa, msrpm_pa, iopm_pa: 0x3000 }, caps);
         let cpu = PerCpu::zeroed();
-        cpu.enable(0, caps.asids);
+        cpu.enable(0, caps.asids, 0);
         v.set_rip(0x1000);
         v.set_rflags(2);
         Self { v, cpu, vmcb }
@@ -201,6 +204,24 @@ fn own_spec_ctrl() {
     m.enter(|vmcb| vmcb.save.spec_ctrl = 2);
     assert_eq!(SPEC_CTRL.with_borrow(|s| s.0), SpecCtrl { guest: 1, open: 0 });
     assert_eq!(m.v.sys_reg(SysReg::SpecCtrl), 2);
+}
+
+/// TSC_AUX was read once and written twice for each time a thread came to a CPU. It stays a guest's until the CPU returns to user mode,
+/// and is written only where it changes.
+#[test]
+fn tsc_aux_is_lent() {
+    let cpu = PerCpu::none();
+    cpu.enable(0, 16, 7);
+    assert_eq!(cpu.return_tsc_aux(), None, "nothing is lent");
+    assert_eq!(cpu.lend_tsc_aux(7), (false, false), "the host's value");
+    assert_eq!(cpu.lend_tsc_aux(9), (true, true), "the way back is arranged once");
+    assert_eq!(cpu.lend_tsc_aux(9), (false, false), "the thread slept and woke");
+    assert_eq!(cpu.lend_tsc_aux(8), (true, false), "another guest");
+    assert_eq!((cpu.return_tsc_aux(), cpu.return_tsc_aux()), (Some(7), None));
+    assert_eq!(cpu.lend_tsc_aux(8), (true, true));
+    // By way of the host's value: the way back may be arranged again, which is no harm.
+    assert_eq!((cpu.lend_tsc_aux(7), cpu.return_tsc_aux()), ((true, false), None));
+    assert_eq!(cpu.lend_tsc_aux(8), (true, true));
 }
 
 /// What one guest trained must not steer the next one on the same CPU; a thread that comes back to its CPU pays nothing.
@@ -896,7 +917,7 @@ fn nobody_sees_stale_translations() {
         let caps = Caps { asids, flush_by_asid: by_asid, ..ALL };
         let mut vcpus: Vec<Machine> = (0..7).map(|_| Machine::new(&caps)).collect();
         let cpus: Vec<PerCpu> = (0..3).map(|_| PerCpu::zeroed()).collect();
-        cpus.iter().enumerate().for_each(|(i, c)| c.enable(i as u32, asids));
+        cpus.iter().enumerate().for_each(|(i, c)| c.enable(i as u32, asids, 0));
         // Per CPU: whose translations each ASID holds, and of which time.
         let mut tlbs: Vec<HashMap<u32, (usize, u32)>> = (0..3).map(|_| HashMap::new()).collect();
         let mut now = [0u32; 7];
@@ -914,7 +935,7 @@ fn nobody_sees_stale_translations() {
                     now[who] += 1;
                     owed[who] = true;
                 }
-                1 if below(10) == 0 => cpus[at].enable(at as u32, asids),
+                1 if below(10) == 0 => cpus[at].enable(at as u32, asids, 0),
                 _ => {
                     let flush = core::mem::take(&mut owed[who]);
                     let m = &mut vcpus[who];
@@ -944,7 +965,7 @@ fn nobody_sees_stale_translations() {
 #[test]
 fn generations_are_of_one_cpu() {
     let cpus: Vec<PerCpu> = (0..4).map(|_| PerCpu::zeroed()).collect();
-    cpus.iter().enumerate().for_each(|(i, c)| c.enable(i as u32, 3));
+    cpus.iter().enumerate().for_each(|(i, c)| c.enable(i as u32, 3, 0));
     for _ in 0..1000 {
         cpus.iter().for_each(|c| _ = c.take());
     }

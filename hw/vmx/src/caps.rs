@@ -297,10 +297,14 @@ const ENTRY_NEEDED: &[Named] = &[
     (entry::LOAD_EFER, "load IA32_EFER (entry)"),
 ];
 /// These come and go too.
-const EXIT_OFF: &[Named] = &[(exit::LOAD_PERF_GLOBAL_CTRL, "load IA32_PERF_GLOBAL_CTRL (exit)")];
+const EXIT_OFF: &[Named] = &[
+    (exit::LOAD_PERF_GLOBAL_CTRL, "load IA32_PERF_GLOBAL_CTRL (exit)"),
+    (exit::LOAD_EFER, "load IA32_EFER (exit)"),
+];
 const ENTRY_OFF: &[Named] = &[
     (entry::IA32E_MODE_GUEST, "IA-32e mode guest"),
     (entry::LOAD_PERF_GLOBAL_CTRL, "load IA32_PERF_GLOBAL_CTRL (entry)"),
+    (entry::LOAD_EFER, "load IA32_EFER (entry)"),
 ];
 /// Bits of [`PRIMARY_NEEDED`] and [`ENTRY_NEEDED`] that a fresh VMCS does not have yet.
 const PRIMARY_DYNAMIC: u32 = primary::INTERRUPT_WINDOW_EXITING

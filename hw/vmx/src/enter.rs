@@ -55,11 +55,14 @@ impl<M: Machine> Vmx<M> {
         }
         let moved = at.take_moved();
         if moved {
-            write_cpu_state(&self.m, &cpu.host(), self.caps.pat());
+            let host = cpu.host();
+            write_cpu_state(&self.m, &host, self.caps.pat());
+            self.host_efer = host.efer;
             self.m.put(f::GUEST_RSP, self.vmcs_rsp);
         }
         self.follow_host();
         self.follow_pmu();
+        self.share_efer();
         if self.exceptions != self.vmcs_exceptions {
             self.vmcs_exceptions = self.exceptions;
             self.m.put(f::EXCEPTION_BITMAP, self.exceptions);

@@ -35,6 +35,8 @@ pub struct TaskSegments {
     pub gs: u16,
     pub ldt: u16,
     pub fs_base: u64,
+    /// The user's, which is in KERNEL_GS_BASE here; giving the others back leaves it to the caller.
+    pub gs_base: u64,
 }
 
 /// The CPU. Methods are safe to call in the contexts that [`crate::residence`] and [`crate::enter`] establish: CPL 0, and
@@ -104,8 +106,10 @@ pub struct Hardware;
 unsafe extern "C" {
     /// The world switch (linux/c/vmx.c): 0 exit, 1 VMfail, 2 #UD.
     fn ex_vmx_enter(run: *mut Run, how: u32) -> u32;
-    /// linux/c/vmx.c: the user-return notifier of this CPU.
-    fn ex_vmx_call_on_user_return();
+    /// linux/c/helpers/user_return.c: the user-return notifier of this CPU.
+    fn ex_call_on_user_return();
+    /// linux/c/vmx.c: FS base and inactive GS base.
+    fn ex_vmx_task_bases(fs: *mut u64, gs: *mut u64);
     /// linux/c/vmx.c: asks perf.
     fn ex_vmx_pmu_list(list: *mut Switched, longest: u32) -> u32;
     /// linux/c/vmx.c: through the IDT's gate.
@@ -165,7 +169,7 @@ impl Machine for Hardware {
     }
     fn call_on_user_return(&self) {
         // SAFETY: interrupts, and so preemption, are off.
-        unsafe { ex_vmx_call_on_user_return() };
+        unsafe { ex_call_on_user_return() };
     }
     fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize {
         // SAFETY: the list has that many entries, and interrupts are off.
@@ -187,7 +191,10 @@ impl Machine for Hardware {
     }
     fn task_segments(&self) -> TaskSegments {
         let (ds, es, fs, gs, ldt) = ops::selectors();
-        TaskSegments { ds, es, fs, gs, ldt, fs_base: self.rdmsr(exitless_x86::msr::Msr::FS_BASE.0) }
+        let (mut fs_base, mut gs_base) = (0, 0);
+        // SAFETY: two places for two words; interrupts are off (the caller is about to enter).
+        unsafe { ex_vmx_task_bases(&raw mut fs_base, &raw mut gs_base) };
+        TaskSegments { ds, es, fs, gs, ldt, fs_base, gs_base }
     }
     fn restore_task_segments(&self, s: &TaskSegments) {
         // SAFETY: the values that `task_segments` read of this task on this CPU.

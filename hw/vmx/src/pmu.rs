@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::vcpu::Vmx;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use exitless_x86::msr::Msr;
-use exitless_x86::vmx::control::{entry, exit};
+use exitless_x86::vmx::control::entry;
 use exitless_x86::vmx::field as f;
 
 /// The longest list. Perf has up to three registers for counters with a global control, and one for each counter, eight at
@@ -79,6 +79,11 @@ impl<M: Machine> Vmx<M> {
         self.pmu.global_on || self.pmu.count != 0
     }
 
+    /// By the controls for it.
+    pub(crate) fn switches_global_ctrl(&self) -> bool {
+        self.pmu.global_on
+    }
+
     /// Looks at the host's list, and makes the VMCS follow. The VMCS is current, interrupts are off.
     pub(crate) fn follow_pmu(&mut self) {
         let n = self.m.pmu_list(&mut self.pmu.list);
@@ -121,10 +126,10 @@ impl<M: Machine> Vmx<M> {
             return;
         }
         self.pmu.global_on = s.is_some();
-        let (on_exit, on_entry) = (exit::LOAD_PERF_GLOBAL_CTRL, entry::LOAD_PERF_GLOBAL_CTRL);
+        let on_entry = entry::LOAD_PERF_GLOBAL_CTRL;
         let controls = self.cache.get(&self.m, c::ENTRY) & !on_entry;
         self.cache.set(c::ENTRY, if s.is_some() { controls | on_entry } else { controls });
-        self.m.put(f::EXIT_CONTROLS, if s.is_some() { self.caps.exit | on_exit } else { self.caps.exit });
+        self.put_exit_controls();
     }
 
     /// Directly before an entry: a record that is under way must reach the host's memory. The exchange by the area leaves no

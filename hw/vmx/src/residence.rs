@@ -226,7 +226,7 @@ impl Residence {
         self.selectors.store(word(s.ds, 0) | word(s.es, 1) | word(s.fs, 2) | word(s.gs, 3), Relaxed);
         self.ldt.store(u64::from(s.ldt), Relaxed);
         self.fs_base.store(s.fs_base, Relaxed);
-        self.host_kernel_gs.store(m.rdmsr(Msr::KERNEL_GS_BASE.0), Relaxed);
+        self.host_kernel_gs.store(s.gs_base, Relaxed);
         self.live.store(true, Relaxed);
         let (kernel_gs, guest) = (Travelling::KernelGsBase, self.guest_msr(Travelling::KernelGsBase));
         if guest != self.host_kernel_gs.load(Relaxed) {
@@ -256,7 +256,7 @@ impl Residence {
         // Before the selectors: loading GS changes KERNEL_GS_BASE.
         let kernel_gs = Travelling::KernelGsBase;
         self.store_guest(kernel_gs, m.rdmsr(kernel_gs.number()));
-        let selectors = self.selectors.load(Relaxed);
+        let (selectors, host) = (self.selectors.load(Relaxed), self.host_kernel_gs.load(Relaxed));
         let gs = (selectors >> 48) as u16;
         m.restore_task_segments(&TaskSegments {
             ds: selectors as u16,
@@ -265,8 +265,8 @@ impl Residence {
             gs,
             ldt: self.ldt.load(Relaxed) as u16,
             fs_base: self.fs_base.load(Relaxed),
+            gs_base: host,
         });
-        let host = self.host_kernel_gs.load(Relaxed);
         if gs != 0 || self.guest_msr(kernel_gs) != host {
             m.wrmsr(kernel_gs.number(), host);
         }

@@ -124,6 +124,19 @@ impl<M: Machine> Vmx<M> {
         self.cache.set(c::ENTRY, controls | long);
     }
 
+    /// EFER changes hands only where it differs: each way costs an exchange, on most guests for nothing. Before the first entry of a
+    /// slice; the guest's writes exit.
+    pub(crate) fn share_efer(&mut self) {
+        let same = self.cache.get(&self.m, c::EFER) == self.host_efer;
+        if same == self.shares_efer {
+            return;
+        }
+        self.shares_efer = same;
+        let controls = self.cache.get(&self.m, c::ENTRY) & !entry::LOAD_EFER;
+        self.cache.set(c::ENTRY, if same { controls } else { controls | entry::LOAD_EFER });
+        self.put_exit_controls();
+    }
+
     /// The guest is in PAE paging: VM entry takes the PDPTEs from the VMCS, not from memory (SDM vol. 3C, 27.3.2.4).
     pub(crate) fn in_pae_paging(&self) -> bool {
         let efer = self.cache.get(&self.m, c::EFER);

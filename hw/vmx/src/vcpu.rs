@@ -10,7 +10,7 @@ use exitless_vcpu::backend::{ApicPage, Instructions, Opened};
 use exitless_vcpu::tsc::Scaling;
 use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
-use exitless_x86::vmx::control::{primary, secondary};
+use exitless_x86::vmx::control::{exit, primary, secondary};
 use exitless_x86::vmx::exit::ExitReason;
 use exitless_x86::vmx::field as f;
 use exitless_x86::vmx::{NO_LINK, activity};
@@ -104,6 +104,7 @@ pub struct Vmx<M = Hardware> {
     pub(crate) host_cr3: u64,
     pub(crate) host_cr4: u64,
     pub(crate) host_fs_base: u64,
+    pub(crate) host_efer: u64,
     /// The host's IA32_DEBUGCTL in this slice; an exit clears the register.
     pub(crate) host_debugctl: u64,
     pub(crate) vpid_generation: u64,
@@ -144,6 +145,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) shown: Instructions,
     /// MSRs that the guest has for itself.
     pub(crate) opened: Opened,
+    /// The guest's EFER is the host's: entries and exits leave the register alone.
+    pub(crate) shares_efer: bool,
     /// The last exit was for a machine check that the host has yet to hear of.
     pub(crate) machine_check: bool,
     pub(crate) m: M,
@@ -205,7 +208,7 @@ impl<M: Machine> Vmx<M> {
     /// Controls and constants that never change, once, when the VMCS is current for the first time.
     pub(crate) fn prepare(&mut self) {
         let (m, caps) = (&self.m, &self.caps);
-        m.put(f::EXIT_CONTROLS, caps.exit);
+        self.put_exit_controls();
         m.put(f::EXCEPTION_BITMAP, self.exceptions);
         self.vmcs_exceptions = self.exceptions;
         // Page faults do not exit: bit 14 above is clear, and mask and match agree always (SDM vol. 3C, 25.6.3).
@@ -235,6 +238,13 @@ impl<M: Machine> Vmx<M> {
         }
         self.prepare_apic();
         self.prepared = true;
+    }
+
+    /// The VM-exit controls, of which two come and go.
+    pub(crate) fn put_exit_controls(&self) {
+        let efer = if self.shares_efer { exit::LOAD_EFER } else { 0 };
+        let global = if self.switches_global_ctrl() { exit::LOAD_PERF_GLOBAL_CTRL } else { 0 };
+        self.m.put(f::EXIT_CONTROLS, self.caps.exit & !efer | global);
     }
 
     pub(crate) fn show_instructions(&mut self, shown: Instructions) {

@@ -240,6 +240,8 @@ fn with_breakpoints(keeps: fn(u64, fn()) -> bool, what: &str) {
 // XCR0, the host panicked, or XMM0 was lost. Scenario `softirq-fpu` gives the host something to do in them.
 test!(interrupted_sse, "fpu/interrupted_at_reset_xcr0", timeout(60));
 fn interrupted_sse() {
+    // Only who could look at XCR0 has one of its own.
+    set_cr4(cr4() | 1 << 18);
     with_breakpoints(sse_keeps, "SSE registers changed");
 }
 

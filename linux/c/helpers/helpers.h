@@ -206,6 +206,10 @@ int ex_user_cmpxchg_u16(unsigned long addr, u16 old, u16 new);
 int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);
 int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 
+/* user_return.c */
+void ex_call_on_user_return(void);
+void ex_forget_user_return(void);
+
 /* ../enter.c */
 struct ex_spec_ctrl;
 u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, struct ex_spec_ctrl *spec_ctrl,

@@ -58,6 +58,12 @@ pub fn microcode() -> u32 {
     unsafe { ffi::ex_cpu_microcode() }
 }
 
+/// Nobody needs to hear of this CPU's return to user mode any more. Interrupts are off.
+pub fn forget_user_return() {
+    // SAFETY: this CPU's own state.
+    unsafe { ffi::ex_forget_user_return() }
+}
+
 /// Bits that SPEC_CTRL takes, on a CPU that has it.
 pub fn spec_ctrl_bits() -> u64 {
     // SAFETY: tries values of a register that exists, and brings the kernel's back.

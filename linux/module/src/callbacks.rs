@@ -81,8 +81,10 @@ extern "C" fn ex_rs_on_cpu(arg: *mut c_void, op: u32) {
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_user_return(cpu: u32) {
-    if let Some(slot) = global::get().and_then(|g| g.cpus.get(cpu as usize)) {
-        crate::vendor::vmx::user_return(slot);
+    if let Some(g) = global::get()
+        && let Some(slot) = g.cpus.get(cpu as usize)
+    {
+        crate::vendor::user_return(g, slot);
     }
 }
 

@@ -124,7 +124,7 @@ fn another_cpu_reads_everything() {
     let mut m = Machine::new(&ALL);
     m.cpu.host_save_pa.store(0x1000, Relaxed);
     let mut other = crate::PerCpu::none();
-    other.enable(1, ALL.asids);
+    other.enable(1, ALL.asids, 0);
     other.host_save_pa.store(0x2000, Relaxed);
     let mut seen = vec![];
     for moves in [false, false, true, false, true, false] {
@@ -133,7 +133,7 @@ fn another_cpu_reads_everything() {
         }
         seen.push(next(&mut m));
     }
-    m.cpu.enable(0, ALL.asids);
+    m.cpu.enable(0, ALL.asids, 0);
     CACHED.with_borrow_mut(|c| c.clear());
     seen.extend([next(&mut m), next(&mut m)]);
     let (none, all) = (clean::NONE, clean::ALL);
@@ -228,7 +228,7 @@ impl Step {
             25 => core::mem::swap(&mut m.cpu, &mut others[x as usize % 2]),
             26 => {
                 let cpu = (m.cpu.host_save_pa.load(Relaxed) >> 12) as u32;
-                m.cpu.enable(cpu, ALL.asids);
+                m.cpu.enable(cpu, ALL.asids, 0);
                 CACHED.with_borrow_mut(|c| c.clear());
             }
             27 => _ = m.enter_with(on, |_, _| true),
@@ -255,7 +255,7 @@ proptest! {
         m.cpu.host_save_pa.store(0x1000, Relaxed);
         let mut others: Vec<_> = (2..4u32).map(|n| {
             let cpu = crate::PerCpu::none();
-            cpu.enable(n, ALL.asids);
+            cpu.enable(n, ALL.asids, 0);
             cpu.host_save_pa.store(u64::from(n) << 12, Relaxed);
             cpu
         }).collect();

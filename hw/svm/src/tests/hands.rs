@@ -16,7 +16,7 @@ fn slice(code: u64) -> Vec<Hand> {
     let sh: Rc<VcpuShared> = Rc::new(Zeroable::zeroed());
     let w = world::World::new(sh.clone());
     let on: &'static PerCpu = Box::leak(Box::new(PerCpu::zeroed()));
-    on.enable(0, ALL.asids);
+    on.enable(0, ALL.asids, 0);
     let off: &'static PerCpu = Box::leak(Box::new(PerCpu::none()));
     let os = os::Os::with(w.clone(), [on, off, off, off]);
     let mut machine = Machine::new(&ALL);

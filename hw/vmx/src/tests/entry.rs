@@ -7,6 +7,35 @@ use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
 use exitless_x86::vmx::field as f;
 
+/// EFER changes hands by the controls, and only while guest and host have different ones.
+#[test]
+fn efer_where_it_differs() {
+    let mut b = Bench::new();
+    let controls = |b: &Bench| {
+        let (on_entry, on_exit) = (b.cpu.field(f::ENTRY_CONTROLS), b.cpu.field(f::EXIT_CONTROLS));
+        (
+            on_entry & entry::LOAD_EFER != 0,
+            on_exit & exit::LOAD_EFER != 0,
+            on_entry & entry::IA32E_MODE_GUEST != 0,
+        )
+    };
+    b.v.set_efer(0x500);
+    b.run(10, 0);
+    assert_eq!(controls(&b), (true, true, true));
+    assert_eq!((b.cpu.field(f::GUEST_EFER), b.cpu.field(f::HOST_EFER)), (0x500, host().efer));
+    b.v.set_efer(host().efer);
+    b.run(10, 0);
+    assert_eq!(controls(&b), (false, false, true));
+    b.cpu.clear_logs();
+    b.run(10, 0);
+    assert!(!b.cpu.wrote(f::EXIT_CONTROLS) && !b.cpu.wrote(f::ENTRY_CONTROLS));
+    assert_eq!(b.v.efer(), host().efer, "nothing is read from where nothing is saved");
+    // To 32-bit code, with the same control as what the mode needs.
+    b.v.set_efer(0x801);
+    b.run(10, 0);
+    assert_eq!(controls(&b), (true, true, false));
+}
+
 /// Everything that VM entry looks at is written before the first one; nothing is left to what the region held.
 #[test]
 fn a_fresh_vmcs_is_complete() {

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::vec::Vec;
 
+const KERNEL_GS: u32 = 0xc000_0102;
+
 type Script = Box<dyn FnMut(&Cpu, &mut Run) -> u32>;
 
 /// One VMCS.
@@ -46,6 +48,7 @@ pub(super) struct Cpu {
     pub(super) reads: RefCell<Vec<u32>>,
     pub(super) writes: RefCell<Vec<u32>>,
     pub(super) wrmsrs: RefCell<Vec<u32>>,
+    pub(super) rdmsrs: RefCell<Vec<u32>>,
     pub(super) invepts: RefCell<Vec<(u64, u64)>>,
     pub(super) invvpids: Cell<u32>,
     pub(super) barriers: Cell<u32>,
@@ -101,6 +104,7 @@ impl Cpu {
         self.reads.borrow_mut().clear();
         self.writes.borrow_mut().clear();
         self.wrmsrs.borrow_mut().clear();
+        self.rdmsrs.borrow_mut().clear();
         self.invepts.borrow_mut().clear();
     }
     pub(super) fn wrote<W: Width, A: Access>(&self, f: Field<W, A>) -> bool {
@@ -222,6 +226,7 @@ impl Machine for Fake {
         0xe817
     }
     fn rdmsr(&self, msr: u32) -> u64 {
+        self.cpu().rdmsrs.borrow_mut().push(msr);
         self.cpu().msr(msr)
     }
     fn wrmsr(&self, msr: u32, value: u64) {
@@ -251,14 +256,14 @@ impl Machine for Fake {
         self.cpu().dr6.set(value);
     }
     fn task_segments(&self) -> TaskSegments {
-        self.cpu().segments.get()
+        TaskSegments { gs_base: self.cpu().msr(KERNEL_GS), ..self.cpu().segments.get() }
     }
     fn restore_task_segments(&self, s: &TaskSegments) {
         let cpu = self.cpu();
         cpu.restored.set(Some(*s));
         if s.gs != 0 {
             // Loading GS replaces the inactive GS base.
-            cpu.msrs.borrow_mut().insert(0xc000_0102, 0x6666);
+            cpu.msrs.borrow_mut().insert(KERNEL_GS, 0x6666);
         }
     }
     fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
@@ -320,6 +325,7 @@ pub(super) fn host() -> HostState {
         tr: 0x40,
         gs_base: 0x9000,
         tss_base: 0x7000,
+        efer: 0xd01,
         ..HostState::default()
     }
 }

@@ -357,9 +357,8 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn reload_tsc_aux(&self, value: u64) {
         self.me.tsc_aux.store(value, Ordering::Relaxed);
         if global::get().is_some_and(|g| g.has_tsc_aux) && self.loaded {
-            cpu::preempt_disable();
-            B::reload_tsc_aux(value);
-            cpu::preempt_enable();
+            let _irqs = cpu::NoIrq::new();
+            B::reload_tsc_aux(self.cpu(), value);
         }
     }
     fn quiesce(&self) {

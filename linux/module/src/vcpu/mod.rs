@@ -287,8 +287,8 @@ impl VcpuObj {
 
     fn put_on(&self, g: &Global) {
         let at = self.shared.cpu.load(Ordering::Relaxed);
-        if let Some(slot) = g.cpus.get(at as usize) {
-            vendor::put(g, self, slot);
+        if g.cpus.get(at as usize).is_some() {
+            vendor::put(g, self);
         }
     }
 }

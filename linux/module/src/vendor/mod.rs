@@ -43,8 +43,8 @@ pub trait Vendor: Backend + Sized + 'static {
     /// Gives a new vCPU, which nobody else knows yet, its pages, and its backend their addresses. `root`: of the second-level
     /// tables.
     fn create(g: &Global, v: &mut VcpuObj, root: u64) -> Result<(), Errno>;
-    /// The guest wrote TSC_AUX while the vCPU is loaded. Preemption is off.
-    fn reload_tsc_aux(value: u64);
+    /// The guest wrote TSC_AUX while the vCPU is loaded on the CPU whose part `cpu` is. Interrupts are off.
+    fn reload_tsc_aux(cpu: &Self::Cpu, value: u64);
 }
 
 /// Runs a generic expression with `$B` as the chosen backend.
@@ -100,7 +100,7 @@ pub fn cpu_on(g: &Global, slot: &CpuSlot, cpu: u32) -> Result<(), Errno> {
 /// This CPU, where `cpu_on` succeeded, stops running guests. Interrupts are off.
 pub fn cpu_off(g: &Global, slot: &CpuSlot) {
     match g.kind {
-        Kind::Svm => svm::cpu_off(g),
+        Kind::Svm => svm::cpu_off(g, slot),
         Kind::Vmx => vmx::cpu_off(slot),
     }
 }
@@ -122,10 +122,18 @@ pub fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
 }
 
 /// The thread leaves its CPU, or returns to user space. Preemption is off.
-pub fn put(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
+pub fn put(g: &Global, v: &VcpuObj) {
     match g.kind {
-        Kind::Svm => svm::put(g, slot),
+        Kind::Svm => svm::put(),
         Kind::Vmx => vmx::put(v),
+    }
+}
+
+/// This CPU is about to return to user mode: registers that only user mode looks at are the host's again. Interrupts are off.
+pub fn user_return(g: &Global, slot: &CpuSlot) {
+    match g.kind {
+        Kind::Svm => svm::user_return(slot),
+        Kind::Vmx => vmx::user_return(slot),
     }
 }
 

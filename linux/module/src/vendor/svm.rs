@@ -15,6 +15,7 @@ use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::{Backend, Opened};
 use exitless_vcpu::tsc::Scaling;
+use exitless_x86::msr::Msr;
 use exitless_x86::regs::cr4;
 
 const EFER: u32 = 0xc000_0080;
@@ -81,9 +82,9 @@ impl Vendor for Svm {
         inner.b.set_slat_root(root | encryption_bit());
         Ok(())
     }
-    fn reload_tsc_aux(value: u64) {
-        // SAFETY: the vCPU is loaded, preemption is off.
-        unsafe { exitless_svm::enter::reload_tsc_aux(value) };
+    fn reload_tsc_aux(cpu: &PerCpu, value: u64) {
+        // SAFETY: the vCPU is loaded on this CPU, interrupts are off (trait contract).
+        unsafe { exitless_svm::enter::lend_tsc_aux(cpu, value) };
     }
 }
 
@@ -145,12 +146,16 @@ pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, id: u32) -> Result<(), Errno> {
         ops::wrmsr(VM_HSAVE_PA, slot.svm.hsave_pa.load(Ordering::Relaxed));
     }
     cpu::pmu_virt(true);
-    slot.svm.per_cpu.enable(id, g.svm.caps.asids);
+    // SAFETY: asked only where the CPU has the register.
+    let tsc_aux = if g.has_tsc_aux { unsafe { ops::rdmsr(Msr::TSC_AUX.0) } } else { 0 };
+    slot.svm.per_cpu.enable(id, g.svm.caps.asids, tsc_aux);
     Ok(())
 }
 
-pub(super) fn cpu_off(g: &Global) {
+pub(super) fn cpu_off(g: &Global, slot: &CpuSlot) {
     cpu::restore_speculation();
+    user_return(slot);
+    cpu::forget_user_return();
     if g.svm.caps.tsc_scaling().is_some() {
         // SAFETY: the MSR exists. As after reset, for whoever comes and does not know it.
         unsafe { ops::wrmsr(TSC_RATIO, 1 << Scaling::SVM.fraction) };
@@ -172,12 +177,12 @@ pub(super) fn cpu_emergency() {
 }
 
 pub(super) fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
-    let aux = g.has_tsc_aux.then(|| v.tsc_aux.load(Ordering::Relaxed));
     // Interrupts off: a shutdown that turns SVM off here leaves the CPU's own registers as after reset, and so they must stay.
     let irqs = cpu::NoIrq::new();
     let on = slot.enabled();
+    let aux = (g.has_tsc_aux && on).then(|| v.tsc_aux.load(Ordering::Relaxed));
     let ratio = g.svm.caps.tsc_scaling().filter(|_| on).map(|_| v.tsc_ratio.load(Ordering::Relaxed));
-    // SAFETY: preemption is off (scheduler or caller) and `slot` is this CPU's; CPUID shows the registers.
+    // SAFETY: interrupts are off and `slot` is this CPU's; CPUID shows the registers.
     unsafe { exitless_svm::enter::load(&slot.svm.per_cpu, v.identity(), aux, ratio) };
     if on {
         cpu::reduce_speculation();
@@ -188,10 +193,14 @@ pub(super) fn load(g: &Global, v: &VcpuObj, slot: &CpuSlot) {
     let _ = unsafe { enter::save_host(slot.svm.per_cpu.host_save_pa.load(Ordering::Relaxed)) };
 }
 
-pub(super) fn put(g: &Global, slot: &CpuSlot) {
-    // SAFETY: still on the CPU of the last load, preemption is off.
-    unsafe { exitless_svm::enter::put(&slot.svm.per_cpu, g.has_tsc_aux) };
+pub(super) fn put() {
     cpu::reload_ldt();
+}
+
+/// See [`super::user_return`].
+pub(super) fn user_return(slot: &CpuSlot) {
+    // SAFETY: interrupts are off, and `slot` is this CPU's.
+    unsafe { exitless_svm::enter::return_tsc_aux(&slot.svm.per_cpu) };
 }
 
 pub(super) fn renew(slot: &CpuSlot, identity: u64) {

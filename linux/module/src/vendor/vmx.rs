@@ -102,7 +102,7 @@ impl Vendor for Vmx {
         inner.b.set_slat_root(root);
         Ok(())
     }
-    fn reload_tsc_aux(_value: u64) {
+    fn reload_tsc_aux(_cpu: &PerCpu, _value: u64) {
         // Travels with the other MSRs of the residence.
     }
 }
@@ -204,8 +204,8 @@ pub(super) fn cpu_off(slot: &CpuSlot) {
     host::off();
 }
 
-/// This CPU is about to return to user mode. Interrupts are off.
-pub(crate) fn user_return(slot: &CpuSlot) {
+/// See [`super::user_return`].
+pub(super) fn user_return(slot: &CpuSlot) {
     slot.vmx.per_cpu.take_back_lent(&Hardware);
 }
 

@@ -38,6 +38,7 @@ const CONFIGURE: &[&str] = &[
     "--enable-evex",
     "--enable-cet",
     "--enable-uintr",
+    "--enable-protection-keys",
     "--enable-memtype",
     "--enable-all-optimizations",
     "--with-nogui",
