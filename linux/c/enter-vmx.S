@@ -172,6 +172,9 @@ SYM_INNER_LABEL(ex_vmx_exit_here, SYM_L_GLOBAL)
 	 */
 	ALTERNATIVE "jmp .Lhost_spec_ctrl_done", "", X86_FEATURE_MSR_SPEC_CTRL
 	mov	KEPT_RUN(%rsp), %rsi
+	/* Not entered: the MSR may still hold the host's. */
+	test	%ebx, %ebx
+	jnz	.Lguest_spec_ctrl_known
 	cmpq	$0, RUN_SPEC_OPEN(%rsi)
 	je	.Lguest_spec_ctrl_known
 	mov	$MSR_IA32_SPEC_CTRL, %ecx

@@ -307,6 +307,17 @@ u64 ex_host_spec_ctrl(void)
 #endif
 }
 
+/* Kernels clear these where microcode is known to do harm (or by clearcpuid=); CPUID tells of the MSRs nevertheless. */
+bool ex_host_has_spec_ctrl(void)
+{
+	return boot_cpu_has(X86_FEATURE_MSR_SPEC_CTRL);
+}
+
+bool ex_host_has_ibpb(void)
+{
+	return boot_cpu_has(X86_FEATURE_IBPB);
+}
+
 /* Bits that SPEC_CTRL takes on this CPU, which has it: more than CPUID tells of. Process context. */
 u64 ex_spec_ctrl_bits(void)
 {

@@ -56,6 +56,8 @@ void ex_ldt_reload(void);
 void ex_ibpb(void);
 bool ex_ibpb_for_guest(void);
 u64 ex_host_spec_ctrl(void);
+bool ex_host_has_spec_ctrl(void);
+bool ex_host_has_ibpb(void);
 u64 ex_spec_ctrl_bits(void);
 
 /* debugfs.c */

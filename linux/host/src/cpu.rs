@@ -64,6 +64,18 @@ pub fn forget_user_return() {
     unsafe { ffi::ex_forget_user_return() }
 }
 
+/// The kernel uses SPEC_CTRL, so the entry code switches it.
+pub fn has_spec_ctrl() -> bool {
+    // SAFETY: reads what the kernel knows of its CPUs.
+    unsafe { ffi::ex_host_has_spec_ctrl() }
+}
+
+/// The kernel has IBPB.
+pub fn has_ibpb() -> bool {
+    // SAFETY: as above.
+    unsafe { ffi::ex_host_has_ibpb() }
+}
+
 /// Bits that SPEC_CTRL takes, on a CPU that has it.
 pub fn spec_ctrl_bits() -> u64 {
     // SAFETY: tries values of a register that exists, and brings the kernel's back.

@@ -59,6 +59,8 @@ unsafe extern "C" {
     pub(crate) fn ex_ibpb_for_guest() -> bool;
     pub(crate) fn ex_forget_user_return();
     pub(crate) fn ex_host_spec_ctrl() -> u64;
+    pub(crate) fn ex_host_has_spec_ctrl() -> bool;
+    pub(crate) fn ex_host_has_ibpb() -> bool;
     pub(crate) fn ex_spec_ctrl_bits() -> u64;
 
     // debugfs.c

@@ -10,6 +10,7 @@ use exitless_host::lock::{LockClass, SpinLock};
 use exitless_host::mem::{KBox, KSlice};
 use exitless_host::{Errno, cpu, time};
 use exitless_hw_ops as ops;
+use exitless_policy::hide_unused_controls;
 use exitless_vcpu::clock::Instant;
 use exitless_x86::cpuid::{CpuidResult, leaf, leafd_1_eax, xcr0};
 use exitless_x86::regs::cr4;
@@ -155,8 +156,10 @@ pub fn init() -> Result<(), Errno> {
     let offered = if g.host_pkru { g.host_xcr0 } else { g.host_xcr0 & !xcr0::PKRU };
     // Where the kernel found XSAVES broken (erratum 1386 of AMD's), CPUID shows it nevertheless.
     let xsaves = exitless_host::fpu::host_xsaves();
+    let (spec_ctrl, ibpb) = (cpu::has_spec_ctrl(), cpu::has_ibpb());
     let adjust = |l: u32, sub: u32, r: &mut CpuidResult| {
         vendor::adjust(&g, l, sub, r);
+        hide_unused_controls(l, sub, r, spec_ctrl, ibpb);
         if (l, sub) == (leaf::XSAVE, 1) && !xsaves {
             r.eax &= !leafd_1_eax::XSAVES;
         }

@@ -25,7 +25,7 @@ pub mod pmu;
 pub mod xsave;
 
 pub use caps::{GuestCaps, Vendor};
-pub use immunity::arch_capabilities;
+pub use immunity::{arch_capabilities, hide_unused_controls};
 
 /// The access or the value is not allowed: #GP(0) to a guest; to the VMM -EINVAL or a short count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use exitless_policy::control::{Mode, check_dr6, check_dr7, check_state};
 use exitless_vcpu::Request;
 use exitless_vcpu::backend::{By, Event};
 use exitless_vcpu::shared::mp;
+use exitless_x86::cpuid::xcr0;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg};
@@ -395,6 +396,12 @@ impl VcpuObj {
         self.fpu.to_uabi(&mut image[..], features, pkru);
         for (b, keep) in image[512..520].iter_mut().zip(features.to_le_bytes()) {
             *b &= keep;
+        }
+        // Its value comes from `pkru`; the kernel's header tells of the thread's own. Without the bit it would be read as 0, all keys open.
+        if features & xcr0::PKRU != 0
+            && let Some(b) = image.get_mut(513)
+        {
+            *b |= (xcr0::PKRU >> 8) as u8;
         }
     }
 }
