@@ -82,10 +82,12 @@ impl Block {
         self.clean = clean::ALL;
     }
 
-    /// Behind it: an entry that failed tells nothing of what the CPU has read.
+    /// Behind it: an entry that failed tells nothing of what the CPU has read, and behind SHUTDOWN the VMCB's guest state is undefined
+    /// (APM vol. 2, 15.14.3), so that a value that equals what stands there may be another than the CPU's.
     #[inline]
     pub(crate) fn end(&mut self, failed: bool) {
-        if failed || ExitCode(self.control().exit_code).is_invalid() {
+        let code = ExitCode(self.control().exit_code);
+        if failed || code.is_invalid() || code == ExitCode::SHUTDOWN {
             self.forget();
         }
     }

@@ -28,8 +28,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         FaultOutcome::Mmio if fault.table_walk && delivers_fault(v) => {
             super::fault(v, sh, Exception::pf(0, v.b.cr2()))
         }
-        FaultOutcome::Mmio | FaultOutcome::ReadOnly => {
-            if fault.write && !fault.marked && host.is_doorbell(fault.gpa) {
+        outcome @ (FaultOutcome::Mmio | FaultOutcome::ReadOnly) => {
+            // Read-only memory must stay readable by hardware: no mark there.
+            if outcome == FaultOutcome::Mmio && fault.write && !fault.marked && host.is_doorbell(fault.gpa) {
                 host.mark_device(fault.gpa);
             }
             let walked = walked(v, fault);

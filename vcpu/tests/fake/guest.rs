@@ -33,7 +33,7 @@ pub(crate) fn told(o: Op) -> Op {
     change(o, |i| i.next_rip = true)
 }
 
-fn change(o: Op, f: impl FnOnce(&mut Instruction)) -> Op {
+pub(crate) fn change(o: Op, f: impl FnOnce(&mut Instruction)) -> Op {
     let Op::Exit(mut i) = o else { panic!("not an instruction") };
     f(&mut i);
     Op::Exit(i)

@@ -4,7 +4,9 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
-use super::world::{CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, Hand, ROM, TICKS, World, pattern};
+use super::world::{
+    CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, Hand, ROM, ROM_DOORBELL, TICKS, World, pattern,
+};
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
@@ -113,7 +115,7 @@ impl<C> Host for Os<C> {
 
     fn is_doorbell(&self, gpa: u64) -> bool {
         self.w.may_sleep("is_doorbell");
-        gpa == DOORBELL
+        gpa == DOORBELL || gpa == ROM_DOORBELL
     }
     fn ring(&self, gpa: u64) -> bool {
         self.w.may_sleep("ring");

@@ -3,7 +3,9 @@
 use crate::fake::cpu::Instruction;
 use crate::fake::guest::*;
 use crate::fake::os::HVA;
-use crate::fake::world::{APIC, CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, ROM, Touch, USER_MMIO, pattern};
+use crate::fake::world::{
+    APIC, CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, ROM, ROM_DOORBELL, Touch, USER_MMIO, pattern,
+};
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
@@ -637,6 +639,14 @@ fn a_doorbell_reads_nothing() {
     m.then([ring(true)]);
     assert_eq!(m.w.reads.get(), reads);
     assert!(matches!(m.events()[..], [Event::Exception(Exception { vector: Vector::DB, .. })]));
+}
+
+/// A doorbell in a slot that guests may only read gets no mark: all else in its page would exit for ever, and nobody could map it.
+#[test]
+fn read_only_memory_gets_no_mark() {
+    let mut m = Machine::new([change(store(ROM_DOORBELL, 1), |i| i.owes.clear()), Op::Nop]);
+    m.go();
+    assert_eq!((m.w.rings.get(), m.w.marked.take().len()), (1, 0));
 }
 
 /// What does more than write is emulated each time, with all its effects; so is each access of a user program, an access

@@ -140,11 +140,11 @@ fn another_cpu_reads_everything() {
     assert_eq!(seen, [none, all, none, all, none, all, none, all]);
 }
 
-/// VMRUN that faults, or refuses the state, leaves nothing to rely on.
+/// VMRUN that faults, or refuses the state, and a shutdown leave nothing to rely on.
 #[test]
 fn an_entry_that_failed_reads_everything() {
     let mut m = Machine::new(&ALL);
-    for code in [u64::MAX, 0xffff_ffff] {
+    for code in [u64::MAX, 0xffff_ffff, 0x7f] {
         next(&mut m);
         m.exit(code, 0, 0);
         assert_eq!(next(&mut m), clean::NONE);
