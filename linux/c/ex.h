@@ -54,6 +54,8 @@ void ex_cpu_fit(u32 cpu, bool fit);
 int ex_cpu_welcome(u32 cpu);
 extern const struct file_operations ex_dev_fops;
 int ex_irqfd_setup(void);
+int ex_kicks_setup(void);
+void ex_kicks_teardown(void);
 void ex_irqfd_teardown(void);
 void ex_guest_gets_device_memory(void);
 void ex_perf_setup(void);

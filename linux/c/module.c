@@ -248,9 +248,12 @@ static int __init ex_module_init(void)
 	err = ex_sched_setup();
 	if (err)
 		goto out_rust;
-	err = ex_irqfd_setup();
+	err = ex_kicks_setup();
 	if (err)
 		goto out_sched;
+	err = ex_irqfd_setup();
+	if (err)
+		goto out_kicks;
 	err = register_module_notifier(&ex_module_nb);
 	if (err)
 		goto out_irqfd;
@@ -294,6 +297,8 @@ out_notifier:
 	unregister_module_notifier(&ex_module_nb);
 out_irqfd:
 	ex_irqfd_teardown();
+out_kicks:
+	ex_kicks_teardown();
 out_sched:
 	ex_sched_teardown();
 out_rust:
@@ -319,6 +324,7 @@ static void __exit ex_module_exit(void)
 	ex_release_cpus();
 	unregister_module_notifier(&ex_module_nb);
 	ex_irqfd_teardown();
+	ex_kicks_teardown();
 	ex_sched_teardown();
 	ex_rs_exit();
 	ex_vmx_mitigations_end();

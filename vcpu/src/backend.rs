@@ -410,9 +410,9 @@ pub trait Backend {
         false
     }
     /// Ends guest mode with [`Exit::Timer`] when the host's TSC reaches `at`, in this and the following entries; `None`: no
-    /// more. `now` is the TSC. `false`: there is no such timer, or it cannot count that far; nothing changed.
-    fn set_timer(&mut self, at: Option<u64>, now: u64) -> bool {
-        let _ = (at, now);
+    /// more. One that cannot count that far exits before, and counts on in the next entry. `false`: there is no such timer.
+    fn set_timer(&mut self, at: Option<u64>) -> bool {
+        let _ = at;
         false
     }
     /// The CPU can deliver virtual interrupts, and does once [`Backend::set_apic`] says so.

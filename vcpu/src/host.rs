@@ -142,6 +142,9 @@ pub trait Host {
     fn arm_timer(&self, ns: u64);
     /// Cancels the vCPU's timer.
     fn cancel_timer(&self);
+    /// This thread came to another CPU. Timers that interrupt it fire on this one from now on: the vCPU's, if it is armed, and
+    /// those of the VM's chips.
+    fn bring_timers(&self, armed: bool);
     /// The VM's clock pair.
     fn master_clock(&self) -> MasterClock;
     /// Wall-clock time of guest time zero, ns since the epoch.

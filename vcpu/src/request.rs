@@ -36,6 +36,9 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if has(R::APIC_STATE) {
         apic_state(v, sh, host);
     }
+    if has(R::MOVED) {
+        host.bring_timers(v.timer_on_host);
+    }
     if has(R::TIMER) {
         crate::timer::fired(v, sh, host);
     }

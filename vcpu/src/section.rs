@@ -2,11 +2,13 @@
 //! ioeventfds). Atomics only.
 //!
 //! Vocabulary: a *change* publishes a new table and gets a number; the *section* of a vCPU spans whole runs of the guest,
-//! so the writer asks vCPUs to leave and enter again (`Request::QUIESCE`) and waits for those that entered before it.
+//! so the writer asks vCPUs to leave and enter again (`Request::QUIESCE`) and sleeps until those that entered before it have. It
+//! marks their sections, and who leaves a marked one wakes it.
 //!
 //! ```text
 //!  writer: table = new; change = ++changes; fence; section is 0 or above change? -> free the old table
-//!  vCPU:   section = changes + 1; fence; uses table; .. ; section = 0
+//!                                                  no: mark it, in the same word -> sleep, look again
+//!  vCPU:   section = changes + 1; fence; uses table; .. ; section = 0, was it marked? -> wake the writers
 //! ```
 //! Why not SRCU for the vCPUs too: its grace period begins some time after the request. A vCPU that answers sooner is in
 //! the new section when the period begins, counts as an old reader, and nobody asks it again: the writer waits until
@@ -30,7 +32,10 @@ impl Changes {
     }
 }
 
-/// One vCPU's section: 0 outside, else one more than the newest change at its entry.
+/// In a section's word: a writer sleeps until this section is left.
+const AWAITED: u64 = 1 << 63;
+
+/// One vCPU's section: 0 outside, else one more than the newest change at its entry, and perhaps [`AWAITED`].
 #[derive(Default, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct Section(AtomicU64);
@@ -43,16 +48,37 @@ impl Section {
         fence(Ordering::SeqCst);
     }
 
-    /// The owner's side: it uses no table any more.
-    pub fn leave(&self) {
-        self.0.store(0, Ordering::Release);
+    /// The owner's side: it uses no table any more. `true`: writers sleep until this, and must be woken.
+    #[must_use]
+    pub fn leave(&self) -> bool {
+        self.0.swap(0, Ordering::AcqRel) & AWAITED != 0
     }
 
     /// The writer's side: can this vCPU no longer use what `change` replaced?
     pub fn has_left(&self, change: u64) -> bool {
-        let section = self.0.load(Ordering::Acquire);
-        section == 0 || section > change
+        is_past(self.0.load(Ordering::Acquire), change)
     }
+
+    /// The same; if it can, its `leave` will say that somebody waits.
+    pub fn left_or_tells(&self, change: u64) -> bool {
+        let mut section = self.0.load(Ordering::Acquire);
+        while !is_past(section, change) && section & AWAITED == 0 {
+            match self.0.compare_exchange_weak(
+                section,
+                section | AWAITED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return false,
+                Err(now) => section = now,
+            }
+        }
+        is_past(section, change)
+    }
+}
+
+fn is_past(section: u64, change: u64) -> bool {
+    section == 0 || section & !AWAITED > change
 }
 
 #[cfg(test)]
@@ -66,7 +92,7 @@ mod tests {
         s.enter(&c);
         let change = c.next();
         assert!(!s.has_left(change));
-        s.leave();
+        assert!(!s.leave(), "nobody sleeps");
         assert!(s.has_left(change));
     }
 
@@ -77,7 +103,7 @@ mod tests {
         let (c, s) = (Changes::default(), Section::default());
         s.enter(&c);
         let change = c.next();
-        s.leave();
+        let _ = s.leave();
         s.enter(&c);
         assert!(s.has_left(change));
         assert!(!s.has_left(c.next()), "but the next change has to wait for it");
@@ -86,5 +112,23 @@ mod tests {
     #[test]
     fn outside_nothing_waits() {
         assert!(Section::default().has_left(Changes::default().next()));
+    }
+
+    /// Who sleeps is told of once, by the section that was in the way, and by none that was entered later.
+    #[test]
+    fn who_sleeps_is_woken() {
+        let (c, s) = (Changes::default(), Section::default());
+        assert!(s.left_or_tells(c.next()), "outside");
+        s.enter(&c);
+        let change = c.next();
+        for _ in 0..2 {
+            assert!(!s.left_or_tells(change));
+            assert!(!s.has_left(change));
+        }
+        assert!(s.leave());
+        assert!(s.left_or_tells(change));
+        s.enter(&c);
+        assert!(s.left_or_tells(change));
+        assert!(!s.leave());
     }
 }

@@ -41,6 +41,8 @@ impl Request {
     pub const TSC: Self = Self(1 << 11);
     /// The guest is to be told that it was stopped.
     pub const STOPPED: Self = Self(1 << 12);
+    /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.
+    pub const MOVED: Self = Self(1 << 13);
 }
 
 /// Where the vCPU's thread is.

@@ -2,10 +2,10 @@
 //!
 //! Where the timer is, its *home*:
 //! ```text
-//!            arm, near enough              block
+//!            arm                           block
 //!   nobody ───────────────────▶ the CPU ───────────▶ the host (hrtimer)
 //!      ▲                           ▲                      │
-//!      └──── cancel (any home) ────┴──── runnable again ──┘    arm, too far or no timer in the CPU: the host at once
+//!      └──── cancel (any home) ────┴──── runnable again ──┘    arm, no timer in the CPU: the host at once
 //! ```
 //! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
 //! holds a moment of the host's TSC (a little before the deadline: [`crate::advance`]), and counts from there anew at each entry: on whatever CPU, after however long a
@@ -93,7 +93,7 @@ fn left<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, m: Moment) -> 
 
 /// The one way to end it, whatever its home.
 pub fn cancel<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
-    v.b.set_timer(None, 0);
+    v.b.set_timer(None);
     if core::mem::take(&mut v.timer_on_host) {
         host.cancel_timer();
     }
@@ -104,13 +104,13 @@ pub fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Mome
     let Some((ticks, ns)) = left(v, host, m) else { return cancel(v, host) };
     let early = if v.b.has_timer() { advance::ticks(v, host) } else { 0 };
     let at = m.tsc.saturating_add(ticks.saturating_sub(early));
-    if host.steady_tsc() && v.b.set_timer(Some(at), m.tsc) {
+    if host.steady_tsc() && v.b.set_timer(Some(at)) {
         if core::mem::take(&mut v.timer_on_host) {
             host.cancel_timer();
         }
         return;
     }
-    v.b.set_timer(None, 0);
+    v.b.set_timer(None);
     v.timer_on_host = true;
     host.arm_timer(ns);
 }
@@ -138,7 +138,7 @@ pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         return true;
     }
     let ns = next_ns(v, host);
-    v.b.set_timer(None, 0);
+    v.b.set_timer(None);
     v.timer_on_host = true;
     host.arm_timer(ns);
     true

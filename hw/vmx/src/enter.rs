@@ -480,8 +480,8 @@ impl<M: Machine> Backend for Vmx<M> {
     fn has_timer(&self) -> bool {
         self.caps.preemption_timer()
     }
-    fn set_timer(&mut self, at: Option<u64>, now: u64) -> bool {
-        self.timer_at(at, now)
+    fn set_timer(&mut self, at: Option<u64>) -> bool {
+        self.timer_at(at)
     }
     fn virtualizes_apic(&self) -> bool {
         self.caps.apicv()

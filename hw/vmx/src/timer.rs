@@ -1,7 +1,8 @@
 //! The VMX-preemption timer (SDM vol. 3C, 26.5.1, 28.7.1): counts down in guest mode, once each 2^n TSC ticks, and exits at 0.
 //!
 //! It is loaded at each entry with what is left until a moment of the TSC. Disarmed it stays on, with the largest count:
-//! control fields change rarely. The exit of a count that ran out for nobody is answered by entering again.
+//! control fields change rarely. The exit of a count that ran out for nobody, or is too short for its moment, is answered by entering
+//! again.
 
 use crate::machine::Machine;
 use crate::vcpu::Vmx;
@@ -28,18 +29,17 @@ fn count(at: u64, now: u64, shift: u32) -> u64 {
 }
 
 impl<M: Machine> Vmx<M> {
-    pub(crate) fn timer_at(&mut self, at: Option<u64>, now: u64) -> bool {
+    pub(crate) fn timer_at(&mut self, at: Option<u64>) -> bool {
         if !self.caps.preemption_timer() {
             return false;
         }
         match at {
-            Some(at) if count(at, now, self.caps.timer_shift) > u64::from(u32::MAX) => return false,
             Some(at) => {
                 if !self.timer.on {
                     self.timer.on = true;
                     self.controls_due();
                 }
-                self.timer.at = at;
+                self.timer.at = at.min(NEVER - 1);
             }
             None if self.timer.on && self.timer.at != NEVER => {
                 self.timer.at = NEVER;
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(count(7, 3, 0), 4);
     }
 
-    /// The border of 32 bits.
+    /// The border of 32 bits, behind which the largest count is loaded again and again.
     #[test]
     fn counts_at_the_border() {
         let far = u64::from(u32::MAX) << 5;

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("host/breakpoint", breakpoint),
     ("host/ldt_changed_during_a_run", ldt),
     ("host/guest_time", guest_time),
+    ("host/timer_comes_along", timer),
     ("host/perf_samples_of_guest_kernel", |e| perf_samples(e, 0, GUEST_KERNEL)),
     ("host/perf_samples_of_guest_user", |e| perf_samples(e, 3, GUEST_USER)),
 ];
@@ -23,10 +24,15 @@ const TSC_AUX: u32 = 0xc000_0103;
 const SPIN: [u8; 2] = [0xeb, 0xfe];
 
 fn stay_on_this_cpu() -> R {
+    // SAFETY: asks for a number.
+    go_to_cpu(unsafe { libc::sched_getcpu() }.max(0) as usize)
+}
+
+fn go_to_cpu(cpu: usize) -> R {
     // SAFETY: an all-zero set is valid; the calls fill and read it.
     let failed = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(libc::sched_getcpu().max(0) as usize, &mut set);
+        libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of_val(&set), &set)
     };
     if failed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
@@ -226,6 +232,44 @@ fn guest_time(e: &Env) -> R {
     // Ticks are hundredths; a loaded host may give the thread half of the time.
     let most = passed.as_millis() as u64 / 10 + 2;
     ensure!(ticks * 4 >= most.min(200) && ticks <= most, "{ticks} ticks of guest time in {passed:?}");
+    Ok(())
+}
+
+/// A register of the APIC's page: the spurious vector, the timer's entry, its initial count and divider, and a word of IRR.
+fn apic_register(l: &mut kvm_lapic_state, at: usize) -> &mut [std::ffi::c_char] {
+    &mut l.regs[at..at + 4]
+}
+
+/// The host's timer behind the APIC's fires on the CPU where the vCPU's thread is. It used to fire where it was armed, and
+/// each thread that had moved since got an IPI from there besides.
+fn timer(e: &Env) -> R {
+    const VECTOR: u8 = 0x41;
+    catch(libc::SIGALRM);
+    if std::thread::available_parallelism()?.get() < 2 {
+        return skip("one CPU");
+    }
+    go_to_cpu(0)?;
+    // out 0x10, al; jmp $
+    let g = e.guest(Chips::Full, &[0xe6, 0x10, 0xeb, 0xfe])?;
+    let mut l: kvm_lapic_state = g.vcpu.fd.get(nr::GET_LAPIC)?;
+    // Half a second, once, at the 1 GHz that KVM's APIC timers count by; divided by one.
+    for (at, value) in [(0xf0, 0x1ffu32), (0x320, u32::from(VECTOR)), (0x3e0, 0xb), (0x380, 500_000_000)] {
+        apic_register(&mut l, at).copy_from_slice(&value.to_le_bytes().map(|b| b as std::ffi::c_char));
+    }
+    g.vcpu.fd.set(nr::SET_LAPIC, &l)?;
+    g.vcpu.run_to(KVM_EXIT_IO)?;
+    go_to_cpu(1)?;
+    // SAFETY: one signal to this process in two seconds.
+    unsafe { libc::alarm(2) };
+    errno!(g.vcpu.run(), libc::EINTR, "the alarm");
+    let mut l: kvm_lapic_state = g.vcpu.fd.get(nr::GET_LAPIC)?;
+    let irr = apic_register(&mut l, 0x200 + usize::from(VECTOR / 32) * 16)[0] as u8;
+    same!(irr >> (VECTOR % 32) & 1, 1, "the timer's vector in IRR");
+    let file = format!("/sys/kernel/debug/kvm/{}-{}/foreign_timers", std::process::id(), g.vm.raw());
+    match std::fs::read_to_string(file) {
+        Ok(n) => same!(n.trim(), "0", "timers that fired on another CPU than the vCPU's"),
+        Err(e) => ensure!(!exitless(), "no counter: {e}"),
+    }
     Ok(())
 }
 

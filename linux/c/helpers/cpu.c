@@ -5,7 +5,7 @@
 #include <linux/hw_breakpoint.h>
 #include <linux/irqflags.h>
 #include <linux/preempt.h>
-#include <linux/slab.h>
+#include <linux/percpu.h>
 #include <linux/smp.h>
 #include <asm/apic.h>
 #include <asm/apicdef.h>
@@ -146,16 +146,20 @@ void ex_cpu_kick(u32 cpu)
 		smp_send_reschedule(cpu);
 }
 
+static void ex_send_ipis(const struct cpumask *to, int vector)
+{
+#ifdef EX_HAVE_APIC_STATIC_CALLS
+	__apic_send_IPI_mask(to, vector);
+#else
+	apic->send_IPI_mask(to, vector);
+#endif
+}
+
 /* Tells that CPU to look at the posted-interrupt descriptor of the guest it runs. No exit; nothing outside of guests. */
 void ex_cpu_post(u32 cpu)
 {
-	if (!ex_cpu_is_online(cpu))
-		return;
-#ifdef EX_HAVE_APIC_STATIC_CALLS
-	__apic_send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
-#else
-	apic->send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
-#endif
+	if (ex_cpu_is_online(cpu))
+		ex_send_ipis(cpumask_of(cpu), POSTED_INTR_VECTOR);
 }
 
 /*
@@ -221,42 +225,60 @@ int ex_on_one_cpu(u32 cpu, void *arg, u32 op)
 	return smp_call_function_single(cpu, ex_call_ipi, &call, 1);
 }
 
-void *ex_cpumask_new(void)
+/*
+ * Where a CPU gathers those that it interrupts together: one set for senders that wait (process context, preemption off), one for
+ * those that do not (interrupts off).
+ */
+struct ex_kick_sets {
+	struct cpumask wait;
+	struct cpumask now;
+};
+
+static struct ex_kick_sets __percpu *ex_kick_sets;
+
+int ex_kicks_setup(void)
 {
-	return kzalloc(max_t(size_t, cpumask_size(), sizeof(struct cpumask)), GFP_KERNEL_ACCOUNT);
+	ex_kick_sets = alloc_percpu(struct ex_kick_sets);
+	return ex_kick_sets ? 0 : -ENOMEM;
 }
 
-void ex_cpumask_free(void *mask)
+void ex_kicks_teardown(void)
 {
-	kfree(mask);
+	free_percpu(ex_kick_sets);
 }
 
-void ex_cpumask_set(void *mask, u32 cpu)
+/* This CPU's set, empty. */
+void *ex_kick_set(bool wait)
+{
+	struct ex_kick_sets *sets = this_cpu_ptr(ex_kick_sets);
+	struct cpumask *set = wait ? &sets->wait : &sets->now;
+
+	cpumask_clear(set);
+	return set;
+}
+
+void ex_kick_add(void *set, u32 cpu)
 {
 	if (cpu < nr_cpu_ids)
-		cpumask_set_cpu(cpu, mask);
-}
-
-void ex_cpumask_clear(void *mask)
-{
-	cpumask_clear(mask);
-}
-
-bool ex_cpumask_empty(const void *mask)
-{
-	return cpumask_empty(mask);
+		__cpumask_set_cpu(cpu, set);
 }
 
 static void ex_ack_ipi(void *unused)
 {
 }
 
-/* Returns when each other CPU of the mask has taken an interrupt, so has left guest mode since the call. */
-void ex_kick_all_ack(const void *mask)
+/* Returns when each other CPU of the set has taken an interrupt, so has left guest mode since the call. */
+void ex_kick_all_ack(const void *set)
 {
-	preempt_disable();
-	smp_call_function_many(mask, ex_ack_ipi, NULL, true);
-	preempt_enable();
+	if (!cpumask_empty(set))
+		smp_call_function_many(set, ex_ack_ipi, NULL, true);
+}
+
+/* ex_cpu_kick() for all of the set at once. */
+void ex_kick_all(void *set)
+{
+	if (cpumask_and(set, set, cpu_online_mask))
+		ex_send_ipis(set, RESCHEDULE_VECTOR);
 }
 
 bool ex_hw_breakpoint_active(void)

@@ -44,12 +44,10 @@ void ex_cpu_post(u32 cpu);
 int ex_vm_born(void);
 void ex_vm_gone(void);
 int ex_on_one_cpu(u32 cpu, void *arg, u32 op);
-void *ex_cpumask_new(void);
-void ex_cpumask_free(void *mask);
-void ex_cpumask_set(void *mask, u32 cpu);
-void ex_cpumask_clear(void *mask);
-bool ex_cpumask_empty(const void *mask);
-void ex_kick_all_ack(const void *mask);
+void *ex_kick_set(bool wait);
+void ex_kick_add(void *set, u32 cpu);
+void ex_kick_all_ack(const void *set);
+void ex_kick_all(void *set);
 bool ex_hw_breakpoint_active(void);
 void ex_hw_breakpoint_restore(void);
 void ex_ldt_reload(void);
@@ -100,6 +98,7 @@ void ex_timer_free(void *timer);
 void ex_timer_start(void *timer, u64 expires_ns, bool pinned);
 bool ex_timer_cancel(void *timer);
 int ex_timer_try_cancel(void *timer);
+void ex_timer_bring(void *timer);
 u64 ex_timer_expires(const void *timer);
 
 /* irqfd.c */
@@ -167,7 +166,6 @@ bool ex_in_compat_syscall(void);
 void ex_sigset_activate(u64 set);
 void ex_sigset_deactivate(void);
 void ex_cpu_relax(void);
-void ex_nap_us(u32 us);
 
 /* slab.c */
 void *ex_kvzalloc(size_t size, size_t align);
@@ -211,6 +209,13 @@ int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 /* user_return.c */
 void ex_call_on_user_return(void);
 void ex_forget_user_return(void);
+
+/* wait.c */
+void *ex_wait_new(void);
+void ex_wait_free(void *wait);
+u32 ex_wait_seen(const void *wait);
+void ex_wait_sleep(void *wait, u32 seen);
+void ex_wait_wake(void *wait);
 
 /* ../enter.c */
 struct ex_spec_ctrl;

@@ -73,6 +73,15 @@ int ex_timer_try_cancel(void *timer)
 	return hrtimer_try_to_cancel(&t->timer);
 }
 
+/* A timer that is queued is from now on queued on this CPU. Process context; waits for a running callback. */
+void ex_timer_bring(void *timer)
+{
+	struct ex_timer *t = timer;
+
+	if (hrtimer_cancel(&t->timer))
+		hrtimer_start_expires(&t->timer, HRTIMER_MODE_ABS_PINNED_HARD);
+}
+
 u64 ex_timer_expires(const void *timer)
 {
 	const struct ex_timer *t = timer;

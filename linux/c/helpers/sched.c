@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* linux/sched.h, linux/preempt.h, linux/rcuwait.h, linux/entry-kvm.h: the task that is a virtual CPU. */
 #include <linux/compat.h>
-#include <linux/delay.h>
 #include <linux/entry-kvm.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
@@ -285,11 +284,6 @@ void ex_sigset_deactivate(void)
 void ex_cpu_relax(void)
 {
 	cpu_relax();
-}
-
-void ex_nap_us(u32 us)
-{
-	usleep_range(us, 2 * us);
 }
 
 /* How long the current task has waited on run queues since it began, ns. */

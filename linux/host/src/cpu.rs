@@ -1,9 +1,8 @@
 //! This CPU and the others: interrupts, preemption, kicks, calls on other CPUs, debug registers.
 
+use crate::Result;
 use crate::errno::check;
 use crate::ffi;
-use crate::handle::{Handle, handle_type};
-use crate::{Errno, Result};
 use bytemuck::ZeroableInOption;
 use core::ffi::c_void;
 use core::marker::PhantomData;
@@ -195,47 +194,27 @@ pub fn on_one(cpu: u32, arg: *mut c_void, op: u32) -> Result<()> {
     check(unsafe { ffi::ex_on_one_cpu(cpu, arg, op) }).map(drop)
 }
 
-/// A set of CPUs.
-pub struct CpuMask {
-    handle: Handle,
+/// Sends the reschedule IPI to all of these CPUs together, as [`kick`] does to one. Any context but NMI; what the iterator does is
+/// done with interrupts off.
+pub fn kick_all(cpus: impl Iterator<Item = u32>) {
+    let _here = NoIrq::new();
+    // SAFETY: with interrupts off nobody else uses this CPU's set; the helpers check the numbers.
+    unsafe {
+        let set = ffi::ex_kick_set(false);
+        cpus.for_each(|cpu| ffi::ex_kick_add(set, cpu));
+        ffi::ex_kick_all(set);
+    }
 }
 
-handle_type!(CpuMask, ffi::ex_cpumask_free);
-
-impl CpuMask {
-    /// Empty. Process context.
-    pub fn init(&mut self) -> Result<()> {
-        if !self.handle.is_null() {
-            return Err(Errno::EEXIST);
-        }
-        // SAFETY: returns null or a mask.
-        self.handle.set(unsafe { ffi::ex_cpumask_new() });
-        if self.handle.is_null() { Err(Errno::ENOMEM) } else { Ok(()) }
-    }
-
-    /// Adds a CPU, atomically. Numbers that cannot exist are ignored.
-    pub fn insert(&self, cpu: u32) {
-        // SAFETY: the handle is live; the helper checks the number and sets the bit atomically.
-        unsafe { ffi::ex_cpumask_set(self.handle.get(), cpu) }
-    }
-
-    /// Empties it.
-    pub fn clear(&mut self) {
-        // SAFETY: the handle is live and ours alone.
-        unsafe { ffi::ex_cpumask_clear(self.handle.get()) }
-    }
-
-    /// No CPU in it?
-    pub fn is_empty(&self) -> bool {
-        // SAFETY: the handle is live.
-        unsafe { ffi::ex_cpumask_empty(self.handle.get()) }
-    }
-
-    /// Interrupts every other CPU of the set and waits until each has answered: whoever was in guest mode there has
-    /// left it. Interrupts on; not under a spin lock.
-    pub fn kick_and_wait(&self) {
-        // SAFETY: the handle is live.
-        unsafe { ffi::ex_kick_all_ack(self.handle.get()) }
+/// Interrupts all of these CPUs together, but for this one, and waits until each has answered: whoever was in guest mode there
+/// has left it. Process context, interrupts on; not under a spin lock.
+pub fn kick_all_and_wait(cpus: impl Iterator<Item = u32>) {
+    let _here = NoPreempt::new();
+    // SAFETY: with preemption off nobody else uses this CPU's set, for interrupts never do; the helpers check the numbers.
+    unsafe {
+        let set = ffi::ex_kick_set(true);
+        cpus.for_each(|cpu| ffi::ex_kick_add(set, cpu));
+        ffi::ex_kick_all_ack(set);
     }
 }
 

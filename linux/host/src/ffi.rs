@@ -46,12 +46,10 @@ unsafe extern "C" {
     pub(crate) fn ex_vm_born() -> c_int;
     pub(crate) fn ex_vm_gone();
     pub(crate) fn ex_on_one_cpu(cpu: u32, arg: *mut c_void, op: u32) -> c_int;
-    pub(crate) fn ex_cpumask_new() -> *mut c_void;
-    pub(crate) fn ex_cpumask_free(mask: *mut c_void);
-    pub(crate) fn ex_cpumask_set(mask: *mut c_void, cpu: u32);
-    pub(crate) fn ex_cpumask_clear(mask: *mut c_void);
-    pub(crate) fn ex_cpumask_empty(mask: *const c_void) -> bool;
-    pub(crate) fn ex_kick_all_ack(mask: *const c_void);
+    pub(crate) fn ex_kick_set(wait: bool) -> *mut c_void;
+    pub(crate) fn ex_kick_add(set: *mut c_void, cpu: u32);
+    pub(crate) fn ex_kick_all_ack(set: *const c_void);
+    pub(crate) fn ex_kick_all(set: *mut c_void);
     pub(crate) fn ex_hw_breakpoint_active() -> bool;
     pub(crate) fn ex_hw_breakpoint_restore();
     pub(crate) fn ex_ldt_reload();
@@ -114,6 +112,7 @@ unsafe extern "C" {
     pub(crate) fn ex_timer_start(timer: *mut c_void, expires_ns: u64, pinned: bool);
     pub(crate) fn ex_timer_cancel(timer: *mut c_void) -> bool;
     pub(crate) fn ex_timer_try_cancel(timer: *mut c_void) -> c_int;
+    pub(crate) fn ex_timer_bring(timer: *mut c_void);
     pub(crate) fn ex_timer_expires(timer: *const c_void) -> u64;
 
     // irqfd.c
@@ -187,7 +186,6 @@ unsafe extern "C" {
     pub(crate) fn ex_sigset_activate(set: u64);
     pub(crate) fn ex_sigset_deactivate();
     pub(crate) fn ex_cpu_relax();
-    pub(crate) fn ex_nap_us(us: u32);
 
     // slab.c
     pub(crate) fn ex_kvzalloc(size: usize, align: usize) -> *mut c_void;
@@ -227,6 +225,13 @@ unsafe extern "C" {
     pub(crate) fn ex_user_cmpxchg_u16(addr: usize, old: u16, new: u16) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u32(addr: usize, old: u32, new: u32) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u64(addr: usize, old: u64, new: u64) -> c_int;
+
+    // wait.c
+    pub(crate) fn ex_wait_new() -> *mut c_void;
+    pub(crate) fn ex_wait_free(wait: *mut c_void);
+    pub(crate) fn ex_wait_seen(wait: *const c_void) -> u32;
+    pub(crate) fn ex_wait_sleep(wait: *mut c_void, seen: u32);
+    pub(crate) fn ex_wait_wake(wait: *mut c_void);
 
     // ../enter.c
     pub(crate) fn ex_svm_enter(

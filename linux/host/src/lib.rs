@@ -39,6 +39,7 @@ pub mod time;
 pub mod timer;
 pub mod uaccess;
 pub mod vmx;
+pub mod wait;
 
 #[cfg(test)]
 mod fake;

@@ -186,12 +186,6 @@ pub fn cpu_relax() {
     unsafe { ffi::ex_cpu_relax() }
 }
 
-/// Sleeps for about `us` microseconds (at least that, at most twice that and the scheduler's delay). Process context.
-pub fn nap_us(us: u32) {
-    // SAFETY: sleeps; the caller may.
-    unsafe { ffi::ex_nap_us(us) }
-}
-
 /// While this lives, the task's signal mask is another one (KVM_SET_SIGNAL_MASK during KVM_RUN).
 #[must_use]
 pub struct SignalMask(PhantomData<*mut ()>);

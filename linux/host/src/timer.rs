@@ -70,6 +70,13 @@ impl Timer {
         }
     }
 
+    /// If it is queued, it fires on this CPU from now on. Process context, by its only starter; waits for a running callback, and
+    /// not under a lock that the callback takes.
+    pub fn bring(&self) {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_bring(self.handle.get()) }
+    }
+
     /// The time last asked for.
     pub fn expires_ns(&self) -> u64 {
         // SAFETY: the handle is live.

@@ -110,8 +110,6 @@ extern "C" fn ex_rs_clock_source_changed() {
 
 /// What one CPU may ask of another.
 pub mod on_cpu {
-    /// Nothing: to have taken the interrupt is all.
-    pub const NOTHING: u32 = 0;
     /// The VMCS whose residence is the argument leaves the CPU.
     pub const VMCS_LEAVES: u32 = 1;
 }

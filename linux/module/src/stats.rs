@@ -7,13 +7,16 @@ use crate::vm::Vm;
 use crate::{global, vendor};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::mem::KArc;
 use exitless_vcpu::stats::{self as st, Counter, Stats};
 
-/// Counters of the VM itself; none yet.
+/// Counters of the VM itself, written by anyone.
 #[derive(bytemuck::Zeroable)]
 pub struct VmStats {
-    _pad: u64,
+    /// The timer of a vCPU in the guest fired on another CPU than that one's.
+    pub foreign_timers: AtomicU64,
 }
 
 /// Kinds of text files.
@@ -25,6 +28,8 @@ mod kind {
     pub(super) const MEMORY: u32 = 4;
     /// And above: the counter of [`super::NAMES`] with that index.
     pub(super) const COUNTER: u32 = 16;
+    /// And above: of [`super::OF_VM`].
+    pub(super) const OF_VM: u32 = 64;
 }
 
 type Pick = fn(&Stats) -> &Counter;
@@ -51,6 +56,11 @@ const NAMES: [(&CStr, Pick); 19] = [
     (c"req_event", |s| &s.req_event),
     (c"user_exits", |s| &s.user),
 ];
+
+type PickOfVm = fn(&VmStats) -> &AtomicU64;
+
+/// Of the VM, not of its vCPUs.
+const OF_VM: [(&CStr, PickOfVm); 1] = [(c"foreign_timers", |s| &s.foreign_timers)];
 
 /// Text into a buffer; what does not fit is cut.
 struct Out<'a> {
@@ -94,6 +104,9 @@ pub fn publish(vm: &KArc<Vm>, pid: i32, fd: i32) {
     for (i, (file, _)) in NAMES.iter().enumerate() {
         let _ = dir.text(file, cookie, kind::COUNTER + i as u32);
     }
+    for (i, (file, _)) in OF_VM.iter().enumerate() {
+        let _ = dir.text(file, cookie, kind::OF_VM + i as u32);
+    }
 }
 
 /// A file is read.
@@ -105,6 +118,7 @@ pub fn show(vm: &Vm, k: u32, buf: &mut [u8]) -> usize {
         kind::PORT => keyed(vm, &mut out, |s| &s.by_port, 4),
         kind::VCPUS => vcpus(vm, &mut out),
         kind::MEMORY => memory(vm, &mut out),
+        kind::OF_VM.. => of_vm(vm, &mut out, k),
         _ => counter(vm, &mut out, k),
     };
     out.at
@@ -114,6 +128,11 @@ fn counter(vm: &Vm, out: &mut Out<'_>, k: u32) -> fmt::Result {
     let Some((_, pick)) = NAMES.get(k.wrapping_sub(kind::COUNTER) as usize) else { return Ok(()) };
     let sum = vm.each_vcpu().fold(0u64, |n, v| n.wrapping_add(pick(&v.shared.stats).get()));
     writeln!(out, "{sum}")
+}
+
+fn of_vm(vm: &Vm, out: &mut Out<'_>, k: u32) -> fmt::Result {
+    let Some((_, pick)) = OF_VM.get(k.wrapping_sub(kind::OF_VM) as usize) else { return Ok(()) };
+    writeln!(out, "{}", pick(&vm.stats).load(Relaxed))
 }
 
 fn by_reason(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
@@ -157,7 +176,6 @@ fn keyed(vm: &Vm, out: &mut Out<'_>, pick: fn(&Stats) -> &st::Keyed, width: usiz
 fn vcpus(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
     writeln!(out, "id cpu mp_state exits fast irq_injections requests")?;
     for v in vm.each_vcpu() {
-        use core::sync::atomic::Ordering::Relaxed;
         let (s, x) = (&v.shared, &v.shared.stats);
         let (cpu, mp) = (s.cpu.load(Relaxed), s.mp_state.load(Relaxed));
         let (exits, fast, irqs) = (x.exits.get(), x.fast.get(), x.irq_injections.get());

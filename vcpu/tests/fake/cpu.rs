@@ -331,6 +331,10 @@ impl Cpu {
         let cr8 = self.noise.is_some() || self.apic.on() || self.cr8 == w.tpr.get() >> 4;
         assert!(cr8, "CR8 is not the TPR's upper half");
         assert!(self.rflags & rflags::FIXED != 0);
+        assert!(
+            w.timer.get().is_none() || w.timer_cpu.get() == w.cpu.get(),
+            "the timer was left on another CPU"
+        );
     }
 
     fn check_event(&self, event: Event) {
@@ -932,12 +936,10 @@ impl Backend for Cpu {
     fn has_timer(&self) -> bool {
         self.timer_limit.is_some()
     }
-    fn set_timer(&mut self, at: Option<u64>, now: u64) -> bool {
+    fn set_timer(&mut self, at: Option<u64>) -> bool {
         let Some(limit) = self.timer_limit else { return false };
-        if at.is_some_and(|at| at.saturating_sub(now) > limit) {
-            return false;
-        }
-        self.w.cpu_timer.set(at);
+        let now = self.tsc();
+        self.w.cpu_timer.set(at.map(|at| at.min(now.saturating_add(limit))));
         true
     }
     fn virtualizes_apic(&self) -> bool {

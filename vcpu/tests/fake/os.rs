@@ -227,6 +227,12 @@ impl<C> Host for Os<C> {
     }
     fn arm_timer(&self, ns: u64) {
         self.w.timer.set(Some(ns));
+        self.w.timer_cpu.set(self.w.cpu.get());
+    }
+    fn bring_timers(&self, armed: bool) {
+        self.w.may_sleep("bring_timers");
+        assert!(armed || self.w.timer.get().is_none(), "a timer that is left behind");
+        self.w.timer_cpu.set(self.w.cpu.get());
     }
     fn cancel_timer(&self) {
         self.w.may_sleep("cancel_timer");

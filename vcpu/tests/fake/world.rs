@@ -171,6 +171,8 @@ pub(crate) struct World {
     // --- time ---
     pub(crate) ns: Cell<u64>,
     pub(crate) timer: Cell<Option<u64>>,
+    /// The CPU that the host's timer fires on.
+    pub(crate) timer_cpu: Cell<u32>,
     /// The timer in the CPU: a moment of the host's TSC.
     pub(crate) cpu_timer: Cell<Option<u64>>,
     pub(crate) run_delay: Cell<u64>,
@@ -270,6 +272,7 @@ impl World {
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
+            timer_cpu: Cell::new(0),
             cpu_timer: Cell::new(None),
             run_delay: Cell::new(0),
             unsteady: Cell::new(false),
@@ -488,6 +491,7 @@ impl World {
             self.cpu.set(self.next_cpu.get());
             // What the preemption notifier does.
             self.sh.request(Request::STEAL);
+            self.sh.request(Request::MOVED);
         }
         if self.timer.get().is_some_and(|t| t <= self.ns.get()) {
             self.timer.set(None);

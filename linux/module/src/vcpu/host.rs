@@ -79,8 +79,8 @@ impl<'a, B> RunHost<'a, B> {
 
     /// Leaves it.
     pub fn unlock(&self) {
-        if self.inside.replace(false) {
-            self.me.shared.section.leave();
+        if self.inside.replace(false) && self.me.shared.section.leave() {
+            self.vm.left.wake();
         }
     }
 
@@ -258,6 +258,15 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
     fn cancel_timer(&self) {
         self.me.timer.cancel();
+    }
+    fn bring_timers(&self, armed: bool) {
+        if armed {
+            self.me.timer.bring();
+        }
+        // The 8254 interrupts the first vCPU, as a rule.
+        if self.me.index == 0 {
+            self.vm.pit_bring();
+        }
     }
     fn master_clock(&self) -> MasterClock {
         self.vm.master_clock()

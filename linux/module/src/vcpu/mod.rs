@@ -167,6 +167,9 @@ impl VcpuObj {
     /// The host timer of the APIC fired (hard interrupt).
     pub fn timer_fired(&self) {
         self.shared.request(Request::TIMER);
+        if self.shared.needs_ipi() && self.shared.cpu.load(Ordering::Relaxed) != cpu::id() as i32 {
+            self.vm().stats.foreign_timers.fetch_add(1, Ordering::Relaxed);
+        }
         self.kick();
     }
 
@@ -266,12 +269,15 @@ impl VcpuObj {
 
     fn load_on(&self, g: &Global, cpu: u32) {
         let Some(slot) = g.cpus.get(cpu as usize) else { return };
-        let left = self.shared.cpu.swap(cpu as i32, Ordering::Relaxed);
-        if left != cpu as i32 && self.own_barriers.load(Ordering::Relaxed) {
-            // One of them may have been for what it trained here.
-            let fresh = global::next_identity();
-            self.identity.store(fresh, Ordering::Relaxed);
-            vendor::rename(g, self, fresh);
+        if self.shared.cpu.load(Ordering::Relaxed) != cpu as i32 {
+            self.shared.cpu.store(cpu as i32, Ordering::Relaxed);
+            self.shared.request(Request::MOVED);
+            if self.own_barriers.load(Ordering::Relaxed) {
+                // One of them may have been for what it trained here.
+                let fresh = global::next_identity();
+                self.identity.store(fresh, Ordering::Relaxed);
+                vendor::rename(g, self, fresh);
+            }
         }
         vendor::load(g, self, slot);
     }

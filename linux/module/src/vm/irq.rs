@@ -4,6 +4,7 @@ use super::Vm;
 use crate::vcpu::VcpuObj;
 use core::sync::atomic::Ordering;
 use exitless_host::mem::KSlice;
+use exitless_host::timer::Cancelled;
 use exitless_host::{cpu, time};
 use exitless_irqchip::chips::{Effect, IrqChips, send_msi, set_msi_gsi};
 use exitless_irqchip::lines::{LineStatus, Source};
@@ -54,15 +55,17 @@ impl Targets for Vm {
 impl VcpuObj {
     /// Makes the thread look: wakes it, or brings it out of the guest. Any context.
     pub fn kick(&self) {
-        if self.task.wake() {
-            return;
+        if let Some(at) = self.wake_or_interrupt() {
+            cpu::kick(at);
         }
-        if self.shared.needs_ipi() {
-            let at = self.shared.cpu.load(Ordering::Relaxed);
-            if at >= 0 && at as u32 != cpu::id() {
-                cpu::kick(at as u32);
-            }
+    }
+
+    /// The same, but for the IPI: which other CPU needs it. Interrupts or preemption off, or any answer is as good as the other.
+    pub fn wake_or_interrupt(&self) -> Option<u32> {
+        if self.task.wake() || !self.shared.needs_ipi() {
+            return None;
         }
+        u32::try_from(self.shared.cpu.load(Ordering::Relaxed)).ok().filter(|&at| at != cpu::id())
     }
 
     /// Notifies the CPU where the vCPU is in the guest. On this CPU it is not: it will look before it enters.
@@ -260,10 +263,8 @@ impl Vm {
         }
         if changed {
             // Where the CPU ends interrupts, it must know which of them exit.
-            for v in self.each_vcpu().filter(|v| v.shared.delivers.load(Ordering::Acquire)) {
-                v.shared.request(Request::EVENT);
-                v.kick();
-            }
+            let deliver = self.each_vcpu().filter(|v| v.shared.delivers.load(Ordering::Acquire));
+            self.request_each(deliver, Request::EVENT);
         }
     }
 
@@ -355,6 +356,17 @@ impl Vm {
             Some(ns) => self.pit_timer.start(ns, false),
             None => {
                 let _ = self.pit_timer.try_cancel();
+            }
+        }
+    }
+
+    /// If the host timer is queued, it fires on this CPU from now on.
+    pub fn pit_bring(&self) {
+        if self.pit.load(Ordering::Acquire) {
+            let _chips = self.chips.lock();
+            // While its callback runs, that will queue it anew, there.
+            if self.pit_timer.try_cancel() == Cancelled::Stopped {
+                self.pit_timer.start(self.pit_timer.expires_ns(), false);
             }
         }
     }

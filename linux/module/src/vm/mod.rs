@@ -12,12 +12,11 @@ pub mod irq;
 pub mod irqfd;
 pub mod memory;
 
-use crate::callbacks::on_cpu;
 use crate::publish::Published;
 use crate::stats::VmStats;
 use crate::vcpu::VcpuObj;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use exitless_host::cpu::{CpuMask, VmCount};
+use exitless_host::cpu::VmCount;
 use exitless_host::debugfs::Dir;
 use exitless_host::lock::{LockClass, Mutex, SpinLock};
 use exitless_host::mem::{KArc, Pages};
@@ -25,7 +24,8 @@ use exitless_host::mmu::MmuNotifier;
 use exitless_host::srcu::Srcu;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result, cpu, task, time};
+use exitless_host::wait::WaitQueue;
+use exitless_host::{Errno, Result, cpu, time};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::section::Changes;
@@ -33,9 +33,6 @@ use exitless_vcpu::tsc::Rate;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
 pub const MAX_VCPUS: usize = 255;
-
-/// Pause between looks at vCPUs that have not left their read sections, us.
-const SYNC_NAP_US: u32 = 20;
 
 /// Settings made by ioctls before and while vCPUs exist.
 #[derive(bytemuck::Zeroable)]
@@ -58,6 +55,8 @@ pub struct Vm {
     pub srcu: Srcu,
     /// Numbers the changes of the published tables, for the vCPUs' read sections.
     pub changes: Changes,
+    /// Woken by vCPUs that leave a read section for which somebody waits.
+    pub left: WaitQueue,
     /// Configuration.
     pub lock: Mutex<Config>,
     /// Serialises slot changes.
@@ -124,8 +123,6 @@ pub struct Vm {
     apic_access: Option<Pages>,
     /// The page of the coalesced writes' ring.
     pub ring: Option<Pages>,
-    /// Scratch for interrupting many CPUs at once.
-    kick_mask: Mutex<CpuMask>,
     built: AtomicBool,
     /// Keeps CPUs away that could not run it.
     counted: Option<VmCount>,
@@ -148,6 +145,7 @@ impl Vm {
         let cookie = KArc::as_ptr(&arc).cast_mut().cast();
         let vm = KArc::get_mut(&mut arc).ok_or(Errno::EINVAL)?;
         vm.srcu.init()?;
+        vm.left.init()?;
         vm.lock.init(LockClass::Vm)?;
         vm.slots_lock.init(LockClass::Slots)?;
         vm.wiring.init(LockClass::Irqfds)?;
@@ -156,8 +154,6 @@ impl Vm {
         vm.clocks.init(LockClass::Clock)?;
         vm.ring_lock.init(LockClass::Ioeventfds)?;
         vm.debugfs.init(LockClass::Stats)?;
-        vm.kick_mask.init(LockClass::Other)?;
-        vm.kick_mask.get_mut().init()?;
         vm.halt_poll_ns.store(u32::MAX, Ordering::Relaxed);
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
         vm.counted = Some(VmCount::one()?);
@@ -219,25 +215,32 @@ impl Vm {
 
     /// Posts a request to every vCPU; those in the guest come out.
     pub fn request_all(&self, r: Request) {
-        for v in self.each_vcpu() {
+        self.request_each(self.each_vcpu(), r);
+    }
+
+    /// Posts a request to these vCPUs; those in the guest are interrupted together.
+    pub fn request_each<'a>(&self, vcpus: impl Iterator<Item = &'a VcpuObj>, r: Request) {
+        cpu::kick_all(vcpus.filter_map(|v| {
             v.shared.request(r);
-            v.kick();
-        }
+            v.wake_or_interrupt()
+        }));
     }
 
     /// Waits until no reader can use what a published table has replaced. vCPUs stay in their read sections while in the
     /// guest, so those that entered theirs before now are asked to leave. Sleeps.
     pub fn synchronize(&self) {
         let change = self.changes.next();
-        let inside = || self.each_vcpu().filter(|v| !v.shared.section.has_left(change));
-        for v in inside() {
-            v.shared.request(Request::QUIESCE);
-            v.kick();
-        }
+        let inside = self.each_vcpu().filter(|v| !v.shared.section.has_left(change));
+        self.request_each(inside, Request::QUIESCE);
         self.srcu.synchronize_expedited();
-        // An answer takes microseconds, unless the thread waits for a page or for its turn on the CPU.
-        while inside().next().is_some() {
-            task::nap_us(SYNC_NAP_US);
+        loop {
+            let seen = self.left.seen();
+            // All are asked: each that is inside still will wake us.
+            let inside = self.each_vcpu().filter(|v| !v.shared.section.left_or_tells(change)).count();
+            if inside == 0 {
+                return;
+            }
+            self.left.wait(seen);
         }
     }
 
@@ -250,25 +253,9 @@ impl Vm {
     /// Interrupts the CPUs of all vCPUs that are in the guest and waits until each has answered. Does not sleep: a
     /// notification of the host's memory management may forbid it.
     pub fn kick_all_and_wait(&self) {
-        let running = || {
-            let cpu = |v: &VcpuObj| u32::try_from(v.shared.cpu.load(Ordering::Relaxed)).ok();
-            self.each_vcpu().filter(|v| v.shared.needs_ipi()).filter_map(cpu)
-        };
-        let Some(mut mask) = self.kick_mask.try_lock() else {
-            // Another thread is at it with the one mask there is: one CPU after the other.
-            for c in running() {
-                // A CPU that went offline runs no guest.
-                let _ = cpu::on_one(c, core::ptr::null_mut(), on_cpu::NOTHING);
-            }
-            return;
-        };
-        mask.clear();
-        for c in running() {
-            mask.insert(c);
-        }
-        if !mask.is_empty() {
-            mask.kick_and_wait();
-        }
+        let cpu = |v: &VcpuObj| u32::try_from(v.shared.cpu.load(Ordering::Relaxed)).ok();
+        let running = self.each_vcpu().filter(|v| v.shared.needs_ipi()).filter_map(cpu);
+        cpu::kick_all_and_wait(running);
     }
 
     /// Physical address of the page behind the APIC's registers; 0: there is none.
