@@ -27,6 +27,8 @@ exported EX_HAVE_FOLLOW_PFNMAP        follow_pfnmap_start
 exported EX_HAVE_FPU_GUEST            fpu_alloc_guest_fpstate
 header   EX_HAVE_FPU_UABI_XFEATURES   arch/x86/include/asm/fpu/api.h 'unsigned int size, u64 xfeatures'
 exported EX_HAVE_HRTIMER_SETUP        hrtimer_setup
+exported EX_HAVE_CR3_FAST             __get_current_cr3_fast
+exported EX_HAVE_CR4_SHADOW           cr4_read_shadow
 exported EX_HAVE_GUEST_MSRS           perf_guest_get_msrs
 exported EX_HAVE_AMD_PMU_VIRT         amd_pmu_enable_virt
 exported EX_HAVE_CURRENT_SAVE_FSGS   current_save_fsgs

@@ -22,6 +22,8 @@
 #include <asm/mmu_context.h>
 #include <asm/nospec-branch.h>
 #include <asm/perf_event.h>
+#include <asm/processor.h>
+#include <asm/proto.h>
 #include <asm/tlbflush.h>
 #include <asm/tsc.h>
 #include "guest.h"
@@ -77,6 +79,8 @@ struct ex_vmx_pmu_msr {
 	u64 guest;
 };
 
+u64 ex_vmx_host_cr3(void);
+u64 ex_vmx_host_cr4(void);
 void ex_vmx_call_gate(unsigned long handler);
 u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
 u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
@@ -197,6 +201,26 @@ u32 ex_vmx_pmu_list(struct ex_vmx_pmu_msr *list, u32 longest)
 #error "this kernel keeps perf's list of guest registers to kvm.ko: host profiling could write into guests' memory"
 #endif
 	return n;
+}
+
+/* The kernel notes what CR3 holds; reading it takes longer. Interrupts off. */
+u64 ex_vmx_host_cr3(void)
+{
+#ifdef EX_HAVE_CR3_FAST
+	return __get_current_cr3_fast();
+#else
+	return __native_read_cr3();
+#endif
+}
+
+/* The same of CR4. */
+u64 ex_vmx_host_cr4(void)
+{
+#ifdef EX_HAVE_CR4_SHADOW
+	return cr4_read_shadow();
+#else
+	return native_read_cr4();
+#endif
 }
 
 /* modprobe exitless apicv=0: interrupts as on CPUs that cannot virtualise the APIC. Read once, at load. */

@@ -54,7 +54,7 @@ impl<M: Machine> Vmx<M> {
 
     /// What may change from one slice to the next: the address space (and its PCID), CR4, and what perf records of branches.
     pub(crate) fn follow_host(&mut self) {
-        let (cr3, cr4) = self.m.host_cr3_cr4();
+        let (cr3, cr4) = (self.m.host_cr3(), self.m.host_cr4());
         if cr3 != self.host_cr3 {
             self.host_cr3 = cr3;
             self.m.put(f::HOST_CR3, cr3);

@@ -74,13 +74,15 @@ pub trait Machine {
     fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize;
     /// RDTSC.
     fn tsc(&self) -> u64;
-    /// CR3 and CR4 as they are now.
-    fn host_cr3_cr4(&self) -> (u64, u64);
+    /// The host's CR3 now. Interrupts are off.
+    fn host_cr3(&self) -> u64;
+    /// Its CR4.
+    fn host_cr4(&self) -> u64;
     /// DR6.
     fn dr6(&self) -> u64;
     /// Writes DR6.
     fn set_dr6(&self, value: u64);
-    /// The task's selectors.
+    /// The task's selectors and bases. Interrupts are off.
     fn task_segments(&self) -> TaskSegments;
     /// Gives them back after VM exits, and the limits of GDT and TSS too.
     fn restore_task_segments(&self, s: &TaskSegments);
@@ -120,6 +122,9 @@ unsafe extern "C" {
     static ex_vmx_exit_here: u8;
     /// linux/c/vmx.c: loads selectors with the kernel's own, fault-proof macros.
     fn ex_vmx_restore_segments(ds: u16, es: u16, fs: u16, gs: u16, ldt: u16, fs_base: u64);
+    /// linux/c/vmx.c: what the kernel notes of CR3 and CR4.
+    fn ex_vmx_host_cr3() -> u64;
+    fn ex_vmx_host_cr4() -> u64;
     fn ex_ibpb();
 }
 
@@ -178,8 +183,13 @@ impl Machine for Hardware {
     fn tsc(&self) -> u64 {
         exitless_hw_ops::rdtsc()
     }
-    fn host_cr3_cr4(&self) -> (u64, u64) {
-        (ops::cr3(), exitless_hw_ops::cr4())
+    fn host_cr3(&self) -> u64 {
+        // SAFETY: reads what the kernel notes for this CPU; interrupts are off (`Backend::begin`).
+        unsafe { ex_vmx_host_cr3() }
+    }
+    fn host_cr4(&self) -> u64 {
+        // SAFETY: reads what the kernel notes for this CPU.
+        unsafe { ex_vmx_host_cr4() }
     }
     fn dr6(&self) -> u64 {
         // SAFETY: CPL 0; a VM exit clears DR7 and so GD.

@@ -84,14 +84,6 @@ pub fn invvpid(kind: u64, vpid: u16) -> bool {
     by_descriptor!("invvpid", kind, u64::from(vpid))
 }
 
-/// Reads CR3.
-pub fn cr3() -> u64 {
-    let v;
-    // SAFETY: the module runs at CPL 0, where reading CR3 has no effect.
-    unsafe { asm!("mov {}, cr3", out(reg) v, options(nomem, nostack, preserves_flags)) };
-    v
-}
-
 /// DS, ES, FS, GS and LDTR selectors.
 pub fn selectors() -> (u16, u16, u16, u16, u16) {
     let (ds, es, fs, gs, ldt): (u64, u64, u64, u64, u64);

@@ -106,7 +106,7 @@ impl<M: Machine> Vmx<M> {
     /// CR4.MCE is the host's: with it clear a machine check shuts the machine down, whatever the exception bitmap says (SDM
     /// vol. 3B, 16.6; vol. 3C, 26.2).
     pub(crate) fn set_cr4_field(&mut self, v: u64) {
-        let host_mce = self.m.host_cr3_cr4().1 & cr4::MCE;
+        let host_mce = self.m.host_cr4() & cr4::MCE;
         let hidden = if self.caps.emulates_umip() { cr4::UMIP } else { 0 };
         self.cache.set(c::CR4, v & !hidden | self.caps.cr4_must | host_mce);
         if (v & hidden != 0) != self.umip {

@@ -246,8 +246,11 @@ impl Machine for Fake {
     fn tsc(&self) -> u64 {
         self.cpu().tsc.get()
     }
-    fn host_cr3_cr4(&self) -> (u64, u64) {
-        (self.cpu().cr3.get(), self.cpu().cr4.get().unwrap_or(0x2020))
+    fn host_cr3(&self) -> u64 {
+        self.cpu().cr3.get()
+    }
+    fn host_cr4(&self) -> u64 {
+        self.cpu().cr4.get().unwrap_or(0x2020)
     }
     fn dr6(&self) -> u64 {
         self.cpu().dr6.get()
