@@ -105,21 +105,18 @@ void ex_machine_check(void)
 #endif
 }
 
-/* Interrupts off, around one or more ex_svm_enter: the time between goes to the guest's account. */
-void ex_guest_timing_enter(void)
+/* Around one or more entries: no interrupt, no other task, and the time between goes to the guest's account. */
+void ex_slice_begin(void)
 {
+	preempt_disable();
+	local_irq_disable();
 	guest_timing_enter_irqoff();
 	ex_guest_slice();
 }
 
-void ex_guest_timing_exit(void)
+void ex_slice_end(void)
 {
-	guest_timing_exit_irqoff();
-}
-
-/* Lets pending interrupts in: the one that caused the exit, and the tick that must still count as guest time. */
-void ex_irq_window(void)
-{
+	/* Lets pending interrupts in: the one that caused the exit, and the tick that must still count as guest time. */
 	if (this_cpu_read(ex_guest_seen.where))
 		ex_guest_handles(EX_HANDLED_IRQ);
 	local_irq_enable();
@@ -129,4 +126,7 @@ void ex_irq_window(void)
 	ex_guest_handles(EX_HANDLED_NOTHING);
 	/* The next slice may be another guest's, and end before it has run. */
 	this_cpu_write(ex_guest_seen.where, 0);
+	guest_timing_exit_irqoff();
+	local_irq_enable();
+	preempt_enable();
 }

@@ -235,7 +235,7 @@ fn guest_time(e: &Env) -> R {
     Ok(())
 }
 
-/// A register of the APIC's page: the spurious vector, the timer's entry, its initial count and divider, and a word of IRR.
+/// A register of the APIC's page: the spurious vector, the timer's entry, divider, initial and current count; a word of IRR.
 fn apic_register(l: &mut kvm_lapic_state, at: usize) -> &mut [std::ffi::c_char] {
     &mut l.regs[at..at + 4]
 }
@@ -253,7 +253,9 @@ fn timer(e: &Env) -> R {
     let g = e.guest(Chips::Full, &[0xe6, 0x10, 0xeb, 0xfe])?;
     let mut l: kvm_lapic_state = g.vcpu.fd.get(nr::GET_LAPIC)?;
     // Half a second, once, at the 1 GHz that KVM's APIC timers count by; divided by one.
-    for (at, value) in [(0xf0, 0x1ffu32), (0x320, u32::from(VECTOR)), (0x3e0, 0xb), (0x380, 500_000_000)] {
+    let half = 500_000_000;
+    for (at, value) in [(0xf0, 0x1ff), (0x320, u32::from(VECTOR)), (0x3e0, 0xb), (0x380, half), (0x390, half)]
+    {
         apic_register(&mut l, at).copy_from_slice(&value.to_le_bytes().map(|b| b as std::ffi::c_char));
     }
     g.vcpu.fd.set(nr::SET_LAPIC, &l)?;

@@ -111,16 +111,6 @@ void ex_preempt_enable(void)
 	preempt_enable();
 }
 
-void ex_irq_disable(void)
-{
-	local_irq_disable();
-}
-
-void ex_irq_enable(void)
-{
-	local_irq_enable();
-}
-
 unsigned long ex_irq_save(void)
 {
 	unsigned long flags;

@@ -34,8 +34,6 @@ u64 ex_arch_capabilities(void);
 u64 ex_immunities(void);
 void ex_preempt_disable(void);
 void ex_preempt_enable(void);
-void ex_irq_disable(void);
-void ex_irq_enable(void);
 unsigned long ex_irq_save(void);
 void ex_irq_restore(unsigned long flags);
 bool ex_irqs_disabled(void);
@@ -225,9 +223,8 @@ u32 ex_svm_save_host(u64 host_save_pa);
 u64 ex_svm_debugctl(void);
 void ex_svm_set_debugctl(u64 value);
 void ex_machine_check(void);
-void ex_guest_timing_enter(void);
-void ex_guest_timing_exit(void);
-void ex_irq_window(void);
+void ex_slice_begin(void);
+void ex_slice_end(void);
 
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);

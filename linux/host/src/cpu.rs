@@ -153,20 +153,6 @@ pub fn preempt_enable() {
     unsafe { ffi::ex_preempt_enable() }
 }
 
-/// By hand, for the run loop.
-#[inline]
-pub fn irq_disable() {
-    // SAFETY: clears IF.
-    unsafe { ffi::ex_irq_disable() }
-}
-
-/// By hand, for the run loop.
-#[inline]
-pub fn irq_enable() {
-    // SAFETY: sets IF; process context that turned it off itself.
-    unsafe { ffi::ex_irq_enable() }
-}
-
 /// Are interrupts off?
 pub fn irqs_disabled() -> bool {
     // SAFETY: reads RFLAGS.

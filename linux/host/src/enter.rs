@@ -20,23 +20,16 @@ pub unsafe fn save_host(host_save_pa: u64) -> core::result::Result<(), NotEntere
     }
 }
 
-/// From here on this CPU's time belongs to the guest's account. Interrupts off; once around several entries.
+/// Preemption and interrupts off: from here on this CPU's time belongs to the guest's account. Once around several entries.
 #[inline]
-pub fn timing_begin() {
-    // SAFETY: accounting of the current task.
-    unsafe { ffi::ex_guest_timing_enter() }
+pub fn slice_begin() {
+    // SAFETY: process context with interrupts on; `slice_end` follows.
+    unsafe { ffi::ex_slice_begin() }
 }
 
-/// Ends [`timing_begin`], after [`irq_window`], so that a tick during guest time counts as guest time. Interrupts off.
+/// Ends [`slice_begin`]. What made the guest exit is served while the time is still the guest's; the host's state is loaded.
 #[inline]
-pub fn timing_end() {
-    // SAFETY: accounting of the current task.
-    unsafe { ffi::ex_guest_timing_exit() }
-}
-
-/// Interrupts on for one instruction: what made the guest exit is served. Interrupts off before and after.
-#[inline]
-pub fn irq_window() {
-    // SAFETY: process context that turned interrupts off itself; host state is loaded.
-    unsafe { ffi::ex_irq_window() }
+pub fn slice_end() {
+    // SAFETY: the pair of `slice_begin`.
+    unsafe { ffi::ex_slice_end() }
 }

@@ -36,8 +36,6 @@ unsafe extern "C" {
     pub(crate) fn ex_immunities() -> u64;
     pub(crate) fn ex_preempt_disable();
     pub(crate) fn ex_preempt_enable();
-    pub(crate) fn ex_irq_disable();
-    pub(crate) fn ex_irq_enable();
     pub(crate) fn ex_irq_save() -> usize;
     pub(crate) fn ex_irq_restore(flags: usize);
     pub(crate) fn ex_irqs_disabled() -> bool;
@@ -246,9 +244,8 @@ unsafe extern "C" {
     pub(crate) fn ex_svm_debugctl() -> u64;
     pub(crate) fn ex_svm_set_debugctl(value: u64);
     pub(crate) fn ex_machine_check();
-    pub(crate) fn ex_guest_timing_enter();
-    pub(crate) fn ex_guest_timing_exit();
-    pub(crate) fn ex_irq_window();
+    pub(crate) fn ex_slice_begin();
+    pub(crate) fn ex_slice_end();
 
     // ../vmx.c
     pub(crate) fn ex_vmx_wants_apicv() -> bool;

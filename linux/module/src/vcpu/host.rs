@@ -292,16 +292,10 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
 
     fn slice_begin(&self) {
-        cpu::preempt_disable();
-        cpu::irq_disable();
-        enter::timing_begin();
+        enter::slice_begin();
     }
     fn slice_end(&self) {
-        // The tick that ended the slice still counts as the guest's time.
-        enter::irq_window();
-        enter::timing_end();
-        cpu::irq_enable();
-        cpu::preempt_enable();
+        enter::slice_end();
     }
     fn work_pending(&self) -> bool {
         self.work.pending()
