@@ -105,6 +105,8 @@ impl Tsc {
 pub struct VcpuShared {
     /// Requests not yet seen.
     pub requests: AtomicU64,
+    /// The thread was put on a CPU: a [`Request::STEAL`] of its own making, which needs no locked instruction.
+    pub returned: AtomicBool,
     /// [`mode`].
     pub mode: AtomicU32,
     /// [`mp`]: written by the owner, read by wakers.
@@ -137,15 +139,20 @@ impl VcpuShared {
     /// The sleeper's question: is there something to look at? An announcement counts even if the CPU does not deliver: its
     /// sender may have thought so, and that we are in the guest. `tests/loom_posted.rs` holds this.
     pub fn must_wake(&self) -> bool {
-        self.pending() || self.apic.posted().outstanding()
+        self.pending() || self.returned.load(Ordering::Relaxed) || self.apic.posted().outstanding()
     }
 
     /// Takes all requests.
     pub fn take(&self) -> u64 {
-        if self.requests.load(Ordering::Relaxed) == 0 {
-            return 0;
+        let mut own = 0;
+        if self.returned.load(Ordering::Relaxed) {
+            self.returned.store(false, Ordering::Relaxed);
+            own = Request::STEAL.0;
         }
-        self.requests.swap(0, Ordering::SeqCst)
+        if self.requests.load(Ordering::Relaxed) == 0 {
+            return own;
+        }
+        self.requests.swap(0, Ordering::SeqCst) | own
     }
 
     /// The requester's side: does the thread need an IPI to come out of the guest?
@@ -156,7 +163,7 @@ impl VcpuShared {
     /// The owner's side: announces entry, then says whether it must look at requests first.
     pub fn begin_guest(&self) -> bool {
         self.mode.store(mode::IN_GUEST, Ordering::SeqCst);
-        !self.pending()
+        !self.pending() && !self.returned.load(Ordering::Relaxed)
     }
 
     /// The owner's side: out of the guest.

@@ -171,7 +171,9 @@ impl Svm {
 /// # Safety
 /// Interrupts are off and `cpu` is this CPU's part.
 pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>, tsc_ratio: Option<u64>) {
-    if cpu.last_vcpu.swap(identity, Relaxed) != identity {
+    // Preemption is off, and only this CPU changes it: no exchange.
+    if cpu.last_vcpu.load(Relaxed) != identity {
+        cpu.last_vcpu.store(identity, Relaxed);
         // SAFETY: a barrier without operands, legal in any context.
         unsafe { ex_ibpb() };
     }
@@ -180,7 +182,8 @@ pub unsafe fn load(cpu: &PerCpu, identity: u64, tsc_aux: Option<u64>, tsc_ratio:
         unsafe { lend_tsc_aux(cpu, guest) };
     }
     // It scales in guests only (APM vol. 2, 15.30.5), so it stays until another guest wants another.
-    if let Some(ratio) = tsc_ratio.filter(|&ratio| cpu.tsc_ratio.swap(ratio, Relaxed) != ratio) {
+    if let Some(ratio) = tsc_ratio.filter(|&ratio| cpu.tsc_ratio.load(Relaxed) != ratio) {
+        cpu.tsc_ratio.store(ratio, Relaxed);
         // SAFETY: the caller says the MSR exists.
         unsafe { exitless_hw_ops::wrmsr(TSC_RATIO, ratio) };
     }

@@ -139,7 +139,9 @@ impl Residence {
             cpu.set_current(Some(self));
         }
         let identity = self.identity.load(Relaxed);
-        if cpu.last_vcpu.swap(identity, Relaxed) != identity {
+        // Interrupts are off, and only this CPU changes it: no exchange.
+        if cpu.last_vcpu.load(Relaxed) != identity {
+            cpu.last_vcpu.store(identity, Relaxed);
             m.branch_barrier();
         }
         Ok(())

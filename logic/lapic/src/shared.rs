@@ -351,7 +351,8 @@ impl Shared {
 
     /// Owner: takes the queued NMIs, 0..=2.
     pub fn take_nmis(&self) -> u32 {
-        self.nmis.swap(0, Ordering::AcqRel)
+        // Whoever queues one asks the owner to look afterwards.
+        if self.nmis.load(Ordering::Relaxed) == 0 { 0 } else { self.nmis.swap(0, Ordering::AcqRel) }
     }
 
     /// NMIs are queued.

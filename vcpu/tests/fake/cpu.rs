@@ -325,6 +325,10 @@ impl Cpu {
         let kick = w.ipi.get() || w.slow.borrow().iter().any(|(.., step)| *step == Step::Kick);
         assert!(!w.sh.pending() || kick, "entered with a request and no IPI under way");
         assert!(
+            !w.sh.returned.load(Ordering::Relaxed),
+            "entered, and the time that the thread waited is not told"
+        );
+        assert!(
             !(w.signal.get() || w.work.get()) || w.ipi.get(),
             "entered with a signal and no IPI under way"
         );

@@ -490,7 +490,7 @@ impl World {
         if !self.in_slice.get() && self.cpu.get() != self.next_cpu.get() {
             self.cpu.set(self.next_cpu.get());
             // What the preemption notifier does.
-            self.sh.request(Request::STEAL);
+            self.sh.returned.store(true, Ordering::Relaxed);
             self.sh.request(Request::MOVED);
         }
         if self.timer.get().is_some_and(|t| t <= self.ns.get()) {

@@ -180,7 +180,7 @@ impl VcpuObj {
             self.load_on(g, cpu);
         }
         self.preempted.store(false, Ordering::Relaxed);
-        self.shared.request(Request::STEAL);
+        self.shared.returned.store(true, Ordering::Relaxed);
     }
 
     /// The thread leaves its CPU, still runnable or not.
