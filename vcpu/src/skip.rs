@@ -87,10 +87,9 @@ pub fn behind_pushf<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) ->
 
 /// Linear address of RIP.
 pub fn linear_rip<B: Backend>(v: &Vcpu<B>) -> u64 {
-    let linear = v.b.segment(SegReg::Cs).base.wrapping_add(v.b.rip());
     match v.mode() {
         Mode::Bits64 => v.b.rip(),
-        _ => linear & 0xffff_ffff,
+        _ => v.b.segment(SegReg::Cs).base.wrapping_add(v.b.rip()) & 0xffff_ffff,
     }
 }
 

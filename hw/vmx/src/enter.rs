@@ -212,7 +212,11 @@ impl<M: Machine> Vmx<M> {
 
     /// Replaces the interrupt shadow: one of its bits, or 0.
     fn cast_shadow(&mut self, shadow: u32) {
-        let now = self.cache.get(&self.m, c::INTERRUPTIBILITY) & !(block::STI | block::MOV_SS);
+        let was = self.cache.get(&self.m, c::INTERRUPTIBILITY);
+        let now = was & !(block::STI | block::MOV_SS);
+        if was == now && shadow == 0 {
+            return;
+        }
         self.cache.set(c::INTERRUPTIBILITY, now | shadow);
         if shadow == 0 {
             let pending = self.cache.get(&self.m, c::PENDING_DEBUG);
@@ -414,14 +418,12 @@ impl<M: Machine> Backend for Vmx<M> {
         self.cache.get(&self.m, c::INTERRUPTIBILITY) & (block::STI | block::MOV_SS) != 0
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
+        if !on {
+            return self.cast_shadow(0);
+        }
         // With IF clear there is no shadow of STI (SDM vol. 3C, 27.3.1.5).
         let open = self.cache.get(&self.m, c::RFLAGS) & rflags::IF != 0;
-        let shadow = match (on, open) {
-            (false, _) => 0,
-            (true, true) => block::STI,
-            (true, false) => block::MOV_SS,
-        };
-        self.cast_shadow(shadow);
+        self.cast_shadow(if open { block::STI } else { block::MOV_SS });
     }
     fn hold_by_mov_ss(&mut self) {
         self.cast_shadow(block::MOV_SS);

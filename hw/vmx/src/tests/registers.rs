@@ -501,3 +501,15 @@ fn machine_checks_stay_on() {
         assert_ne!(b.cpu.field(f::CR4_MASK) & 0x40, 0, "the guest's writes exit");
     }
 }
+
+/// Most instructions end no interrupt shadow: a look at the interruptibility is all that they cost, and a pending trap stays.
+#[test]
+fn no_shadow_to_end() {
+    let mut b = Bench::new();
+    b.run(10, 0);
+    b.cpu.clear_logs();
+    b.v.set_interrupt_shadow(false);
+    assert_eq!(*b.cpu.reads.borrow(), [f::GUEST_INTERRUPTIBILITY.encoding()]);
+    b.run(10, 0);
+    assert!(!b.cpu.writes.borrow().contains(&f::GUEST_PENDING_DEBUG.encoding()));
+}
