@@ -244,6 +244,7 @@ impl<M: Machine> Backend for Vmx<M> {
 
     fn enter(&mut self, _cpu: &PerCpu, flush: bool) -> Exit {
         self.left = false;
+        self.length.set(0);
         self.run.reason = NO_REASON;
         let mut bits = self.plan;
         if bits & plan::BEFORE != 0 {

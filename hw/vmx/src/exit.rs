@@ -206,7 +206,7 @@ impl<M: Machine> Vmx<M> {
             return false;
         }
         let (m, rip) = (&self.m, self.m.get(f::GUEST_RIP));
-        let next = rip.wrapping_add(u64::from(m.get(f::EXIT_INSTRUCTION_LENGTH)));
+        let next = rip.wrapping_add(u64::from(self.length()));
         if (rip ^ next) >> 32 != 0
             || m.get(f::GUEST_INTERRUPTIBILITY) & SHADOW != 0
             || m.get(f::GUEST_RFLAGS) & (rflags::TF | rflags::RF) != 0
@@ -218,13 +218,20 @@ impl<M: Machine> Vmx<M> {
         true
     }
 
+    fn length(&self) -> u32 {
+        if self.length.get() == 0 {
+            self.length.set(self.m.get(f::EXIT_INSTRUCTION_LENGTH));
+        }
+        self.length.get()
+    }
+
     /// RIP behind the instruction that caused the exit. Outside 64-bit code RIP wraps at 32 bits.
     pub(crate) fn behind_instruction(&self) -> Option<u64> {
         // A failed entry has a reason of no instruction.
         if !self.exit_reason().basic().by_instruction() && !self.switched_by_instruction() {
             return None;
         }
-        let length = self.m.get(f::EXIT_INSTRUCTION_LENGTH);
+        let length = self.length();
         if length == 0 || length > 15 {
             return None;
         }

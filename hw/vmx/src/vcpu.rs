@@ -4,6 +4,7 @@ use crate::cache::{self, Cache};
 use crate::machine::{Hardware, Machine};
 use crate::pmu::MsrAreas;
 use crate::residence::Residence;
+use core::cell::Cell;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use exitless_vcpu::backend::{ApicPage, Instructions, Opened};
@@ -96,6 +97,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) timer: crate::timer::Timer,
     pub(crate) pmu: crate::pmu::Pmu,
     pub(crate) dr6: u64,
+    /// The exiting instruction's length, once it was asked for; 0: not yet.
+    pub(crate) length: Cell<u32>,
     /// After how many ticks a loop of PAUSEs exits.
     pub(crate) ple_window: u32,
     /// What the VMCS says of RSP.

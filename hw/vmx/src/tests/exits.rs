@@ -203,6 +203,25 @@ fn at(rip: u64, length: u32, rights: u32) -> Option<u64> {
     b.v.next_rip()
 }
 
+/// The instruction's length is read once for an exit, and anew for the next.
+#[test]
+fn length_is_read_once() {
+    let mut b = Bench::new();
+    for (length, want) in [(2, 0x1002), (3, 0x1003)] {
+        b.cpu.next(move |cpu, run| {
+            cpu.store(f::GUEST_RIP, 0x1000);
+            cpu.store(f::EXIT_INSTRUCTION_LENGTH, length);
+            run.reason = 10;
+            switched::EXIT
+        });
+        b.enter(false);
+        b.cpu.clear_logs();
+        assert_eq!([b.v.next_rip(), b.v.next_rip()], [Some(want); 2]);
+        let reads = b.cpu.reads.borrow();
+        assert_eq!(reads.iter().filter(|r| **r == f::EXIT_INSTRUCTION_LENGTH.encoding()).count(), 1);
+    }
+}
+
 #[test]
 fn next_rip() {
     let (code, long) = (ar::P | ar::S | 11, ar::P | ar::S | 11 | ar::L);
