@@ -109,13 +109,11 @@ bool ex_irqfd_is(const void *irqfd, const void *ctx);
 void *ex_spin_new(u32 class);
 void ex_spin_free(void *lock);
 unsigned long ex_spin_lock(void *lock);
-bool ex_spin_trylock(void *lock, unsigned long *flags);
 void ex_spin_unlock(void *lock, unsigned long flags);
 void *ex_mutex_new(u32 class);
 void ex_mutex_free(void *lock);
 void ex_mutex_lock(void *lock);
 int ex_mutex_lock_killable(void *lock);
-bool ex_mutex_trylock(void *lock);
 void ex_mutex_unlock(void *lock);
 
 /* mm.c */

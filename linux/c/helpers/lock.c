@@ -38,16 +38,6 @@ unsigned long ex_spin_lock(void *lock)
 	return flags;
 }
 
-bool ex_spin_trylock(void *lock, unsigned long *flags)
-{
-	unsigned long saved;
-
-	if (!raw_spin_trylock_irqsave((raw_spinlock_t *)lock, saved))
-		return false;
-	*flags = saved;
-	return true;
-}
-
 void ex_spin_unlock(void *lock, unsigned long flags)
 {
 	raw_spin_unlock_irqrestore((raw_spinlock_t *)lock, flags);
@@ -79,11 +69,6 @@ void ex_mutex_lock(void *lock)
 int ex_mutex_lock_killable(void *lock)
 {
 	return mutex_lock_killable(lock);
-}
-
-bool ex_mutex_trylock(void *lock)
-{
-	return mutex_trylock(lock);
 }
 
 void ex_mutex_unlock(void *lock)

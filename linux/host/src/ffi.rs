@@ -129,13 +129,11 @@ unsafe extern "C" {
     pub(crate) fn ex_spin_new(class: u32) -> *mut c_void;
     pub(crate) fn ex_spin_free(lock: *mut c_void);
     pub(crate) fn ex_spin_lock(lock: *mut c_void) -> usize;
-    pub(crate) fn ex_spin_trylock(lock: *mut c_void, flags: *mut usize) -> bool;
     pub(crate) fn ex_spin_unlock(lock: *mut c_void, flags: usize);
     pub(crate) fn ex_mutex_new(class: u32) -> *mut c_void;
     pub(crate) fn ex_mutex_free(lock: *mut c_void);
     pub(crate) fn ex_mutex_lock(lock: *mut c_void);
     pub(crate) fn ex_mutex_lock_killable(lock: *mut c_void) -> c_int;
-    pub(crate) fn ex_mutex_trylock(lock: *mut c_void) -> bool;
     pub(crate) fn ex_mutex_unlock(lock: *mut c_void);
 
     // mm.c

@@ -66,14 +66,6 @@ impl<T> SpinLock<T> {
         SpinGuard { lock: self, flags, marker: PhantomData }
     }
 
-    /// The lock, if it is free.
-    pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
-        let mut flags = 0;
-        // SAFETY: the handle is a live lock; flags is ours.
-        let taken = unsafe { ffi::ex_spin_trylock(self.handle.get(), &raw mut flags) };
-        taken.then_some(SpinGuard { lock: self, flags, marker: PhantomData })
-    }
-
     /// The data without locking: we are its only user.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()
@@ -156,13 +148,6 @@ impl<T> Mutex<T> {
         // SAFETY: the handle is a live mutex.
         check(unsafe { ffi::ex_mutex_lock_killable(self.handle.get()) })?;
         Ok(MutexGuard { lock: self, marker: PhantomData })
-    }
-
-    /// The lock, if it is free.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        // SAFETY: the handle is a live mutex.
-        let taken = unsafe { ffi::ex_mutex_trylock(self.handle.get()) };
-        taken.then_some(MutexGuard { lock: self, marker: PhantomData })
     }
 
     /// The data without locking: we are its only user.
