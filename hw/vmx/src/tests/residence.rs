@@ -5,7 +5,6 @@ use crate::machine::TaskSegments;
 use crate::residence::LoadError;
 use crate::{PerCpu, Residence};
 use exitless_vcpu::backend::{Backend, SysReg};
-use exitless_x86::msr::Msr;
 use exitless_x86::vmx::field as f;
 
 const STAR: u32 = 0xc000_0081;
