@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  writer: table = new; change = ++changes; fence; section is 0 or above change? -> free the old table
-//!                                                  no: mark it, in the same word -> sleep, look again
+//!                                                  no: mark it, in the same word, and ask its vCPU -> sleep, look again
 //!  vCPU:   section = changes + 1; fence; uses table; .. ; section = 0, was it marked? -> wake the writers
 //! ```
 //! Why not SRCU for the vCPUs too: its grace period begins some time after the request. A vCPU that answers sooner is in
@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 pub struct Changes(AtomicU64);
 
 impl Changes {
-    /// The number of the change just published; sections that have left by [`Section::has_left`] see it.
+    /// The number of the change just published; sections that have left by [`Section::look`] see it.
     pub fn next(&self) -> u64 {
         let change = self.0.fetch_add(1, Ordering::AcqRel) + 1;
         // Publication, then the look at the sections; pairs with the fence of `enter`.
@@ -54,27 +54,41 @@ impl Section {
         self.0.swap(0, Ordering::AcqRel) & AWAITED != 0
     }
 
-    /// The writer's side: can this vCPU no longer use what `change` replaced?
-    pub fn has_left(&self, change: u64) -> bool {
-        is_past(self.0.load(Ordering::Acquire), change)
-    }
-
-    /// The same; if it can, its `leave` will say that somebody waits.
-    pub fn left_or_tells(&self, change: u64) -> bool {
+    /// The writer's side: can this vCPU still use what `change` replaced? If so its `leave` will say that somebody waits.
+    ///
+    /// Who marks must ask. An earlier look may have found the section not yet entered, and asked nobody: the owner reads the number of
+    /// changes and announces itself in two steps, and a writer's whole first look fits in between.
+    pub fn look(&self, change: u64) -> Look {
         let mut section = self.0.load(Ordering::Acquire);
-        while !is_past(section, change) && section & AWAITED == 0 {
+        loop {
+            if is_past(section, change) {
+                return Look::Left;
+            }
+            if section & AWAITED != 0 {
+                return Look::Asked;
+            }
             match self.0.compare_exchange_weak(
                 section,
                 section | AWAITED,
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return false,
+                Ok(_) => return Look::Marked,
                 Err(now) => section = now,
             }
         }
-        is_past(section, change)
     }
+}
+
+/// What a writer finds of a vCPU's section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing that was replaced is used there.
+    Left,
+    /// It is; some writer has marked it, and asks.
+    Asked,
+    /// It is, and is marked now: the caller must ask its vCPU to leave.
+    Marked,
 }
 
 fn is_past(section: u64, change: u64) -> bool {
@@ -90,10 +104,12 @@ mod tests {
     fn an_old_section_holds_the_writer_up() {
         let (c, s) = (Changes::default(), Section::default());
         s.enter(&c);
-        let change = c.next();
-        assert!(!s.has_left(change));
         assert!(!s.leave(), "nobody sleeps");
-        assert!(s.has_left(change));
+        s.enter(&c);
+        let change = c.next();
+        assert_eq!(s.look(change), Look::Marked);
+        assert!(s.leave());
+        assert_eq!(s.look(change), Look::Left);
     }
 
     /// Left and entered again before the writer looked. With SRCU this kept writers waiting until a timer or another
@@ -105,30 +121,27 @@ mod tests {
         let change = c.next();
         let _ = s.leave();
         s.enter(&c);
-        assert!(s.has_left(change));
-        assert!(!s.has_left(c.next()), "but the next change has to wait for it");
+        assert_eq!(s.look(change), Look::Left);
+        assert_eq!(s.look(c.next()), Look::Marked, "but the next change has to wait for it");
     }
 
     #[test]
     fn outside_nothing_waits() {
-        assert!(Section::default().has_left(Changes::default().next()));
+        assert_eq!(Section::default().look(Changes::default().next()), Look::Left);
     }
 
     /// Who sleeps is told of once, by the section that was in the way, and by none that was entered later.
     #[test]
     fn who_sleeps_is_woken() {
         let (c, s) = (Changes::default(), Section::default());
-        assert!(s.left_or_tells(c.next()), "outside");
+        assert_eq!(s.look(c.next()), Look::Left, "outside");
         s.enter(&c);
         let change = c.next();
-        for _ in 0..2 {
-            assert!(!s.left_or_tells(change));
-            assert!(!s.has_left(change));
-        }
+        assert_eq!([s.look(change), s.look(change)], [Look::Marked, Look::Asked], "its vCPU is asked once");
         assert!(s.leave());
-        assert!(s.left_or_tells(change));
+        assert_eq!(s.look(change), Look::Left);
         s.enter(&c);
-        assert!(s.left_or_tells(change));
+        assert_eq!(s.look(change), Look::Left);
         assert!(!s.leave());
     }
 }

@@ -17,9 +17,17 @@ struct Rules {
     leave_looks: bool,
     /// Writer: marks only what it has looked at.
     mark_compares: bool,
+    /// Writer: asks whom it marks, and not whom an earlier look found inside.
+    asks_whom_it_marks: bool,
 }
 
-const REAL: Rules = Rules { publish_look: true, announce_load: true, leave_looks: true, mark_compares: true };
+const REAL: Rules = Rules {
+    publish_look: true,
+    announce_load: true,
+    leave_looks: true,
+    mark_compares: true,
+    asks_whom_it_marks: true,
+};
 const AWAITED: u64 = 1 << 63;
 
 struct World {
@@ -30,6 +38,8 @@ struct World {
     /// How often a writer went to sleep, and was woken.
     asleep: AtomicUsize,
     woken: AtomicUsize,
+    /// How often a vCPU was asked to leave: nobody else makes a guest that never exits come out.
+    asked: AtomicUsize,
     rules: Rules,
 }
 
@@ -42,6 +52,7 @@ impl World {
             section: AtomicU64::new(0),
             asleep: AtomicUsize::new(0),
             woken: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
             rules,
         })
     }
@@ -75,6 +86,7 @@ impl World {
             if !self.rules.mark_compares {
                 self.section.fetch_or(AWAITED, Ordering::AcqRel);
                 self.asleep.fetch_add(1, Ordering::Relaxed);
+                self.asked.fetch_add(1, Ordering::Relaxed);
                 return false;
             }
             let marked = section | AWAITED;
@@ -83,6 +95,9 @@ impl World {
             }
             if self.section.compare_exchange(section, marked, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 self.asleep.fetch_add(1, Ordering::Relaxed);
+                if self.rules.asks_whom_it_marks {
+                    self.asked.fetch_add(1, Ordering::Relaxed);
+                }
                 return false;
             }
         }
@@ -94,6 +109,12 @@ impl World {
         let change = self.changes.fetch_add(1, Ordering::AcqRel) + 1;
         if self.rules.publish_look {
             fence(Ordering::SeqCst);
+        }
+        if !self.rules.asks_whom_it_marks {
+            let section = self.section.load(Ordering::Acquire);
+            if section != 0 && section & !AWAITED <= change {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if self.left_or_tells(change) {
             self.freed[old].store(true, Ordering::Relaxed);
@@ -119,6 +140,10 @@ fn race(rules: Rules, sections: usize, changes: usize) {
         writer.join().unwrap();
         let (asleep, woken) = (w.asleep.load(Ordering::Relaxed), w.woken.load(Ordering::Relaxed));
         assert_eq!(asleep, woken, "a writer sleeps, and every section has been left");
+        assert!(
+            w.asked.load(Ordering::Relaxed) >= asleep,
+            "a writer sleeps until a vCPU leaves that nobody has asked"
+        );
     });
 }
 
@@ -139,4 +164,5 @@ fn every_rule_is_needed() {
     must_fail("the owner's fence", || race(Rules { announce_load: false, ..REAL }, 1, 1));
     must_fail("the owner's exchange", || race(Rules { leave_looks: false, ..REAL }, 1, 1));
     must_fail("the writer's comparison", || race(Rules { mark_compares: false, ..REAL }, 1, 1));
+    must_fail("asking with the mark", || race(Rules { asks_whom_it_marks: false, ..REAL }, 1, 1));
 }

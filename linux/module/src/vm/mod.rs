@@ -28,7 +28,7 @@ use exitless_host::wait::WaitQueue;
 use exitless_host::{Errno, Result, cpu, time};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
-use exitless_vcpu::section::Changes;
+use exitless_vcpu::section::{Changes, Look};
 use exitless_vcpu::tsc::Rate;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
@@ -230,18 +230,28 @@ impl Vm {
     /// guest, so those that entered theirs before now are asked to leave. Sleeps.
     pub fn synchronize(&self) {
         let change = self.changes.next();
-        let inside = self.each_vcpu().filter(|v| !v.shared.section.has_left(change));
-        self.request_each(inside, Request::QUIESCE);
+        // Early, so that vCPUs leave while the others' readers do.
+        self.ask_to_leave(change);
         self.srcu.synchronize_expedited();
         loop {
             let seen = self.left.seen();
-            // All are asked: each that is inside still will wake us.
-            let inside = self.each_vcpu().filter(|v| !v.shared.section.left_or_tells(change)).count();
-            if inside == 0 {
+            if self.ask_to_leave(change) {
                 return;
             }
             self.left.wait(seen);
         }
+    }
+
+    /// `true`: every vCPU has left what `change` replaced. Others are asked, by whoever marks them, and will wake us.
+    fn ask_to_leave(&self, change: u64) -> bool {
+        let mut left = true;
+        let marked = self.each_vcpu().filter(|v| {
+            let look = v.shared.section.look(change);
+            left &= look == Look::Left;
+            look == Look::Marked
+        });
+        self.request_each(marked, Request::QUIESCE);
+        left
     }
 
     /// The VM's fd closed: nothing new can be wired, irqfds end.
