@@ -365,6 +365,7 @@ pub trait Backend {
 
     /// STI or MOV SS blocks interrupts for one instruction.
     fn interrupt_shadow(&self) -> bool;
+    /// Off: a debug trap that waits for its end goes too, also one that waits without a shadow.
     fn set_interrupt_shadow(&mut self, on: bool);
     /// MOV SS or POP SS is done: no interrupt before the next instruction is over, and where the CPU tells its shadow from
     /// STI's, no debug trap.

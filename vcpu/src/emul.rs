@@ -287,7 +287,9 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
     fn set_rip(&mut self, rip: u64) {
         // Called once per completed instruction: the shadow ends with it.
         self.v.b.set_rip(rip);
-        self.v.b.set_interrupt_shadow(false);
+        if self.v.b.interrupt_shadow() {
+            self.v.b.set_interrupt_shadow(false);
+        }
     }
     fn rflags(&self) -> u64 {
         self.v.b.rflags()

@@ -273,6 +273,8 @@ impl<B: Backend> Vcpu<B> {
         self.pending_port = None;
         self.forget_software();
         self.debug.forget_stop();
+        // Memory may be another system's by now.
+        self.stores = Default::default();
         self.debug.forget_hits();
     }
 

@@ -14,11 +14,11 @@ use core::arch::asm;
 #[inline(always)]
 pub fn below(index: usize, len: usize) -> usize {
     let mask: usize;
-    // SAFETY: reads and writes registers alone. SBB of a register with itself is 0 or -1 by the carry that CMP leaves, whatever the
+    // SAFETY: reads and writes registers alone. Not `pure`: each use has a mask of its own, computed where it stands. SBB of a register with itself is 0 or -1 by the carry that CMP leaves, whatever the
     // register held.
     unsafe {
         asm!("cmp {index}, {len}", "sbb {mask}, {mask}", index = in(reg) index, len = in(reg) len, mask = out(reg) mask,
-            options(pure, nomem, nostack));
+            options(nomem, nostack));
     }
     index & mask
 }

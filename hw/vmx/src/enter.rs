@@ -212,11 +212,7 @@ impl<M: Machine> Vmx<M> {
 
     /// Replaces the interrupt shadow: one of its bits, or 0.
     fn cast_shadow(&mut self, shadow: u32) {
-        let was = self.cache.get(&self.m, c::INTERRUPTIBILITY);
-        let now = was & !(block::STI | block::MOV_SS);
-        if was == now && shadow == 0 {
-            return;
-        }
+        let now = self.cache.get(&self.m, c::INTERRUPTIBILITY) & !(block::STI | block::MOV_SS);
         self.cache.set(c::INTERRUPTIBILITY, now | shadow);
         if shadow == 0 {
             let pending = self.cache.get(&self.m, c::PENDING_DEBUG);

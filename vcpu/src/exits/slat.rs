@@ -17,7 +17,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     fault: SlatFault,
 ) -> Next {
     sh.stats.pf_taken.bump();
-    if fault.marked && fault.write && doorbell::rung(v, host, fault.gpa) {
+    // A page walk is not the instruction's own access.
+    if fault.marked && fault.write && !fault.table_walk && doorbell::rung(v, host, fault.gpa) {
         return Next::Again;
     }
     match host.slat_fault(fault.gpa, fault.write, fault.fetch) {

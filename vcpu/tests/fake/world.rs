@@ -23,7 +23,7 @@ pub(crate) const CHIP_MMIO: u64 = 0xfec0_0000;
 /// An address where somebody hears of any write.
 pub(crate) const DOORBELL: u64 = 0xd800_0010;
 /// Another, in a slot that guests may only read.
-pub(crate) const ROM_DOORBELL: u64 = ROM + 0x20;
+pub(crate) const ROM_DOORBELL: u64 = ROM + 0xe98;
 /// The APIC's page.
 pub(crate) const APIC: u64 = 0xfee0_0000;
 /// Ports of a chip in the kernel: 16 from here.

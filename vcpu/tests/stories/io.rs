@@ -641,6 +641,27 @@ fn a_doorbell_reads_nothing() {
     assert!(matches!(m.events()[..], [Event::Exception(Exception { vector: Vector::DB, .. })]));
 }
 
+/// What is known of an instruction is forgotten when user space replaces registers, for it may have replaced the system too; and an
+/// access of the page walk is never an instruction's store.
+#[test]
+fn known_stores_are_forgotten() {
+    let mut m = rings([ring(false)], 0);
+    m.go();
+    let again = |m: &mut Machine, table_walk: bool| {
+        m.v.b.rip = 0x1100;
+        let (rings, emulated) = (m.w.rings.get(), m.sh.stats.insn_emulation.get());
+        let bell = change(ring(true), |i| {
+            let Exit::Slat(fault) = &mut i.exit else { panic!("no fault") };
+            fault.table_walk = table_walk;
+        });
+        m.then([bell, Op::Nop]);
+        (m.w.rings.get() - rings, m.sh.stats.insn_emulation.get() - emulated)
+    };
+    assert_eq!([again(&mut m, false), again(&mut m, false), again(&mut m, true)], [(1, 1), (1, 0), (1, 1)]);
+    m.v.forget_instruction();
+    assert_eq!([again(&mut m, false), again(&mut m, false)], [(1, 1), (1, 0)]);
+}
+
 /// A doorbell in a slot that guests may only read gets no mark: all else in its page would exit for ever, and nobody could map it.
 #[test]
 fn read_only_memory_gets_no_mark() {
