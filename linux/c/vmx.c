@@ -238,6 +238,16 @@ static bool ex_vpid = true;
 module_param_named(vpid, ex_vpid, bool, 0444);
 MODULE_PARM_DESC(vpid, "Tag the translations of Intel guests by virtual-processor identifiers (default: on)");
 
+/* modprobe exitless pml=0: writes to logged memory fault once each, as on CPUs that do not log. */
+static bool ex_pml = true;
+module_param_named(pml, ex_pml, bool, 0444);
+MODULE_PARM_DESC(pml, "Let Intel CPUs log which pages guests write where user space logs that (default: on)");
+
+bool ex_vmx_wants_pml(void)
+{
+	return ex_pml;
+}
+
 bool ex_vmx_wants_vpid(void)
 {
 	return ex_vpid;

@@ -232,6 +232,8 @@ pub enum Exit {
     DrAccess,
     /// The timer of [`Backend::set_timer`] ran out.
     Timer,
+    /// There was no room in the log of [`Backend::take_log`].
+    LogFull,
     /// The guest ended this vector, in hardware, and its EOI was asked for.
     EoiInduced(u8),
     /// The guest wrote the register at this offset of the APIC's page, in hardware; the rest is ours.
@@ -309,6 +311,19 @@ pub trait Backend {
     }
     /// The bytes hardware fetched at the exiting instruction (decode assists); empty without.
     fn fetched(&self) -> &[u8];
+    /// The CPU logs the pages of which it sets the dirty bit, or not any more.
+    fn set_logging(&mut self, on: bool) {
+        let _ = on;
+    }
+    /// How many pages were logged since the last call. At the end of a slice.
+    fn take_log(&mut self) -> u16 {
+        0
+    }
+    /// Guest-physical address of the `n`-th of them.
+    fn logged(&self, n: u16) -> u64 {
+        let _ = n;
+        0
+    }
     /// The instruction that the last exit stopped; `None`: the exit tells neither its length nor its bytes.
     fn stopped(&self) -> Option<Stopped> {
         None

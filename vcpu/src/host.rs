@@ -87,6 +87,10 @@ pub trait Host {
     /// Resolves a second-level fault; may sleep.
     fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome;
 
+    /// Writes to some slot are logged by the CPU.
+    fn logs_in_cpu(&self) -> bool;
+    /// The guest wrote the page of `gpa`.
+    fn mark_dirty(&self, gpa: u64);
     /// Somebody hears of any write to `gpa`, whatever its length and data (KVM_IOEVENTFD).
     fn is_doorbell(&self, gpa: u64) -> bool;
     /// A write to `gpa` is told to whom [`Host::is_doorbell`] means; `false`: nobody.

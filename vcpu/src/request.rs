@@ -26,6 +26,9 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         v.flush = true;
         sh.stats.tlb_flush.bump();
     }
+    if has(R::LOGGING) {
+        v.b.set_logging(host.logs_in_cpu());
+    }
     if has(R::QUIESCE) {
         host.quiesce();
     }

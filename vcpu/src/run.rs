@@ -141,6 +141,14 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     }
 }
 
+/// What the CPU has logged becomes the VM's knowledge before the vCPU counts as out of the guest: who asks for the log interrupts
+/// those that are in it, and waits for no more than that. Interrupts are off; a full log is 512 look-ups.
+fn take_log<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+    for n in 0..v.b.take_log() {
+        host.mark_dirty(v.b.logged(n));
+    }
+}
+
 /// One slice with interrupts off: enters until an exit needs more. `None`: nothing left to handle.
 fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Exit> {
     host.slice_begin();
@@ -179,6 +187,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     if debug {
         v.debug_unloaded(taken.dr);
     }
+    take_log(v, host);
     sh.end_guest();
     // Handlers of the host, and softirqs behind them, use the kernel's FPU: not before everything above is the host's again.
     v.b.end();

@@ -39,6 +39,8 @@ impl Request {
     pub const DEAD: Self = Self(1 << 8);
     /// The host's TSC is not where this vCPU left it.
     pub const TSC: Self = Self(1 << 11);
+    /// Whether the CPU logs the guest's writes has changed.
+    pub const LOGGING: Self = Self(1 << 9);
     /// The guest is to be told that it was stopped.
     pub const STOPPED: Self = Self(1 << 12);
     /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.

@@ -19,6 +19,8 @@ pub struct Mapping {
     pub perm: Perm,
     /// The host's memory type.
     pub memtype: MemType,
+    /// The leaf is born dirty: nobody asks of it what is written.
+    pub dirty: bool,
 }
 
 /// What [`Slat::map`] did.
@@ -159,7 +161,8 @@ impl<F: Format> Slat<F> {
         let level = want.level as u32;
         let slot = entry_at(frames.entries(table), index(want.gpa, level));
         let entry = slot.load(Ordering::Acquire);
-        let new = self.format.leaf(want.level, want.hpa, want.perm, want.memtype);
+        let dirty = if want.dirty { self.format.dirty_mask() } else { 0 };
+        let new = self.format.leaf(want.level, want.hpa, want.perm, want.memtype) | dirty;
         if !self.format.is_present(entry) {
             slot.store(new, Ordering::Release);
             *self.counts.leaves(want.level) += 1;

@@ -90,6 +90,32 @@ impl<F: Format> Slat<F> {
         Aged { young, next: swept.next }
     }
 
+    /// Clears the dirty bit of every 4K leaf of `start..end`, so that hardware logs the next write there. Large leaves are dropped
+    /// as by [`Slat::write_protect_range`]. Without dirty bits nothing is found.
+    pub fn clear_dirty_range<R: Frames>(
+        &mut self,
+        frames: &R,
+        start: u64,
+        end: u64,
+        budget: u32,
+        on_drop: &mut impl FnMut(Dropped),
+    ) -> Swept {
+        let bit = self.format.dirty_mask();
+        self.watch_range(frames, start, end, budget, bit, on_drop)
+    }
+
+    /// The same for single frames, as [`Slat::write_protect_mask`].
+    pub fn clear_dirty_mask<R: Frames>(
+        &mut self,
+        frames: &R,
+        gpa: u64,
+        mask: u64,
+        on_drop: &mut impl FnMut(Dropped),
+    ) -> bool {
+        let bit = self.format.dirty_mask();
+        self.watch_mask(frames, gpa, mask, bit, on_drop)
+    }
+
     /// Takes write permission from every 4K leaf of `start..end`. Large leaves that allow writes are dropped instead, so
     /// that they come back as 4K leaves of their own. Dirty bits stay.
     pub fn write_protect_range<R: Frames>(
@@ -100,10 +126,22 @@ impl<F: Format> Slat<F> {
         budget: u32,
         on_drop: &mut impl FnMut(Dropped),
     ) -> Swept {
+        self.watch_range(frames, start, end, budget, F::WRITE, on_drop)
+    }
+
+    fn watch_range<R: Frames>(
+        &mut self,
+        frames: &R,
+        start: u64,
+        end: u64,
+        budget: u32,
+        bit: u64,
+        on_drop: &mut impl FnMut(Dropped),
+    ) -> Swept {
         let mut lost = [0u64; 3];
         let this = &*self;
         let swept = this.sweep(frames, start, end, budget, &mut |slot, entry, gpa, level| {
-            this.protect(slot, entry, gpa, level, &mut lost, on_drop)
+            this.watch((slot, entry), gpa, level, bit, &mut lost, on_drop)
         });
         self.lose(lost);
         swept
@@ -118,6 +156,17 @@ impl<F: Format> Slat<F> {
         mask: u64,
         on_drop: &mut impl FnMut(Dropped),
     ) -> bool {
+        self.watch_mask(frames, gpa, mask, F::WRITE, on_drop)
+    }
+
+    fn watch_mask<R: Frames>(
+        &mut self,
+        frames: &R,
+        gpa: u64,
+        mask: u64,
+        bit: u64,
+        on_drop: &mut impl FnMut(Dropped),
+    ) -> bool {
         let mut lost = [0u64; 3];
         let mut flush = false;
         let mut bits = mask;
@@ -126,29 +175,28 @@ impl<F: Format> Slat<F> {
             bits &= bits - 1;
             if let Some((slot, level)) = self.leaf_slot(frames, page) {
                 let entry = slot.load(Ordering::Acquire);
-                flush |= self.protect(slot, entry, page, level, &mut lost, on_drop);
+                flush |= self.watch((slot, entry), page, level, bit, &mut lost, on_drop);
             }
         }
         self.lose(lost);
         flush
     }
 
-    /// Write-protects or drops one leaf. Returns whether something changed.
-    fn protect(
+    /// Clears `bit`, that of writes or of dirt, in a 4K leaf, or drops a large one. Returns whether something changed.
+    fn watch(
         &self,
-        slot: &AtomicU64,
-        entry: u64,
+        (slot, entry): (&AtomicU64, u64),
         gpa: u64,
         level: Level,
+        bit: u64,
         lost: &mut [u64; 3],
         on_drop: &mut impl FnMut(Dropped),
     ) -> bool {
+        if level == Level::Page4K {
+            return entry & bit != 0 && slot.fetch_and(!bit, Ordering::AcqRel) & bit != 0;
+        }
         if entry & F::WRITE == 0 {
             return false;
-        }
-        if level == Level::Page4K {
-            slot.fetch_and(!F::WRITE, Ordering::AcqRel);
-            return true;
         }
         let old = slot.swap(0, Ordering::AcqRel);
         if let Some(count) = lost.get_mut(level as usize) {

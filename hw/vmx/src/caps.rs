@@ -157,6 +157,10 @@ impl Caps {
     pub fn emulates_umip(&self) -> bool {
         self.cr4_may & cr4::UMIP == 0 && self.optional & secondary::DESCRIPTOR_TABLE_EXITING != 0
     }
+    /// The CPU logs the pages whose dirty bits it sets, and the host wants that.
+    pub fn pml(&self) -> bool {
+        self.optional & secondary::ENABLE_PML != 0
+    }
     /// How the guest's TSC can be scaled.
     pub fn tsc_scaling(&self) -> Option<Scaling> {
         (self.secondary & secondary::USE_TSC_SCALING != 0).then_some(Scaling::VMX)
@@ -178,6 +182,8 @@ pub struct Wish {
     pub preemption_timer: bool,
     /// Tag translations by VPIDs.
     pub vpid: bool,
+    /// Log the pages that guests write.
+    pub pml: bool,
 }
 
 /// Why VMX cannot be used here.
@@ -283,9 +289,11 @@ const SECONDARY_WANTED: u32 = secondary::ENABLE_RDTSCP
     | secondary::ENABLE_INVPCID
     | secondary::ENABLE_XSAVES
     | secondary::ENABLE_ENCLS_EXITING;
-/// They follow the guest's CPUID and CR4.
-const SECONDARY_OPTIONAL: u32 =
-    secondary::RDRAND_EXITING | secondary::RDSEED_EXITING | secondary::DESCRIPTOR_TABLE_EXITING;
+/// They follow the guest's CPUID and CR4, and what is logged.
+const SECONDARY_OPTIONAL: u32 = secondary::RDRAND_EXITING
+    | secondary::RDSEED_EXITING
+    | secondary::DESCRIPTOR_TABLE_EXITING
+    | secondary::ENABLE_PML;
 const EXIT_NEEDED: &[Named] = &[
     (exit::SAVE_DEBUG_CONTROLS, "save debug controls"),
     (exit::HOST_ADDRESS_SPACE_SIZE, "host address-space size"),
@@ -387,6 +395,9 @@ impl Caps {
         caps.optional = secondaries.may() & SECONDARY_OPTIONAL;
         caps.ept_vpid = rdmsr(msr::EPT_VPID_CAP);
         ept(caps.ept_vpid)?;
+        if !wish.pml || !caps.ept_accessed_dirty() {
+            caps.optional &= !secondary::ENABLE_PML;
+        }
         let flushes = ept_vpid::INVVPID | ept_vpid::INVVPID_ALL;
         if !wish.vpid || caps.ept_vpid & flushes != flushes {
             // Without a way to flush all of them VPIDs could never be used again.

@@ -293,6 +293,15 @@ impl<M: Machine> Backend for Vmx<M> {
         // VMX stores no instruction bytes.
         &[]
     }
+    fn set_logging(&mut self, on: bool) {
+        self.log_dirty(on);
+    }
+    fn take_log(&mut self) -> u16 {
+        self.take_entries()
+    }
+    fn logged(&self, n: u16) -> u64 {
+        self.entry(n)
+    }
     fn stopped(&self) -> Option<Stopped> {
         Some(self.stopped_at())
     }

@@ -29,6 +29,7 @@ impl<M: Machine> Vmx<M> {
             R::WRMSR => Exit::Wrmsr,
             R::EPT_VIOLATION => self.ept_violation(),
             R::EPT_MISCONFIGURATION => self.device_mark(),
+            R::PML_FULL => self.log_full(),
             R::EXCEPTION_OR_NMI => self.exception_or_nmi(),
             R::INTERRUPT_WINDOW => self.interrupt_window(),
             R::NMI_WINDOW => Exit::NmiWindow,
@@ -120,6 +121,15 @@ impl<M: Machine> Vmx<M> {
             table_walk: !q.linear_valid() || !q.final_access(),
             marked: false,
         })
+    }
+
+    /// The write that found no room has not happened, and the exit took the log's end as an EPT violation would (SDM vol. 3C,
+    /// 29.3.6): as there, it may have been an IRET's.
+    fn log_full(&mut self) -> Exit {
+        if EptViolation::from_bits(self.m.get(f::EXIT_QUALIFICATION)).nmi_unblocking() {
+            self.iret_faulted();
+        }
+        Exit::LogFull
     }
 
     /// Nothing in the tables is misconfigured but the marks of devices. The exit tells where, and no more (SDM vol. 3C, 28.2.1).

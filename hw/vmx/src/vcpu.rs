@@ -63,6 +63,10 @@ pub struct Pages {
     pub msr_areas: NonNull<MsrAreas>,
     /// Their physical address.
     pub msr_areas_pa: u64,
+    /// The log of page modifications: one zeroed page, for this vCPU alone; `None`: the CPU keeps none.
+    pub log: Option<NonNull<u8>>,
+    /// Its physical address.
+    pub log_pa: u64,
     /// Physical addresses of the MSR bitmaps (a page each; may be shared by all vCPUs).
     pub msr_bitmaps: MsrBitmaps,
     /// Physical address of the posted-interrupt descriptor, aligned to 64 bytes.
@@ -76,13 +80,14 @@ pub struct Pages {
 pub(crate) struct Addresses {
     pub(crate) virtual_apic_pa: u64,
     pub(crate) msr_areas_pa: u64,
+    pub(crate) log_pa: u64,
     pub(crate) msr_bitmaps: MsrBitmaps,
     pub(crate) descriptor_pa: u64,
     pub(crate) apic_access_pa: u64,
 }
 
 /// # Invariants
-/// After [`Vmx::init`], `residence`, `virtual_apic` and `msr_areas` point to memory that lives as long as `self`.
+/// After [`Vmx::init`], `residence`, `virtual_apic`, `msr_areas` and `log` point to memory that lives as long as `self`.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Vmx<M = Hardware> {
@@ -92,6 +97,7 @@ pub struct Vmx<M = Hardware> {
     residence: Option<NonNull<Residence>>,
     virtual_apic: Option<NonNull<u8>>,
     msr_areas: Option<NonNull<MsrAreas>>,
+    pub(crate) log: Option<NonNull<u8>>,
     pub(crate) pages: Addresses,
     pub(crate) apic: crate::vapic::Apic,
     pub(crate) timer: crate::timer::Timer,
@@ -144,6 +150,8 @@ pub struct Vmx<M = Hardware> {
     pub(crate) acknowledged: u8,
     /// The guest set CR4.UMIP, which the CPU does not have.
     pub(crate) umip: bool,
+    /// Pages that the guest writes are logged.
+    pub(crate) logging: bool,
     /// What the guest's CPUID shows.
     pub(crate) shown: Instructions,
     /// MSRs that the guest has for itself.
@@ -172,9 +180,11 @@ impl<M: Machine> Vmx<M> {
         self.residence = Some(pages.residence);
         self.virtual_apic = Some(pages.virtual_apic);
         self.msr_areas = Some(pages.msr_areas);
+        self.log = pages.log;
         self.pages = Addresses {
             virtual_apic_pa: pages.virtual_apic_pa,
             msr_areas_pa: pages.msr_areas_pa,
+            log_pa: pages.log_pa,
             msr_bitmaps: pages.msr_bitmaps,
             descriptor_pa: pages.descriptor_pa,
             apic_access_pa: pages.apic_access_pa,
@@ -239,6 +249,7 @@ impl<M: Machine> Vmx<M> {
         if caps.secondary & secondary::ENABLE_ENCLS_EXITING != 0 {
             m.put(f::ENCLS_EXITING_BITMAP, u64::MAX);
         }
+        self.prepare_log();
         self.prepare_apic();
         self.prepared = true;
     }
@@ -264,7 +275,8 @@ impl<M: Machine> Vmx<M> {
             | bit(!shown.xsaves, s::ENABLE_XSAVES);
         let exiting = bit(!shown.rdrand, s::RDRAND_EXITING)
             | bit(!shown.rdseed, s::RDSEED_EXITING)
-            | bit(self.umip, s::DESCRIPTOR_TABLE_EXITING);
+            | bit(self.umip, s::DESCRIPTOR_TABLE_EXITING)
+            | bit(self.logging, s::ENABLE_PML);
         self.caps.secondary & !refused | exiting & self.caps.optional
     }
 

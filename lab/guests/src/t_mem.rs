@@ -145,6 +145,25 @@ fn dirty() {
     check_eq(dirty_pages()[0], 8, "the same page again");
 }
 
+/// More pages than a CPU's log holds, between two looks: all of them, and no others.
+test!(dirty_many, "mem/dirty_log_of_many_pages");
+fn dirty_many() {
+    const PAGES: u64 = 1600;
+    slot(0, GPA, PAGES << 12, 0, 1);
+    for round in 1..4 {
+        for page in (0..PAGES).filter(|page| page % round == 0) {
+            mem::w8(GPA + page * 4096, 1);
+        }
+        let d = dirty_pages();
+        for page in 0..PAGES {
+            let told = d[page as usize / 64] >> (page % 64) & 1;
+            check_eq(told, u64::from(page % round == 0), "written and told");
+        }
+    }
+    (0..PAGES).for_each(|page| _ = mem::r8(GPA + page * 4096));
+    check(dirty_pages().iter().take(PAGES as usize / 64).all(|w| *w == 0), "reads are not told");
+}
+
 test!(dirty_toggle, "mem/dirty_log_switched_on_later");
 fn dirty_toggle() {
     slot(0, GPA, SIZE, 0, 0);

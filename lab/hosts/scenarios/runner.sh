@@ -5,6 +5,7 @@
 # also on vmx 1: apicv=0
 # also on vmx 1: preemption_timer=0
 # also on vmx 1: vpid=0
+# also on vmx 1: pml=0
 # timeout: 360
 # needs: runner
 

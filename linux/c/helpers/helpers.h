@@ -228,6 +228,7 @@ void ex_slice_end(void);
 bool ex_vmx_wants_apicv(void);
 bool ex_vmx_fred(void);
 bool ex_vmx_wants_timer(void);
+bool ex_vmx_wants_pml(void);
 bool ex_vmx_wants_vpid(void);
 bool ex_vmx_guards_exec(void);
 bool ex_vmx_host_x2apic(void);

@@ -249,6 +249,7 @@ unsafe extern "C" {
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
     pub(crate) fn ex_vmx_fred() -> bool;
     pub(crate) fn ex_vmx_wants_timer() -> bool;
+    pub(crate) fn ex_vmx_wants_pml() -> bool;
     pub(crate) fn ex_vmx_wants_vpid() -> bool;
     pub(crate) fn ex_vmx_guards_exec() -> bool;
     pub(crate) fn ex_vmx_host_x2apic() -> bool;

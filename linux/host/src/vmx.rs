@@ -32,6 +32,12 @@ pub fn wants_timer() -> bool {
     unsafe { ffi::ex_vmx_wants_timer() }
 }
 
+/// The module's parameter `pml`.
+pub fn wants_pml() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { ffi::ex_vmx_wants_pml() }
+}
+
 /// The module's parameter `vpid`.
 pub fn wants_vpid() -> bool {
     // SAFETY: reads a flag.

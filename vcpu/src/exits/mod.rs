@@ -54,6 +54,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Cr8Write => cr::handle(v, sh, host),
         Exit::DrAccess => dr::handle(v, sh, host),
         Exit::Timer => timer(v, sh, host),
+        // What was logged is taken behind each slice.
+        Exit::LogFull => Next::Again,
         Exit::EoiInduced(vector) => vapic::ended(v, sh, host, vector),
         Exit::ApicWrite(offset) => vapic::wrote(v, sh, host, offset),
         Exit::ApicAccess(offset) => mmio::refused(v, sh, host, offset),

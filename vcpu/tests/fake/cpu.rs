@@ -148,6 +148,10 @@ pub(crate) struct Cpu {
     pub(crate) linear: Option<u64>,
     /// As VMX: exits tell an instruction's length.
     pub(crate) tells_length: bool,
+    /// Writes are logged; the pages that were, and those among them that were told.
+    pub(crate) logging: bool,
+    pub(crate) log: Vec<u64>,
+    taken: Vec<u64>,
 
     pub(crate) gprs: Gprs,
     pub(crate) rip: u64,
@@ -243,6 +247,9 @@ impl Cpu {
             own_event: false,
             linear: None,
             tells_length: false,
+            logging: false,
+            log: vec![],
+            taken: vec![],
             interrupted: None,
             segments: [Segment::default(); 8],
             gdtr: TableReg::default(),
@@ -793,6 +800,17 @@ impl Backend for Cpu {
     }
     fn fault_linear(&self) -> Option<u64> {
         self.linear
+    }
+    fn set_logging(&mut self, on: bool) {
+        self.logging = on;
+    }
+    fn take_log(&mut self) -> u16 {
+        assert!(self.w.in_slice.get(), "another vCPU's CPU may be asked for the log");
+        self.taken = std::mem::take(&mut self.log);
+        self.taken.len() as u16
+    }
+    fn logged(&self, n: u16) -> u64 {
+        self.taken[usize::from(n)]
     }
     fn stopped(&self) -> Option<Stopped> {
         let open = self.open.as_ref()?;

@@ -113,6 +113,14 @@ impl<C> Host for Os<C> {
         if self.is_ram(gpa, false) { FaultOutcome::ReadOnly } else { FaultOutcome::Mmio }
     }
 
+    fn logs_in_cpu(&self) -> bool {
+        self.w.logs.get()
+    }
+    fn mark_dirty(&self, gpa: u64) {
+        let inside = self.w.in_slice.get() && self.w.sh.needs_ipi();
+        assert!(inside, "who asks for the log waits for those in the guest alone");
+        self.w.dirty.borrow_mut().push(gpa);
+    }
     fn is_doorbell(&self, gpa: u64) -> bool {
         self.w.may_sleep("is_doorbell");
         gpa == DOORBELL || gpa == ROM_DOORBELL

@@ -127,6 +127,10 @@ pub(crate) struct World {
     pub(crate) mapped: RefCell<BTreeSet<u64>>,
     /// Pages that were marked as devices'.
     pub(crate) marked: RefCell<BTreeSet<u64>>,
+    /// Somebody wants to know what is written.
+    pub(crate) logs: Cell<bool>,
+    /// What the CPU's log told.
+    pub(crate) dirty: RefCell<Vec<u64>>,
     /// Writes that [`DOORBELL`]'s listener heard of.
     pub(crate) rings: Cell<u32>,
     /// The host's reads of guest memory.
@@ -246,6 +250,8 @@ impl World {
             written: RefCell::default(),
             mapped: RefCell::default(),
             marked: RefCell::default(),
+            logs: Cell::default(),
+            dirty: RefCell::default(),
             rings: Cell::default(),
             reads: Cell::default(),
             schedule: RefCell::default(),

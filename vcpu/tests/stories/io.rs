@@ -7,9 +7,9 @@ use crate::fake::world::{
     APIC, CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, ROM, ROM_DOORBELL, Touch, USER_MMIO, pattern,
 };
 use crate::fake::{Env, Machine, Op};
-use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
 use exitless_vcpu::exits::suberror;
+use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, efer, rflags};
 
@@ -695,4 +695,30 @@ fn what_is_no_plain_store_is_emulated() {
         m.then([ring(true), Op::Nop]);
         assert_eq!((m.w.rings.get(), m.sh.stats.insn_emulation.get()), (n as u32, n));
     }
+}
+
+/// What the CPU logs reaches the VM at the end of each slice, while the vCPU still counts as in the guest (the fakes look), for who asks
+/// for the log waits for no others; a full log is no more than that. Whether it logs is asked when the VM says that it has changed.
+#[test]
+fn the_log_is_told_with_each_slice() {
+    let mut m = Machine::new([Op::Nop]);
+    m.go();
+    assert!(!m.v.b.logging);
+    m.w.logs.set(true);
+    m.happen(Env::Ask(Request::LOGGING));
+    m.then([Op::Nop]);
+    assert!(m.v.b.logging);
+    m.v.b.log = vec![0x5000, 0x7000];
+    m.then([Op::Event(Exit::LogFull), Op::Nop]);
+    assert_eq!(m.w.dirty.take(), [0x5000, 0x7000]);
+    m.v.b.log = vec![0x9000];
+    m.v.b.ops.extend([out(0x80, 1, 1), Op::Nop]);
+    let exit = m.run();
+    assert!(matches!(exit, RunExit::Io { .. }));
+    assert_eq!(m.w.dirty.take(), [0x9000]);
+    m.answer(exit);
+    m.w.logs.set(false);
+    m.happen(Env::Ask(Request::LOGGING));
+    m.go();
+    assert!(!m.v.b.logging);
 }

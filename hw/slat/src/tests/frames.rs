@@ -86,7 +86,7 @@ impl<F: Format + Default> Vm<F> {
     }
 
     pub(crate) fn map(&mut self, gpa: u64, hpa: u64, level: Level, perm: Perm) -> Result<Mapped, MapError> {
-        let want = Mapping { gpa, hpa, level, perm, memtype: MemType::Wb };
+        let want = Mapping { gpa, hpa, level, perm, memtype: MemType::Wb, dirty: false };
         self.slat.map(&mut self.frames, &want, &mut self.free, &mut |leaf| self.dropped.push(leaf))
     }
 

@@ -294,7 +294,8 @@ fn sme() {
 fn no_root() {
     let mut vm = vm();
     let mut slat: Slat<Npt> = bytemuck::Zeroable::zeroed();
-    let want = Mapping { gpa: 0, hpa: 0, level: Level::Page4K, perm: Perm::RX, memtype: MemType::Wb };
+    let want =
+        Mapping { gpa: 0, hpa: 0, level: Level::Page4K, perm: Perm::RX, memtype: MemType::Wb, dirty: false };
     assert_eq!(slat.map(&mut vm.frames, &want, &mut vm.free, &mut |_| ()), Err(MapError::OutOfRange));
     assert!(!slat.age_range(&vm.frames, 0, u64::MAX, true, 1).young);
     assert_eq!((slat.lookup(&vm.frames, 0), slat.root_hpa()), (None, 0));
@@ -429,5 +430,35 @@ fn marks_of<F: Format + Default>(format: F) {
     vm.finish();
     let mut vm = Vm::new(format, 4, 4);
     assert_eq!(vm.slat.mark_device(&mut vm.frames, G), Ok(true), "just enough");
+    vm.finish();
+}
+
+/// A log in hardware is told of a page when its dirty bit is set: clearing it is what write protection is without a log. Writes
+/// stay allowed, large leaves go, and a leaf that is born dirty is not told of.
+#[test]
+fn dirty_bits_are_cleared_for_the_log() {
+    let mut vm = Vm::new(Ept::new(true, true), 4, 16);
+    let map = |vm: &mut Vm<Ept>, gpa: u64, perm: Perm, dirty: bool| {
+        let want = Mapping { gpa, hpa: gpa, level: Level::Page4K, perm, memtype: MemType::Wb, dirty };
+        vm.slat.map(&mut vm.frames, &want, &mut vm.free, &mut |_| ()).unwrap()
+    };
+    for page in 0..8 {
+        map(&mut vm, page * 4096, Perm::RWX, page & 1 == 0);
+    }
+    map(&mut vm, 8 * 4096, Perm::RX, true);
+    vm.map(G, G, Level::Page2M, Perm::RWX).unwrap();
+    vm.map(2 * G, G, Level::Page2M, Perm::RX).unwrap();
+    let dirty =
+        |vm: &Vm<Ept>| (0..9).filter(|page| vm.lookup(page * 4096).unwrap().dirty).collect::<Vec<_>>();
+    assert_eq!(dirty(&vm), [0, 2, 4, 6, 8]);
+    assert!(vm.slat.clear_dirty_mask(&vm.frames, 0, 0b1101, &mut |_| ()));
+    assert_eq!(dirty(&vm), [4, 6, 8]);
+    assert!(!vm.slat.clear_dirty_mask(&vm.frames, 0, 0b1111, &mut |_| ()), "nothing changed: no flush");
+    let mut gone = Vec::new();
+    let swept = vm.slat.clear_dirty_range(&vm.frames, 0, 3 * G, 5000, &mut |leaf| gone.push(leaf.gpa));
+    assert_eq!((swept.flush, gone), (true, Vec::from([G])));
+    assert_eq!(dirty(&vm), []);
+    assert!((0..8).all(|page| vm.lookup(page * 4096).unwrap().perm.write), "writes are still allowed");
+    assert!(vm.lookup(2 * G).is_some(), "nothing can be written there");
     vm.finish();
 }

@@ -230,6 +230,10 @@ fn faulting_iret_masks_again() {
     let mut b = Bench::new();
     b.run(48, 1 << 12 | 1);
     assert!(b.v.nmi_masked());
+    // So does the exit for a full log, whose write was the IRET's.
+    b.v.set_nmi_masked(false);
+    assert_eq!(b.run(62, 1 << 12), exitless_vcpu::backend::Exit::LogFull);
+    assert!(b.v.nmi_masked());
     // But not when the fault hit the delivery of an event.
     let mut b = Bench::new();
     b.cpu.next(|cpu, run| {

@@ -316,7 +316,7 @@ pub(super) fn negotiate_as(signature: u32, msrs: &BTreeMap<u32, u64>) -> Result<
     Caps::negotiate(
         cpuid(signature),
         |n| *msrs.get(&n).expect("an MSR that does not exist"),
-        Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true },
+        Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true, pml: true },
     )
 }
 
@@ -375,12 +375,15 @@ impl Bench {
         let page = Box::leak(Box::new(Page([0; 4096])));
         let areas: &'static MsrAreas = Box::leak(Box::new(bytemuck::Zeroable::zeroed()));
         cpu.areas.set(Some(areas));
+        let log = Box::leak(Box::new(Page([0; 4096])));
         let pages = Pages {
             residence: NonNull::from(at),
             virtual_apic: NonNull::from(page).cast(),
             virtual_apic_pa: 0x5000,
             msr_areas: NonNull::from(areas),
             msr_areas_pa: AREAS,
+            log: Some(NonNull::from(log).cast()),
+            log_pa: 0xa000,
             msr_bitmaps: core::array::from_fn(|set| {
                 let first = 0x10_0000 + set as u64 * 0x3000;
                 [first, first + 0x1000, first + 0x2000]

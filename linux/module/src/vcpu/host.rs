@@ -176,6 +176,12 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.fault(gpa, write, fetch)
     }
 
+    fn logs_in_cpu(&self) -> bool {
+        self.vm.logging.load(Ordering::SeqCst)
+    }
+    fn mark_dirty(&self, gpa: u64) {
+        self.vm.mark_dirty(gpa);
+    }
     fn is_doorbell(&self, gpa: u64) -> bool {
         self.vm.is_doorbell(gpa)
     }

@@ -160,6 +160,11 @@ pub fn guards_exec(g: &Global) -> bool {
     g.kind == Kind::Vmx && vmx::guards_exec()
 }
 
+/// CPUs log the pages of which they set dirty bits, if asked.
+pub fn logs_writes(g: &Global) -> bool {
+    g.kind == Kind::Vmx && g.vmx.caps.pml()
+}
+
 /// How guests' TSCs can be scaled.
 pub fn tsc_scaling(g: &Global) -> Option<Scaling> {
     match g.kind {

@@ -12,8 +12,8 @@ use exitless_hw_ops as ops;
 use exitless_policy::nested;
 use exitless_posted::Place;
 use exitless_slat::Level;
-use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::{ApicPage, Backend, Opened};
+use exitless_vcpu::{Request, Vcpu};
 use exitless_vmx::caps::Wish;
 use exitless_vmx::vapic::NOTIFICATION;
 use exitless_vmx::{Caps, Hardware, LoadError, Missing, PerCpu, Residence, Vmx, msr_bitmap};
@@ -54,6 +54,7 @@ pub struct Parts {
     vmcs: Option<Pages>,
     virtual_apic: Option<Pages>,
     msr_areas: Option<Pages>,
+    log: Option<Pages>,
 }
 
 impl Vendor for Vmx {
@@ -75,6 +76,7 @@ impl Vendor for Vmx {
         let vmcs = region(&g.vmx.caps)?;
         let apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let areas = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+        let log = if g.vmx.caps.pml() { Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?) } else { None };
         v.vmx.residence.init(vmcs.phys(), identity);
         // SAFETY: a zeroed page is one; it is the vCPU's, like `shared`, which alone gets the reference: both end in `free`.
         let registers = unsafe { apic.as_ptr().cast::<ApicPage>().as_ref() };
@@ -85,6 +87,8 @@ impl Vendor for Vmx {
             virtual_apic_pa: apic.phys(),
             msr_areas: NonNull::new(areas.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
             msr_areas_pa: areas.phys(),
+            log: log.as_ref().and_then(|p| NonNull::new(p.as_ptr().cast())),
+            log_pa: log.as_ref().map_or(0, Pages::phys),
             msr_bitmaps: g
                 .vmx
                 .msr_bitmaps
@@ -96,6 +100,9 @@ impl Vendor for Vmx {
         v.vmx.vmcs = Some(vmcs);
         v.vmx.virtual_apic = Some(apic);
         v.vmx.msr_areas = Some(areas);
+        v.vmx.log = log;
+        // Looked at before it first runs; whoever has the CPU log from then on tells each vCPU of the VM.
+        v.shared.request(Request::LOGGING);
         // SAFETY: the caller's object alone refers to it.
         let inner = unsafe { v.own::<Vmx>() };
         inner.b.init(pages, &g.vmx.caps);
@@ -114,6 +121,7 @@ fn wish() -> Wish {
         guard_l1d: host::flushes_l1d(),
         preemption_timer: host::wants_timer(),
         vpid: host::wants_vpid(),
+        pml: host::wants_pml(),
     }
 }
 

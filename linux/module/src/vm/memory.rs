@@ -277,6 +277,11 @@ impl Vm {
         let mut new = KBox::<SlotTable>::zeroed().ok_or(Errno::ENOMEM)?;
         let n = ms::apply(current, change, &mut new.slots).ok_or(Errno::EINVAL)?;
         new.len = n;
+        let logs = new.table().slots().iter().any(Slot::logs_dirty);
+        if logs {
+            // Before anybody can map by the table that says so: no writable page of it is written unlogged.
+            self.log_in_cpu(true);
+        }
         let zap = change.zap(current);
         let protect = change.write_protect(current);
         let dropped = change.drops_bitmap(current);
@@ -299,7 +304,10 @@ impl Vm {
             self.retire_slot(None);
         }
         if let Some(range) = protect {
-            self.write_protect(range);
+            self.watch_writes(range);
+        }
+        if !logs {
+            self.log_in_cpu(false);
         }
         drop(old);
         if let Some(handle) = dropped {
@@ -372,11 +380,36 @@ impl Vm {
         });
     }
 
-    fn write_protect(&self, range: GfnRange) {
+    /// The next write to each page of the range is told: by the CPU's log, or by a fault.
+    fn watch_writes(&self, range: GfnRange) {
         self.sweep(range, true, |m, at, end, _| {
-            let s = m.slat.write_protect_range(&m.frames, at, end, BUDGET, &mut |_| {});
+            let Mmu { slat, frames, .. } = m;
+            let s = if self.cpu_logs {
+                slat.clear_dirty_range(frames, at, end, BUDGET, &mut |_| {})
+            } else {
+                slat.write_protect_range(frames, at, end, BUDGET, &mut |_| {})
+            };
             (s.flush, s.next)
         });
+    }
+
+    /// All vCPUs' CPUs log writes from when this returns, where CPUs can, or need not any more. The caller holds `slots_lock`.
+    fn log_in_cpu(&self, on: bool) {
+        if !self.cpu_logs || self.logging.swap(on, Ordering::SeqCst) == on {
+            return;
+        }
+        self.request_all(Request::LOGGING);
+        if on {
+            self.synchronize();
+        }
+    }
+
+    /// The guest wrote the page of `gpa`, the CPU's log says. The caller is in a read section.
+    pub fn mark_dirty(&self, gpa: u64) {
+        // SAFETY: see above.
+        if let Some(slot) = unsafe { self.table() }.find(gpa >> 12) {
+            mark(slot, gpa >> 12);
+        }
     }
 
     /// Removes every mapping: the address space goes away, or the VM.
@@ -504,6 +537,7 @@ impl Vm {
             level: Level::Page4K,
             perm: Perm { write: true, exec: false },
             memtype: MemType::Wb,
+            dirty: true,
         };
         loop {
             if let Err(e) = self.top_up() {
@@ -554,7 +588,8 @@ impl Vm {
         };
         let page = mmu::page_of(hva, write, false)?;
         let logs = slot.logs_dirty();
-        let writable = page.writable() && slot.writable() && (write || !logs);
+        // Where the CPU logs, a page may be writable before it is written.
+        let writable = page.writable() && slot.writable() && (write || !logs || self.cpu_logs);
         let host = if logs { Level::Page4K } else { self.host_level(hva) };
         let backing = Backing { base_gfn: slot.base_gfn, npages: slot.npages, hva: slot.hva };
         let level = max_level(gpa >> 12, &backing, host, largest);
@@ -564,6 +599,7 @@ impl Vm {
             level,
             perm: Perm { write: writable, exec: !small_code || level == Level::Page4K },
             memtype: if mmu::is_ram(page.pfn()) { MemType::Wb } else { MemType::Uc },
+            dirty: writable && (write || !logs),
         };
         let outcome = self.install(&want, seq);
         if let Ok(true) = outcome
@@ -703,6 +739,11 @@ impl Vm {
         let table = unsafe { self.table() };
         let slot = table.find_id(id).ok_or(Errno::ENOENT)?;
         let bits = bitmap(slot).ok_or(Errno::ENOENT)?;
+        if self.cpu_logs {
+            // What vCPUs have written so far is in their CPUs' logs, which are taken when they come out. No more than that is waited
+            // for: a vCPU may be asleep over a page that only the caller can bring.
+            self.kick_all_and_wait();
+        }
         let mut owe = false;
         let copied = self.harvest(slot, &bits, user, &mut owe);
         // Also when the copy failed: what was write-protected must not be written through an old translation.
@@ -722,7 +763,13 @@ impl Vm {
             if mask != 0 {
                 let m = &mut *self.mmu.lock();
                 let gpa = (slot.base_gfn + w * 64) << 12;
-                if m.slat.write_protect_mask(&m.frames, gpa, mask, &mut |_| {}) && !*owe {
+                let Mmu { slat, frames, .. } = m;
+                let watched = if self.cpu_logs {
+                    slat.clear_dirty_mask(frames, gpa, mask, &mut |_| {})
+                } else {
+                    slat.write_protect_mask(frames, gpa, mask, &mut |_| {})
+                };
+                if watched && !*owe {
                     *owe = true;
                     m.owed += 1;
                 }

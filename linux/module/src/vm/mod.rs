@@ -101,6 +101,10 @@ pub struct Vm {
     pub exit_on_failure: AtomicBool,
     /// Pages of devices can be marked in the second-level tables.
     can_mark: bool,
+    /// CPUs can log guests' writes.
+    cpu_logs: bool,
+    /// Some slot logs writes, and CPUs do it.
+    pub logging: AtomicBool,
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
     /// Rotates lowest-priority delivery.
@@ -166,6 +170,7 @@ impl Vm {
         cpu::guests_begin();
         vm.slots_lock.get_mut().init()?;
         vm.mmu.get_mut().init()?;
+        vm.cpu_logs = crate::vendor::logs_writes(g);
         vm.can_mark = vm.mmu.get_mut().can_mark();
         vm.clocks.get_mut().start();
         vm.lock.get_mut().tsc_rate = Rate::host(time::tsc_khz());
