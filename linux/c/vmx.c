@@ -358,7 +358,7 @@ void ex_vmx_task_bases(u64 *fs, u64 *gs)
 		*fs = current->thread.fsbase;
 		*gs = current->thread.gsbase;
 		/* Without FSGSBASE the kernel notes 0 for a selector that is not null: its base is the descriptor's. */
-		if (static_cpu_has(X86_FEATURE_FSGSBASE) || !(current->thread.fsindex | current->thread.gsindex))
+		if (boot_cpu_has(X86_FEATURE_FSGSBASE) || !(current->thread.fsindex | current->thread.gsindex))
 			return;
 	}
 #endif

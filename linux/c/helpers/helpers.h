@@ -203,7 +203,6 @@ int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);
 int ex_user_cmpxchg_u64(unsigned long addr, u64 old, u64 new);
 
 /* user_return.c */
-void ex_call_on_user_return(void);
 void ex_forget_user_return(void);
 
 /* wait.c */

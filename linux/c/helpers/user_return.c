@@ -10,6 +10,9 @@
 #include "../ex.h"
 #include "helpers.h"
 
+/* hw/svm and hw/vmx declare it for themselves, as the world switches. */
+void ex_call_on_user_return(void);
+
 struct ex_user_return {
 	struct user_return_notifier notifier;
 	bool on;

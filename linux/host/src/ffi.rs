@@ -53,7 +53,6 @@ unsafe extern "C" {
     pub(crate) fn ex_ldt_reload();
     pub(crate) fn ex_ibpb();
     pub(crate) fn ex_ibpb_for_guest() -> bool;
-    pub(crate) fn ex_forget_user_return();
     pub(crate) fn ex_host_spec_ctrl() -> u64;
     pub(crate) fn ex_host_has_spec_ctrl() -> bool;
     pub(crate) fn ex_host_has_ibpb() -> bool;
@@ -221,6 +220,9 @@ unsafe extern "C" {
     pub(crate) fn ex_user_cmpxchg_u16(addr: usize, old: u16, new: u16) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u32(addr: usize, old: u32, new: u32) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u64(addr: usize, old: u64, new: u64) -> c_int;
+
+    // user_return.c
+    pub(crate) fn ex_forget_user_return();
 
     // wait.c
     pub(crate) fn ex_wait_new() -> *mut c_void;
