@@ -1,7 +1,7 @@
 # about: Micro guests: one instruction, one exit, one interrupt at a time.
 # cpus: 1 2
 # memory: 768
-# in test: svm, vmx
+# in test: svm, vmx, ryzen 1
 # also on vmx 1: apicv=0
 # also on vmx 1: preemption_timer=0
 # also on vmx 1: vpid=0
