@@ -36,7 +36,7 @@ pub struct Choice {
     /// The emulated machine.
     #[arg(long, value_enum, default_value = "svm")]
     pub machine: Kind,
-    /// CPUs of the emulated host. With one, two vCPUs that wait for each other wait for the scheduler. Default: 2; on vmx 1,
+    /// CPUs of the emulated host. With one, two vCPUs that wait for each other wait for the scheduler. Default: 2; on vmx and ryzen 1,
     /// and 2 for what two vCPUs do together.
     #[arg(long)]
     pub cpus: Option<u32>,

@@ -24,7 +24,7 @@ pub struct Choice {
     /// Only what needs no emulated machine.
     #[arg(long)]
     pub no_lab: bool,
-    /// Only the scenarios of this machine (default: both machines).
+    /// Only the scenarios of this machine (default: all three machines).
     #[arg(long, value_enum)]
     pub machine: Option<Kind>,
     /// Run the lab's scenarios on stock KVM as well.

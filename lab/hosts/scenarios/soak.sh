@@ -3,6 +3,7 @@
 # memory: 768
 # timeout: 7200
 # needs: runner fpu_load
+# in test: no
 
 # As many as a busy guest has in an hour, 10000 in a second: run by hand, with `--append soak=N` for another number.
 EXITS=$(sed -n 's/.*soak=\([0-9]*\).*/\1/p' /proc/cmdline)
