@@ -299,11 +299,17 @@ const PAGE: &str = "\
 # The ledger
 
 What the host executes for one operation of the benchmark and what is dear on a CPU: Exitless/stock KVM, **bold** where Exitless
-stands above. Written by `cargo xtask ledger` from the figures of the last `cargo xtask bench` on each machine; nothing here is written
+stands above. Written by `cargo xtask ledger` from what `cargo xtask bench` measured last of each row; nothing here is written
 by hand. How it is counted: [lab-bochs.md](lab-bochs.md#the-ledger). Why a column stands above stock: [exits.md](exits.md#above-stock).
 
 Counts are of the fastest of five batches; a part of one is the host's own business meanwhile (its timer). *Cycles* are an **estimate**
-(prices below), instructions of host and guest included.
+(prices below), instructions of host and guest included. The entry, which both modules pay, is more than half of a fast exit's estimate and
+presses its ratio toward 1.
+
+`vmx` is Bochs's Skylake-X, `ryzen` Bochs's Ryzen ([lab-ryzen.md](lab-ryzen.md)); QEMU's machine counts none. Hosts start with
+`mitigations=off`: VERW and flushes are empty here ([exits.md](exits.md#above-stock) has a word on `auto`). *not clean*: groups of the VMCB's
+fields that the CPU has to read again. On `vmx` stock's `eoi` and `lapic_mmio_eoi` are EOIs with nothing in service, which exit there for
+vector 0 and not for a real one: no gain of ours ([lab-bochs.md](lab-bochs.md)).
 ";
 
 const PRICES: &str = "\
