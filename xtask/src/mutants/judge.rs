@@ -80,6 +80,24 @@ struct Test {
     panics: bool,
 }
 
+/// Failing cases are not looked into, and not kept: what one change taught must not judge the next.
+const PROPTEST: [(&str, &str); 2] =
+    [("PROPTEST_MAX_SHRINK_ITERS", "0"), ("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")];
+
+/// Removes the files below `folder` that `files`, relative to `root`, does not name.
+fn remove_others(root: &Path, folder: &Path, files: &BTreeSet<&str>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(root, &path, files)?;
+        } else if path.strip_prefix(root).ok().and_then(Path::to_str).is_none_or(|file| !files.contains(file))
+        {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 impl Tree {
     /// Copies what has changed since the last copy.
     pub fn new(out: &Path, package: &str, judges: &[&str]) -> Result<Self> {
@@ -93,7 +111,10 @@ impl Tree {
         };
         let mut git = cmd("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
         let files = sh::output(git.current_dir(paths::root()))?;
-        for file in files.split('\0').filter(|file| !file.is_empty()) {
+        let files: BTreeSet<_> = files.split('\0').filter(|file| !file.is_empty()).collect();
+        // A test that is gone must not go on judging.
+        remove_others(&tree.root, &tree.root, &files)?;
+        for file in files {
             // A file that is deleted, but not in the index yet.
             if let Ok(content) = fs::read(paths::root().join(file)) {
                 tree.put(file, &content)?;
@@ -277,7 +298,7 @@ fn folder(package: &str) -> Result<PathBuf> {
 
 fn cmd_of(program: &Program) -> Command {
     let mut command = Command::new(&program.path);
-    command.current_dir(&program.folder).env("PROPTEST_MAX_SHRINK_ITERS", "0");
+    command.current_dir(&program.folder).envs(PROPTEST);
     command
 }
 
@@ -290,7 +311,7 @@ fn once(program: &Program, id: usize, tests: &[&Test], panics: bool) -> Result<N
     let mut test = cmd("sh", ["-c", script, "sh", &limit.to_string(), &(limit * 20 + 240).to_string()]);
     test.arg(&program.path).args(["--test-threads", "1", "--quiet", "--exact"]);
     test.args(tests.iter().map(|test| &test.name)).env("MUTANT", id.to_string());
-    test.current_dir(&program.folder).env("PROPTEST_MAX_SHRINK_ITERS", "0");
+    test.current_dir(&program.folder).envs(PROPTEST);
     if panics {
         test.env("MUTANT_PATIENT", "1");
     }
@@ -386,5 +407,23 @@ impl Complaint {
         }
         let blamed = |(file, places): (&&str, &Vec<Range<usize>>)| Some(woven.get(*file)?.blamed(places));
         places.iter().filter_map(blamed).flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    #[test]
+    fn files_of_other_runs_go() {
+        let root = std::env::temp_dir().join(format!("exitless-tree-{}", std::process::id()));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        for file in ["a/kept.rs", "a/b/gone.rs", "gone.txt"] {
+            fs::write(root.join(file), "").unwrap();
+        }
+        super::remove_others(&root, &root, &BTreeSet::from(["a/kept.rs"])).unwrap();
+        let left = ["a/kept.rs", "a/b/gone.rs", "gone.txt"].map(|file| root.join(file).exists());
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(left, [true, false, false]);
     }
 }
