@@ -29,3 +29,20 @@ impl ApicPage {
         self.0.get(offset as usize / 4 % REGISTERS).filter(|_| offset as usize / 4 < REGISTERS)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ApicPage;
+
+    #[test]
+    fn nothing_is_beyond_the_page() {
+        let page: ApicPage = bytemuck::Zeroable::zeroed();
+        page.write(0, 7);
+        page.write(0xffc, 8);
+        for beyond in [0x1000, 0x1ffc, u32::MAX] {
+            page.write(beyond, 9);
+            assert_eq!(page.read(beyond), 0);
+        }
+        assert_eq!((page.read(0), page.read(0xffc)), (7, 8));
+    }
+}

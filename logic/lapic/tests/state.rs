@@ -48,6 +48,19 @@ fn id_formats() {
     assert!(cpu.s.matches(&fixed(77, 0x40)) && !cpu.s.matches(&fixed(3, 0x40)));
 }
 
+/// The id of xAPIC mode is what was written or restored until that mode is entered again, which brings the first one back.
+#[test]
+fn an_id_lasts_until_its_mode_is_entered_again() {
+    let mut cpu = Cpu::xapic(3);
+    let mut page = cpu.save();
+    put(&mut page, reg::ID, 77 << 24);
+    cpu.load(&page).unwrap();
+    cpu.host_base(0xfee0_0000).unwrap();
+    assert_eq!(at(&cpu.save(), reg::ID), 77 << 24);
+    cpu.host_base(0xfee0_0800).unwrap();
+    assert_eq!(at(&cpu.save(), reg::ID), 3 << 24);
+}
+
 /// A page goes back where it came from, in each format, and whatever the guest had made of its xAPIC id before.
 #[test]
 fn x2apic_pages_go_back() {
