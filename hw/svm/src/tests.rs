@@ -23,6 +23,7 @@ use std::vec::Vec;
 
 mod clean;
 mod hands;
+mod registers;
 
 /// The run loop's fakes, as far as a backend can use them.
 #[path = "../../../vcpu/tests/fake/bare.rs"]
