@@ -1067,8 +1067,37 @@ fn refusals() {
     );
     assert_eq!(negotiate(0x8000_001f, 4, CpuidResult { ebx: 1, ..good }, 0).err(), Some(Missing::Asids));
     assert!(negotiate(0x8000_000a, 4, good, 0).is_ok());
+    assert!(negotiate(0x8000_000a, 4, CpuidResult { ebx: 2, ..good }, 0).is_ok());
+    for (why, names) in [
+        (Missing::Svm, "ECX bit 2"),
+        (Missing::DisabledByFirmware, "BIOS"),
+        (Missing::NestedPaging, "nested paging"),
+        (Missing::Asids, "ASIDs"),
+    ] {
+        assert!(why.message().contains(names));
+    }
     let zeros = |_| CpuidResult::default();
     assert!(Caps::negotiate(zeros, || panic!("VM_CR read without SVM")).is_err());
+}
+
+/// INVPCID is looked for where leaf 7 exists, and there alone.
+#[test]
+fn invpcid_has_its_leaf() {
+    let with = |leaves: u32, bits: u32| {
+        let cpuid = move |leaf| match leaf {
+            0x8000_0000 => CpuidResult { eax: 0x8000_000a, ..CpuidResult::default() },
+            0x8000_0001 => CpuidResult { ecx: 4, ..CpuidResult::default() },
+            0x8000_000a => CpuidResult { ebx: 8, edx: 1 | 1 << 4, ..CpuidResult::default() },
+            0 => CpuidResult { eax: leaves, ..CpuidResult::default() },
+            7 => CpuidResult { ebx: bits, ..CpuidResult::default() },
+            _ => panic!("asked for leaf {leaf:#x}"),
+        };
+        Caps::negotiate(cpuid, || 0).unwrap()
+    };
+    assert!(with(7, 1 << 10).invpcid && with(0x10, 1 << 10).invpcid);
+    assert!(!with(6, 1 << 10).invpcid && !with(7, !(1 << 10)).invpcid);
+    assert!(with(7, 0).tsc_scaling().is_some() && !with(7, 0).next_rip);
+    assert!(Caps { tsc_rate: false, ..with(7, 0) }.tsc_scaling().is_none());
 }
 
 /// Each optional feature follows its own bit; PAUSE filtering needs the threshold too.
