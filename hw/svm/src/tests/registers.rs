@@ -178,3 +178,30 @@ fn asids_of_a_generation() {
     ];
     assert_eq!(taken, wanted.map(|(asid, flush, generation)| (asid, flush, first + generation)));
 }
+
+/// What is on already stays on.
+#[test]
+fn asked_twice() {
+    let mut m = Machine::new(&ALL);
+    for _ in 0..2 {
+        m.v.set_interrupt_shadow(true);
+        m.v.set_bp_intercept(true);
+        assert!(m.v.interrupt_shadow());
+        assert_ne!(m.v.control().intercept_exceptions & 1 << 3, 0);
+    }
+    m.v.set_interrupt_shadow(false);
+    m.v.set_bp_intercept(false);
+    assert_eq!((m.v.interrupt_shadow(), m.v.control().intercept_exceptions & 1 << 3), (false, 0));
+}
+
+/// A debugger's step traps also where the guest steps itself.
+#[test]
+fn a_step_of_both() {
+    let mut m = Machine::new(&ALL);
+    m.v.set_step(true);
+    for flags in [0x102, 2] {
+        m.v.set_rflags(flags);
+        assert_eq!(m.v.rflags(), flags);
+        m.enter(|vmcb| assert_ne!(vmcb.save.rflags & 0x100, 0));
+    }
+}
