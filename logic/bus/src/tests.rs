@@ -77,3 +77,29 @@ fn a_thousand_keys_cost_ten_looks() {
     assert_eq!(find(&table, counted, &Write::new(false, 4000, &[0; 2])).map(|k| k.addr), Some(4000));
     assert!(looks.get() <= 12, "{}", looks.get());
 }
+
+/// The same of each pair of a few keys, so that no chance decides which are tried.
+#[test]
+fn every_pair_of_a_few() {
+    let mut all = Vec::new();
+    for pio in [false, true] {
+        for addr in [0, 4] {
+            for (len, matches, data) in
+                [(0, false, 0), (2, false, 0), (2, true, 0), (2, true, 1), (4, false, 0), (4, true, 1)]
+            {
+                all.push(Key { pio, addr, len, matches, data });
+            }
+        }
+    }
+    for a in &all {
+        for b in &all {
+            let common = [1, 2, 4].iter().any(|&len| {
+                (0..3).any(|data| {
+                    let w = Write { pio: a.pio, addr: a.addr, len, data };
+                    hit(a, &w) && hit(b, &w)
+                })
+            });
+            assert_eq!(a.collides(b), common, "{a:?} {b:?}");
+        }
+    }
+}
