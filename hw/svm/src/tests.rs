@@ -460,6 +460,17 @@ fn step_shares_its_exception() {
     assert_eq!(debug_exception(&mut m, 0x4000, |_| ()), db(0x4000));
 }
 
+/// The guest's own DR6, where the CPU holds it, shows nothing of the NMI's step.
+#[test]
+fn step_leaves_no_trace_in_dr6() {
+    let mut m = at_iret();
+    m.v.set_dr6(0xffff_0ff0);
+    m.v.set_dr_intercept(false);
+    m.v.set_nmi_window(true);
+    assert_eq!(debug_exception(&mut m, 0x4000, |_| ()), Exit::NmiWindow);
+    assert_eq!(m.v.dr6(), 0xffff_0ff0);
+}
+
 /// A breakpoint on IRET comes before it: NMIs stay masked.
 #[test]
 fn breakpoint_before_the_step() {
