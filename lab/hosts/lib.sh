@@ -189,3 +189,11 @@ check_debug_kernel() {
     check leaks leaks
     check lockdep-on grep -q 'debug_locks: *1' /proc/lockdep_stats
 }
+
+# fpu_counter NAME: what the lab's module fpu_load has counted. fpu_clean: its softirqs have found the host's state, each time.
+fpu_counter() { cat /sys/module/fpu_load/parameters/$1; }
+fpu_clean() {
+    for clean_name in runs xcr0 xss pkru spec_ctrl dr7 lost; do echo "$clean_name $(fpu_counter $clean_name)"; done
+    [ "$(fpu_counter runs)" -gt 100 ] || { echo "too few softirqs to tell anything"; return 1; }
+    for clean_name in xcr0 xss pkru spec_ctrl dr7 lost; do [ "$(fpu_counter $clean_name)" = 0 ] || return 1; done
+}

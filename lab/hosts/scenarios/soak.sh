@@ -9,12 +9,6 @@
 EXITS=$(sed -n 's/.*soak=\([0-9]*\).*/\1/p' /proc/cmdline)
 EXITS=${EXITS:-36000000}
 
-counter() { cat /sys/module/fpu_load/parameters/$1; }
-clean() {
-    for clean_name in runs xcr0 xss dr7 lost; do echo "$clean_name $(counter $clean_name)"; done
-    [ "$(counter runs)" -gt 100 ] || { echo "too few softirqs to tell anything"; return 1; }
-    [ "$(counter xcr0)$(counter xss)$(counter dr7)$(counter lost)" = 0000 ]
-}
 soak() {
     soaked=0
     while [ "$soaked" -lt "$EXITS" ]; do
@@ -24,7 +18,7 @@ soak() {
         # Stock KVM does not count by reason.
         [ "$soak_more" -gt 0 ] || { echo "no counters"; [ $MODULE = kvm ] && return 4; return 1; }
         soaked=$((soaked + soak_more))
-        note "$soaked of $EXITS exits, $(counter runs) softirqs"
+        note "$soaked of $EXITS exits, $(fpu_counter runs) softirqs"
     done
     awk '/^exits/ { print $3, $4 }' /tmp/soak | sort -k2 -n -r | head -20
     echo "$soaked exits"
@@ -33,7 +27,7 @@ soak() {
 check load load_module
 check fpu_load insmod /lab/fpu_load.ko period_us=$((200 * SLOW))
 check soak soak
-check clean clean
+check clean fpu_clean
 check unused wait_unused 5
 check remove rmmod fpu_load
 check unload unload_module

@@ -8,18 +8,11 @@
 # timeout: 200
 # needs: runner fpu_load
 
-counter() { cat /sys/module/fpu_load/parameters/$1; }
-clean() {
-    echo "runs $(counter runs) spec_ctrl $(counter spec_ctrl)"
-    [ "$(counter runs)" -gt 100 ] || { echo "too few softirqs to tell anything"; return 1; }
-    [ "$(counter spec_ctrl)" = 0 ]
-}
-
 check load load_module
 check fpu_load insmod /lab/fpu_load.ko period_us=$((200 * SLOW))
-check alone clean
+check alone fpu_clean
 check guests runner run spec/
-check clean clean
+check clean fpu_clean
 check unused wait_unused 5
 check remove rmmod fpu_load
 check unload unload_module
