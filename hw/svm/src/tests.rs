@@ -869,6 +869,9 @@ fn host_is_protected() {
             intercept1::INVD,
             intercept1::TASK_SWITCH,
             intercept1::CPUID,
+            intercept1::CR0_SEL_WRITE,
+            intercept1::RDPMC,
+            intercept1::PAUSE,
         ];
         assert!(one.iter().all(|bit| c.intercept1 & bit != 0));
         let two = [
@@ -882,6 +885,8 @@ fn host_is_protected() {
             intercept2::XSETBV,
             intercept2::MONITOR,
             intercept2::MWAIT,
+            intercept2::VMMCALL,
+            intercept2::RDPRU,
         ];
         assert!(two.iter().all(|bit| c.intercept2 & bit != 0));
         for vector in [1, 17, 18] {
