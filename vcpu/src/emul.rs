@@ -1,81 +1,17 @@
 //! The emulator's view of this vCPU: registers from the backend, memory from the host, devices through the journal.
 
 use crate::backend::Backend;
-use crate::debug::Touch;
 use crate::host::Host;
-use crate::journal::{Access as Where, Entry, Step};
+use crate::journal::{Access as Where, Entry, Step, Walked};
+use crate::memory::PagedMemory;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
+use crate::vcpu::debug::Touch;
 use exitless_insn::emulate::{Table, X87Word};
 use exitless_insn::walk::{Operation, missing_table};
-use exitless_insn::{Access, Cpu, GuestMemory, Mode, Stop, WalkError, translate};
+use exitless_insn::{Access, Cpu, Mode, Stop, WalkError, translate};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, cr4, efer, rflags};
-
-/// Page tables read with the right to sleep. Those in a read-only slot keep their flags as they are.
-pub struct PagedMemory<'a, H>(pub &'a H);
-/// Page tables read in atomic context; accessed bits that cannot be set now count as missing memory.
-pub struct AtomicMemory<'a, H>(pub &'a H);
-
-impl<H: Host> GuestMemory for PagedMemory<'_, H> {
-    fn read_u64(&self, gpa: u64) -> Option<u64> {
-        // Page tables are nearly always resident: the cheap load first.
-        self.0.read_u64_atomic(gpa).or_else(|| {
-            let mut b = [0; 8];
-            self.0.read_guest(gpa, &mut b).then(|| u64::from_le_bytes(b))
-        })
-    }
-    fn read_u32(&self, gpa: u64) -> Option<u32> {
-        let mut b = [0; 4];
-        self.0.read_guest(gpa, &mut b).then(|| u32::from_le_bytes(b))
-    }
-    fn cmpxchg_u64(&self, gpa: u64, old: u64, new: u64) -> Option<bool> {
-        self.0.cmpxchg_guest(gpa, 8, old, new).or_else(|| self.read_only(gpa))
-    }
-    fn cmpxchg_u32(&self, gpa: u64, old: u32, new: u32) -> Option<bool> {
-        self.0.cmpxchg_guest(gpa, 4, u64::from(old), u64::from(new)).or_else(|| self.read_only(gpa))
-    }
-}
-
-impl<H: Host> PagedMemory<'_, H> {
-    fn read_only(&self, gpa: u64) -> Option<bool> {
-        (self.0.is_ram(gpa, false) && !self.0.is_ram(gpa, true)).then_some(true)
-    }
-}
-
-/// Page tables looked at without setting accessed or dirty bits (`KVM_TRANSLATE`).
-pub struct ProbeMemory<'a, H>(pub &'a H);
-
-impl<H: Host> GuestMemory for ProbeMemory<'_, H> {
-    fn read_u64(&self, gpa: u64) -> Option<u64> {
-        PagedMemory(self.0).read_u64(gpa)
-    }
-    fn read_u32(&self, gpa: u64) -> Option<u32> {
-        PagedMemory(self.0).read_u32(gpa)
-    }
-    fn cmpxchg_u64(&self, _: u64, _: u64, _: u64) -> Option<bool> {
-        Some(true)
-    }
-    fn cmpxchg_u32(&self, _: u64, _: u32, _: u32) -> Option<bool> {
-        Some(true)
-    }
-}
-
-impl<H: Host> GuestMemory for AtomicMemory<'_, H> {
-    fn read_u64(&self, gpa: u64) -> Option<u64> {
-        self.0.read_u64_atomic(gpa)
-    }
-    fn read_u32(&self, gpa: u64) -> Option<u32> {
-        let mut b = [0; 4];
-        self.0.read_guest_atomic(gpa, &mut b).then(|| u32::from_le_bytes(b))
-    }
-    fn cmpxchg_u64(&self, _: u64, _: u64, _: u64) -> Option<bool> {
-        None
-    }
-    fn cmpxchg_u32(&self, _: u64, _: u32, _: u32) -> Option<bool> {
-        None
-    }
-}
 
 /// One emulation pass.
 pub struct Emulation<'a, B, H> {
@@ -87,31 +23,6 @@ pub struct Emulation<'a, B, H> {
     pub host: &'a H,
     /// Where the instruction's only memory operand lies, if the exit told it.
     pub operand: Option<Walked>,
-}
-
-/// Hardware walked the guest's tables to here a moment ago, for the system's privilege levels, and checked every right for this
-/// kind of access. Code may have changed since: another place or kind is walked for again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Walked {
-    /// Guest-physical address.
-    pub gpa: u64,
-    /// Linear address; `None`: the instruction's bytes are those that hardware executed, so it is its operand's.
-    pub linear: Option<u64>,
-    /// For a write, which may be read as well; otherwise for a read.
-    pub write: bool,
-}
-
-impl Walked {
-    /// Answers an access at `linear`: it is the same place, and the right was asked for.
-    fn allows(self, linear: u64, operation: Operation) -> bool {
-        let right = match operation {
-            Operation::Read => true,
-            Operation::Write => self.write,
-            Operation::Fetch => false,
-        };
-        let same = self.linear.is_none_or(|walked| walked == linear);
-        right && same && (self.gpa ^ linear) & 4095 == 0
-    }
 }
 
 /// A stretch of one page: guest-physical address and length.
@@ -232,12 +143,11 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
 
     /// The local APIC's page or a chip of the VM.
     fn kernel_read(&mut self, gpa: u64, part: &mut [u8]) -> bool {
-        crate::exits::mmio::apic_read(self.v, self.sh, self.host, gpa, part) || self.host.mmio_read(gpa, part)
+        crate::apic::page::read(self.v, self.sh, self.host, gpa, part) || self.host.mmio_read(gpa, part)
     }
 
     fn kernel_write(&mut self, gpa: u64, part: &[u8]) -> bool {
-        crate::exits::mmio::apic_write(self.v, self.sh, self.host, gpa, part)
-            || self.host.mmio_write(gpa, part)
+        crate::apic::page::write(self.v, self.sh, self.host, gpa, part) || self.host.mmio_write(gpa, part)
     }
 }
 
@@ -270,7 +180,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Cpu for Emulation<'_, B, H> {
         self.v.b.efer() & efer::LMA != 0
     }
     fn load_msw(&mut self, value: u16) -> Result<(), Stop> {
-        if crate::exits::cr::load_msw(self.v, self.host, value) {
+        if crate::control::load_msw(self.v, self.host, value) {
             return Ok(());
         }
         Err(Stop::Fault(Exception::gp(0)))

@@ -5,7 +5,7 @@
 
 use crate::backend::{Backend, Event};
 use crate::host::Host;
-use crate::run::RunExit;
+use crate::outcome::RunExit;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use exitless_x86::exception::{Exception, Vector};
@@ -72,7 +72,7 @@ pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         }
     } else if host.irqchip() {
         update_tpr_threshold(v, sh);
-        crate::pv::offer_eoi(v, sh, host);
+        crate::apic::eoi::offer(v, sh, host);
     } else {
         // User space hears of every lowering of CR8.
         v.b.set_cr8_intercept(true);

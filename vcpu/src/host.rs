@@ -1,6 +1,6 @@
 //! What the hall needs from the operating system. `linux/module` implements it over C helpers, the tests with a fake.
 
-use crate::tsc::Rate;
+use crate::clock::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 
 /// What a second-level fault turned out to be.

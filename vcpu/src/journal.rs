@@ -13,7 +13,32 @@
 //!                                             +--- next access ---------+
 //! ```
 
-use crate::emul::Walked;
+use exitless_insn::walk::Operation;
+
+/// Hardware walked the guest's tables to here a moment ago, for the system's privilege levels, and checked every right for this
+/// kind of access. Code may have changed since: another place or kind is walked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Linear address; `None`: the instruction's bytes are those that hardware executed, so it is its operand's.
+    pub linear: Option<u64>,
+    /// For a write, which may be read as well; otherwise for a read.
+    pub write: bool,
+}
+
+impl Walked {
+    /// Answers an access at `linear`: it is the same place, and the right was asked for.
+    pub(crate) fn allows(self, linear: u64, operation: Operation) -> bool {
+        let right = match operation {
+            Operation::Read => true,
+            Operation::Write => self.write,
+            Operation::Fetch => false,
+        };
+        let same = self.linear.is_none_or(|walked| walked == linear);
+        right && same && (self.gpa ^ linear) & 4095 == 0
+    }
+}
 
 /// What user space is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,9 +19,10 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod advance;
+pub mod apic;
 pub mod backend;
 pub mod clock;
+pub mod control;
 pub mod cpuid;
 pub mod debug;
 pub mod emul;
@@ -30,6 +31,9 @@ pub mod exits;
 pub mod fastpath;
 pub mod host;
 pub mod journal;
+pub mod memory;
+pub mod msr;
+pub mod outcome;
 pub mod pdptes;
 pub mod pv;
 pub mod request;
@@ -38,13 +42,11 @@ pub mod run;
 pub mod section;
 pub mod shared;
 pub mod skip;
-pub mod state;
 pub mod stats;
 pub mod timer;
-pub mod tsc;
-pub mod vapic;
 pub mod vcpu;
 
-pub use run::{RunExit, run};
+pub use outcome::RunExit;
+pub use run::run;
 pub use shared::{Request, VcpuShared};
 pub use vcpu::Vcpu;

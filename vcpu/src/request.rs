@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Event};
 use crate::host::Host;
-use crate::run::{Next, RunExit};
+use crate::outcome::{Next, RunExit};
 use crate::shared::{Request as R, VcpuShared, mp};
 use crate::vcpu::Vcpu;
 
@@ -46,13 +46,13 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         crate::timer::fired(v, sh, host);
     }
     if has(R::STOPPED) {
-        crate::pv::note_stopped(v);
+        crate::pv::clock::note_stopped(v);
     }
     if has(R::CLOCK) {
-        crate::pv::write_clock(v, host);
+        crate::pv::clock::write(v, host);
     }
     if has(R::STEAL) {
-        crate::pv::write_steal(v, host);
+        crate::pv::steal::write(v, host);
     }
     take_nmis(v, sh);
     v.event_dirty = true;
@@ -70,7 +70,7 @@ fn take_nmis<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 
 /// INIT and SIPI (SDM vol. 3A, 9.4.4): INIT resets; SIPI counts only while waiting for it.
 pub fn apic_state<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    crate::vapic::take_back(v, sh);
+    crate::apic::vapic::take_back(v, sh);
     let startup = sh.apic.take_startup();
     if startup.init {
         v.reset(sh, host, true);

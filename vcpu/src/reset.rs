@@ -1,12 +1,13 @@
 //! RESET, INIT and SIPI: the register values of SDM vol. 3A, table 10-1.
 
 use crate::backend::{Backend, SysReg};
-use crate::exits::doorbell::Stores;
+use crate::clock::tsc::Rate;
 use crate::host::Host;
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
-use crate::tsc::Rate;
 use crate::vcpu::Vcpu;
+use crate::vcpu::pv::Pv;
+use crate::vcpu::stores::Stores;
 use exitless_lapic::{Config, Reset};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, dr6, dr7};
 
@@ -52,7 +53,7 @@ impl<B: Backend> Vcpu<B> {
         self.nmi_pending = 0;
         let _ = sh.apic.take_nmis();
         // Whoever runs after INIT has not told us about its memory.
-        self.pv = crate::pv::Pv::default();
+        self.pv = Pv::default();
         self.forget_instruction();
         self.dr = [0; 4];
         self.flush = true;

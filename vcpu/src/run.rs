@@ -1,91 +1,24 @@
 //! The loop around one vCPU: requests, events, one slice of guest running, the exit; until user space is needed.
 
+use crate::apic::{choose, eoi, vapic};
 use crate::backend::{Backend, Exit};
 use crate::debug;
 use crate::entry;
 use crate::exits;
-use crate::fastpath::{self, Fast};
+use crate::fastpath;
 use crate::host::Host;
-use crate::journal::{Access, Entry};
+use crate::journal::Access;
+use crate::outcome::{Fast, Next, RunExit};
 use crate::request;
 use crate::shared::{VcpuShared, mp};
 use crate::timer;
-use crate::vapic;
 use crate::vcpu::{PendingPort, Vcpu};
-
-/// Why `KVM_RUN` returns; the names are `KVM_EXIT_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RunExit {
-    /// A signal or `immediate_exit`: `-EINTR`.
-    Interrupted,
-    /// Port I/O; data of writes lies at the start of the I/O page.
-    Io {
-        /// First port.
-        port: u16,
-        /// Bytes per element.
-        size: u8,
-        /// Elements.
-        count: u32,
-        /// IN.
-        input: bool,
-    },
-    /// MMIO of at most 8 bytes.
-    Mmio(Entry),
-    /// HLT without an in-kernel APIC.
-    Hlt,
-    /// Triple fault.
-    Shutdown,
-    /// The CPU refused the guest's state.
-    FailEntry(u64),
-    /// Something the kernel cannot do: a `KVM_INTERNAL_ERROR_*` suberror and three words of data.
-    Internal {
-        /// The suberror.
-        suberror: u32,
-        /// Words for `kvm_run.internal.data`.
-        data: [u64; 4],
-        /// How many of them count.
-        ndata: u32,
-    },
-    /// An exit reason nobody knows; the vendor's number.
-    Unknown(u64),
-    /// A breakpoint for the debugger of user space.
-    Debug {
-        /// Exception vector, 1 or 3.
-        exception: u32,
-        /// Linear address of the instruction.
-        pc: u64,
-        /// DR6 of this exception alone, not the guest's.
-        dr6: u64,
-        /// DR7 in force.
-        dr7: u64,
-    },
-    /// The interrupt window that user space asked for is open.
-    IrqWindowOpen,
-    /// The guest wrote CR8 while user space has the APIC.
-    SetTpr,
-    /// The guest ended a level-triggered interrupt of the I/O APIC that user space has.
-    IoapicEoi {
-        /// Its vector.
-        vector: u8,
-    },
-    /// A negative errno.
-    Error(i32),
-}
-
-/// What to do after an exit was handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Around the loop.
-    Again,
-    /// Out to user space.
-    Leave(RunExit),
-}
 
 /// Runs the vCPU until user space is needed. The caller has loaded the vCPU and its FPU state, and holds the lock on
 /// slots and routes.
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
     let exit = until_exit(v, sh, host);
-    crate::pv::withdraw_eoi(v, host);
+    eoi::withdraw(v, host);
     vapic::take_back(v, sh);
     exit
 }
@@ -122,7 +55,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
             }
             continue;
         }
-        vapic::choose(v, sh, host);
+        choose::choose(v, sh, host);
         if v.event_dirty {
             entry::prepare(v, sh, host);
         }
@@ -131,7 +64,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         }
         debug::look_ahead(v, host);
         let exit = slice(v, sh, host);
-        crate::pv::collect_eoi(v, sh, host);
+        eoi::collect(v, sh, host);
         if let Some(exit) = exit
             && let Next::Leave(exit) = exits::handle(v, sh, host, exit)
         {

@@ -68,7 +68,7 @@ pub mod mp {
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Tsc {
-    /// [`crate::tsc::Rate::raw_ratio`].
+    /// [`crate::clock::tsc::Rate::raw_ratio`].
     pub ratio: AtomicU64,
     /// In the guest's ticks.
     pub offset: AtomicU64,
@@ -85,7 +85,7 @@ impl Tsc {
 
     /// The host's TSC went back by so many ticks, and the owner will make up for it before it runs.
     pub fn host_back(&self, ticks: u64) {
-        let moved = crate::tsc::scale(ticks, self.ratio.load(Ordering::Relaxed));
+        let moved = crate::clock::tsc::scale(ticks, self.ratio.load(Ordering::Relaxed));
         self.offset.fetch_add(moved, Ordering::Relaxed);
         self.owed.fetch_add(moved, Ordering::Relaxed);
     }

@@ -1,8 +1,8 @@
 //! RIP behind the exiting instruction, on CPUs that do not tell.
 
 use crate::backend::Backend;
-use crate::emul::{AtomicMemory, PagedMemory};
 use crate::host::Host;
+use crate::memory::{AtomicMemory, PagedMemory};
 use crate::vcpu::Vcpu;
 use exitless_insn::walk::missing_table;
 use exitless_insn::{Access, Mode, WalkError, instruction_length, translate};

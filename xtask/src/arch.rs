@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{
+    circles,
     dead::sources,
     paths,
     sh::{self, cmd},
@@ -79,6 +80,7 @@ pub fn check() -> Result<()> {
             }
         }
     }
+    wrong.extend(circles::find()?);
     if !wrong.is_empty() {
         bail!("{} arrows run against HOUSE.md:\n  {}", wrong.len(), wrong.join("\n  "));
     }
@@ -90,7 +92,8 @@ fn folder_of(manifest: &str, root: &Path) -> String {
     inside(Path::new(manifest).parent().unwrap_or(root), root)
 }
 
-fn inside(path: &Path, root: &Path) -> String {
+/// A path below `root`, as text.
+pub fn inside(path: &Path, root: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 

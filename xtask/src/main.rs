@@ -7,6 +7,7 @@ mod arch;
 mod bench;
 mod boot_exits;
 mod checks;
+mod circles;
 mod dead;
 mod debug_kernel;
 mod demo;

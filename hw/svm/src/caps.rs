@@ -1,6 +1,6 @@
 //! What this CPU's SVM can do: read once at load, refused or used (APM vol. 2, 15.4; vol. 3, CPUID 8000_000A).
 
-use exitless_vcpu::tsc::Scaling;
+use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, leaf7_ebx};
 use exitless_x86::svm::feature;
 

@@ -3,7 +3,7 @@
 //! A needed control that the CPU does not let us set, or does not let us clear, refuses the module with its name.
 
 use crate::vapic::SECONDARY as SECONDARY_APIC;
-use exitless_vcpu::tsc::Scaling;
+use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::cr4;

@@ -8,7 +8,7 @@ use core::cell::Cell;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use exitless_vcpu::backend::{ApicPage, Instructions, Opened};
-use exitless_vcpu::tsc::Scaling;
+use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
 use exitless_x86::vmx::control::{exit, primary, secondary};

@@ -133,7 +133,7 @@ pub fn check_extension(cap: usize) -> isize {
         }
         KVM_CAP_XCRS => isize::from(global::get().is_some_and(|g| g.host_xcr0 != 0)),
         KVM_CAP_SET_GUEST_DEBUG => 1,
-        KVM_CAP_SET_GUEST_DEBUG2 => exitless_vcpu::debug::CONTROLS as isize,
+        KVM_CAP_SET_GUEST_DEBUG2 => exitless_vcpu::vcpu::debug::CONTROLS as isize,
         // The page of the ring in a vCPU's mapping.
         KVM_CAP_COALESCED_MMIO => 2,
         KVM_CAP_SYNC_REGS => KVM_SYNC_X86_VALID_FIELDS as isize,

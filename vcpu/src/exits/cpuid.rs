@@ -1,9 +1,9 @@
 //! CPUID from the table that user space set.
 
-use super::{skip_over, unreadable};
+use super::ending::{skip_over, unreadable};
 use crate::backend::Backend;
 use crate::host::Host;
-use crate::run::Next;
+use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

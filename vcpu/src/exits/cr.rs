@@ -5,17 +5,18 @@
 //! CR0 writes that change more than TS and MP are checked here although hardware checks them too: a state that VMRUN
 //! refuses must never be reachable, whatever the CPU under us leaves unchecked.
 
-use super::{emulation_failure, fault, unreadable};
+use super::ending::{emulation_failure, fault, unreadable};
 use crate::backend::Backend;
+use crate::control::{follow_pdptes, lmsw, switches, write_cr0};
 use crate::host::Host;
-use crate::run::{Next, RunExit};
+use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
 use exitless_insn::{CrAccessKind as K, Mode, decode_cr_access};
-use exitless_policy::control::{Mode as Switches, check_cr0, check_cr3, check_cr4};
+use exitless_policy::control::{check_cr3, check_cr4};
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Gpr, SegReg, cr0, cr4};
+use exitless_x86::regs::{Gpr, cr0, cr4};
 
 /// MOV to CR0, CR4 or CR8, LMSW, CLTS; reads of CR0 while the backend keeps some of its bits to itself. The other control
 /// registers are not intercepted, but emulated CPUs (QEMU TCG) report their accesses too while CR0's are.
@@ -87,39 +88,6 @@ fn write_cr3<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
     true
 }
 
-/// The guest came to PAE paging, or to other tables there. `false`: a reserved bit is set in a present PDPTE (SDM vol. 3A,
-/// 4.4.1), and nothing has changed.
-fn follow_pdptes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, before: &Switches) -> bool {
-    if !v.b.uses_pdptes() || switches(v) == *before || v.load_pdptes(host) {
-        return true;
-    }
-    v.b.set_cr0(before.cr0);
-    v.b.set_cr3(before.cr3);
-    v.b.set_cr4(before.cr4);
-    v.b.set_efer(before.efer);
-    false
-}
-
-fn switches<B: Backend>(v: &Vcpu<B>) -> Switches {
-    Switches {
-        cr0: v.b.cr0(),
-        cr3: v.b.cr3(),
-        cr4: v.b.cr4(),
-        efer: v.b.efer(),
-        cs_long: v.b.segment(SegReg::Cs).long(),
-    }
-}
-
-fn write_cr0<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {
-    let Ok(w) = check_cr0(new, &switches(v)) else { return false };
-    if (w.cr0 ^ v.b.cr0()) & (cr0::PG | cr0::WP) != 0 {
-        v.flush = true;
-    }
-    v.b.set_cr0(w.cr0);
-    v.b.set_efer(w.efer);
-    true
-}
-
 /// `size` bytes of CR0; 4 bytes clear the upper half of the register, 2 keep the rest.
 fn read_cr0<B: Backend>(v: &mut Vcpu<B>, to: Gpr, size: u8) -> bool {
     let (old, value) = (v.b.gprs().get(to), v.b.cr0());
@@ -130,18 +98,6 @@ fn read_cr0<B: Backend>(v: &mut Vcpu<B>, to: Gpr, size: u8) -> bool {
     };
     v.b.gprs_mut().set(to, new);
     true
-}
-
-/// LMSW sets PE, MP, EM and TS, and never clears PE (SDM vol. 2A).
-fn lmsw<B: Backend>(v: &mut Vcpu<B>, source: u64) -> bool {
-    let old = v.b.cr0();
-    write_cr0(v, old & !0xe | source & 0xf)
-}
-
-/// LMSW for the emulator. `false`: #GP(0), and nothing has changed.
-pub fn load_msw<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, value: u16) -> bool {
-    let before = switches(v);
-    lmsw(v, u64::from(value)) && follow_pdptes(v, host, &before)
 }
 
 fn write_cr4<B: Backend>(v: &mut Vcpu<B>, new: u64) -> bool {

@@ -1,10 +1,10 @@
 //! MOV from and to debug registers that exits.
 
-use super::{emulation_failure, fault, unreadable};
+use super::ending::{emulation_failure, fault, unreadable};
 use crate::backend::Backend;
 use crate::debug;
 use crate::host::Host;
-use crate::run::Next;
+use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

@@ -1,11 +1,12 @@
 //! One instruction through the emulator, from its first pass to its last replay.
 
-use super::{emulation_failure, fault, no_host_page};
+use super::ending::{emulation_failure, fault, no_host_page};
 use crate::backend::Backend;
-use crate::emul::{Emulation, Walked};
+use crate::emul::Emulation;
 use crate::host::Host;
+use crate::journal::Walked;
 use crate::journal::{Access, Source};
-use crate::run::{Next, RunExit};
+use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip::{self, NoBytes};
 use crate::vcpu::Vcpu;

@@ -5,11 +5,12 @@
 //! #UD: the hypercall instruction of the other vendor, and instructions that the guest's CPUID has and the CPU lacks. They are
 //! answered here; the guest's code is never changed.
 
-use super::{emulate, fault, hypercall};
+use super::ending::fault;
+use super::{emulate, hypercall};
 use crate::backend::{Backend, By, Event, SysReg};
 use crate::debug;
 use crate::host::Host;
-use crate::run::Next;
+use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

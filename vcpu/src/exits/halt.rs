@@ -1,10 +1,10 @@
 //! HLT: sleep in the kernel, or tell user space when it has the APIC.
 
-use super::unreadable;
+use super::ending::unreadable;
 use crate::backend::Backend;
 use crate::entry;
 use crate::host::Host;
-use crate::run::{Next, RunExit};
+use crate::outcome::{Next, RunExit};
 use crate::shared::{VcpuShared, mp};
 use crate::skip;
 use crate::vcpu::Vcpu;

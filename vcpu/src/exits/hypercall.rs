@@ -1,9 +1,9 @@
 //! Hypercalls of the KVM ABI. None that this version offers needs an answer but "unknown".
 
-use super::{fault, unreadable};
+use super::ending::{fault, unreadable};
 use crate::backend::Backend;
 use crate::host::Host;
-use crate::run::Next;
+use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

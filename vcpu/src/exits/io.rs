@@ -1,12 +1,13 @@
 //! Port I/O: chips in the kernel, ioeventfds, user space; string forms go through the emulator.
 
-use super::{emulate, unreadable};
+use super::emulate;
+use super::ending::unreadable;
 use crate::backend::{Backend, IoAccess};
-use crate::debug::Touch;
 use crate::host::Host;
-use crate::run::{Next, RunExit};
+use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip;
+use crate::vcpu::debug::Touch;
 use crate::vcpu::{PendingPort, Vcpu};
 use exitless_x86::regs::Gpr;
 

@@ -1,9 +1,9 @@
 //! RDMSR and WRMSR.
 
-use super::{fault, unreadable};
+use super::ending::{fault, unreadable};
 use crate::backend::Backend;
 use crate::host::Host;
-use crate::run::Next;
+use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

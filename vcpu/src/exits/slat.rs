@@ -1,10 +1,10 @@
 //! Second-level faults: memory that is not mapped yet, or a device.
 
-use super::{doorbell, emulate, suberror};
+use super::{doorbell, emulate, ending};
 use crate::backend::{Backend, Event, SlatFault};
-use crate::emul::Walked;
 use crate::host::{FaultOutcome, Host};
-use crate::run::{Next, RunExit};
+use crate::journal::Walked;
+use crate::outcome::{Next, RunExit, suberror};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use exitless_x86::exception::{Exception, Vector};
@@ -27,7 +27,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             Next::Again
         }
         FaultOutcome::Mmio if fault.table_walk && delivers_fault(v) => {
-            super::fault(v, sh, Exception::pf(0, v.b.cr2()))
+            ending::fault(v, sh, Exception::pf(0, v.b.cr2()))
         }
         outcome @ (FaultOutcome::Mmio | FaultOutcome::ReadOnly) => {
             // Read-only memory must stay readable by hardware: no mark there.

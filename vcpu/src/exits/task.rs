@@ -8,11 +8,11 @@
 //! Hardware has checked privileges and the new TSS's descriptor before it exited (SDM vol. 3C, 26.4.2; APM vol. 2, 15.14.1). The
 //! descriptor is checked again: another vCPU may have changed it meanwhile.
 
-use super::{failure_exit, fault, unreadable};
+use super::ending::{failure_exit, fault, unreadable};
 use crate::backend::{Backend, Event, TaskSource, TaskSwitch};
 use crate::emul::Emulation;
 use crate::host::Host;
-use crate::run::Next;
+use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

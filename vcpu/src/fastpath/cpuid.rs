@@ -1,8 +1,8 @@
 //! CPUID without leaving the slice.
 
-use super::Fast;
 use crate::backend::Backend;
 use crate::host::Host;
+use crate::outcome::Fast;
 use crate::skip;
 use crate::vcpu::Vcpu;
 

@@ -1,9 +1,9 @@
 //! Hypercalls without leaving the slice: none of those there are needs more than registers.
 
-use super::Fast;
 use crate::backend::Backend;
 use crate::exits::hypercall;
 use crate::host::Host;
+use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

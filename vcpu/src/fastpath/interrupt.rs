@@ -1,7 +1,7 @@
 //! Host interrupts and the guest's interrupt window: nothing to decode, the slice just ends.
 
-use super::Fast;
 use crate::backend::Backend;
+use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 

@@ -10,19 +10,9 @@ mod timer;
 
 use crate::backend::{Backend, Exit};
 use crate::host::Host;
+use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
-
-/// What became of an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fast {
-    /// Done; enter the guest again.
-    Reenter,
-    /// Done; leave the slice (interrupts must be enabled, or events looked at).
-    Done,
-    /// Not for the fast path.
-    Slow,
-}
 
 /// Tries to answer the exit.
 pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(

@@ -1,9 +1,9 @@
 //! WRMSR of the TSC deadline, the most frequent of a tickless guest's exits: the timer moves in the CPU, and a deadline that
 //! has passed is delivered by it. Only where the CPU has the timer and delivers: elsewhere arming may sleep.
 
-use super::Fast;
 use crate::backend::Backend;
 use crate::host::Host;
+use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;

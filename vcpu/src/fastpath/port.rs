@@ -1,9 +1,9 @@
 //! IN and OUT to chips in the kernel without leaving the slice.
 
-use super::Fast;
 use crate::backend::{Backend, IoAccess};
 use crate::exits::io;
 use crate::host::Host;
+use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;

@@ -1,8 +1,8 @@
 //! The CPU's timer ran out: the APIC's vector goes in with the next entry, if it is time.
 
-use super::Fast;
 use crate::backend::Backend;
 use crate::host::Host;
+use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;

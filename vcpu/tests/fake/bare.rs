@@ -2,14 +2,14 @@
 
 use bytemuck::Zeroable;
 use exitless_vcpu::Vcpu;
+use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::journal::Journal;
-use exitless_vcpu::tsc::Rate;
 
 pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
     Vcpu {
         advance: Default::default(),
         timer_on_host: false,
-        vapic: exitless_vcpu::vapic::Vapic::default(),
+        vapic: exitless_vcpu::vcpu::vapic::Vapic::default(),
         b,
         lapic: Zeroable::zeroed(),
         stores: Default::default(),

@@ -7,8 +7,8 @@ use std::prelude::v1::*;
 use super::world::{
     CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, Hand, ROM, ROM_DOORBELL, TICKS, World, pattern,
 };
+use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
-use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 use std::rc::Rc;
 

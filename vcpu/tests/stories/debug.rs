@@ -11,7 +11,7 @@ use exitless_kvm_abi::{
 };
 use exitless_vcpu::RunExit;
 use exitless_vcpu::backend::{Backend, By, Event, Exit};
-use exitless_vcpu::debug::Busy;
+use exitless_vcpu::vcpu::breakpoints::Busy;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, cr4, rflags};
 
@@ -417,7 +417,7 @@ fn watchpoint_and_step() {
     let mut m = Machine::new([Op::Nop, wbinvd(), Op::Nop]);
     m.v.debug.forget_hits();
     debug(&mut m, HW_BP, [USER_MMIO, 0, 0, 0], 0x402 | 1 << 16);
-    m.v.touch(exitless_vcpu::debug::Touch::Write, USER_MMIO, 1);
+    m.v.touch(exitless_vcpu::vcpu::debug::Touch::Write, USER_MMIO, 1);
     assert_eq!(m.go(), RunExit::Interrupted);
 }
 

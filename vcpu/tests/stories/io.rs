@@ -8,7 +8,7 @@ use crate::fake::world::{
 };
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
-use exitless_vcpu::exits::suberror;
+use exitless_vcpu::outcome::suberror;
 use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, SegReg, Segment, TableReg, cr0, efer, rflags};

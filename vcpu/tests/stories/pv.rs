@@ -5,7 +5,7 @@ use crate::fake::guest::*;
 use crate::fake::world::TICKS;
 use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::backend::Event;
-use exitless_vcpu::tsc::{Rate, Scaling};
+use exitless_vcpu::clock::tsc::{Rate, Scaling};
 use exitless_vcpu::{Request, RunExit};
 
 fn irq(v: u8) -> Op {

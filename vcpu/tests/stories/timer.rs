@@ -7,7 +7,7 @@ use crate::fake::{Env, Machine, Op};
 use exitless_lapic::Armed;
 use exitless_vcpu::Request;
 use exitless_vcpu::backend::{Event, Exit};
-use exitless_vcpu::tsc::{Rate, Scaling};
+use exitless_vcpu::clock::tsc::{Rate, Scaling};
 use exitless_x86::apic::{lvt, reg};
 
 const DEADLINE: u32 = 0x6e0;

@@ -29,6 +29,7 @@ const PACKAGES: &[&str] = &[
     "exitless-irqchip",
     "exitless-insn",
     "exitless-bus",
+    "exitless-deadline",
     "exitless-memslots",
     "exitless-posted",
     "exitless-policy",

@@ -13,8 +13,8 @@ use exitless_host::task::WorkWord;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
+use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
-use exitless_vcpu::tsc::Rate;
 use exitless_x86::apic::InterruptMessage;
 use exitless_x86::msr::{Msr, flush_cmd};
 

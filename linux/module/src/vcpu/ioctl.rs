@@ -400,7 +400,7 @@ impl<B: Vendor> Call<'_, B> {
         use exitless_insn::{Access, translate};
         let mut t: kvm_translation = user::get(arg)?;
         let mode = self.inner.paging(0);
-        let memory = exitless_vcpu::emul::ProbeMemory(&self.host);
+        let memory = exitless_vcpu::memory::ProbeMemory(&self.host);
         let exists = mode.has_linear(t.linear_address);
         let found = exists.then(|| translate(&memory, &mode, t.linear_address, Access::SYSTEM_READ).ok());
         let found = found.flatten();

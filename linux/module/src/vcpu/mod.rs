@@ -24,9 +24,9 @@ use exitless_host::timer::Timer;
 use exitless_host::{Errno, Result, cpu, time};
 use exitless_hw_ops as ops;
 use exitless_svm::Svm;
+use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
-use exitless_vcpu::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
 

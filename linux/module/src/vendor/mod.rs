@@ -15,7 +15,7 @@ use exitless_policy::nested;
 use exitless_slat::{Ept, Format, Grant, Level, MemType, Npt, Perm};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::Backend;
-use exitless_vcpu::tsc::Scaling;
+use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, vendor};
 
 /// Whose virtualisation the CPU has.

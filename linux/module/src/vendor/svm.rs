@@ -14,7 +14,7 @@ use exitless_svm::enter::TSC_RATIO;
 use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
 use exitless_vcpu::backend::{Backend, Opened};
-use exitless_vcpu::tsc::Scaling;
+use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::cr4;
 

@@ -5,9 +5,9 @@ use crate::global;
 use core::sync::atomic::Ordering;
 use exitless_host::time;
 use exitless_vcpu::Request;
+use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::clock::{Clock, Generation, Instant, agree};
 use exitless_vcpu::host::MasterClock;
-use exitless_vcpu::tsc::Rate;
 
 /// Under one lock: who compares the vCPUs' TSCs holds it, so that the last to change one sees all others.
 #[derive(bytemuck::Zeroable)]

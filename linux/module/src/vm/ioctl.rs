@@ -14,7 +14,7 @@ use exitless_irqchip::pic::PicId;
 use exitless_irqchip::routes::{self, DEFAULT_ROUTES, MAX_ROUTES};
 use exitless_kvm_abi::*;
 use exitless_memslots::MAX_SLOTS;
-use exitless_vcpu::tsc::Rate;
+use exitless_vcpu::clock::tsc::Rate;
 
 /// The dispatcher.
 pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {

@@ -84,7 +84,7 @@ impl VcpuObj {
             // The CPU delivers it: an announcement, and a notification where the vCPU may be in the guest.
             Accepted::Event if self.shared.delivers.load(Ordering::Acquire) => {
                 let _ = self.shared.apic.posted().announce();
-                // After the announcement, which is a full barrier: see `exitless_vcpu::vapic`.
+                // After the announcement, which is a full barrier: see `exitless_vcpu::apic::vapic`.
                 if self.shared.needs_ipi() {
                     return self.post();
                 }

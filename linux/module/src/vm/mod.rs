@@ -28,8 +28,8 @@ use exitless_host::wait::WaitQueue;
 use exitless_host::{Errno, Result, cpu, time};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
+use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
-use exitless_vcpu::tsc::Rate;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
 pub const MAX_VCPUS: usize = 255;

@@ -8,12 +8,14 @@
 //!      └──── cancel (any home) ────┴──── runnable again ──┘    arm, no timer in the CPU: the host at once
 //! ```
 //! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
-//! holds a moment of the host's TSC (a little before the deadline: [`crate::advance`]), and counts from there anew at each entry: on whatever CPU, after however long a
+//! holds a moment of the host's TSC (a little before the deadline: [`early`]), and counts from there anew at each entry: on whatever CPU, after however long a
 //! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
 //! that nobody could take the interrupt. Where CPUs' TSCs differ such a moment means nothing, and the host's timer is the home.
 
-use crate::advance;
+pub mod early;
+
 use crate::backend::Backend;
+use crate::clock::units::{ns_to_ticks, ticks_to_ns};
 use crate::host::{Host, Moment};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
@@ -22,21 +24,6 @@ use exitless_lapic::{Armed, Now};
 /// Both clocks as the guest's APIC sees them.
 pub fn now<B: Backend>(v: &Vcpu<B>, m: Moment) -> Now {
     Now { ns: m.ns, guest_tsc: v.guest_tsc(m.tsc) }
-}
-
-/// TSC ticks to ns, rounded up, saturating; `khz` ticks a millisecond.
-pub fn ticks_to_ns(ticks: u64, khz: u32) -> u64 {
-    let khz = u64::from(khz.max(1));
-    let ms = ticks / khz;
-    let rest = ticks % khz;
-    ms.saturating_mul(1_000_000).saturating_add((rest * 1_000_000).div_ceil(khz))
-}
-
-/// ns to TSC ticks, rounded up, saturating.
-pub fn ns_to_ticks(ns: u64, khz: u32) -> u64 {
-    let khz = u64::from(khz.max(1));
-    let (ms, rest) = (ns / 1_000_000, ns % 1_000_000);
-    ms.saturating_mul(khz).saturating_add((rest * khz).div_ceil(1_000_000))
 }
 
 /// Brings the timer in line with the APIC: what is due expires, what is next is armed.
@@ -66,11 +53,11 @@ pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     }
     let m = host.now();
     let Some((left, _)) = left(v, host, m) else { return false };
-    if left > advance::ticks(v, host) {
+    if left > early::ticks(v, host) {
         arm(v, host, m);
         return false;
     }
-    advance::wait(v, host, m.tsc.saturating_add(left));
+    early::wait(v, host, m.tsc.saturating_add(left));
     // The guest finds its clock at the deadline, if not behind it.
     let m = host.now();
     let due = v.lapic.expire(&sh.apic, &now(v, m));
@@ -102,7 +89,7 @@ pub fn cancel<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
 /// Arms for what the APIC waits for, which is not due at `m`. While the home is the CPU nothing here sleeps.
 pub fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) {
     let Some((ticks, ns)) = left(v, host, m) else { return cancel(v, host) };
-    let early = if v.b.has_timer() { advance::ticks(v, host) } else { 0 };
+    let early = if v.b.has_timer() { early::ticks(v, host) } else { 0 };
     let at = m.tsc.saturating_add(ticks.saturating_sub(early));
     if host.steady_tsc() && v.b.set_timer(Some(at)) {
         if core::mem::take(&mut v.timer_on_host) {
@@ -148,23 +135,5 @@ pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
 pub fn to_cpu<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if v.timer_on_host && v.b.has_timer() && host.steady_tsc() {
         sync(v, sh, host);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ns_to_ticks, ticks_to_ns};
-
-    /// Rounded up: a timer never fires before its deadline; far deadlines saturate instead of wrapping.
-    #[test]
-    fn conversion() {
-        assert_eq!(ticks_to_ns(0, 1_000_000), 0);
-        assert_eq!(ticks_to_ns(3, 1_000_000), 3);
-        assert_eq!(ticks_to_ns(1, 3_000_000), 1);
-        assert_eq!(ticks_to_ns(u64::MAX, 1000), u64::MAX);
-        assert_eq!(ticks_to_ns(2_500_000, 2_500_000), 1_000_000);
-        assert_eq!(ns_to_ticks(1_000_000, 2_500_000), 2_500_000);
-        assert_eq!(ns_to_ticks(1, 100_000), 1);
-        assert_eq!(ns_to_ticks(u64::MAX, u32::MAX), u64::MAX);
     }
 }

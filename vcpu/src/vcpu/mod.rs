@@ -1,19 +1,28 @@
 //! One virtual CPU: the vendor's part and everything vendors share. Only its own thread touches it.
 
+pub mod breakpoints;
+pub mod debug;
+mod events;
+pub mod msrs;
+pub mod pv;
+pub mod stores;
+pub mod vapic;
+
+use msrs::MsrState;
+use pv::Pv;
+
 use crate::backend::{Backend, Event, Instructions, Opened};
 use crate::cpuid::CpuidState;
 use crate::host::Extended;
 use crate::journal::Journal;
-use crate::pv::Pv;
 use crate::shared::{VcpuShared, mp};
-use crate::state::MsrState;
 use core::sync::atomic::Ordering::Release;
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
 use exitless_policy::GuestCaps;
 use exitless_x86::cpuid::xcr0;
-use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::{Segment, cr4, dr6, rflags};
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::{Segment, cr4, rflags};
 
 /// A port read that user space is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +40,15 @@ pub struct Vcpu<B> {
     /// The local APIC's private half.
     pub lapic: Lapic,
     /// How early the CPU's timer runs out.
-    pub advance: crate::advance::Advance,
+    pub advance: exitless_deadline::Advance,
     /// The APIC timer's home is the host.
     pub timer_on_host: bool,
     /// Where the APIC's registers are.
-    pub vapic: crate::vapic::Vapic,
+    pub vapic: vapic::Vapic,
     /// What the current instruction has done outside the registers.
     pub journal: Journal,
     /// Instructions that ring doorbells.
-    pub stores: crate::exits::doorbell::Stores,
+    pub stores: stores::Stores,
     /// An IN that user space answers.
     pub pending_port: Option<PendingPort>,
     /// An event whose delivery an exit interrupted.
@@ -69,13 +78,13 @@ pub struct Vcpu<B> {
     /// The guest's debug registers are loaded in slices.
     pub dr_live: bool,
     /// User space's debugger.
-    pub debug: crate::debug::Debug,
+    pub debug: debug::Debug,
     /// The guest's XCR0.
     pub xcr0: u64,
     /// The guest's PKRU, outside of slices.
     pub pkru: u32,
     /// How fast the TSC counts.
-    pub rate: crate::tsc::Rate,
+    pub rate: crate::clock::tsc::Rate,
     /// TSC offset in the guest's ticks.
     pub tsc_offset: u64,
     /// What the guest's CPUID says.
@@ -154,98 +163,6 @@ impl<B: Backend> Vcpu<B> {
     /// Guest TSC for a host TSC, ticks.
     pub fn guest_tsc(&self, host_tsc: u64) -> u64 {
         self.rate.guest_ticks(host_tsc).wrapping_add(self.tsc_offset)
-    }
-
-    /// Queues an exception that the guest's own doing raised. `false`: triple fault.
-    pub fn raise(&mut self, x: Exception) -> bool {
-        match x.vector {
-            // B0 to B3 tell of this one, the others gather until software clears them (SDM vol. 3B, 18.2.3).
-            Vector::DB => self.b.set_dr6(self.b.dr6() & !dr6::BREAKPOINTS | x.payload),
-            // When the fault is found, also one that becomes a double fault (SDM vol. 3A, 6.15).
-            Vector::PF => self.b.set_cr2(x.payload),
-            _ => {}
-        }
-        self.queue(x)
-    }
-
-    /// Queues an exception for the guest, following the rules for two at once (SDM vol. 3A, table 6-5).
-    /// `false`: triple fault.
-    pub fn queue(&mut self, x: Exception) -> bool {
-        self.event_dirty = true;
-        // An instruction whose event could not be delivered runs again behind the handler.
-        self.forget_software();
-        let first = match (self.exception, self.reinject) {
-            (Some(e), _) => Some(e.vector),
-            (None, Some(Event::Exception(e))) => Some(e.vector),
-            _ => None,
-        };
-        let Some(first) = first else {
-            self.exception = Some(x);
-            return true;
-        };
-        if first == Vector::DF {
-            return false;
-        }
-        let double = (first.contributory() && x.vector.contributory())
-            || (first == Vector::PF && (x.vector.contributory() || x.vector == Vector::PF));
-        if double {
-            self.reinject = None;
-            self.exception = Some(Exception { vector: Vector::DF, error_code: Some(0), payload: 0 });
-        } else {
-            // One after the other: the second now; the first comes back when its instruction runs again.
-            if matches!(self.reinject, Some(Event::Exception(_))) {
-                self.reinject = None;
-            }
-            self.exception = Some(x);
-        }
-        true
-    }
-
-    /// The interrupt or NMI whose delivery an exit interrupted does not come again: it was accepted, and something takes its place.
-    pub fn lose_delivery(&mut self) {
-        match self.reinject {
-            Some(Event::Interrupt(_)) => self.reinject = None,
-            Some(Event::Nmi) => {
-                self.reinject = None;
-                self.b.set_nmi_masked(true);
-            }
-            _ => {}
-        }
-    }
-
-    /// An instruction's event that waits to be delivered again: RIP is still at the instruction, which raises it by itself.
-    fn forget_software(&mut self) {
-        if matches!(self.reinject, Some(Event::Software(..))) {
-            self.reinject = None;
-        }
-        if matches!(self.injecting, Some(Event::Software(..))) {
-            self.withdraw();
-        }
-    }
-
-    /// Takes back what the next entry was to deliver: user space says what it delivers. NMI masking is the caller's.
-    pub fn withdraw(&mut self) {
-        if self.injecting.take().is_some() {
-            self.b.withdraw();
-        }
-    }
-
-    /// What is on its way into the guest, programmed or to be repeated.
-    pub fn delivery(&self) -> Option<Event> {
-        self.injecting.or(self.reinject)
-    }
-
-    /// NMIs are masked, and by one that was delivered: the one on its way masks them when it arrives.
-    pub fn nmi_masked(&self) -> bool {
-        self.b.nmi_masked() && self.delivery() != Some(Event::Nmi)
-    }
-
-    /// User space says what is on its way into the guest, and whether NMIs are masked. By an NMI on its way they are not, whatever
-    /// user space was told: VM entry refuses one that is blocked (SDM vol. 3C, 27.3.1.5).
-    pub fn restore_delivery(&mut self, event: Option<Event>, masked: bool) {
-        self.withdraw();
-        self.reinject = event;
-        self.b.set_nmi_masked(masked && event != Some(Event::Nmi));
     }
 
     /// Changes the activity state.

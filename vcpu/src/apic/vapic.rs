@@ -17,36 +17,9 @@
 //! ([`VcpuShared::must_wake`]).
 
 use crate::backend::{ApicKind, Backend, InterruptStatus};
-use crate::host::Host;
-use crate::run::Next;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
-use core::sync::atomic::Ordering::Release;
-use exitless_lapic::Mode;
 use exitless_x86::apic::reg;
-use exitless_x86::msr::Msr;
-
-/// What the hall remembers of it.
-#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
-pub struct Vapic {
-    /// What entries do with the APIC.
-    pub kind: ApicKind,
-    /// The page is home.
-    in_page: bool,
-    /// Registers that only software writes have changed since the page got them.
-    stale: bool,
-}
-
-impl Vapic {
-    /// The CPU delivers interrupts by itself.
-    pub fn on(&self) -> bool {
-        self.kind != ApicKind::Software
-    }
-    /// Software wrote a register.
-    pub fn written(&mut self) {
-        self.stale = true;
-    }
-}
 
 /// Offset of word `index` of a 256-bit register.
 fn bank(first: u32, index: usize) -> u32 {
@@ -61,34 +34,6 @@ fn half(words: &[u64; 4], index: usize) -> u32 {
 fn highest(words: &[u64; 4]) -> u8 {
     let top = words.iter().enumerate().rev().find(|(_, w)| **w != 0);
     top.map_or(0, |(i, w)| (i as u8) << 6 | (63 - w.leading_zeros()) as u8)
-}
-
-/// Decides, before a slice, what its entries do with the APIC.
-pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    if !v.b.virtualizes_apic() {
-        return;
-    }
-    let kind = match v.lapic.mode() {
-        _ if !host.irqchip() || v.debug.blocks_interrupts() => ApicKind::Software,
-        Mode::Disabled => ApicKind::Software,
-        // Hardware knows nothing of the enable bit in SVR, and would accept self-IPIs. As MSRs they can exit, all else is
-        // software's to refuse; as writes to the page they cannot.
-        Mode::XApic if !v.lapic.sw_enabled() => ApicKind::Software,
-        Mode::XApic => ApicKind::XApic,
-        Mode::X2Apic if !v.lapic.sw_enabled() => ApicKind::X2ApicOff,
-        Mode::X2Apic => ApicKind::X2Apic,
-    };
-    if kind == v.vapic.kind {
-        return;
-    }
-    take_back(v, sh);
-    crate::pv::withdraw_eoi(v, host);
-    v.vapic.kind = kind;
-    v.vapic.stale = true;
-    v.b.set_apic(kind);
-    // Senders that still see the old value do what is right for both: see `request::process`.
-    sh.delivers.store(kind != ApicKind::Software, Release);
-    v.event_dirty = true;
 }
 
 /// In a slice, before its first entry.
@@ -170,39 +115,4 @@ pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     for (i, bits) in requests.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
         sh.apic.posted().put_back(i, bits);
     }
-}
-
-/// The guest ended `vector`, which somebody wants to hear of; hardware has taken it out of the ISR.
-pub fn ended<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    sh: &VcpuShared,
-    host: &H,
-    vector: u8,
-) -> Next {
-    if host.wants_eoi(vector) && host.ioapic_eoi(vector, sh.apic.is_level(vector)) {
-        v.user_eoi = Some(vector);
-    }
-    Next::Again
-}
-
-/// The guest wrote the register at `offset` of the page, and hardware left what follows to us. The instruction is done.
-pub fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    sh: &VcpuShared,
-    host: &H,
-    offset: u32,
-) -> Next {
-    take_back(v, sh);
-    let Some(page) = v.b.apic_page() else { return Next::Again };
-    let value = page.read(offset);
-    let now = crate::timer::now(v, host.now());
-    let work = match (v.lapic.mode(), offset) {
-        (Mode::X2Apic, _) => v
-            .lapic
-            .msr_write(&sh.apic, Msr::X2APIC.0 + (offset >> 4), u64::from(value), &now)
-            .unwrap_or_default(),
-        _ => v.lapic.mmio_write(&sh.apic, offset, value, &now),
-    };
-    crate::exits::mmio::apic_work(v, sh, host, work);
-    Next::Again
 }

@@ -1,13 +1,8 @@
-//! How much before its deadline the CPU's timer runs out: the exit, and the entry with the interrupt, take their time, and the
-//! guest shall have its interrupt at the deadline. What is left then is waited awake, in the slice.
+//! How much before its deadline a timer runs out: the exit, and the entry with the interrupt, take their time, and the guest shall
+//! have its interrupt at the deadline.
 //!
 //! The values are stock KVM's: 1000 ns to begin with, an eighth of each error more or less, 1000 again beyond 5000. Errors
 //! below 100 ticks are noise, above 10000 something else happened.
-
-use crate::backend::Backend;
-use crate::host::Host;
-use crate::timer::ns_to_ticks;
-use crate::vcpu::Vcpu;
 
 const FIRST_NS: u32 = 1000;
 const MOST_NS: u32 = 5000;
@@ -36,25 +31,6 @@ impl Advance {
         let next = if early { self.ns().saturating_sub(step) } else { self.ns() + step };
         // 0 would read as nothing learnt.
         self.ns = if next > MOST_NS { FIRST_NS } else { next.max(1) };
-    }
-}
-
-/// How early, in ticks.
-pub fn ticks<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> u64 {
-    let ns = host.timer_advance_ns().unwrap_or(v.advance.ns());
-    ns_to_ticks(u64::from(ns), host.tsc_khz())
-}
-
-/// The timer ran out for a deadline at `at` (host TSC): waits for it, never more than the advance.
-pub fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, at: u64) {
-    let now = host.tsc();
-    let most = ticks(v, host);
-    if host.timer_advance_ns().is_none() {
-        v.advance.learn(now.abs_diff(at), now < at, host.tsc_khz());
-    }
-    let end = at.min(now.saturating_add(most));
-    while host.tsc() < end {
-        core::hint::spin_loop();
     }
 }
 

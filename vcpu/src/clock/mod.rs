@@ -10,7 +10,10 @@
 //! *Stable* it is while it counts by the TSC and the vCPUs' TSCs agree: only then may a guest read one vCPU's page on another.
 //! The pair stays the same while the TSC counts, so that the pages of all vCPUs hold the same one.
 
-use crate::tsc::{Rate, factors};
+pub mod tsc;
+pub mod units;
+
+use tsc::{Rate, factors};
 
 /// One instant of the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
@@ -201,7 +204,7 @@ pub fn agree(mut tscs: impl Iterator<Item = (u64, u64)>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tsc::Scaling;
+    use crate::clock::tsc::Scaling;
     use proptest::prelude::*;
 
     const KHZ: u32 = 2_000_000;

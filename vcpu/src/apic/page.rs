@@ -1,13 +1,14 @@
-//! The local APIC's register page, and what APIC registers ask for.
+//! The local APIC's register page.
 
+use super::{vapic, work};
 use crate::backend::Backend;
 use crate::host::Host;
-use crate::run::Next;
-use crate::shared::{Request, VcpuShared};
+use crate::outcome::Next;
+use crate::shared::VcpuShared;
 use crate::timer;
-use crate::vapic;
 use crate::vcpu::Vcpu;
-use exitless_lapic::Work;
+use exitless_lapic::Mode;
+use exitless_x86::msr::Msr;
 
 /// Where in the APIC's page an access lies, if it does. The page is the APIC's in each of its modes.
 fn offset<B: Backend>(v: &Vcpu<B>, gpa: u64) -> Option<u32> {
@@ -22,7 +23,7 @@ fn hole<B: Backend>(v: &Vcpu<B>) -> bool {
 }
 
 /// Reads the APIC's page; `false`: not in the page.
-pub fn apic_read<B: Backend, H: Host<Cpu = B::Cpu>>(
+pub fn read<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
@@ -49,7 +50,7 @@ pub fn apic_read<B: Backend, H: Host<Cpu = B::Cpu>>(
 }
 
 /// Writes the APIC's page; `false`: not in the page.
-pub fn apic_write<B: Backend, H: Host<Cpu = B::Cpu>>(
+pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
@@ -64,44 +65,29 @@ pub fn apic_write<B: Backend, H: Host<Cpu = B::Cpu>>(
     let (false, &[a, b, c, d], 0) = (hole(v), data, at & 0xf) else { return true };
     vapic::take_back(v, sh);
     let now = timer::now(v, host.now());
-    let work = v.lapic.mmio_write(&sh.apic, at, u32::from_le_bytes([a, b, c, d]), &now);
-    apic_work(v, sh, host, work);
+    let asked = v.lapic.mmio_write(&sh.apic, at, u32::from_le_bytes([a, b, c, d]), &now);
+    work::apply(v, sh, host, asked);
     true
 }
 
-/// An access to the page that hardware stops at: as if nothing were mapped there.
-pub fn refused<B: Backend, H: Host<Cpu = B::Cpu>>(
+/// The guest wrote the register at `offset` of the page, and hardware left what follows to us. The instruction is done.
+pub fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
     offset: u32,
 ) -> Next {
-    let Some(base) = v.lapic.mmio_base() else { return super::emulate::at(v, sh, host, None) };
-    let gpa = base | u64::from(offset);
-    // It may have been the delivery of an event, or had no linear address.
-    super::slat::device(v, sh, host, gpa, None)
-}
-
-/// Does what a register access left to do.
-pub fn apic_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, work: Work) {
-    v.vapic.written();
-    if let Some(msg) = work.ipi {
-        host.send_ipi(&msg);
-    }
-    if let Some(eoi) = work.eoi
-        && (eoi.broadcast || host.wants_eoi(eoi.vector))
-        && host.ioapic_eoi(eoi.vector, eoi.level)
-    {
-        v.user_eoi = Some(eoi.vector);
-    }
-    if work.timer_changed {
-        timer::sync(v, sh, host);
-    }
-    if work.routing_changed {
-        host.apic_moved();
-    }
-    if work.rescan || work.eoi.is_some() {
-        v.event_dirty = true;
-        sh.request(Request::EVENT);
-    }
+    vapic::take_back(v, sh);
+    let Some(page) = v.b.apic_page() else { return Next::Again };
+    let value = page.read(offset);
+    let now = timer::now(v, host.now());
+    let asked = match (v.lapic.mode(), offset) {
+        (Mode::X2Apic, _) => v
+            .lapic
+            .msr_write(&sh.apic, Msr::X2APIC.0 + (offset >> 4), u64::from(value), &now)
+            .unwrap_or_default(),
+        _ => v.lapic.mmio_write(&sh.apic, offset, value, &now),
+    };
+    work::apply(v, sh, host, asked);
+    Next::Again
 }

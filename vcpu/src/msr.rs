@@ -1,54 +1,23 @@
-//! MSRs that live in the vCPU itself, and reading and writing any MSR: one line per kind.
+//! Reading and writing any MSR: one line per kind.
 
+use crate::apic::{vapic, work};
 use crate::backend::{Backend, Opened, SysReg};
-use crate::exits::mmio::apic_work;
+use crate::clock::tsc::{Rate, Scaling};
 use crate::host::Host;
 use crate::pv;
 use crate::shared::{Request, VcpuShared};
 use crate::timer;
-use crate::tsc::{Rate, Scaling};
-use crate::vapic;
 use crate::vcpu::Vcpu;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_lapic::BaseCaps;
 use exitless_policy::control::efer_write;
-use exitless_policy::mce::Mce;
-use exitless_policy::msr::{MsrKind as K, check_read, check_write, find};
-use exitless_policy::mtrr::Mtrrs;
+use exitless_policy::msr::{MsrKind as K, check_read, check_write};
 use exitless_policy::{GuestCaps, Invalid, Origin};
 use exitless_x86::apic::reg;
 use exitless_x86::msr::{Msr, hwcr};
 
 /// The interrupt command register.
 const X2APIC_ICR: u32 = Msr::X2APIC.0 + (reg::ICR >> 4);
-
-/// See the file's head.
-#[derive(bytemuck::Zeroable)]
-#[repr(C)]
-pub struct MsrState {
-    misc_enable: u64,
-    ucode_rev: u64,
-    arch_capabilities: u64,
-    hwcr: u64,
-    tsc_adjust: u64,
-    mtrrs: Mtrrs,
-    /// Machine check banks.
-    pub mce: Mce,
-}
-
-impl MsrState {
-    /// Values after power-up: from the table, and what the host says.
-    pub fn init(&mut self, arch_capabilities: u64) {
-        self.arch_capabilities = arch_capabilities;
-        let reset = |m: Msr| find(m.0).map_or(0, |(row, _)| row.reset);
-        self.misc_enable = reset(Msr::MISC_ENABLE);
-        self.ucode_rev = reset(Msr::BIOS_SIGN_ID);
-        self.hwcr = 0;
-        self.tsc_adjust = 0;
-        self.mtrrs = Mtrrs::default();
-        self.mce.init();
-    }
-}
 
 fn sys_reg(kind: K) -> Option<SysReg> {
     Some(match kind {
@@ -173,7 +142,7 @@ impl<B: Backend> Vcpu<B> {
             }
             K::PvWallClock(_) => {
                 self.pv.wall_clock = value;
-                pv::write_wall_clock(self, host);
+                pv::clock::write_wall(self, host);
             }
             K::PvSystemTime(_) => {
                 self.pv.system_time = value;
@@ -272,8 +241,8 @@ impl<B: Backend> Vcpu<B> {
 
     fn write_deadline<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64) {
         let now = timer::now(self, host.now());
-        let work = self.lapic.set_tsc_deadline(&sh.apic, value, &now);
-        apic_work(self, sh, host, work);
+        let asked = self.lapic.set_tsc_deadline(&sh.apic, value, &now);
+        work::apply(self, sh, host, asked);
     }
 
     fn write_apic_base<H: Host<Cpu = B::Cpu>>(
@@ -288,8 +257,8 @@ impl<B: Backend> Vcpu<B> {
         let from_host = origin == Origin::Host;
         let caps = if from_host { host_caps } else { self.cpuid.caps() };
         let base = BaseCaps { x2apic: caps.x2apic, maxphyaddr: caps.maxphyaddr() };
-        let work = self.lapic.set_apic_base(&sh.apic, value, base, from_host).map_err(|_| Invalid)?;
-        apic_work(self, sh, host, work);
+        let asked = self.lapic.set_apic_base(&sh.apic, value, base, from_host).map_err(|_| Invalid)?;
+        work::apply(self, sh, host, asked);
         Ok(())
     }
 
@@ -305,8 +274,8 @@ impl<B: Backend> Vcpu<B> {
             vapic::take_back(self, sh);
         }
         let now = timer::now(self, host.now());
-        let work = self.lapic.msr_write(&sh.apic, msr, value, &now).map_err(|_| Invalid)?;
-        apic_work(self, sh, host, work);
+        let asked = self.lapic.msr_write(&sh.apic, msr, value, &now).map_err(|_| Invalid)?;
+        work::apply(self, sh, host, asked);
         Ok(())
     }
 

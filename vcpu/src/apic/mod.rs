@@ -1,0 +1,7 @@
+//! The local APIC between its registers (`exitless_lapic`) and the CPU.
+
+pub mod choose;
+pub mod eoi;
+pub mod page;
+pub mod vapic;
+pub mod work;

@@ -1,0 +1,29 @@
+//! What the guest's paravirtual MSRs hold.
+
+use exitless_pv_abi::KVM_MSR_ENABLED;
+
+/// The MSRs' values and what the host remembers beside them.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Pv {
+    /// MSR_KVM_SYSTEM_TIME(_NEW): address and enable bit.
+    pub system_time: u64,
+    /// MSR_KVM_WALL_CLOCK(_NEW).
+    pub wall_clock: u64,
+    /// MSR_KVM_STEAL_TIME.
+    pub steal: u64,
+    /// MSR_KVM_PV_EOI_EN.
+    pub eoi: u64,
+    /// The guest was told it may skip an EOI.
+    pub eoi_offered: bool,
+    /// KVM_KVMCLOCK_CTRL: tell the guest that it was stopped.
+    pub stopped: bool,
+    pad: [u8; 6],
+    /// Run delay already accounted, ns.
+    pub last_delay: u64,
+}
+
+/// The enable bit of such an MSR.
+pub fn enabled(msr: u64) -> bool {
+    msr & KVM_MSR_ENABLED != 0
+}
