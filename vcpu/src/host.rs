@@ -114,6 +114,8 @@ pub trait Host {
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool;
     /// Delivers an IPI sent by this vCPU.
     fn send_ipi(&self, msg: &InterruptMessage);
+    /// The same, if whom it names can be looked up and is not more than 16 vCPUs; `false`: otherwise, and nothing was done (atomic).
+    fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool;
     /// This vCPU ended an interrupt; `level`: it was level triggered. `true`: the I/O APIC that must hear of it is in
     /// user space.
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool;

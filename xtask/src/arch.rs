@@ -16,8 +16,8 @@ use crate::{
 /// room is in its own list.
 const ROOMS: &[(&str, &[&str])] = &[
     ("defs", &["defs"]),
-    // The APIC's pending interrupts are a posted-interrupt descriptor.
-    ("logic", &["defs", "logic/posted"]),
+    // The APIC's pending interrupts are a posted-interrupt descriptor, and what messages are compared with is its address.
+    ("logic", &["defs", "logic/posted", "logic/ipi"]),
     ("vcpu", &["defs", "logic"]),
     ("hw", &["defs", "vcpu", "hw/ops", "hw/slat"]),
     ("linux", &["defs", "logic", "vcpu", "hw", "linux"]),

@@ -6,10 +6,11 @@
 //! ```
 
 use crate::bitmap::Bitmap;
-use crate::shared::{Published, Shared, x2apic_ldr};
+use crate::shared::Shared;
 use crate::timer::{Armed, Now, Timer};
 use crate::{Config, EoiWork, Mode, Work};
 use bytemuck::Zeroable;
+use exitless_ipi::{Address, x2apic_ldr};
 use exitless_x86::apic::{apic_base, lvt};
 
 /// Which reset (SDM vol. 3A, 11.4.7).
@@ -90,7 +91,6 @@ impl Lapic {
         self.vcpu_id = vcpu_id;
         self.bsp = bsp;
         self.config = config;
-        s.publish_x2apic_id(vcpu_id);
         self.reset(s, Reset::PowerUp);
     }
 
@@ -138,15 +138,16 @@ impl Lapic {
     pub(crate) fn publish(&self, s: &Shared) {
         let mode = self.mode();
         s.publish_lvt(self.lvt.lint0, self.lvt.lint1, self.lvt.error);
-        s.publish(&Published {
-            xapic_id: self.xapic_id,
-            logical_id: self.logical_id,
-            flat: self.dfr >> 28 == 0xf,
-            hw_enabled: mode != Mode::Disabled,
-            sw_enabled: self.svr & svr::ENABLE != 0,
-            x2apic: mode == Mode::X2Apic,
-            default_page: self.mmio_base() == Some(apic_base::DEFAULT_ADDRESS),
-        });
+        let address = Address::new()
+            .with_x2apic_id(self.vcpu_id)
+            .with_xapic_id(self.xapic_id)
+            .with_logical_id(self.logical_id)
+            .with_flat(self.dfr >> 28 == 0xf)
+            .with_hw_enabled(mode != Mode::Disabled)
+            .with_sw_enabled(self.svr & svr::ENABLE != 0)
+            .with_x2apic(mode == Mode::X2Apic)
+            .with_default_page(self.mmio_base() == Some(apic_base::DEFAULT_ADDRESS));
+        s.publish(address);
     }
 
     /// The id in the present mode.

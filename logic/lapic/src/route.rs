@@ -1,6 +1,7 @@
 //! From an interrupt message to the APICs that take it: shorthands, destinations, lowest priority.
 
 use crate::shared::{Accepted, Shared};
+use exitless_ipi::Few;
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 
 /// The VM's vCPUs as the router sees them.
@@ -13,11 +14,10 @@ pub trait Targets {
     /// The APIC at `index`; `None` if there is none (yet).
     fn get(&self, index: usize) -> Option<&Shared>;
 
-    /// Every APIC's physical id, in its present mode, is its index and its x2APIC id. Physical destinations then need no search.
-    /// Maintained by the VM from [`crate::Work::routing_changed`] and [`Shared::physical_id`].
-    fn ids_are_indices(&self) -> bool;
+    /// [`exitless_ipi::Map::resolve`].
+    fn resolve(&self, msg: &InterruptMessage, sender: Option<usize>) -> Option<Few>;
 
-    /// A number that differs from call to call: lowest-priority ties go to the first candidate at or after it, modulo `len`.
+    /// A number that differs from call to call: lowest-priority ties go to the first candidate at or after it, modulo their number.
     fn rotation(&self) -> usize;
 }
 
@@ -42,76 +42,108 @@ impl Delivered {
     }
 }
 
+/// Who may be named.
+enum Candidates {
+    Few(Few),
+    /// Everybody below.
+    All(usize),
+}
+
+impl Candidates {
+    fn len(&self) -> usize {
+        match self {
+            Self::Few(few) => few.len(),
+            Self::All(len) => *len,
+        }
+    }
+
+    fn nth(&self, position: usize) -> Option<usize> {
+        match self {
+            Self::Few(few) => few.nth(position),
+            Self::All(_) => Some(position),
+        }
+    }
+}
+
 /// Delivers `msg` to every APIC that it names (lowest priority: to one of them).
 ///
 /// `sender` is the index of the sending vCPU; `None` for devices, for which the shorthands `SelfOnly` and `AllButSelf` name nobody
 /// and everybody. `sink` is called for each APIC that the message changed; it owes the request, wake-up and kick that [`Accepted`]
-/// describes. Takes no lock, allocates nothing.
+/// describes. Takes no lock, allocates nothing. Looks at no more vCPUs than are named, where they can be looked up.
 pub fn route<T: Targets>(
     msg: &InterruptMessage,
     sender: Option<usize>,
     targets: &T,
+    sink: impl FnMut(usize, Accepted),
+) -> Delivered {
+    let candidates = match targets.resolve(msg, sender) {
+        Some(few) => Candidates::Few(few),
+        None => Candidates::All(targets.len()),
+    };
+    route_among(msg, sender, targets, &candidates, sink)
+}
+
+/// As [`route`], but only to vCPUs that can be looked up, [`Few::MOST`] of them at most. `None`: they cannot, or are more; nothing was
+/// done.
+pub fn route_few<T: Targets>(
+    msg: &InterruptMessage,
+    sender: Option<usize>,
+    targets: &T,
+    sink: impl FnMut(usize, Accepted),
+) -> Option<Delivered> {
+    let few = targets.resolve(msg, sender)?;
+    Some(route_among(msg, sender, targets, &Candidates::Few(few), sink))
+}
+
+fn route_among<T: Targets>(
+    msg: &InterruptMessage,
+    sender: Option<usize>,
+    targets: &T,
+    candidates: &Candidates,
     mut sink: impl FnMut(usize, Accepted),
 ) -> Delivered {
     let mut delivered = Delivered::default();
-    let mut deliver = |index: usize, target: &Shared| {
+    let mut deliver = |(index, target): (usize, &Shared)| {
         let accepted = target.accept(msg);
         delivered.add(accepted);
         if accepted.is_new() {
             sink(index, accepted);
         }
     };
-    if let Some(index) = single(msg, sender, targets) {
-        if let Some(target) = targets.get(index).filter(|target| names(msg, sender, index, target)) {
-            deliver(index, target);
-        }
-    } else if msg.mode == DeliveryMode::LOWEST {
-        if let Some((index, target)) = lowest(msg, sender, targets) {
-            deliver(index, target);
-        }
-    } else {
-        for index in 0..targets.len() {
-            if let Some(target) = targets.get(index).filter(|target| names(msg, sender, index, target)) {
-                deliver(index, target);
-            }
-        }
+    let named = |position: usize| {
+        let index = candidates.nth(position)?;
+        let target = targets.get(index)?;
+        names(msg, sender, index, target).then_some((index, target))
+    };
+    if msg.mode != DeliveryMode::LOWEST {
+        (0..candidates.len()).filter_map(named).for_each(deliver);
+    } else if let Some(lowest) = lowest(candidates.len(), targets.rotation(), named) {
+        deliver(lowest);
     }
     delivered
-}
-
-/// The only index that can be named, if that is known without a search.
-fn single<T: Targets>(msg: &InterruptMessage, sender: Option<usize>, targets: &T) -> Option<usize> {
-    match msg.shorthand {
-        Shorthand::SelfOnly => sender,
-        Shorthand::None if !msg.logical && targets.ids_are_indices() => match msg.destination {
-            0xff | u32::MAX => None,
-            id => usize::try_from(id).ok(),
-        },
-        _ => None,
-    }
 }
 
 /// `msg` is for the APIC at `index`.
 fn names(msg: &InterruptMessage, sender: Option<usize>, index: usize, target: &Shared) -> bool {
     match msg.shorthand {
-        Shorthand::None => target.matches(msg),
+        Shorthand::None => target.address().names(msg),
         Shorthand::SelfOnly => target.hw_enabled() && sender == Some(index),
         Shorthand::All => target.hw_enabled(),
         Shorthand::AllButSelf => target.hw_enabled() && sender != Some(index),
     }
 }
 
-/// Among the named APICs that can take a vector, the one with the lowest processor priority (SDM vol. 3A, 11.6.2.4).
-fn lowest<'a, T: Targets>(
-    msg: &InterruptMessage,
-    sender: Option<usize>,
-    targets: &'a T,
+/// Among `len` candidates, those named that can take a vector, the one with the lowest processor priority (SDM vol. 3A,
+/// 11.6.2.4).
+fn lowest<'a>(
+    len: usize,
+    rotation: usize,
+    named: impl Fn(usize) -> Option<(usize, &'a Shared)>,
 ) -> Option<(usize, &'a Shared)> {
-    let len = targets.len();
-    let start = targets.rotation().checked_rem(len)?;
+    let start = rotation.checked_rem(len)?;
     (start..len)
         .chain(0..start)
-        .filter_map(|index| Some((index, targets.get(index)?)))
-        .filter(|&(index, target)| names(msg, sender, index, target) && target.sw_enabled())
+        .filter_map(named)
+        .filter(|(_, target)| target.sw_enabled())
         .min_by_key(|(_, target)| target.arbitration_priority())
 }

@@ -22,7 +22,8 @@
 use crate::ApicPage;
 use crate::bitmap::{self, place};
 use bytemuck::Zeroable;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use exitless_ipi::Address;
 use exitless_posted::Descriptor;
 #[cfg(doc)]
 use exitless_x86::apic::apic_base;
@@ -61,16 +62,6 @@ pub struct Startup {
     pub sipi: Option<u8>,
 }
 
-/// Bits of `Directory::address`.
-mod address {
-    pub(super) const LOGICAL_SHIFT: u32 = 8;
-    pub(super) const FLAT: u32 = 1 << 16;
-    pub(super) const HW_ENABLED: u32 = 1 << 17;
-    pub(super) const SW_ENABLED: u32 = 1 << 18;
-    pub(super) const X2APIC: u32 = 1 << 19;
-    pub(super) const DEFAULT_PAGE: u32 = 1 << 20;
-}
-
 /// Bits of `Shared::events`.
 mod event {
     pub(super) const INIT: u32 = 1 << 9;
@@ -90,24 +81,11 @@ const MAX_QUEUED_NMIS: u32 = 2;
 /// Vectors below this are reserved for exceptions and illegal for the APIC.
 pub(crate) const FIRST_LEGAL_VECTOR: u8 = 16;
 
-/// What the owner publishes; see `Shared::publish`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Published {
-    pub(crate) xapic_id: u8,
-    pub(crate) logical_id: u8,
-    pub(crate) flat: bool,
-    pub(crate) hw_enabled: bool,
-    pub(crate) sw_enabled: bool,
-    pub(crate) x2apic: bool,
-    pub(crate) default_page: bool,
-}
-
 /// What senders read. Written by the owner when the guest reprograms its APIC, rarely; so it has a cache line of its own.
 #[derive(Debug, Zeroable)]
 #[repr(C, align(64))]
 struct Directory {
-    address: AtomicU32,
-    x2apic_id: AtomicU32,
+    address: AtomicU64,
     lint0: AtomicU32,
     lint1: AtomicU32,
     error: AtomicU32,
@@ -211,21 +189,8 @@ impl Shared {
     }
 
     /// Owner: what senders compare destinations with.
-    pub(crate) fn publish(&self, p: &Published) {
-        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
-        let word = u32::from(p.xapic_id)
-            | u32::from(p.logical_id) << address::LOGICAL_SHIFT
-            | bit(p.flat, address::FLAT)
-            | bit(p.hw_enabled, address::HW_ENABLED)
-            | bit(p.sw_enabled, address::SW_ENABLED)
-            | bit(p.x2apic, address::X2APIC)
-            | bit(p.default_page, address::DEFAULT_PAGE);
-        self.directory.address.store(word, Ordering::Release);
-    }
-
-    /// Owner, once: the immutable x2APIC id.
-    pub(crate) fn publish_x2apic_id(&self, id: u32) {
-        self.directory.x2apic_id.store(id, Ordering::Release);
+    pub(crate) fn publish(&self, address: Address) {
+        self.directory.address.store(address.into(), Ordering::Release);
     }
 
     /// Owner: the LVT entries that other CPUs deliver through.
@@ -240,30 +205,25 @@ impl Shared {
         self.ppr.store(u32::from(ppr), Ordering::Relaxed);
     }
 
+    /// What destinations are compared with now.
+    pub fn address(&self) -> Address {
+        self.directory.address.load(Ordering::Acquire).into()
+    }
+
     /// The APIC is enabled in IA32_APIC_BASE: it takes part in message delivery.
     pub fn hw_enabled(&self) -> bool {
-        self.directory.address.load(Ordering::Acquire) & address::HW_ENABLED != 0
+        self.address().hw_enabled()
     }
 
     /// The APIC is enabled in the SVR too: it accepts fixed and lowest-priority interrupts.
     pub fn sw_enabled(&self) -> bool {
-        const BOTH: u32 = address::HW_ENABLED | address::SW_ENABLED;
-        self.directory.address.load(Ordering::Acquire) & BOTH == BOTH
+        let address = self.address();
+        address.hw_enabled() && address.sw_enabled()
     }
 
     /// The registers are a page at [`apic_base::DEFAULT_ADDRESS`].
     pub fn at_default_page(&self) -> bool {
-        self.directory.address.load(Ordering::Acquire) & address::DEFAULT_PAGE != 0
-    }
-
-    /// The id that physical destinations name now: 8 bits, or 32 in x2APIC mode.
-    pub fn physical_id(&self) -> u32 {
-        let word = self.directory.address.load(Ordering::Acquire);
-        if word & address::X2APIC != 0 {
-            self.directory.x2apic_id.load(Ordering::Acquire)
-        } else {
-            word & 0xff
-        }
+        self.address().default_page()
     }
 
     /// Lower wins lowest-priority arbitration (SDM vol. 3A, 11.6.2.4: the PPR stands for the APR). May be a moment old.
@@ -271,30 +231,7 @@ impl Shared {
         self.ppr.load(Ordering::Relaxed) as u8
     }
 
-    /// The destination (not the shorthand) of `msg` names this APIC. An APIC disabled in IA32_APIC_BASE is never named.
-    ///
-    /// An xAPIC sender's or device's 0xff is a broadcast for every target; an x2APIC sender's 0xff is one for targets in xAPIC mode
-    /// only, and 0xffff_ffff for all. A physical id above 0xff names its vCPU even in xAPIC mode, so that it can be started.
-    pub fn matches(&self, msg: &InterruptMessage) -> bool {
-        let word = self.directory.address.load(Ordering::Acquire);
-        if word & address::HW_ENABLED == 0 {
-            return false;
-        }
-        let x2apic = word & address::X2APIC != 0;
-        if is_broadcast(msg, x2apic) {
-            return true;
-        }
-        let x2apic_id = self.directory.x2apic_id.load(Ordering::Acquire);
-        match (msg.logical, x2apic) {
-            (false, true) => msg.destination == x2apic_id,
-            (false, false) if msg.destination > 0xff => msg.destination == x2apic_id,
-            (false, false) => msg.destination == word & 0xff,
-            (true, true) => matches_cluster(x2apic_ldr(x2apic_id), msg.destination, 16),
-            (true, false) => matches_xapic_logical(word, msg.destination),
-        }
-    }
-
-    /// Applies a message that names this APIC (see [`Shared::matches`]); what the caller then owes is in [`Accepted`].
+    /// Applies a message that names this APIC (see [`Address::names`]); what the caller then owes is in [`Accepted`].
     pub fn accept(&self, msg: &InterruptMessage) -> Accepted {
         match msg.mode {
             DeliveryMode::FIXED | DeliveryMode::LOWEST => self.accept_vector(msg.vector, msg.level),
@@ -403,33 +340,4 @@ impl Shared {
 
 fn lvt_mode(entry: u32) -> DeliveryMode {
     DeliveryMode(((entry & lvt::MODE) >> 8) as u8)
-}
-
-/// The logical id that x2APIC mode derives from the id (SDM vol. 3A, 11.12.10.2): cluster in 31:16, one bit in 15:0.
-pub(crate) const fn x2apic_ldr(id: u32) -> u32 {
-    (id >> 4) << 16 | 1 << (id & 0xf)
-}
-
-fn is_broadcast(msg: &InterruptMessage, target_x2apic: bool) -> bool {
-    match msg.destination {
-        0xff => !(msg.x2apic && target_x2apic),
-        u32::MAX => msg.x2apic,
-        _ => false,
-    }
-}
-
-/// Same cluster above `bits`, and a common member bit below.
-fn matches_cluster(logical_id: u32, destination: u32, bits: u32) -> bool {
-    let members = (1 << bits) - 1;
-    logical_id >> bits == destination >> bits && logical_id & destination & members != 0
-}
-
-/// Flat and cluster model of the xAPIC (SDM vol. 3A, 11.6.2.2).
-fn matches_xapic_logical(word: u32, destination: u32) -> bool {
-    let logical_id = word >> address::LOGICAL_SHIFT & 0xff;
-    if word & address::FLAT != 0 {
-        logical_id & destination != 0
-    } else {
-        matches_cluster(logical_id, destination, 4)
-    }
 }

@@ -158,19 +158,19 @@ fn what_senders_see_of_ids() {
     let routing = Work { routing_changed: true, ..Work::default() };
     let mut cpu = Cpu::raw(0x103, false, Config::default());
     assert_eq!(cpu.write(reg::SVR, 0x1ff), Work { rescan: true, ..routing });
-    assert_eq!((cpu.l.id(), cpu.s.physical_id(), cpu.s.at_default_page()), (3, 3, true));
+    assert_eq!((cpu.l.id(), cpu.s.address().physical_id(), cpu.s.at_default_page()), (3, 3, true));
     cpu.write(reg::ID, 0x55 << 24);
-    assert_eq!((cpu.l.id(), cpu.s.physical_id()), (0x55, 0x55));
+    assert_eq!((cpu.l.id(), cpu.s.address().physical_id()), (0x55, 0x55));
     cpu.write(reg::LDR, 0x42 << 24);
     assert_eq!(cpu.read(reg::LDR), 0x42 << 24);
     assert_eq!(cpu.base(0xfed0_0000 | apic_base::ENABLE), Ok(routing), "the page alone has moved");
     assert!(!cpu.s.at_default_page());
     cpu.base(apic_base::DEFAULT_ADDRESS | apic_base::ENABLE | apic_base::X2APIC).unwrap();
-    assert_eq!((cpu.l.id(), cpu.s.physical_id(), cpu.s.at_default_page()), (0x103, 0x103, false));
+    assert_eq!((cpu.l.id(), cpu.s.address().physical_id(), cpu.s.at_default_page()), (0x103, 0x103, false));
     cpu.base(apic_base::DEFAULT_ADDRESS).unwrap();
     assert!(!cpu.s.at_default_page());
     cpu.base(apic_base::DEFAULT_ADDRESS | apic_base::ENABLE).unwrap();
-    assert_eq!((cpu.s.physical_id(), cpu.s.at_default_page()), (3, true));
+    assert_eq!((cpu.s.address().physical_id(), cpu.s.at_default_page()), (3, true));
 }
 
 /// What hardware shows to the guest without an exit is what a read that exits gives.
@@ -337,7 +337,7 @@ fn hardware_disable() {
     cpu.deadline(1);
     assert!(!cpu.expire());
     assert!(cpu.s.accepts_ext_int());
-    assert!(!cpu.s.matches(&fixed(1, 0x40)) && !cpu.s.matches(&fixed(0xff, 0x40)));
+    assert!(!cpu.s.address().names(&fixed(1, 0x40)) && !cpu.s.address().names(&fixed(0xff, 0x40)));
     for mode in 0..8 {
         let message = InterruptMessage { mode: DeliveryMode(mode), ..fixed(1, 0x40) };
         assert_eq!(cpu.s.accept(&message), Accepted::None, "mode {mode}");
@@ -505,7 +505,7 @@ fn self_ipi_forms() {
     assert_eq!(cpu.wrmsr(reg::SELF_IPI, 0x77), Ok(Work { rescan: true, ..Work::default() }));
     assert_eq!(cpu.take(), Some(0x77));
     let message = cpu.wrmsr(reg::ICR, 0x3_0000_4088).unwrap().ipi.unwrap();
-    assert!(cpu.s.matches(&message));
+    assert!(cpu.s.address().names(&message));
     assert_eq!(cpu.s.accept(&message), Accepted::Event);
     assert_eq!(cpu.take(), Some(0x88));
     cpu.wrmsr(reg::SELF_IPI, 0x0f).unwrap();

@@ -2,8 +2,10 @@
 #![allow(unused_must_use)]
 
 mod common;
+use bytemuck::Zeroable;
 use common::*;
 use core::cell::Cell;
+use exitless_ipi::{Address, Claims, Few, Map};
 use exitless_lapic::*;
 use exitless_x86::apic::*;
 use proptest::prelude::*;
@@ -12,18 +14,20 @@ use std::collections::BTreeSet;
 /// A VM with possibly missing vCPUs.
 struct Vm {
     cpus: Vec<Option<Cpu>>,
-    identity: bool,
+    /// Destinations are looked up where they can be.
+    mapped: bool,
     rotation: Cell<usize>,
 }
 
 impl Vm {
     fn new(cpus: Vec<Option<Cpu>>) -> Self {
-        Self { cpus, identity: false, rotation: Cell::new(0) }
+        Self { cpus, mapped: true, rotation: Cell::new(0) }
     }
 
     fn send(&self, message: &InterruptMessage, sender: Option<usize>) -> (Vec<(usize, Accepted)>, Delivered) {
         let mut seen = Vec::new();
         let delivered = route(message, sender, self, |index, accepted| seen.push((index, accepted)));
+        seen.sort_by_key(|(index, _)| *index);
         (seen, delivered)
     }
 }
@@ -35,8 +39,12 @@ impl Targets for Vm {
     fn get(&self, index: usize) -> Option<&Shared> {
         Some(&self.cpus.get(index)?.as_ref()?.s)
     }
-    fn ids_are_indices(&self) -> bool {
-        self.identity
+    fn resolve(&self, message: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
+        let (map, mut claims) = (Map::<512>::zeroed(), Claims::<16>::zeroed());
+        for (index, cpu) in self.cpus.iter().enumerate() {
+            map.update(&mut claims, index, cpu.as_ref().map_or(Address::new(), |cpu| cpu.s.address()));
+        }
+        map.resolve(message, sender, self.len()).filter(|_| self.mapped)
     }
     fn rotation(&self) -> usize {
         self.rotation.replace(self.rotation.get() + 1)
@@ -226,11 +234,11 @@ proptest! {
         check(&models, &message, (sender < models.len()).then_some(sender));
     }
 
-    /// The search-free way for physical destinations names the same targets as the search.
+    /// Looking destinations up names the same targets as asking everybody.
     #[test]
-    fn identity_fast_path(x2apic_mode: bool, message in any_message(), sender in 0usize..6) {
-        let build_vm = |identity| Vm {
-            identity,
+    fn by_look_up(x2apic_mode: bool, message in any_message(), sender in 0usize..6) {
+        let build_vm = |mapped| Vm {
+            mapped,
             ..Vm::new((0..6).map(|id| (id != 4).then(|| {
                 if x2apic_mode { Cpu::x2apic(id) } else { Cpu::xapic(id) }
             })).collect())
@@ -293,4 +301,15 @@ fn aliased_ids() {
     assert!(vm.cpus[2].as_mut().unwrap().write(reg::ID, 0).routing_changed);
     let seen = vm.send(&fixed(0, 0x40), None).0;
     assert_eq!(seen, [(0, Accepted::Event), (2, Accepted::Event)]);
+}
+
+/// What cannot be looked up is not delivered to few, and then to nobody.
+#[test]
+fn few_or_nobody() {
+    let mut vm = Vm::new((0..3).map(|id| Some(Cpu::xapic(id))).collect());
+    vm.cpus[2].as_mut().unwrap().write(reg::ID, 0);
+    let send = |destination| route_few(&fixed(destination, 0x40), None, &vm, |_, _| ());
+    assert_eq!(send(0), None);
+    assert!(vm.cpus.iter().flatten().all(|cpu| cpu.s.top_irr().is_none()));
+    assert_eq!(send(1), Some(Delivered { accepted: 1, new: 1 }));
 }

@@ -45,7 +45,7 @@ fn id_formats() {
     let mut cpu = Cpu::xapic(3);
     put(&mut page, reg::ID, 77 << 24);
     cpu.load(&page).unwrap();
-    assert!(cpu.s.matches(&fixed(77, 0x40)) && !cpu.s.matches(&fixed(3, 0x40)));
+    assert!(cpu.s.address().names(&fixed(77, 0x40)) && !cpu.s.address().names(&fixed(3, 0x40)));
 }
 
 /// The id of xAPIC mode is what was written or restored until that mode is entered again, which brings the first one back.

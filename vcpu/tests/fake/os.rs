@@ -184,6 +184,10 @@ impl<C> Host for Os<C> {
         self.w.may_sleep("send_ipi");
         self.w.ipis.borrow_mut().push(*msg);
     }
+    fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool {
+        self.w.ipis.borrow_mut().push(*msg);
+        true
+    }
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
         self.w.may_sleep("ioapic_eoi");
         self.w.eois.borrow_mut().push((vector, level));

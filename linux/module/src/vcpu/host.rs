@@ -214,6 +214,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn send_ipi(&self, msg: &InterruptMessage) {
         self.vm.deliver(msg, Some(self.me.index as usize));
     }
+    fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool {
+        self.vm.deliver_to_few(msg, Some(self.me.index as usize))
+    }
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
         if !self.vm.wants_eoi(vector) {
             return false;
@@ -240,7 +243,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.lapics.load(Ordering::Acquire)
     }
     fn apic_moved(&self) {
-        self.vm.check_ids();
+        self.vm.apic_moved(self.me);
     }
 
     fn now(&self) -> Moment {

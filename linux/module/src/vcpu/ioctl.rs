@@ -239,7 +239,7 @@ impl<B: Vendor> Call<'_, B> {
         let now = timer::now(self.inner, exitless_vcpu::host::Host::now(&self.host));
         self.inner.lapic.load(&self.v.shared.apic, &page, &now).map_err(|_| Errno::EINVAL)?;
         timer::sync(self.inner, &self.v.shared, &self.host);
-        self.v.vm().check_ids();
+        self.v.vm().apic_moved(self.v);
         self.v.shared.request(Request::EVENT);
         Ok(0)
     }

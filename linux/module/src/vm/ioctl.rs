@@ -89,7 +89,6 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
             // Nothing can fail any more: there is room, and a vCPU in the VM has its fd.
             vm.add_vcpu(v);
             config.vcpus += 1;
-            vm.check_ids();
             Ok(fd.install() as isize)
         }
         Err(e) => {

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use exitless_host::mem::KSlice;
 use exitless_host::timer::Cancelled;
 use exitless_host::{cpu, time};
+use exitless_ipi::Few;
 use exitless_irqchip::chips::{Effect, IrqChips, send_msi, set_msi_gsi};
 use exitless_irqchip::lines::{LineStatus, Source};
 use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
@@ -13,7 +14,7 @@ use exitless_irqchip::pic::{Pic, PicId};
 use exitless_irqchip::pit::Pit;
 use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors};
 use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
-use exitless_lapic::{Accepted, Delivered, Shared, Targets, route};
+use exitless_lapic::{Accepted, Delivered, Shared, Targets, route, route_few};
 use exitless_vcpu::Request;
 use exitless_x86::apic::InterruptMessage;
 
@@ -44,8 +45,8 @@ impl Targets for Vm {
     fn get(&self, index: usize) -> Option<&Shared> {
         self.vcpu(index).map(|v| &v.shared.apic)
     }
-    fn ids_are_indices(&self) -> bool {
-        !self.ids_moved.load(Ordering::Relaxed)
+    fn resolve(&self, msg: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
+        self.map.resolve(msg, sender, self.vcpu_count())
     }
     fn rotation(&self) -> usize {
         self.rotation.fetch_add(1, Ordering::Relaxed) as usize
@@ -99,11 +100,18 @@ impl VcpuObj {
 impl Vm {
     /// Delivers a message; `sender` is a vCPU's index.
     pub fn deliver(&self, msg: &InterruptMessage, sender: Option<usize>) -> Delivered {
-        route(msg, sender, self, |i, accepted| {
-            if let Some(v) = self.vcpu(i) {
-                v.notify(accepted);
-            }
-        })
+        route(msg, sender, self, |i, accepted| self.notify(i, accepted))
+    }
+
+    /// The same, if all who are named can be looked up and are few. `false`: they cannot or are not, and nothing was done.
+    pub fn deliver_to_few(&self, msg: &InterruptMessage, sender: Option<usize>) -> bool {
+        route_few(msg, sender, self, |i, accepted| self.notify(i, accepted)).is_some()
+    }
+
+    fn notify(&self, index: usize, accepted: Accepted) {
+        if let Some(v) = self.vcpu(index) {
+            v.notify(accepted);
+        }
     }
 
     fn effect(&self, e: Effect) -> u32 {

@@ -518,9 +518,13 @@ impl Vm {
     }
 
     /// All APICs have their registers at the default page, and the CPU virtualises accesses to them there; or not any more.
-    pub fn set_apic_page(&self, wanted: bool) {
-        let wanted = wanted && self.apic_access_pa() != 0;
-        let had = core::mem::replace(&mut self.mmu.lock().apic_page, wanted);
+    pub fn check_apic_page(&self) {
+        let possible = self.lapics.load(Ordering::Acquire) && self.apic_access_pa() != 0;
+        let mut mmu = self.mmu.lock();
+        // Under the lock, so that of two APICs that move at once the last to come here has seen both.
+        let wanted = possible && self.each_vcpu().all(|v| v.shared.apic.at_default_page());
+        let had = core::mem::replace(&mut mmu.apic_page, wanted);
+        drop(mmu);
         if had && !wanted {
             self.zap(GfnRange { start: APIC_GFN, end: APIC_GFN + 1 }, true);
         }

@@ -1,6 +1,7 @@
 //! One virtual machine: its memory, its chips, its vCPUs. Shared by their fds; freed when the last one closes.
 //!
 //! Locks, outermost first: `lock` (configuration, vCPU creation) > `slots_lock` > `chips` (spinlock) > `mmu` (spinlock).
+//! `claims` (spinlock) is taken with none of them and before none.
 //! The list of all VMs (spinlock) > `clocks` (spinlock).
 //! Readers of slots, routes and ioeventfds are in a read section: a vCPU's thread in its own ([`exitless_vcpu::section`]),
 //! everybody else in the VM's SRCU.
@@ -26,6 +27,7 @@ use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
 use exitless_host::wait::WaitQueue;
 use exitless_host::{Errno, Result, cpu, time};
+use exitless_ipi::{Claims, Map};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::clock::tsc::Rate;
@@ -33,6 +35,9 @@ use exitless_vcpu::section::{Changes, Look};
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
 pub const MAX_VCPUS: usize = 255;
+
+/// APIC ids that the map knows: all that a vCPU can have.
+const IDS: usize = MAX_VCPUS + 1;
 
 /// Settings made by ioctls before and while vCPUs exist.
 #[derive(bytemuck::Zeroable)]
@@ -79,6 +84,10 @@ pub struct Vm {
     pub ring_lock: SpinLock<()>,
     /// The VM's clocks.
     pub clocks: SpinLock<clock::Clocks>,
+    /// Whom destinations of interrupts name.
+    pub map: Map<IDS>,
+    /// From which the map was made; its lock serialises those who change it.
+    claims: SpinLock<Claims<MAX_VCPUS>>,
     /// The next in the list of all VMs, under that list's lock.
     pub next: AtomicPtr<Vm>,
     /// All vCPUs by index.
@@ -93,8 +102,6 @@ pub struct Vm {
     pub pit: AtomicBool,
     /// Output of the 8259 pair.
     pub pic_output: AtomicBool,
-    /// Some APIC's id is not its vCPU's index.
-    pub ids_moved: AtomicBool,
     /// The address space is gone.
     pub dead: AtomicBool,
     /// `KVM_CAP_EXIT_ON_EMULATION_FAILURE`.
@@ -155,6 +162,7 @@ impl Vm {
         vm.wiring.init(LockClass::Irqfds)?;
         vm.mmu.init(LockClass::Mmu)?;
         vm.chips.init(LockClass::Irqchip)?;
+        vm.claims.init(LockClass::Lapic)?;
         vm.clocks.init(LockClass::Clock)?;
         vm.ring_lock.init(LockClass::Ioeventfds)?;
         vm.debugfs.init(LockClass::Stats)?;
@@ -209,6 +217,7 @@ impl Vm {
         let Some(slot) = self.vcpus.get(n) else { return false };
         slot.store(v, Ordering::Release);
         self.nvcpus.store(n as u32 + 1, Ordering::Release);
+        self.vcpu(n).inspect(|v| self.apic_moved(v));
         self.tsc_changed();
         true
     }
@@ -283,13 +292,12 @@ impl Vm {
         self.mm.as_ref()
     }
 
-    /// Some APIC changed its id, its mode or its page, or a vCPU was added: do ids still equal indices, and are all pages at
-    /// the same place?
-    pub fn check_ids(&self) {
-        let moved = self.each_vcpu().any(|v| v.id != v.index || v.shared.apic.physical_id() != v.index);
-        self.ids_moved.store(moved, Ordering::Release);
-        let in_kernel = self.lapics.load(Ordering::Acquire);
-        self.set_apic_page(in_kernel && self.each_vcpu().all(|v| v.shared.apic.at_default_page()));
+    /// The APIC of `v`, or `v` itself, is new, or has another id, mode or page, and has published it. Its caller is its only owner.
+    pub fn apic_moved(&self, v: &VcpuObj) {
+        let address = v.shared.apic.address();
+        // Before the vCPU goes on: whoever it tells then finds it.
+        self.map.update(&mut *self.claims.lock(), v.index as usize, address);
+        self.check_apic_page();
     }
 }
 

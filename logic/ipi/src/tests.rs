@@ -1,0 +1,381 @@
+//! The map against the slow way, which asks every vCPU; and its changes under loom.
+
+use crate::map::Slot;
+use crate::{Address, Claims, Few, Map};
+use bytemuck::Zeroable;
+use core::sync::atomic::Ordering;
+use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
+use proptest::prelude::*;
+use std::boxed::Box;
+use std::vec::Vec;
+
+const VCPUS: usize = 1024;
+const IDS: usize = 4096;
+
+/// A VM as both ways see it.
+struct Vm {
+    map: Box<Map<IDS>>,
+    claims: Box<Claims<VCPUS>>,
+    addresses: Vec<Address>,
+}
+
+impl Vm {
+    fn new(addresses: impl IntoIterator<Item = Address>) -> Self {
+        let map = Box::new(Map::zeroed());
+        let mut vm = Self { map, claims: Box::new(Claims::zeroed()), addresses: Vec::new() };
+        addresses.into_iter().for_each(|address| vm.add(address));
+        vm
+    }
+
+    fn add(&mut self, address: Address) {
+        self.addresses.push(address);
+        self.map.update(&mut self.claims, self.addresses.len() - 1, address);
+    }
+
+    fn change(&mut self, index: usize, address: Address) {
+        self.addresses[index] = address;
+        self.map.update(&mut self.claims, index, address);
+    }
+
+    fn named(&self, m: &InterruptMessage, sender: Option<usize>, index: usize) -> bool {
+        let address = self.addresses[index];
+        match m.shorthand {
+            Shorthand::None => address.names(m),
+            Shorthand::SelfOnly => address.hw_enabled() && sender == Some(index),
+            Shorthand::All => address.hw_enabled(),
+            Shorthand::AllButSelf => address.hw_enabled() && sender != Some(index),
+        }
+    }
+
+    /// Whom `m` names, found by asking every vCPU.
+    fn slow(&self, m: &InterruptMessage, sender: Option<usize>) -> Vec<usize> {
+        (0..self.addresses.len()).filter(|&index| self.named(m, sender, index)).collect()
+    }
+
+    /// Whom `m` names, found by the map; `None`: it cannot say.
+    fn fast(&self, m: &InterruptMessage, sender: Option<usize>) -> Option<Vec<usize>> {
+        let few = self.map.resolve(m, sender, self.addresses.len())?;
+        assert!(few.iter().all(|index| index < self.addresses.len()), "{m:?}: {few:?}");
+        assert_eq!((few.iter().count(), few.nth(few.len())), (few.len(), None));
+        let mut named: Vec<_> = few.iter().filter(|&index| self.named(m, sender, index)).collect();
+        named.sort();
+        assert!(named.windows(2).all(|pair| pair[0] != pair[1]), "nobody twice: {few:?}");
+        Some(named)
+    }
+}
+
+fn xapic(id: u32, xapic_id: u8) -> Address {
+    Address::new().with_hw_enabled(true).with_x2apic_id(id).with_xapic_id(xapic_id)
+}
+
+fn flat(id: u32, logical_id: u8) -> Address {
+    xapic(id, id as u8).with_flat(true).with_logical_id(logical_id)
+}
+
+fn cluster(id: u32, logical_id: u8) -> Address {
+    xapic(id, id as u8).with_logical_id(logical_id)
+}
+
+fn x2apic(id: u32) -> Address {
+    xapic(id, id as u8).with_x2apic(true)
+}
+
+fn to(destination: u32, logical: bool, x2apic: bool) -> InterruptMessage {
+    InterruptMessage {
+        destination,
+        logical,
+        mode: DeliveryMode::FIXED,
+        vector: 0x40,
+        level: false,
+        assert: true,
+        shorthand: Shorthand::None,
+        x2apic,
+    }
+}
+
+fn shorthand(shorthand: Shorthand) -> InterruptMessage {
+    InterruptMessage { shorthand, ..to(0, false, false) }
+}
+
+/// What a device or an xAPIC can write as a destination, without broadcasts: all of it is looked up where no two vCPUs stand at
+/// one place, in each model that a guest may choose.
+#[test]
+fn each_destination_of_one_byte() {
+    let models = [
+        Vm::new((0..8).map(|id| flat(id, 1 << id))),
+        Vm::new((0..60).map(|id| cluster(id, ((id / 4 * 16) | 1 << (id % 4)) as u8))),
+        Vm::new((0..255).map(x2apic)),
+    ];
+    for (vm, destination) in models.iter().flat_map(|vm| (0..0xff).map(move |d| (vm, d))) {
+        for m in [to(destination, false, false), to(destination, true, false)] {
+            assert_eq!(vm.fast(&m, None), Some(vm.slow(&m, None)), "{m:?}");
+        }
+    }
+    assert_eq!(models[0].fast(&to(0b1010_0001, true, false), None), Some(std::vec![0, 5, 7]));
+    assert_eq!(models[1].fast(&to(0x3a, true, false), None), Some(std::vec![13, 15]));
+}
+
+/// As many vCPUs as KVM allows, in x2APIC mode: each id and each cluster, whole, in parts and of one.
+#[test]
+fn each_destination_of_x2apic() {
+    // Ids as user space may number them, with holes.
+    let vm = Vm::new((0..VCPUS as u32).map(|n| x2apic(n * 3)));
+    for id in 0..IDS as u32 {
+        let named =
+            if id % 3 == 0 && id < 3 * VCPUS as u32 { std::vec![id as usize / 3] } else { Vec::new() };
+        assert_eq!(vm.fast(&to(id, false, true), None), Some(named), "{id}");
+        for members in [0xffff, 0x5a5a, 1 << (id % 16)] {
+            let m = to((id / 16) << 16 | members, true, true);
+            assert_eq!(vm.fast(&m, None), Some(vm.slow(&m, None)), "{m:?}");
+        }
+    }
+}
+
+/// An x2APIC sender's 0xff is an id, or half a cluster, where all are in x2APIC mode; it is everybody else's broadcast.
+#[test]
+fn eight_bits_of_ones() {
+    let mut vm = Vm::new((0..300).map(x2apic));
+    assert_eq!(vm.fast(&to(0xff, false, true), None), Some(std::vec![255]));
+    assert_eq!(vm.fast(&to(0xff, true, true), None), Some((0..8).collect()));
+    assert_eq!(vm.fast(&to(0xff, false, false), None), None);
+    vm.change(7, xapic(7, 7));
+    assert_eq!(vm.fast(&to(0xff, false, true), None), None);
+    assert_eq!(vm.slow(&to(0xff, false, true), None), [7, 255]);
+    vm.change(7, Address::new());
+    assert_eq!(vm.fast(&to(0xff, true, true), None), Some(std::vec![0, 1, 2, 3, 4, 5, 6]), "7 is disabled");
+}
+
+/// Shorthands and broadcasts are short lists in small VMs, and for the slow way in others.
+#[test]
+fn everybody() {
+    let numbers = |vcpus: u32| {
+        [Shorthand::All, Shorthand::AllButSelf]
+            .map(|s| Vm::new((0..vcpus).map(x2apic)).fast(&shorthand(s), Some(3)).map(|named| named.len()))
+    };
+    assert_eq!(numbers(4), [Some(4), Some(3)]);
+    assert_eq!(numbers(16), [Some(16), Some(15)]);
+    assert_eq!(numbers(17), [None, Some(16)]);
+    assert_eq!(numbers(18), [None, None]);
+    let vm = Vm::new((0..18).map(x2apic));
+    assert_eq!(vm.fast(&shorthand(Shorthand::SelfOnly), Some(17)), Some(std::vec![17]));
+    assert_eq!(vm.fast(&shorthand(Shorthand::SelfOnly), None), Some(Vec::new()));
+}
+
+/// Two at one place are for the slow way, until one of them is elsewhere; others are not touched.
+#[test]
+fn aliases() {
+    let mut vm = Vm::new([flat(0, 1), flat(1, 2), flat(2, 4)]);
+    vm.change(2, xapic(2, 1).with_flat(true).with_logical_id(3));
+    for destination in [to(1, false, false), to(1, true, false), to(2, true, false)] {
+        assert_eq!(vm.fast(&destination, None), None, "{destination:?}");
+    }
+    assert_eq!(vm.fast(&to(0, false, false), None), Some(std::vec![0]));
+    assert_eq!(vm.fast(&to(2, false, false), None), Some(Vec::new()));
+    vm.change(1, Address::new());
+    assert_eq!(vm.fast(&to(1, false, false), None), Some(std::vec![2]));
+    assert_eq!(vm.fast(&to(2, true, false), None), Some(std::vec![2]));
+    assert_eq!(vm.fast(&to(1, true, false), None), None, "0 is there still");
+}
+
+/// Above 0xff an id is the vCPU's own in each mode, and it has two.
+#[test]
+fn wide_ids_before_x2apic() {
+    let vm = Vm::new([xapic(0x23, 0x23), xapic(0x123, 0x23), xapic(0x124, 0x24)]);
+    assert_eq!(vm.fast(&to(0x123, false, true), None), Some(std::vec![1]));
+    assert_eq!(vm.fast(&to(0x24, false, true), None), Some(std::vec![2]));
+    assert_eq!(vm.fast(&to(0x23, false, true), None), None);
+    assert_eq!(vm.fast(&to(IDS as u32, false, true), None), None, "beyond the map nothing is known");
+}
+
+fn any_address() -> impl Strategy<Value = Address> {
+    let id = prop_oneof![0u32..24, 0xf8u32..0x108, 0..2 * IDS as u32, any::<u32>()];
+    (id, 0u8..8, any::<u8>(), 0u8..8, any::<(bool, bool)>()).prop_map(
+        |(id, xapic_id, logical, bit, (one, flat))| {
+            xapic(id, xapic_id).with_logical_id(if one { 1 << bit } else { logical }).with_flat(flat)
+        },
+    )
+}
+
+fn any_state() -> impl Strategy<Value = Address> {
+    (any_address(), 0u8..5).prop_map(|(address, mode)| match mode {
+        0 => address.with_hw_enabled(false),
+        1 | 2 => address.with_x2apic(true),
+        _ => address,
+    })
+}
+
+fn any_message() -> impl Strategy<Value = InterruptMessage> {
+    let names = prop_oneof![
+        6 => Just(Shorthand::None),
+        1 => Just(Shorthand::SelfOnly),
+        1 => Just(Shorthand::All),
+        1 => Just(Shorthand::AllButSelf)
+    ];
+    let destination = prop_oneof![0u32..24, Just(0xff), Just(u32::MAX), 0u32..0x2_0000, any::<u32>()];
+    (destination, any::<(bool, bool)>(), names).prop_map(|(destination, (logical, x2apic), shorthand)| {
+        InterruptMessage { shorthand, ..to(destination, logical, x2apic) }
+    })
+}
+
+proptest! {
+    /// Whatever a guest makes of its APICs, in whatever order: what the map says is what asking everybody says.
+    #[test]
+    fn as_the_slow_way(
+        first in prop::collection::vec(any_state(), 1..24),
+        changes in prop::collection::vec((0usize..24, any_state()), 0..24),
+        messages in prop::collection::vec((any_message(), 0usize..32), 16),
+    ) {
+        let mut vm = Vm::new(first);
+        for (index, address) in changes {
+            vm.change(index % vm.addresses.len(), address);
+        }
+        for (m, sender) in messages {
+            let sender = (sender < vm.addresses.len()).then_some(sender);
+            if let Some(named) = vm.fast(&m, sender) {
+                prop_assert_eq!(named, vm.slow(&m, sender), "{:?} {:?}", m, vm.addresses);
+            }
+        }
+    }
+
+    /// A map that went through changes is the map of where they led.
+    #[test]
+    fn no_history(
+        first in prop::collection::vec(any_state(), 1..12),
+        changes in prop::collection::vec((0usize..12, any_state()), 0..24),
+    ) {
+        let mut vm = Vm::new(first);
+        for (index, address) in changes {
+            vm.change(index % vm.addresses.len(), address);
+        }
+        let fresh = Vm::new(vm.addresses.iter().copied());
+        prop_assert_eq!(std::format!("{:?}", vm.map), std::format!("{:?}", fresh.map));
+    }
+}
+
+#[test]
+fn nobody_is_known_beyond_the_claims() {
+    let (map, mut claims) = (Map::<256>::zeroed(), Claims::<2>::zeroed());
+    map.update(&mut claims, 2, x2apic(2));
+    assert_eq!(map.resolve(&to(2, false, true), None, 2), Some(Few::default()));
+}
+
+// --- loom ---
+
+type Word = loom::sync::atomic::AtomicU16;
+
+impl Slot for Word {
+    fn get(&self) -> u16 {
+        self.load(Ordering::Acquire)
+    }
+    fn set(&self, value: u16) {
+        self.store(value, Ordering::Release);
+    }
+}
+
+/// A map on loom's memory, what its vCPUs have published, and whether the one that moves has gone on.
+struct World {
+    map: Map<3, Word>,
+    claims: loom::sync::Mutex<Claims<3>>,
+    addresses: [loom::sync::atomic::AtomicU64; 3],
+    gone_on: loom::sync::atomic::AtomicBool,
+}
+
+impl World {
+    fn new(addresses: [Address; 3]) -> Self {
+        let world = Self {
+            map: Map::on(|| Word::new(0)),
+            claims: loom::sync::Mutex::new(Claims::zeroed()),
+            addresses: addresses.map(|address| loom::sync::atomic::AtomicU64::new(address.into())),
+            gone_on: loom::sync::atomic::AtomicBool::new(false),
+        };
+        for (index, address) in addresses.into_iter().enumerate() {
+            world.map.update(&mut world.claims.lock().unwrap(), index, address);
+        }
+        world
+    }
+
+    /// As the owner of `index` does it.
+    fn move_to(&self, index: usize, address: Address) {
+        self.addresses[index].store(address.into(), Ordering::Release);
+        self.map.update(&mut self.claims.lock().unwrap(), index, address);
+    }
+
+    /// The same, but a place is emptied before it is filled anew.
+    fn move_by_emptying(&self, index: usize, address: Address) {
+        let mut claims = self.claims.lock().unwrap();
+        self.map.update(&mut claims, index, Address::new());
+        self.map.empty(address);
+        self.map.update(&mut claims, index, address);
+    }
+
+    /// `m` reaches the vCPU at `index`.
+    fn reaches(&self, m: &InterruptMessage, index: usize) -> bool {
+        let address = |index: usize| Address::from(self.addresses[index].load(Ordering::Acquire));
+        match self.map.resolve(m, None, 3) {
+            Some(few) => few.iter().any(|found| found == index && address(found).names(m)),
+            None => address(index).names(m),
+        }
+    }
+}
+
+fn under_loom(moves: fn(&World), sends: fn(&World)) {
+    loom::model(move || {
+        let world = loom::sync::Arc::new(World::new([x2apic(0), x2apic(1), x2apic(2)]));
+        let mover = {
+            let world = world.clone();
+            loom::thread::spawn(move || moves(&world))
+        };
+        sends(&world);
+        mover.join().unwrap();
+    });
+}
+
+/// Whoever does not move is reached, while another comes to its place and leaves it again.
+#[test]
+fn who_stays_is_reached() {
+    under_loom(
+        |world| {
+            world.move_to(1, xapic(1, 0));
+            world.move_to(1, x2apic(1));
+        },
+        |world| assert!(world.reaches(&to(0, false, true), 0)),
+    );
+}
+
+#[test]
+#[should_panic(expected = "lost")]
+fn an_emptied_place_loses_who_stays() {
+    under_loom(
+        |world| world.move_by_emptying(1, xapic(1, 0)),
+        |world| assert!(world.reaches(&to(0, false, true), 0), "lost"),
+    );
+}
+
+/// Whoever knows that a vCPU has moved reaches it at its new place.
+#[test]
+fn who_has_moved_is_reached() {
+    under_loom(
+        |world| {
+            world.move_to(1, xapic(1, 2));
+            world.gone_on.store(true, Ordering::Release);
+        },
+        |world| {
+            let there = world.gone_on.load(Ordering::Acquire);
+            assert!(!there || world.reaches(&to(2, false, true), 1));
+        },
+    );
+}
+
+/// Two move at once, one to where the other was: afterwards each is where it says.
+#[test]
+fn two_move_at_once() {
+    loom::model(|| {
+        let world = loom::sync::Arc::new(World::new([x2apic(0), x2apic(1), Address::new()]));
+        let other = world.clone();
+        let mover = loom::thread::spawn(move || other.move_to(0, xapic(0, 2)));
+        world.move_to(1, xapic(1, 0));
+        mover.join().unwrap();
+        assert!(world.reaches(&to(0, false, true), 1) && world.reaches(&to(2, false, true), 0));
+        assert!(world.map.resolve(&to(1, false, true), None, 3).is_some_and(|few| few.is_empty()));
+    });
+}
