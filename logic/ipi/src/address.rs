@@ -51,11 +51,6 @@ impl Address {
             (true, false) => in_cluster(self.logical_id().into(), msg.destination, 4),
         }
     }
-
-    /// The id that physical destinations name: 8 bits, or 32 in x2APIC mode.
-    pub fn physical_id(self) -> u32 {
-        if self.x2apic() { self.x2apic_id() } else { self.xapic_id().into() }
-    }
 }
 
 /// The logical id that x2APIC mode derives from the id (SDM vol. 3A, 11.12.10.2): cluster in 31:16, one bit in 15:0.

@@ -30,6 +30,7 @@ const PACKAGES: &[&str] = &[
     "exitless-insn",
     "exitless-bus",
     "exitless-deadline",
+    "exitless-ipi",
     "exitless-memslots",
     "exitless-posted",
     "exitless-policy",
