@@ -288,6 +288,10 @@ pub trait Backend {
     /// more. Hands to the host what the exit took from it: an acknowledged interrupt, a machine check. Interrupts are off;
     /// a handler's softirqs turn them on for a while.
     fn end(&mut self) {}
+    /// What ran may have left data in the L1 data cache that is not the guest's to find (L1TF): where the CPU would show it, the
+    /// next entry flushes. Told by the backend to itself: the first entry since the thread came to this CPU, KVM_RUN included; by
+    /// the kernel: interrupts and the softirqs behind them.
+    fn dirty_l1d(&self) {}
     /// The vendor's number of the last exit, for counters and traces.
     fn exit_number(&self) -> u64;
     /// The event whose delivery the last exit interrupted, if any; reading it forgets it. A software event only where RIP is

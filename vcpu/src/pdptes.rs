@@ -18,7 +18,7 @@ impl<B: Backend> Vcpu<B> {
             return true;
         }
         let mut bytes = [0; 32];
-        if !host.read_guest(self.b.cr3() & 0xffff_ffe0, &mut bytes) {
+        if !self.read_guest(host, self.b.cr3() & 0xffff_ffe0, &mut bytes) {
             return false;
         }
         let mut entries = [0; 4];

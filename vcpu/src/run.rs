@@ -42,7 +42,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
             sh.stats.user.bump();
             return exit;
         }
-        if host.work_pending() && !host.do_work() {
+        if do_work(v, host) {
             sh.stats.signal_exits.bump();
             return RunExit::Interrupted;
         }
@@ -72,6 +72,15 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
             return exit;
         }
     }
+}
+
+/// Does what the host has for this thread, whoever's data that is about. `true`: a signal must be taken.
+fn do_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> bool {
+    if !host.work_pending() {
+        return false;
+    }
+    v.b.dirty_l1d();
+    !host.do_work()
 }
 
 /// What the CPU has logged becomes the VM's knowledge before the vCPU counts as out of the guest: who asks for the log interrupts

@@ -101,6 +101,10 @@ fn fetch_part<B: Backend, H: Host<Cpu = B::Cpu>>(
     atomic: bool,
 ) -> Result<(), NoBytes> {
     let mode = v.paging(v.b.cpl());
+    if !atomic {
+        // As for `Vcpu::read_guest`.
+        v.b.dirty_l1d();
+    }
     let walked = if atomic {
         translate(&AtomicMemory(host), &mode, at, Access::FETCH)
     } else {

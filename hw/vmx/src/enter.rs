@@ -1,7 +1,6 @@
 //! One entry: host state, translations, write-back, VMLAUNCH or VMRESUME. Implements the hall's trait.
 
 use crate::cache as c;
-use crate::exit::leaves_l1d_clean;
 use crate::host::write_cpu_state;
 use crate::machine::{Machine, how, switched};
 use crate::percpu::PerCpu;
@@ -39,7 +38,7 @@ mod plan {
     /// There is something to do before the switch.
     pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | PMU | how::GUARD_L1D;
     /// There is something to do after it.
-    pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | PMU | how::GUARD_L1D;
+    pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | PMU;
 }
 
 impl<M: Machine> Vmx<M> {
@@ -156,7 +155,7 @@ impl<M: Machine> Vmx<M> {
         if bits & plan::DEBUG_REGISTERS != 0 {
             self.m.set_dr6(self.dr6);
         }
-        if bits & how::GUARD_L1D != 0 && core::mem::take(&mut self.l1d_dirty) {
+        if bits & how::GUARD_L1D != 0 && self.l1d_dirty.take() {
             bits |= how::L1D_DIRTY;
         }
         Some(bits)
@@ -178,9 +177,6 @@ impl<M: Machine> Vmx<M> {
         }
         if self.exit_reason().entry_failed() {
             return;
-        }
-        if self.plan & how::GUARD_L1D != 0 {
-            self.l1d_dirty = !leaves_l1d_clean(self.exit_reason().basic());
         }
         if self.plan & plan::FRESH != 0 {
             self.plan = self.plan & !plan::FRESH | how::LAUNCHED;
@@ -271,6 +267,9 @@ impl<M: Machine> Backend for Vmx<M> {
         }
     }
 
+    fn dirty_l1d(&self) {
+        self.l1d_dirty.set(true);
+    }
     fn exit_number(&self) -> u64 {
         u64::from(self.exit_reason().basic().0)
     }

@@ -261,11 +261,6 @@ fn io(q: IoQualification) -> IoAccess {
     IoAccess { port: q.port(), size: q.size() + 1, input: q.input(), string: q.string(), rep: q.rep() }
 }
 
-/// An exit after which the host touched nothing that the guest should not find in the L1 data cache.
-pub(crate) fn leaves_l1d_clean(reason: R) -> bool {
-    matches!(reason, R::CPUID | R::EXTERNAL_INTERRUPT | R::INTERRUPT_WINDOW | R::PAUSE | R::PREEMPTION_TIMER)
-}
-
 /// The name of an exit number, in the words KVM's tools use for VMX.
 pub fn name(number: u64) -> Option<&'static str> {
     Some(match R(u16::try_from(number).ok()?) {

@@ -49,7 +49,7 @@ impl<M: Machine> Vmx<M> {
             self.m.put(f::PLE_WINDOW, PLE_WINDOW);
         }
         // Whatever ran here in between left its data in the cache.
-        self.l1d_dirty = true;
+        self.l1d_dirty.set(true);
     }
 
     /// What may change from one slice to the next: the address space (and its PCID), CR4, and what perf records of branches.

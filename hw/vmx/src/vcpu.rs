@@ -136,7 +136,7 @@ pub struct Vmx<M = Hardware> {
     /// Interrupt shadow, TF or BTF may have changed: the pending debug exceptions must follow.
     pub(crate) debug_touched: bool,
     /// Something that a guest could look for may be in the L1 data cache.
-    pub(crate) l1d_dirty: bool,
+    pub(crate) l1d_dirty: Cell<bool>,
     /// Translations must be dropped: the EPT pointer changed, or the CPU.
     pub(crate) flush_due: bool,
     /// The hall wants to hear of the interrupt window.
@@ -203,7 +203,6 @@ impl<M: Machine> Vmx<M> {
         self.dr_intercept = true;
         self.exceptions = EXCEPTIONS;
         self.dr6 = 0xffff_0ff0;
-        self.l1d_dirty = true;
         self.set_cr0_field(0);
         self.set_cr4_field(0);
     }

@@ -20,7 +20,7 @@ pub fn offer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
         return;
     }
     let byte = [u8::from(want)];
-    if host.write_guest(v.pv.eoi & KVM_PV_EOI_ADDRESS, &byte) {
+    if v.write_guest(host, v.pv.eoi & KVM_PV_EOI_ADDRESS, &byte) {
         v.pv.eoi_offered = want;
     }
 }
@@ -29,7 +29,7 @@ pub fn offer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
 /// entry offers again.
 pub fn withdraw<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     if core::mem::take(&mut v.pv.eoi_offered) {
-        host.write_guest(v.pv.eoi & KVM_PV_EOI_ADDRESS, &[0]);
+        v.write_guest(host, v.pv.eoi & KVM_PV_EOI_ADDRESS, &[0]);
     }
 }
 
@@ -40,7 +40,7 @@ pub fn collect<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     }
     let gpa = v.pv.eoi & KVM_PV_EOI_ADDRESS;
     let mut byte = [0];
-    if !host.read_guest(gpa, &mut byte) {
+    if !v.read_guest(host, gpa, &mut byte) {
         return;
     }
     if byte[0] & 1 == 0 {

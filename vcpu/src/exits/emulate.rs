@@ -24,6 +24,8 @@ pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     walked: Option<Walked>,
 ) -> Next {
+    // It reads and writes wherever the guest says, and the host's pages may have to be brought for that.
+    v.b.dirty_l1d();
     let source = match v.journal.source() {
         Some(source) => source,
         None => match skip::fetch(v, host, false) {

@@ -33,6 +33,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     exit: Exit,
 ) -> Next {
     v.debug.forget_hits();
+    if !leaves_l1d_clean(exit) {
+        v.b.dirty_l1d();
+    }
     match exit {
         Exit::ExternalInterrupt | Exit::Nmi | Exit::HostEvent => Next::Again,
         Exit::InterruptWindow => window(v),
@@ -67,6 +70,28 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::FailEntry(code) => Next::Leave(RunExit::FailEntry(code)),
         Exit::Disabled => Next::Leave(RunExit::Error(-EIO)),
         Exit::Unknown(code) => unexpected(code),
+    }
+}
+
+/// Nothing that answers this exit loads what a guest could look for in the cache, or what does says so itself; a kind that is not
+/// known for that, like one that is rare, is none. What they load: the vCPU's registers and tables, the VM's chips, tables and bits
+/// of dirty pages, instructions by accesses that do not fault; of the host its clocks and timers, and run queues and wait queues
+/// where somebody is woken or an eventfd signalled. Who sleeps, gives way or goes to user space comes to this CPU anew.
+fn leaves_l1d_clean(exit: Exit) -> bool {
+    match exit {
+        // The interrupt's handler: the kernel itself notes that it ran.
+        Exit::ExternalInterrupt | Exit::InterruptWindow | Exit::NmiWindow | Exit::Timer => true,
+        Exit::Cpuid | Exit::Rdmsr | Exit::Wrmsr | Exit::Rdpmc | Exit::Xsetbv | Exit::Hypercall => true,
+        Exit::CrAccess | Exit::Cr8Write | Exit::DrAccess => true,
+        Exit::Hlt | Exit::Pause | Exit::Monitor | Exit::Mwait | Exit::Invd | Exit::Wbinvd => true,
+        Exit::EoiInduced(_) | Exit::ApicWrite(_) | Exit::LogFull => true,
+        // But for doorbells and chips they say so themselves: a fault that is resolved, the emulator.
+        Exit::Io(_) | Exit::Slat(_) => true,
+        // The host's handlers have run already.
+        Exit::Nmi | Exit::HostEvent | Exit::Exception(_) => false,
+        Exit::TaskSwitch(_) | Exit::DescriptorTable | Exit::ApicAccess(_) => false,
+        Exit::Int1(_) | Exit::Rdpru | Exit::VirtInstruction => false,
+        Exit::Shutdown | Exit::FailEntry(_) | Exit::Disabled | Exit::Unknown(_) => false,
     }
 }
 

@@ -21,6 +21,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     if fault.marked && fault.write && !fault.table_walk && doorbell::rung(v, host, fault.gpa) {
         return Next::Again;
     }
+    // Whatever it takes to have the page: reclaim, swap, the pages that look like it.
+    v.b.dirty_l1d();
     match host.slat_fault(fault.gpa, fault.write, fault.fetch) {
         FaultOutcome::Fixed => {
             sh.stats.pf_fixed.bump();

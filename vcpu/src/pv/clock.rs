@@ -17,7 +17,7 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     let gpa = v.pv.system_time & !KVM_MSR_ENABLED;
     let m = host.master_clock();
     let mut info: pvclock_vcpu_time_info = bytemuck::Zeroable::zeroed();
-    if !host.read_guest(gpa, bytemuck::bytes_of_mut(&mut info)) {
+    if !v.read_guest(host, gpa, bytemuck::bytes_of_mut(&mut info)) {
         return;
     }
     // Who is told that it was stopped clears that flag itself, when it has seen it.
@@ -34,12 +34,12 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     (info.tsc_to_system_mul, info.tsc_shift) = v.rate.clock_factors();
     info.flags = flags;
     // Odd version first and alone, then everything, then the even version: readers retry on odd or changed.
-    if !host.write_guest(gpa, &info.version.to_le_bytes())
-        || !host.write_guest(gpa, bytemuck::bytes_of(&info))
+    if !v.write_guest(host, gpa, &info.version.to_le_bytes())
+        || !v.write_guest(host, gpa, bytemuck::bytes_of(&info))
     {
         return;
     }
-    host.write_guest(gpa, &info.version.wrapping_add(1).to_le_bytes());
+    v.write_guest(host, gpa, &info.version.wrapping_add(1).to_le_bytes());
     v.pv.stopped = false;
 }
 
@@ -52,7 +52,7 @@ pub fn note_stopped<B: Backend>(v: &mut Vcpu<B>) {
 pub fn write_wall<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     let gpa = v.pv.wall_clock;
     let mut version = [0; 4];
-    if gpa == 0 || !host.read_guest(gpa, &mut version) {
+    if gpa == 0 || !v.read_guest(host, gpa, &mut version) {
         return;
     }
     let old = u32::from_le_bytes(version);
@@ -62,7 +62,7 @@ pub fn write_wall<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) 
     wc.version = odd;
     wc.sec = (ns / 1_000_000_000) as u32;
     wc.nsec = (ns % 1_000_000_000) as u32;
-    if host.write_guest(gpa, bytemuck::bytes_of(&wc)) {
-        host.write_guest(gpa, &odd.wrapping_add(1).to_le_bytes());
+    if v.write_guest(host, gpa, bytemuck::bytes_of(&wc)) {
+        v.write_guest(host, gpa, &odd.wrapping_add(1).to_le_bytes());
     }
 }

@@ -13,7 +13,7 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     }
     let gpa = v.pv.steal & KVM_STEAL_VALID_BITS;
     let mut st: kvm_steal_time = bytemuck::Zeroable::zeroed();
-    if !host.read_guest(gpa, bytemuck::bytes_of_mut(&mut st)) {
+    if !v.read_guest(host, gpa, bytemuck::bytes_of_mut(&mut st)) {
         return;
     }
     let delay = host.run_delay();
@@ -24,7 +24,7 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     v.pv.last_delay = delay;
     let bytes = bytemuck::bytes_of(&st);
     // Only the fields that are ours: steal, version, flags and the preempted byte.
-    if host.write_guest(gpa, bytes.get(..17).unwrap_or(&[])) {
-        host.write_guest(gpa + 8, &version.wrapping_add(1).to_le_bytes());
+    if v.write_guest(host, gpa, bytes.get(..17).unwrap_or(&[])) {
+        v.write_guest(host, gpa + 8, &version.wrapping_add(1).to_le_bytes());
     }
 }

@@ -13,7 +13,7 @@ use pv::Pv;
 
 use crate::backend::{Backend, Event, Instructions, Opened};
 use crate::cpuid::CpuidState;
-use crate::host::Extended;
+use crate::host::{Extended, Host};
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
 use core::sync::atomic::Ordering::Release;
@@ -125,6 +125,19 @@ impl<B: Backend> Vcpu<B> {
     pub(crate) fn open(&mut self, opened: Opened) {
         self.opened = opened;
         self.b.set_opened(opened);
+    }
+
+    /// [`Host::read_guest`] outside of the emulator. The page may have to be brought from anywhere, and what that touches is not
+    /// the guest's.
+    pub(crate) fn read_guest<H: Host>(&self, host: &H, gpa: u64, buf: &mut [u8]) -> bool {
+        self.b.dirty_l1d();
+        host.read_guest(gpa, buf)
+    }
+
+    /// [`Host::write_guest`], likewise.
+    pub(crate) fn write_guest<H: Host>(&self, host: &H, gpa: u64, data: &[u8]) -> bool {
+        self.b.dirty_l1d();
+        host.write_guest(gpa, data)
     }
 
     /// RIP's mode.

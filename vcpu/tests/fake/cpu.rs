@@ -698,8 +698,12 @@ impl Cpu {
 impl Backend for Cpu {
     type Cpu = Core;
 
+    fn dirty_l1d(&self) {
+        self.w.l1d_dirty.set(true);
+    }
     fn enter(&mut self, core: &Core, flush: bool) -> Exit {
         self.check_entry(core);
+        self.w.check_l1d();
         self.w.trail.borrow_mut().push(Hand::Entered);
         self.entries += 1;
         self.next = None;

@@ -148,6 +148,8 @@ impl Machine {
 
     /// One KVM_RUN.
     pub(crate) fn run(&mut self) -> RunExit {
+        // The backend's to know: the thread comes to the CPU anew.
+        self.w.strangers.set(false);
         let exit = run(&mut *self.v, &self.sh, &self.os);
         assert!(!self.w.in_slice.get(), "left inside a slice");
         assert!(!self.sh.needs_ipi(), "left in guest mode");

@@ -71,11 +71,11 @@ impl<C> Host for Os<C> {
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
-        self.w.may_sleep("read_guest");
+        self.w.strange("read_guest");
         !self.out_of_reach(gpa) && self.w.read_ram(gpa, buf)
     }
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
-        self.w.may_sleep("write_guest");
+        self.w.strange("write_guest");
         if self.out_of_reach(gpa) {
             return false;
         }
@@ -86,7 +86,7 @@ impl<C> Host for Os<C> {
         !self.w.swapped.get() && !self.lost(gpa) && self.w.read_ram(gpa, buf)
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
-        self.w.may_sleep("cmpxchg_guest");
+        self.w.strange("cmpxchg_guest");
         let mut have = [0; 8];
         let n = usize::from(size);
         if self.out_of_reach(gpa) || !self.w.read_ram(gpa, &mut have[..n]) || gpa >= ROM {
@@ -102,7 +102,7 @@ impl<C> Host for Os<C> {
         gpa < super::world::RAM as u64 || (!write && (ROM..ROM + 4096).contains(&gpa))
     }
     fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool) -> FaultOutcome {
-        self.w.may_sleep("slat_fault");
+        self.w.strange("slat_fault");
         if self.w.poisoned.get() == Some(gpa >> 12) {
             return FaultOutcome::Poisoned(HVA + (gpa & !0xfff));
         }
@@ -133,7 +133,7 @@ impl<C> Host for Os<C> {
         }
     }
     fn mark_device(&self, gpa: u64) {
-        self.w.may_sleep("mark_device");
+        self.w.strange("mark_device");
         self.w.marked.borrow_mut().insert(gpa >> 12);
     }
 
@@ -302,7 +302,7 @@ impl<C> Host for Os<C> {
         self.w.signal.get() || self.w.work.get()
     }
     fn do_work(&self) -> bool {
-        self.w.may_sleep("do_work");
+        self.w.strange("do_work");
         self.w.point();
         self.w.work.set(false);
         !self.w.signal.get()
@@ -343,7 +343,7 @@ impl<C> Host for Os<C> {
         self.w.may_sleep("spin");
     }
     fn memory_error(&self, hva: u64) {
-        self.w.may_sleep("memory_error");
+        self.w.strange("memory_error");
         self.w.memory_errors.borrow_mut().push(hva);
         self.w.signal.set(true);
     }

@@ -121,6 +121,11 @@ pub(crate) struct World {
     /// Who had the CPU in this slice, or in the last, in order: written by the fakes of the operating system and of the CPU
     /// alike, checked at each slice's end.
     pub(crate) trail: RefCell<Vec<Hand>>,
+    /// What ran since the last entry may have brought anybody's data into the cache; and the hall said so.
+    pub(crate) strangers: Cell<bool>,
+    pub(crate) l1d_dirty: Cell<bool>,
+    /// Whether the last entries flushed the cache: bit 0 the last one.
+    pub(crate) flushed: Cell<u64>,
     /// The host's writes to guest memory.
     pub(crate) written: RefCell<Vec<(u64, Vec<u8>)>>,
     /// Pages whose second-level mapping exists.
@@ -247,6 +252,9 @@ impl World {
             ram: RefCell::new(vec![0; RAM]),
             log: RefCell::default(),
             trail: RefCell::default(),
+            strangers: Cell::default(),
+            l1d_dirty: Cell::default(),
+            flushed: Cell::default(),
             written: RefCell::default(),
             mapped: RefCell::default(),
             marked: RefCell::default(),
@@ -323,6 +331,20 @@ impl World {
     /// Something that may sleep was called.
     pub(crate) fn may_sleep(&self, what: &str) {
         assert!(!self.in_slice.get(), "{what} inside a slice");
+    }
+
+    /// As [`World::may_sleep`]: and the host may have to bring a page, or has business of its own.
+    pub(crate) fn strange(&self, what: &str) {
+        self.may_sleep(what);
+        self.strangers.set(true);
+    }
+
+    /// An entry flushes what must not be found (L1TF).
+    pub(crate) fn check_l1d(&self) {
+        let flushes = self.l1d_dirty.take();
+        assert!(flushes || !self.strangers.take(), "entered with anybody's data in the cache");
+        self.strangers.set(false);
+        self.flushed.set(self.flushed.get() << 1 | u64::from(flushes));
     }
 
     /// The host's own code runs: handlers, and softirqs behind them, which use the FPU and take kicks.

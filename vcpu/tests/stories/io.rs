@@ -633,6 +633,11 @@ fn a_doorbell_reads_nothing() {
     }
     assert_eq!(m.w.rings.get(), 7);
     assert_eq!((m.w.reads.get(), m.sh.stats.insn_emulation.get()), (reads, emulated));
+    assert_eq!(
+        m.w.flushed.get() & 0x55,
+        0,
+        "behind none of them anything that a guest must not find in the cache (L1TF)"
+    );
     // A TF of the guest's still traps behind it.
     m.v.b.rflags |= rflags::TF;
     m.v.b.rip = 0x1100;

@@ -6,6 +6,7 @@ mod fake;
 mod debug;
 mod events;
 mod io;
+mod l1d;
 mod life;
 mod pv;
 mod registers;
