@@ -4,12 +4,14 @@
 //! does), so figures repeat and can be compared from change to change. They are instructions, not nanoseconds: a world
 //! switch costs one tick. What two vCPUs do together (`ipi_running`, `ipi_wake_hlt`) also counts the turns that the emulator
 //! gives its CPUs one after the other: compare those between modules only. Bochs with several CPUs adds some tens of ticks
-//! to whatever cuts a turn short, so there all but these two are measured on a host with one CPU.
+//! to whatever cuts a turn short, so there an operation is measured on as many CPUs as it has vCPUs. What is measured in windows
+//! (docs/lab-bochs.md, "The ledger") is counted by the emulator for the CPU or CPUs that it concerns.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -20,11 +22,12 @@ use crate::{
     lab::{
         self, Options, deps,
         machine::Kind,
+        programs,
         report::Report,
         scenario::{Module, Scenario},
     },
     ledger::{self, Batches, Costs, Ledger, Row, Side, Vendor},
-    paths, say,
+    paths, say, sh,
 };
 
 /// What to measure.
@@ -36,22 +39,56 @@ pub struct Choice {
     /// The emulated machine.
     #[arg(long, value_enum, default_value = "svm")]
     pub machine: Kind,
-    /// CPUs of the emulated host. With one, two vCPUs that wait for each other wait for the scheduler. Default: 2; on vmx and ryzen 1,
-    /// and 2 for what two vCPUs do together.
+    /// CPUs of the emulated host. With one, two vCPUs that wait for each other wait for the scheduler. Default: as many as the operation
+    /// has vCPUs; on svm at least 2.
     #[arg(long)]
     pub cpus: Option<u32>,
-    /// Operations whose name contains this.
-    #[arg(default_value = "")]
-    pub pattern: String,
+    /// Operations whose name contains one of these (`ipi_send timer`; default: all).
+    pub patterns: Vec<String>,
     /// This module file, instead of building one.
     #[arg(long)]
     pub ko: Option<std::path::PathBuf>,
+    /// Parameters of Exitless, as for insmod: it is measured without and with them, and the table shows the difference; the figures are
+    /// printed only.
+    #[arg(long, default_value = "", conflicts_with = "module")]
+    pub module_args: String,
     /// More words for the emulated host's kernel command line (`mitigations=auto`); the figures are printed only.
     #[arg(long, default_value = "")]
     pub append: String,
     /// Seconds of real time for each machine.
     #[arg(long, default_value = "900")]
     pub limit: u64,
+}
+
+impl Choice {
+    /// The two columns of the table.
+    fn columns(&self) -> Vec<Column> {
+        let plain = |module| Column { module, params: String::new() };
+        match self.module {
+            Some(module) => vec![plain(module)],
+            None if self.module_args.is_empty() => vec![plain(Module::Kvm), plain(Module::Exitless)],
+            None => vec![
+                plain(Module::Exitless),
+                Column { module: Module::Exitless, params: self.module_args.clone() },
+            ],
+        }
+    }
+}
+
+/// A module with parameters.
+#[derive(Debug, Clone)]
+struct Column {
+    module: Module,
+    params: String,
+}
+
+/// The second column's name in records, where both are Exitless.
+const TUNED: &str = "tuned";
+
+impl Column {
+    fn name(&self) -> String {
+        if self.params.is_empty() { self.module.to_string() } else { TUNED.into() }
+    }
 }
 
 /// One figure, as it stands in target/bench/latest.json.
@@ -65,7 +102,8 @@ pub struct Record {
     pub module: String,
     /// The operation's name.
     pub op: String,
-    /// Instructions for one operation, host and guest together.
+    /// Instructions for one operation, host and guest together; the host's alone where the emulator counts within windows.
+    #[serde(default)]
     pub instructions: f64,
     /// Exits for one operation, if the module counts them.
     pub exits: Option<f64>,
@@ -78,39 +116,52 @@ pub struct Record {
     /// What the host executed for one operation and what is dear on a CPU, in the fastest batch, if the emulator counts.
     #[serde(default)]
     pub ledger: Option<Ledger>,
-    /// The fastest batch's mark in the emulator's ledger.
+    /// Ticks of the guest's TSC for one operation; none where only the emulator counts.
+    #[serde(default, skip_serializing)]
+    pub ticks: Option<f64>,
+    /// The fastest batch's mark in the emulator's ledger; the first batch's where only the emulator counts.
     #[serde(default, skip_serializing)]
     pub mark: Option<u64>,
+    /// Batches from that one on.
+    #[serde(default, skip_serializing)]
+    pub batches: u64,
 }
 
-/// Host CPUs, and the shell's filter for operations: a machine that is started.
-type Part = (u32, &'static str);
+/// Operations for which one machine is started, by its number of CPUs.
+type Parts = BTreeMap<u32, Vec<String>>;
 
-/// The machines for a table, one after the other.
-fn parts(machine: Kind, cpus: Option<u32>) -> Vec<Part> {
-    match (machine, cpus) {
-        (_, Some(cpus)) => vec![(cpus, "cat")],
-        (Kind::Svm, None) => vec![(2, "cat")],
-        (Kind::Vmx | Kind::Ryzen, None) => vec![(1, "grep -v ^bench/ipi_"), (2, "grep ^bench/ipi_")],
+/// `list` has a line `bench/<operation> <vCPUs>` for each.
+fn parts(choice: &Choice, list: &str) -> Parts {
+    let mut parts = Parts::new();
+    for (name, vcpus) in list.lines().filter_map(|line| line.split_once(' ')) {
+        let wanted = choice.patterns.is_empty() || choice.patterns.iter().any(|word| name.contains(word));
+        let Some(vcpus) = vcpus.parse().ok().filter(|_| wanted && name.starts_with("bench/")) else {
+            continue;
+        };
+        let least = if choice.machine == Kind::Svm { 2 } else { 1 };
+        let cpus = choice.cpus.unwrap_or(least.max(vcpus));
+        parts.entry(cpus).or_default().push(name.to_string());
     }
+    parts
 }
 
 const SCRIPT: &str = r#"
-OPS=$(runner list | grep ^bench/ | grep -e "$PATTERN" | $FILTER)
-measure() { load_module && runner bench --json $OPS | sed "s/^{/=== JSON $MODULE {/" && unload_module; }
-for MODULE in ${OPS:+$MODULES}; do
-    check bench-$MODULE measure
-done
+measure() {
+    load_module && runner bench --json --exact $OPS | sed "s/^{/=== JSON $COLUMN {/" && unload_module
+}
 "#;
 
 /// Measures, prints the table, writes target/bench/latest.json.
 pub fn run(choice: &Choice) -> Result<()> {
     deps::host_packages()?;
     let dir = paths::made(paths::target().join("bench"))?;
+    let runner = programs::built("exitless-runner")?;
+    let list = sh::output(Command::new(runner).args(["list", "--vcpus"]))?;
+    let parts = parts(choice, &list);
     let mut measured = Vec::new();
     let mut failed = 0;
-    for part in parts(choice.machine, choice.cpus) {
-        let (records, failures) = measure(choice, part, &dir)?;
+    for (cpus, ops) in &parts {
+        let (records, failures) = measure(choice, *cpus, ops, &dir)?;
         measured.extend(records);
         failed += failures;
     }
@@ -118,7 +169,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     if measured.is_empty() {
         bail!("nothing was measured; logs are in {}", paths::shown(&dir));
     }
-    if choice.append.is_empty() {
+    if choice.append.is_empty() && choice.module_args.is_empty() {
         write(measured, &dir)?;
     }
     if failed > 0 {
@@ -139,11 +190,16 @@ fn write(measured: Vec<Record>, dir: &Path) -> Result<()> {
 }
 
 /// Starts one machine; its records and the number of tests that failed.
-fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Record>, usize)> {
-    let modules = choice.module.map_or(vec![Module::Kvm, Module::Exitless], |module| vec![module]);
-    let names: Vec<_> = modules.iter().map(ToString::to_string).collect();
-    let (names, pattern) = (names.join(" "), &choice.pattern);
-    let script = format!("MODULES='{names}' PATTERN='{pattern}' FILTER='{filter}'\n{SCRIPT}");
+fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Vec<Record>, usize)> {
+    let columns = choice.columns();
+    let modules: Vec<_> = columns.iter().map(|column| column.module).collect();
+    let names: Vec<_> = columns.iter().map(Column::name).collect();
+    let mut script = format!("OPS='{}'\n{SCRIPT}", ops.join(" "));
+    for Column { module, params } in &columns {
+        let name = Column { module: *module, params: params.clone() }.name();
+        script =
+            format!("{script}MODULE={module} PARAMS='{params}' COLUMN={name}\ncheck bench-{name} measure\n");
+    }
     let scenario = Scenario {
         name: "bench".into(),
         about: String::new(),
@@ -164,7 +220,7 @@ fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Rec
         ..Options::default()
     };
     let kernel = deps::kernel(options.kernel)?;
-    println!("-> bench {names} ({}, {cpus} CPU, instructions counted)", choice.machine);
+    println!("-> bench {} ({}, {cpus} CPU, instructions counted)", names.join(" "), choice.machine);
     let mut machine = lab::prepare(&scenario, &options, &kernel, cpus, dir.to_path_buf(), None)?;
     // Instructions are counted by emulators only.
     machine.hardware = false;
@@ -177,17 +233,29 @@ fn measure(choice: &Choice, (cpus, filter): Part, dir: &Path) -> Result<(Vec<Rec
     if let Some(record) = records.iter().find(|record| record.ledger.is_none() && machine.kind != Kind::Svm) {
         bail!("the emulator counted nothing for {}: {}", record.op, paths::shown(&machine.ledger()));
     }
+    records.retain(|record| record.ticks.is_some() || record.ledger.is_some());
     Ok((records, report.totals().failed))
 }
 
-/// Gives each record the ledger of its fastest batch, and the estimate.
+/// Gives each record the ledger of its fastest batch, its figures, and the estimate.
 fn enter(records: &mut [Record], batches: &Batches, costs: &Costs) {
     for record in records {
-        record.ledger = record.mark.and_then(|mark| batches.of(mark)).cloned();
+        let marks = record.mark.map_or(0..0, |first| first..first + record.batches);
+        record.ledger = batches.least(marks).cloned();
+        if let Some(ticks) = record.ticks {
+            record.instructions = ticks;
+        } else if let Some(ledger) = &record.ledger {
+            record.instructions = count(ledger, "instructions");
+            record.exits = Some(count(ledger, "vmentry"));
+        }
         let vendor = vendor(&record.machine);
         let cycles = |ledger| costs.estimate(vendor, record.instructions, ledger).round();
         record.estimated_cycles = record.ledger.as_ref().map(cycles);
     }
+}
+
+fn count(ledger: &Ledger, key: &str) -> f64 {
+    ledger.get(key).copied().unwrap_or_default()
 }
 
 fn vendor(machine: &str) -> Vendor {
@@ -216,9 +284,10 @@ fn kept(measured: &[Record], file: &str) -> Vec<Record> {
     records
 }
 
-/// The two modules' records of each operation.
+/// The two columns' records of each operation: ours and stock's, or with and without parameters.
 fn rows(records: &[Record]) -> Vec<Row<'_>> {
     let mut rows: BTreeMap<&str, Row<'_>> = BTreeMap::new();
+    let tuned = records.iter().any(|record| record.module == TUNED);
     for record in records {
         let row = rows.entry(&record.op).or_default();
         row.op = &record.op;
@@ -228,48 +297,56 @@ fn rows(records: &[Record]) -> Vec<Row<'_>> {
             cycles: record.estimated_cycles,
             ledger: record.ledger.as_ref(),
         };
-        if record.module == "kvm" { row.stock = Some(side) } else { row.ours = Some(side) }
+        let theirs = if tuned { "exitless" } else { "kvm" };
+        if record.module == theirs { row.stock = Some(side) } else { row.ours = Some(side) }
     }
     rows.into_values().collect()
 }
 
+/// Instructions of the host's kernel alone, where the emulator counts.
+fn kernel(side: &Side<'_>) -> Option<f64> {
+    side.ledger.map(|ledger| count(ledger, "instructions") - count(ledger, "user"))
+}
+
 fn table(records: &[Record]) -> Result<()> {
     let rows = rows(records);
+    let tuned = records.iter().any(|record| record.module == TUNED);
+    let (other, last) = if tuned { ("plain", "diff") } else { ("kvm's", "ratio") };
     let shown = |figure: Option<f64>, digits: usize| {
         figure.map_or("-".to_string(), |figure| format!("{figure:.digits$}"))
     };
+    let compared = |pair: (Option<f64>, Option<f64>)| match ratio(pair) {
+        Some(ratio) if tuned => format!("{:+.1}%", 100.0 * (ratio - 1.0)),
+        ratio => shown(ratio, 2),
+    };
     println!(
-        "\n{:<22} {:>12} {:>8} {:>6} {:>8} {:>7} {:>16} {:>8} {:>6}",
-        "for one operation",
-        "instructions",
-        "kvm's",
-        "ratio",
-        "exits",
-        "kvm's",
-        "cycles, estimate",
-        "kvm's",
-        "ratio"
+        "\n{:<22} {:>12} {other:>8} {last:>6} {:>12} {other:>8} {last:>6} {:>8} {other:>7} {:>16} {other:>8} {last:>6}",
+        "for one operation", "instructions", "host kernel's", "exits", "cycles, estimate",
     );
     for Row { op, ours, stock } in &rows {
         let pair =
             |of: fn(&Side<'_>) -> Option<f64>| (ours.as_ref().and_then(of), stock.as_ref().and_then(of));
-        let instructions = pair(|side| Some(side.instructions));
+        let (instructions, kernel) = (pair(|side| Some(side.instructions)), pair(kernel));
         let (exits, cycles) = (pair(|side| side.exits), pair(|side| side.cycles));
         println!(
-            "{op:<22} {:>12} {:>8} {:>6} {:>8} {:>7} {:>16} {:>8} {:>6}",
+            "{op:<22} {:>12} {:>8} {:>6} {:>13} {:>8} {:>6} {:>8} {:>7} {:>16} {:>8} {:>6}",
             shown(instructions.0, 0),
             shown(instructions.1, 0),
-            shown(ratio(instructions), 2),
+            compared(instructions),
+            shown(kernel.0, 0),
+            shown(kernel.1, 0),
+            compared(kernel),
             shown(exits.0, 2),
             shown(exits.1, 2),
             shown(cycles.0, 0),
             shown(cycles.1, 0),
-            shown(ratio(cycles), 2),
+            compared(cycles),
         );
     }
     println!();
     if rows.iter().any(|row| row.ours.is_some_and(|side| side.ledger.is_some())) {
-        ledger::print(&rows, &Costs::published()?);
+        let names = if tuned { (TUNED, "exitless") } else { ("exitless", "kvm") };
+        ledger::print(names, &rows, &Costs::published()?);
     }
     Ok(())
 }
@@ -324,13 +401,53 @@ fn ratio((ours, stock): (Option<f64>, Option<f64>)) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Batches, Costs, Kind, enter, kept, records};
+    use clap::Parser;
+
+    use super::{Batches, Choice, Costs, Kind, enter, kept, parts, records};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        choice: Choice,
+    }
+
+    /// An operation goes to the machine with a CPU for each of its vCPUs; no machine starts for nothing.
+    #[test]
+    fn operations_find_their_machine() {
+        let list = "basic/two_cpus 2\nbench/cpuid 1\nbench/ipi_send 2\nbench/ipi_send_8 9\n";
+        let parts = |words: &[&str]| {
+            let line = Line::try_parse_from(["bench"].iter().chain(words)).unwrap();
+            parts(&line.choice, list).into_iter().map(|(cpus, ops)| (cpus, ops.join(" "))).collect::<Vec<_>>()
+        };
+        let [cpuid, send, send_8] = ["bench/cpuid", "bench/ipi_send", "bench/ipi_send_8"].map(str::to_string);
+        assert_eq!(
+            parts(&["--machine", "vmx"]),
+            [(1, cpuid.clone()), (2, send.clone()), (9, send_8.clone())]
+        );
+        assert_eq!(parts(&["send"]), [(2, send.clone()), (9, send_8.clone())]);
+        assert_eq!(parts(&["--cpus", "4", "cpu", "_8"]), [(4, format!("{cpuid} {send_8}"))]);
+        assert_eq!(parts(&["two"]), []);
+    }
+
+    /// What only the emulator counts is the host's part in the batch with the least, with its entries as exits.
+    #[test]
+    fn windows_are_figures() {
+        let batch = |mark: u32, host: u32| {
+            format!(
+                "{{\"mark\":{mark},\"operations\":10,\"counts\":{{\"instructions\":{host},\"guest\":7,\"vmentry\":20}}}}\n"
+            )
+        };
+        let batches = Batches::parse(&(batch(64, 900) + &batch(65, 800) + &batch(66, 100))).unwrap();
+        let line = r#"kvm {"op":"ipi_send","ticks":null,"exits":null,"mark":64,"batches":2}"#.to_string();
+        let mut found = records(Kind::Vmx, &[line]).unwrap();
+        enter(&mut found, &batches, &Costs::published().unwrap());
+        assert_eq!((found[0].instructions, found[0].exits), (80.0, Some(2.0)));
+    }
 
     /// The runner does not know which module it measures; the script puts that in front.
     #[test]
     fn records_get_their_module() {
-        let lines =
-            [r#"kvm {"op":"cpuid","instructions":5664.0,"exits":1.000}"#.to_string(), "kvm noise".into()];
+        let lines = [r#"kvm {"op":"cpuid","ticks":5664.0,"exits":1.000}"#.to_string(), "kvm noise".into()];
         let found = records(Kind::Vmx, &lines).unwrap();
         assert_eq!((found.len(), found[0].module.as_str(), found[0].exits), (1, "kvm", Some(1.0)));
         assert_eq!(found[0].machine, "vmx");
@@ -347,8 +464,8 @@ mod tests {
         let batches = Batches::read(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
         let lines = [
-            r#"kvm {"op":"cpuid","instructions":100.0,"exits":1.000,"mark":71}"#.to_string(),
-            r#"kvm {"op":"eoi","instructions":100.0,"exits":1.000,"mark":9}"#.to_string(),
+            r#"kvm {"op":"cpuid","ticks":100.0,"exits":1.000,"mark":71,"batches":1}"#.to_string(),
+            r#"kvm {"op":"eoi","ticks":100.0,"exits":1.000,"mark":9,"batches":1}"#.to_string(),
         ];
         let mut found = records(Kind::Vmx, &lines).unwrap();
         enter(&mut found, &batches, &Costs::published().unwrap());
@@ -366,7 +483,7 @@ mod tests {
             {"machine":"vmx","module":"kvm","op":"eoi","instructions":4.0,"exits":1.0},
             {"machine":"vmx","module":"kvm","op":"cpuid","instructions":3000.0,"exits":null}
         ]"#;
-        let lines = [r#"kvm {"op":"cpuid","instructions":974.0,"exits":1.000}"#.to_string()];
+        let lines = [r#"kvm {"op":"cpuid","ticks":974.0,"exits":1.000}"#.to_string()];
         let measured = records(Kind::Vmx, &lines).unwrap();
         let left: Vec<_> =
             kept(&measured, file).into_iter().map(|record| (record.machine, record.op)).collect();

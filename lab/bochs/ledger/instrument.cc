@@ -7,13 +7,23 @@
 #include "cpu/cpu.h"
 #include "memory/memory-bochs.h"
 
-/* NOP [rax + displacement]; RAX: the batch's number at its begin, its operations at its end. */
+/* NOP [rax + displacement]; RAX: the batch's number at its begin, its operations at its end; where a window opens 0 for the CPU that
+   executes it alone, 1 for all. */
 static const Bit32s MARK_BEGIN = 0x1ed9e201;
 static const Bit32s MARK_END = 0x1ed9e202;
+static const Bit32s MARK_OPEN = 0x1ed9e203;
+static const Bit32s MARK_CLOSE = 0x1ed9e204;
 
 bool ledger_open = false;
 static Bit64u batch;
 static std::map<std::string, Bit64u> counts;
+/* Of every instruction: the host's, those of them at CPL 3, the guest's. */
+static Bit64u host, user, guest;
+
+/* Whose instructions count: in a batch without windows everybody's, else nobody's outside of them. */
+static const unsigned EVERYBODY = ~0u, NOBODY = ~0u - 1;
+static unsigned counted = EVERYBODY;
+static bool windows;
 
 /* What an instruction's key has behind the colon. */
 enum Detail { PLAIN, BY_MSR, FIELD_READ, FIELD_WRITTEN, CR_READ, CR_WRITTEN, DR_READ, DR_WRITTEN, CLEAN_BITS };
@@ -154,58 +164,99 @@ static bool locked(const bxInstruction_c *i)
   }
 }
 
+static bool counts_for(unsigned id)
+{
+  return counted == EVERYBODY || counted == id;
+}
+
+static void clear(void)
+{
+  counts.clear();
+  host = user = guest = 0;
+}
+
 static void write_line(Bit64u operations)
 {
   const char *path = getenv("BX_LEDGER");
   FILE *file = path ? fopen(path, "a") : NULL;
   if (file == NULL) return;
   fprintf(file, "{\"mark\":%llu,\"operations\":%llu,\"counts\":{", (unsigned long long)batch, (unsigned long long)operations);
-  const char *comma = "";
-  for (const auto &[key, count] : counts) {
-    fprintf(file, "%s\"%s\":%llu", comma, key.c_str(), (unsigned long long)count);
-    comma = ",";
-  }
+  fprintf(file, "\"instructions\":%llu,\"user\":%llu,\"guest\":%llu", (unsigned long long)host, (unsigned long long)user,
+          (unsigned long long)guest);
+  for (const auto &[key, count] : counts) fprintf(file, ",\"%s\":%llu", key.c_str(), (unsigned long long)count);
   fprintf(file, "}}\n");
   fclose(file);
 }
 
-static void mark(BX_CPU_C *cpu, const bxInstruction_c *i)
+static void open_window(unsigned id, bool of_all)
 {
-  if (i->modC0()) return;
+  /* The first: what is before it was outside. */
+  if (!windows) clear();
+  windows = true;
+  counted = of_all ? EVERYBODY : id;
+}
+
+/* True if it was one. */
+static bool mark(BX_CPU_C *cpu, unsigned id, const bxInstruction_c *i)
+{
+  if (i->modC0()) return false;
   const Bit64u rax = cpu->get_reg64(BX_64BIT_REG_RAX);
-  if (i->displ32s() == MARK_BEGIN) {
-    counts.clear();
+  switch (i->displ32s()) {
+  case MARK_BEGIN:
+    clear();
     batch = rax;
+    windows = false;
+    counted = EVERYBODY;
     ledger_open = true;
-  } else if (i->displ32s() == MARK_END && ledger_open) {
+    return true;
+  case MARK_END:
+    if (ledger_open) write_line(rax);
     ledger_open = false;
-    write_line(rax);
+    return true;
+  case MARK_OPEN:
+    open_window(id, rax != 0);
+    return true;
+  case MARK_CLOSE:
+    counted = NOBODY;
+    return true;
+  default:
+    return false;
   }
 }
 
 void ledger_instruction(unsigned id, bxInstruction_c *i)
 {
   BX_CPU_C *cpu = BX_CPU(id);
-  if (i->getIaOpcode() == BX_IA_NOP) mark(cpu, i);
-  if (!ledger_open || in_guest(cpu)) return;
-  counts["instructions"]++;
+  if (i->getIaOpcode() == BX_IA_NOP && mark(cpu, id, i)) return;
+  if (!ledger_open || !counts_for(id)) return;
+  if (in_guest(cpu)) {
+    guest++;
+    return;
+  }
+  host++;
+  if (cpu->sregs[BX_SEG_REG_CS].selector.rpl == 3) user++;
   const Entry &entry = entries[i->getIaOpcode()];
   if (entry.family) counts[entry.family + detail_of(cpu, i, entry.detail)]++;
   if (entry.detail == CLEAN_BITS) not_clean(cpu);
   if (locked(i)) counts["locked"]++;
 }
 
+static bool counts_now(BX_CPU_C *cpu)
+{
+  return ledger_open && counts_for(cpu->which_cpu()) && !in_guest(cpu);
+}
+
 void ledger_event(unsigned id, const char *family, unsigned vector)
 {
-  if (!in_guest(BX_CPU(id))) counts[family + number(vector)]++;
+  if (counts_now(BX_CPU(id))) counts[family + number(vector)]++;
 }
 
 void ledger_apic(BX_CPU_C *cpu, unsigned reg, bool write)
 {
-  if (ledger_open && !in_guest(cpu)) counts[(write ? "apic_write" : "apic_read") + number(reg)]++;
+  if (counts_now(cpu)) counts[(write ? "apic_write" : "apic_read") + number(reg)]++;
 }
 
 void ledger_ipi(BX_CPU_C *cpu)
 {
-  if (ledger_open && !in_guest(cpu)) counts["ipi"]++;
+  if (counts_now(cpu)) counts["ipi"]++;
 }

@@ -1,8 +1,12 @@
-//! Measurements: TSC ticks and exits of one operation, as loops without anything else inside.
+//! Measurements: TSC ticks and exits of one operation, as loops without anything else inside; or what the host executes within
+//! *windows* of a loop, by the emulator's count.
+
+mod ipi;
+mod timer;
 
 use crate::config::*;
 use crate::cpu::*;
-use crate::{apic, host, smp, test, trap};
+use crate::{apic, host, report, smp, test, trap};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,20 +26,60 @@ fn ledger_end(operations: u64) {
     unsafe { asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e202", in("rax") operations, options(nostack, preserves_flags)) }
 }
 
+/// Whose instructions the emulator counts in a window.
+#[derive(Clone, Copy)]
+enum Of {
+    /// The host's CPU that this vCPU runs on; its thread must stay there (`pin`).
+    ThisCpu = 0,
+    Everybody = 1,
+}
+
+/// From here until the window closes, and outside of windows no more in this batch, the emulator counts.
+fn open(of: Of) {
+    let of = of as u64;
+    unsafe { asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e203", in("rax") of, options(nostack, preserves_flags)) }
+}
+
+fn close() {
+    unsafe { asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e204", options(nostack, preserves_flags)) }
+}
+
+/// This vCPU's thread stays on the host's CPU of the same number.
+fn pin() {
+    host::must(op::MIGRATE, &[index() as u64]);
+}
+
+/// Marks of this process's batches: from this one on, `MARKS` of them.
+fn first_mark() -> u64 {
+    host::must(op::PROCESS, &[]) * MARKS
+}
+const MARKS: u64 = 32;
+
+/// What the host executes for `f`, which opens and closes its windows; all of it if it opens none. Of short batches, one of
+/// which the host's timer does not disturb.
+fn measure_host<F: FnMut()>(name: &str, mut f: F) {
+    const OPERATIONS: u64 = 10;
+    f();
+    let first = first_mark();
+    for mark in first..first + MARKS {
+        ledger_begin(mark);
+        for _ in 0..OPERATIONS {
+            f();
+        }
+        ledger_end(OPERATIONS);
+    }
+    host::must(op::BENCH_HOST, &[name.as_ptr() as u64, name.len() as u64, OPERATIONS, first, MARKS]);
+}
+
 /// The time is that of the fastest batch, the one that the host disturbed least, and so is the ledger; exits are those of
 /// all batches.
-fn measure<F: FnMut()>(name: &str, n: u64, mut f: F) {
-    f();
+fn batches<F: FnMut() -> u64>(name: &str, n: u64, mut ticks_of_batch: F) {
     let (mut best, mut fastest) = (u64::MAX, 0);
-    let first = host::must(op::PROCESS, &[]) * BATCHES;
+    let first = first_mark();
     let exits0 = host::call(op::EXITS, &[]);
     for mark in first..first + BATCHES {
         ledger_begin(mark);
-        let t0 = rdtsc();
-        for _ in 0..n {
-            f();
-        }
-        let ticks = rdtsc() - t0;
+        let ticks = ticks_of_batch();
         ledger_end(n);
         if ticks < best {
             (best, fastest) = (ticks, mark);
@@ -45,6 +89,23 @@ fn measure<F: FnMut()>(name: &str, n: u64, mut f: F) {
     // The second statistics call itself is one exit.
     let exits = if exits0 < 0 { !0 } else { (exits1 - exits0 - 1) as u64 };
     host::must(op::BENCH, &[name.as_ptr() as u64, name.len() as u64, best * BATCHES, n * BATCHES, exits, fastest]);
+}
+
+fn measure<F: FnMut()>(name: &str, n: u64, mut f: F) {
+    f();
+    batches(name, n, || {
+        let t0 = rdtsc();
+        for _ in 0..n {
+            f();
+        }
+        rdtsc() - t0
+    })
+}
+
+/// The ticks are those that `f` gives back.
+fn measure_own<F: FnMut() -> u64>(name: &str, n: u64, mut f: F) {
+    f();
+    batches(name, n, || (0..n).map(|_| f()).sum())
 }
 
 /// In a page of the device that nothing else uses.
@@ -188,8 +249,11 @@ fn b_msr_apicbase() {
     });
 }
 
+fn gate(vector: usize, handler: unsafe extern "C" fn()) {
+    trap::set_gate(vector, handler as *const () as u64, 0xe, 0, 0);
+}
 fn isr(vector: usize) {
-    trap::set_gate(vector, bench_isr as *const () as u64, 0xe, 0, 0);
+    gate(vector, bench_isr);
 }
 fn count() -> u64 {
     unsafe { (&raw const bench_count).read_volatile() }
@@ -198,7 +262,7 @@ fn count() -> u64 {
 test!(b_tscdeadline, "bench/tscdeadline_immed", BENCH);
 fn b_tscdeadline() {
     if host::cap(72) <= 0 {
-        crate::report::skip("no KVM_CAP_TSC_DEADLINE_TIMER")
+        report::skip("no KVM_CAP_TSC_DEADLINE_TIMER")
     }
     apic::to_x2apic();
     apic::enable();
@@ -215,7 +279,7 @@ fn b_tscdeadline() {
 test!(b_tscdeadline_arm, "bench/tscdeadline_far", BENCH);
 fn b_tscdeadline_arm() {
     if host::cap(72) <= 0 {
-        crate::report::skip("no KVM_CAP_TSC_DEADLINE_TIMER")
+        report::skip("no KVM_CAP_TSC_DEADLINE_TIMER")
     }
     apic::to_x2apic();
     apic::enable();

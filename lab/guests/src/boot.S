@@ -220,7 +220,22 @@ user_call:
     push rdi
     iretq
 
-/* ---- a minimal interrupt handler for the measurements: counts and EOIs the x2APIC ---- */
+/* ---- minimal interrupt handlers for the measurements: count, and EOI the x2APIC ---- */
+/* Closes the emulator's window first. */
+.globl bench_close
+bench_close:
+    .byte 0x0f, 0x1f, 0x80
+    .long 0x1ed9e204
+/* Notes the time first. */
+.globl bench_timed
+bench_timed:
+    push rax
+    push rdx
+    rdtsc
+    mov [rip + bench_time], eax
+    mov [rip + bench_time + 4], edx
+    pop rdx
+    pop rax
 .globl bench_isr
 bench_isr:
     push rax
@@ -234,6 +249,18 @@ bench_isr:
     pop rdx
     pop rcx
     pop rax
+    iretq
+/* EOIs the xAPIC. */
+.globl bench_isr_xapic
+bench_isr_xapic:
+    push rax
+    mov eax, 0xfee000b0
+    mov dword ptr [rax], 0
+    pop rax
+/* Of an NMI, which has no EOI. */
+.globl bench_nmi
+bench_nmi:
+    lock inc qword ptr [rip + bench_count]
     iretq
 
 .globl memcpy, memmove, memset, memcmp, bcmp
@@ -287,7 +314,7 @@ gdt:
     .quad 0x000093000000ffff    /* 0x28 data, 16-bit, base 0 */
     .quad 0x00cff3000000ffff    /* 0x30 user data */
     .quad 0x00affb000000ffff    /* 0x38 user code, 64-bit */
-    .zero 16 * 4                /* 0x40 TSS descriptors, filled by bsp_main */
+    .zero 16 * MAX_CPUS             /* 0x40 TSS descriptors, filled by bsp_main */
 gdt_end:
 .globl gdt_end
 .balign 8
@@ -305,6 +332,9 @@ ap_cr3:
 .globl bench_count
 bench_count:
     .quad 0
+.globl bench_time
+bench_time:
+    .quad 0
 
 .bss
 .balign 4096
@@ -313,6 +343,6 @@ idt:
     .zero 4096
 .globl stacks
 stacks:
-    .zero STACK_SIZE * 4
+    .zero STACK_SIZE * MAX_CPUS
 
 .section .note.GNU-stack,"",@progbits

@@ -14,6 +14,8 @@ pub const MODE_PAE32: u64 = 3;
 /// 32-bit protected mode, two-level paging with 4 MiB pages on.
 pub const MODE_PSE32: u64 = 4;
 
+/// vCPUs that a guest has room for.
+pub const MAX_CPUS: usize = 9;
 /// Number of vCPUs minus one (bits 4-7).
 pub const CPUS_SHIFT: u64 = 4;
 pub const fn cpus(n: u64) -> u64 {
@@ -188,4 +190,7 @@ pub mod op {
     pub const PROCESS: u64 = 51;
     /// Result = instructions that the module emulated for this VM so far (statistics).
     pub const EMULATIONS: u64 = 52;
+    /// a0 = GPA of the name, a1 = its length, a2 = operations of a batch, a3 = the first batch's mark, a4 = batches: one
+    /// measurement of what an emulator counted.
+    pub const BENCH_HOST: u64 = 53;
 }

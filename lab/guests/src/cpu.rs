@@ -119,5 +119,5 @@ pub fn invlpg(va: u64) {
 pub fn index() -> usize {
     let tr: u64;
     unsafe { asm!("str {0:r}", out(reg) tr, options(nostack, nomem, preserves_flags)) }
-    ((tr as usize).wrapping_sub(0x40) >> 4) & 3
+    ((tr as usize).wrapping_sub(0x40) >> 4) % crate::config::MAX_CPUS
 }

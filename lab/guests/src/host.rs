@@ -7,10 +7,10 @@ use core::cell::UnsafeCell;
 
 #[repr(C, align(64))]
 struct Command([u64; 8]);
-struct Blocks(UnsafeCell<[Command; 4]>);
+struct Blocks(UnsafeCell<[Command; MAX_CPUS]>);
 // SAFETY: each CPU uses its own block.
 unsafe impl Sync for Blocks {}
-static BLOCKS: Blocks = Blocks(UnsafeCell::new([const { Command([0; 8]) }; 4]));
+static BLOCKS: Blocks = Blocks(UnsafeCell::new([const { Command([0; 8]) }; MAX_CPUS]));
 
 /// Runs a service and returns its result; negative results are errno values.
 pub fn call(op: u64, a: &[u64]) -> i64 {

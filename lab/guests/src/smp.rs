@@ -1,11 +1,12 @@
 //! Application processors: INIT and SIPI, then each runs the function it is given.
 #![allow(dead_code)]
 
+use crate::config::MAX_CPUS;
 use crate::{apic, cpu, host, report, trap};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-static WORK: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
-pub static UP: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
+static WORK: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+pub static UP: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 
 unsafe extern "C" {
     static sipi_page: u8;
@@ -18,9 +19,9 @@ pub fn sipi_vector() -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(index: u32) -> ! {
     apic::enable();
-    UP[index as usize & 3].fetch_add(1, Ordering::SeqCst);
+    UP[index as usize % MAX_CPUS].fetch_add(1, Ordering::SeqCst);
     loop {
-        let f = WORK[index as usize & 3].swap(0, Ordering::SeqCst);
+        let f = WORK[index as usize % MAX_CPUS].swap(0, Ordering::SeqCst);
         if f != 0 {
             // SAFETY: only `run` stores here, and it stores function pointers.
             let f: fn() = unsafe { core::mem::transmute(f) };

@@ -4,6 +4,7 @@
 //! the call as if `f` had returned. Interrupt handlers are set by `on(vector, f)`.
 #![allow(dead_code)]
 
+use crate::config::MAX_CPUS;
 use crate::cpu::{self, cr2};
 use crate::report;
 use core::cell::UnsafeCell;
@@ -68,12 +69,12 @@ struct PerCpu {
     caught: Caught,
 }
 
-static CPUS: Shared<[PerCpu; 4]> = Shared::new(
+static CPUS: Shared<[PerCpu; MAX_CPUS]> = Shared::new(
     [PerCpu {
         catch_rsp: 0,
         catching: false,
         caught: Caught { vector: 0, error: 0, cr2: 0, rip: 0, flags: 0, dr6: 0 },
-    }; 4],
+    }; MAX_CPUS],
 );
 static HANDLERS: Shared<[Option<fn(&mut Frame)>; 256]> = Shared::new([None; 256]);
 
@@ -91,21 +92,21 @@ pub struct Tss {
 }
 #[repr(C, align(16))]
 struct Stack([u8; 16384]);
-static TSS: Shared<[Tss; 4]> =
-    Shared::new([Tss { _0: 0, rsp0: 0, _1: [0; 3], ist: [0; 7], _2: 0, _3: 0, iomap: 104 }; 4]);
-static IST: Shared<[[Stack; 3]; 4]> = Shared::new([const { [const { Stack([0; 16384]) }; 3] }; 4]);
+static TSS: Shared<[Tss; MAX_CPUS]> =
+    Shared::new([Tss { _0: 0, rsp0: 0, _1: [0; 3], ist: [0; 7], _2: 0, _3: 0, iomap: 104 }; MAX_CPUS]);
+static IST: Shared<[[Stack; 3]; MAX_CPUS]> = Shared::new([const { [const { Stack([0; 16384]) }; 3] }; MAX_CPUS]);
 
 unsafe extern "C" {
     static trap_stubs: u8;
     static mut idt: [[u64; 2]; 256];
-    static mut gdt: [u64; 16];
+    static mut gdt: [u64; 8 + 2 * MAX_CPUS];
     fn catch_call(f: extern "C" fn(u64), arg: u64, rsp: *mut u64) -> u64;
     fn user_call(rip: u64, rsp: u64, rax: u64, keep: *mut u64) -> u64;
     fn catch_landing();
 }
 
 pub fn tss(cpu: usize) -> &'static mut Tss {
-    &mut TSS.get()[cpu & 3]
+    &mut TSS.get()[cpu % MAX_CPUS]
 }
 
 /// Address of one entry of the GDT.
@@ -137,7 +138,7 @@ pub fn init() {
     for v in 0..256 {
         set_gate(v, stub(v), 0xe, if v == 3 || v == 4 { 3 } else { 0 }, if v == 8 { 1 } else { 0 });
     }
-    for cpu in 0..4 {
+    for cpu in 0..MAX_CPUS {
         let t = tss(cpu);
         for (i, s) in IST.get()[cpu].iter().enumerate() {
             t.ist[i] = s as *const _ as u64 + 16384;

@@ -59,19 +59,21 @@ impl Vcpu {
     }
 }
 
-/// One measurement: name, ticks, operations, exits (None when the module has no statistics), mark.
+/// One measurement.
 #[derive(Clone, Debug)]
 pub struct Measurement {
     /// Operation.
     pub op: String,
-    /// TSC ticks of all operations.
-    pub ticks: u64,
+    /// TSC ticks of all operations; `None` where only an emulator counts.
+    pub ticks: Option<u64>,
     /// Number of operations.
     pub count: u64,
-    /// Exits of the VM meanwhile.
+    /// Exits of the VM meanwhile, if the module has statistics.
     pub exits: Option<u64>,
-    /// Mark of the fastest batch, by which an emulator's ledger has a line of it.
+    /// Mark of the fastest batch, by which an emulator's ledger has a line of it; without ticks of the first batch.
     pub mark: u64,
+    /// Batches with marks from this one on.
+    pub batches: u64,
 }
 
 /// The VM and everything that its threads share.

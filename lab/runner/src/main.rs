@@ -1,4 +1,4 @@
-//! `exitless-runner list | run [--exits] [pattern..] | bench [pattern..] [--json]`, with `--device PATH`.
+//! `exitless-runner list [--vcpus] | run [--exits] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
 //!
 //! With `--exits` a line `exits TEST REASON COUNT` before each test's result tells of each reason for which its VM left guest
 //! mode, if the module counts by reason.
@@ -7,29 +7,40 @@ use std::io::Write;
 use std::process::exit;
 use std::time::Duration;
 
-use exitless_runner::config::{BENCH, BY_NAME, TIMEOUT_SHIFT};
+use exitless_runner::config::{BENCH, BY_NAME, CPUS_SHIFT, TIMEOUT_SHIFT};
 use exitless_runner::elf::{self, Test};
 use exitless_runner::harness::{self, Outcome, Summary};
-use exitless_runner::machine::Machine;
+use exitless_runner::machine::{Machine, Measurement};
 
-const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list | run [--exits] [PATTERN..] | bench [--json] [PATTERN..]";
+const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
 
 struct Options {
     device: String,
     json: bool,
     exits: bool,
+    vcpus: bool,
+    exact: bool,
     timeout: u64,
     words: Vec<String>,
 }
 
 fn options() -> Options {
-    let mut o =
-        Options { device: "/dev/kvm".into(), json: false, exits: false, timeout: 30, words: Vec::new() };
+    let mut o = Options {
+        device: "/dev/kvm".into(),
+        json: false,
+        exits: false,
+        vcpus: false,
+        exact: false,
+        timeout: 30,
+        words: Vec::new(),
+    };
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
         match a.as_str() {
             "--json" => o.json = true,
             "--exits" => o.exits = true,
+            "--vcpus" => o.vcpus = true,
+            "--exact" => o.exact = true,
             "--device" | "--timeout" => {
                 let Some(v) = args.next() else {
                     eprintln!("{a} needs a value\n{USAGE}");
@@ -51,6 +62,23 @@ fn options() -> Options {
     o
 }
 
+/// One measurement as a line of JSON.
+fn record(m: &Measurement) -> String {
+    let per = |n: u64| n as f64 / m.count as f64;
+    let ticks = m.ticks.map_or("null".into(), |ticks| format!("{:.1}", per(ticks)));
+    let exits = m.exits.map_or("null".into(), |exits| format!("{:.3}", per(exits)));
+    let Measurement { op, mark, batches, .. } = m;
+    format!(r#"{{"op":"{op}","ticks":{ticks},"exits":{exits},"mark":{mark},"batches":{batches}}}"#)
+}
+
+/// One measurement for people.
+fn shown(m: &Measurement) -> String {
+    let per = |n: u64| n as f64 / m.count as f64;
+    let Some(ticks) = m.ticks else { return format!("{:24} only an emulator counts it", m.op) };
+    let exits = m.exits.map_or("-".into(), |exits| format!("{:.3}", per(exits)));
+    format!("{:24} {:12.1} ticks {exits:>8} exits", m.op, per(ticks))
+}
+
 fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
     let own = test.config >> TIMEOUT_SHIFT & 0xff;
     let limit = Duration::from_secs(if own != 0 { own } else { o.timeout });
@@ -62,20 +90,7 @@ fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
         };
         let outcome = machine.execute(limit);
         for m in machine.measurements() {
-            let per = |n: u64| n as f64 / m.count as f64;
-            let _ = if json {
-                let exits = m.exits.map_or("null".into(), |e| format!("{:.3}", per(e)));
-                writeln!(
-                    extra,
-                    "{{\"op\":\"{}\",\"instructions\":{:.1},\"exits\":{exits},\"mark\":{}}}",
-                    m.op,
-                    per(m.ticks),
-                    m.mark
-                )
-            } else {
-                let exits = m.exits.map_or("-".into(), |e| format!("{:.3}", per(e)));
-                writeln!(extra, "{:24} {:12.1} ticks {exits:>8} exits", m.op, per(m.ticks))
-            };
+            let _ = writeln!(extra, "{}", if json { record(&m) } else { shown(&m) });
         }
         if exits && let Ok(text) = machine.statistics("exits_by_reason") {
             for line in text.lines() {
@@ -89,7 +104,7 @@ fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
 fn run(o: &Options, patterns: &[String], bench: bool) -> i32 {
     let mut summary = Summary::default();
     for test in elf::tests() {
-        let asked = if test.config & BY_NAME != 0 {
+        let asked = if o.exact || test.config & BY_NAME != 0 {
             patterns.contains(&test.name)
         } else {
             harness::selected(&test.name, patterns)
@@ -116,7 +131,10 @@ fn main() {
     let code = match o.words.first().map(String::as_str) {
         Some("list") => {
             for t in elf::tests() {
-                println!("{}", t.name);
+                match o.vcpus {
+                    true => println!("{} {}", t.name, (t.config >> CPUS_SHIFT & 0xf) + 1),
+                    false => println!("{}", t.name),
+                }
             }
             0
         }

@@ -84,6 +84,7 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::KICK => kicks(m, a),
         op::ROUTE_MSI => routes(m, a[0], a[1]),
         op::BENCH => bench(m, a),
+        op::BENCH_HOST => bench_host(m, a),
         op::PROCESS => Ok(std::process::id().into()),
         op::CLOBBER_FPU => {
             clobber_vectors();
@@ -337,12 +338,22 @@ fn routes(m: &Machine, gpa: u64, count: u64) -> Answer {
 }
 
 fn bench(m: &Machine, a: [u64; 6]) -> Answer {
+    let exits = (a[4] != u64::MAX).then_some(a[4]);
+    let ticks = Some(a[2]);
+    measured(m, a, Measurement { op: String::new(), ticks, count: a[3], exits, mark: a[5], batches: 1 })
+}
+
+fn bench_host(m: &Machine, a: [u64; 6]) -> Answer {
+    let (mark, batches) = (a[3], a[4]);
+    measured(m, a, Measurement { op: String::new(), ticks: None, count: a[2], exits: None, mark, batches })
+}
+
+fn measured(m: &Machine, a: [u64; 6], mut found: Measurement) -> Answer {
     let p = m.guest(a[0], a[1]).ok_or(Errno(libc::EINVAL))?;
     // SAFETY: a string in the guest's read-only data.
     let name = unsafe { std::slice::from_raw_parts(p, a[1] as usize) };
-    let op = String::from_utf8_lossy(name).into_owned();
-    let exits = (a[4] != u64::MAX).then_some(a[4]);
-    lock(&m.benches).push(Measurement { op, ticks: a[2], count: a[3], exits, mark: a[5] });
+    found.op = String::from_utf8_lossy(name).into_owned();
+    lock(&m.benches).push(found);
     Ok(0)
 }
 

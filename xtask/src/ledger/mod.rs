@@ -6,7 +6,7 @@
 mod costs;
 mod page;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, ops::Range, path::Path};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -38,7 +38,7 @@ impl Batches {
         }
     }
 
-    fn parse(text: &str) -> Result<Batches> {
+    pub fn parse(text: &str) -> Result<Batches> {
         let mut batches = BTreeMap::new();
         for line in text.lines() {
             let line: Line = serde_json::from_str(line).with_context(|| format!("`{line}` is no batch"))?;
@@ -47,9 +47,11 @@ impl Batches {
         Ok(Batches(batches))
     }
 
-    /// The ledger of the batch with this mark.
-    pub fn of(&self, mark: u64) -> Option<&Ledger> {
-        self.0.get(&mark)
+    /// Of the batches with these marks the one that the host disturbed least.
+    pub fn least(&self, marks: Range<u64>) -> Option<&Ledger> {
+        let instructions = |ledger: &Ledger| ledger.get("instructions").copied().unwrap_or_default();
+        let batches = marks.filter_map(|mark| self.0.get(&mark));
+        batches.min_by(|a, b| instructions(a).total_cmp(&instructions(b)))
     }
 }
 
@@ -75,10 +77,10 @@ mod tests {
         let text = r#"{"mark":5,"operations":250,"counts":{"vmread:0x4402":250,"vmread:0x681e":500,"locked":125}}
 {"mark":6,"operations":250,"counts":{}}"#;
         let batches = Batches::parse(text).unwrap();
-        let ledger = batches.of(5).unwrap();
+        let ledger = batches.least(5..6).unwrap();
         let of = |key: &str| ledger.get(key).copied();
         assert_eq!((of("vmread"), of("vmread:0x681e"), of("locked")), (Some(3.0), Some(2.0), Some(0.5)));
-        assert!(batches.of(6).unwrap().is_empty() && batches.of(7).is_none());
+        assert!(batches.least(6..7).unwrap().is_empty() && batches.least(7..9).is_none());
         assert!(Batches::parse("{").is_err());
     }
 }

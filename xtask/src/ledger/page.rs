@@ -91,9 +91,9 @@ pub fn cells(ours: &Ledger, stock: &Ledger, costs: &Costs) -> Vec<Cell> {
     COLUMNS.iter().map(|(name, families)| cell(name, families)).chain(others).collect()
 }
 
-/// Prints a line for each row: every figure that is not 0, Exitless/stock; those above stock with a star.
-pub fn print(rows: &[Row<'_>], costs: &Costs) {
-    println!("ledger: for one operation, in the host, exitless/kvm; * above kvm");
+/// Prints a line for each row: every figure that is not 0, of both columns; those where the first stands above with a star.
+pub fn print((first, second): (&str, &str), rows: &[Row<'_>], costs: &Costs) {
+    println!("ledger: for one operation, in the host, {first}/{second}; * above {second}");
     for row in rows {
         let Some((ours, stock)) = both(row) else { continue };
         let shown: Vec<_> = cells(ours, stock, costs)
