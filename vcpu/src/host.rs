@@ -1,6 +1,7 @@
 //! What the hall needs from the operating system. `linux/module` implements it over C helpers, the tests with a fake.
 
 use crate::clock::tsc::Rate;
+use exitless_chooser::{Facts, Set};
 use exitless_x86::apic::InterruptMessage;
 
 /// What a second-level fault turned out to be.
@@ -65,6 +66,12 @@ pub trait Host {
 
     /// This CPU's part (atomic; preemption is off).
     fn cpu(&self) -> &Self::Cpu;
+
+    // --- mechanisms ---
+    /// Those whose switch is on in this VM.
+    fn wanted(&self) -> Set;
+    /// What stands against mechanisms in this VM and on this host, apart from what the vCPU itself knows.
+    fn facts(&self) -> Facts;
 
     // --- guest memory: RAM slots only ---
     /// Reads guest-physical memory; may sleep for paging. `false`: no slot or no page there; if the page has a memory error, with

@@ -31,6 +31,7 @@ pub mod exits;
 pub mod fastpath;
 pub mod host;
 pub mod journal;
+pub mod mechanisms;
 pub mod memory;
 pub mod msr;
 pub mod outcome;
@@ -46,6 +47,7 @@ pub mod stats;
 pub mod timer;
 pub mod vcpu;
 
+pub use exitless_chooser as chooser;
 pub use outcome::RunExit;
 pub use run::run;
 pub use shared::{Request, VcpuShared};

@@ -36,6 +36,10 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if has(R::TSC) {
         v.follow_host_tsc(sh, host);
     }
+    // The host's TSC is a fact that mechanisms look at.
+    if has(R::MECHANISMS) || has(R::TSC) {
+        v.chosen = false;
+    }
     if has(R::APIC_STATE) {
         apic_state(v, sh, host);
     }

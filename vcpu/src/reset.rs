@@ -30,6 +30,7 @@ impl<B: Backend> Vcpu<B> {
         self.pending_port = None;
         self.user_interrupt = None;
         self.user_eoi = None;
+        self.chosen = false;
         self.want_window = false;
         self.xcr0 = 1;
         self.pkru = 0;

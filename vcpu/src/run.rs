@@ -8,6 +8,7 @@ use crate::exits;
 use crate::fastpath;
 use crate::host::Host;
 use crate::journal::Access;
+use crate::mechanisms;
 use crate::outcome::{Fast, Next, RunExit};
 use crate::request;
 use crate::shared::{VcpuShared, mp};
@@ -56,6 +57,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
             continue;
         }
         choose::choose(v, sh, host);
+        mechanisms::choose(v, sh, host);
         if v.event_dirty {
             entry::prepare(v, sh, host);
         }

@@ -13,6 +13,7 @@
 //! not enter, or the requester sees IN_GUEST and sends the IPI. `tests/loom.rs` holds this.
 
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use exitless_chooser::{Facts, Fallback, Mechanism, Set};
 use exitless_lapic::Shared as ApicShared;
 
 /// A reason to look before the next entry.
@@ -43,6 +44,8 @@ impl Request {
     pub const LOGGING: Self = Self(1 << 9);
     /// The guest is to be told that it was stopped.
     pub const STOPPED: Self = Self(1 << 12);
+    /// The VM's switches moved, or a fact that [`crate::mechanisms`] looks at did.
+    pub const MECHANISMS: Self = Self(1 << 14);
     /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.
     pub const MOVED: Self = Self(1 << 13);
 }
@@ -101,6 +104,42 @@ impl Tsc {
     }
 }
 
+/// What the vCPU's thread chose last. Only it writes; anyone may read. Relaxed, for nothing hangs on when a choice is seen: a mechanism
+/// is right with its switch in either place, at each exit anew, and data that it shares with others has an order of its own.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Chosen {
+    active: AtomicU64,
+    against: AtomicU64,
+    features: AtomicU32,
+    /// The thread has chosen at least once.
+    once: AtomicBool,
+    _pad: [u8; 3],
+}
+
+impl Chosen {
+    /// What is active.
+    pub fn active(&self) -> Set {
+        Set(self.active.load(Ordering::Relaxed))
+    }
+
+    /// What it followed from; `None`: nothing was chosen yet.
+    pub fn facts(&self) -> Option<Facts> {
+        let facts = Facts {
+            against: self.against.load(Ordering::Relaxed),
+            features: self.features.load(Ordering::Relaxed),
+        };
+        self.once.load(Ordering::Acquire).then_some(facts)
+    }
+
+    pub(crate) fn set(&self, active: Set, facts: &Facts) {
+        self.against.store(facts.against, Ordering::Relaxed);
+        self.features.store(facts.features, Ordering::Relaxed);
+        self.active.store(active.0, Ordering::Relaxed);
+        self.once.store(true, Ordering::Release);
+    }
+}
+
 /// The shared part of one vCPU.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -123,6 +162,8 @@ pub struct VcpuShared {
     pub tsc: Tsc,
     /// The APIC's mailbox.
     pub apic: ApicShared,
+    /// Which mechanisms are active: beside the counters, on lines that only the owner writes.
+    pub chosen: Chosen,
     /// Counters; written by the owner alone.
     pub stats: crate::stats::Stats,
 }
@@ -142,6 +183,25 @@ impl VcpuShared {
     /// sender may have thought so, and that we are in the guest. `tests/loom_posted.rs` holds this.
     pub fn must_wake(&self) -> bool {
         self.pending() || self.returned.load(Ordering::Relaxed) || self.apic.posted().outstanding()
+    }
+
+    /// The vCPU may use this mechanism.
+    #[inline]
+    pub fn active(&self, m: Mechanism) -> bool {
+        self.chosen.active().has(m)
+    }
+
+    /// The owner's side: an active mechanism took a case. Exits saved or added: `stats.deeds(m).saved.add(n)`.
+    #[inline]
+    pub fn count_hit(&self, m: Mechanism) {
+        self.stats.deeds(m).hits.bump();
+    }
+
+    /// The owner's side: an active mechanism left a case to the way there always is.
+    #[inline]
+    pub fn count_fallback(&self, m: Mechanism, why: Fallback) {
+        let [first, ..] = &self.stats.deeds(m).fallbacks;
+        self.stats.deeds(m).fallbacks.get(why as usize).unwrap_or(first).bump();
     }
 
     /// Takes all requests.

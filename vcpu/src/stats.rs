@@ -4,6 +4,7 @@
 //! sees each counter whole, if a moment old.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use exitless_chooser::{COUNT, Fallback, Mechanism};
 
 /// Exit numbers below this have a counter of their own; 0x400 and up fold to the last rows.
 pub const EXITS: usize = 192;
@@ -21,7 +22,7 @@ impl Counter {
         self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
     }
     /// So many more.
-    fn add(&self, n: u64) {
+    pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
     /// The value.
@@ -82,6 +83,20 @@ impl Keyed {
     }
 }
 
+/// What one mechanism did in one vCPU.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Deeds {
+    /// Cases it took.
+    pub hits: Counter,
+    /// Cases it left to the way there always is, by [`Fallback`].
+    pub fallbacks: [Counter; Fallback::COUNT],
+    /// Exits of the guest that there would have been without it, on this vCPU or another, as far as that can be told.
+    pub saved: Counter,
+    /// Exits that there were for it alone.
+    pub added: Counter,
+}
+
 /// The counters of one vCPU.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -92,6 +107,8 @@ pub struct Stats {
     pub by_msr: Keyed,
     /// Port exits by port.
     pub by_port: Keyed,
+    /// By mechanism.
+    pub deeds: [Deeds; COUNT],
     /// All exits.
     pub exits: Counter,
     /// Exits answered without enabling interrupts.
@@ -151,6 +168,13 @@ pub fn number(row: usize) -> u64 {
 }
 
 impl Stats {
+    /// The counters of a mechanism.
+    pub fn deeds(&self, m: Mechanism) -> &Deeds {
+        let [first, ..] = &self.deeds;
+        // For the compiler: every mechanism has its own.
+        self.deeds.get(m as usize).unwrap_or(first)
+    }
+
     /// Counts one exit.
     pub fn exit(&self, exit_number: u64) {
         self.exits.bump();

@@ -32,6 +32,7 @@ fn env() -> impl Strategy<Value = Env> {
             Just(Request::EVENT), Just(Request::QUIESCE), Just(Request::TIMER), Just(Request::CLOCK),
             Just(Request::STEAL), Just(Request::TSC), Just(Request::STOPPED), Just(Request::TLB_FLUSH),
         ].prop_map(Env::Ask),
+        2 => any::<u64>().prop_map(Env::Switch),
         1 => Just(Env::Signal),
         1 => Just(Env::Immediate),
         1 => Just(Env::Work),

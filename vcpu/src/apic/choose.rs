@@ -32,6 +32,7 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     v.vapic.kind = kind;
     v.vapic.stale = true;
     v.b.set_apic(kind);
+    v.chosen = false;
     // Senders that still see the old value do what is right for both: see `request::process`.
     sh.delivers.store(kind != ApicKind::Software, Release);
     v.event_dirty = true;

@@ -8,19 +8,27 @@
 
 use crate::backend::{Backend, Stopped};
 use crate::host::Host;
+use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
+use exitless_chooser::{Fallback, Mechanism::DoorbellFastpath};
 use exitless_insn::{Mode, instruction_length};
 use exitless_x86::regs::Segment;
 
 /// A write to a marked page, at `gpa`: rings, and moves on. `false`: nothing was done.
-pub(super) fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, gpa: u64) -> bool {
-    if v.reinject.is_some() || v.watches() {
+pub(super) fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    gpa: u64,
+) -> bool {
+    if !sh.active(DoorbellFastpath) || v.reinject.is_some() || v.watches() {
         return false;
     }
     let Some(at) = v.b.stopped() else { return false };
     let Some(length) = v.stores.length(&at) else {
         if host.is_doorbell(gpa) {
+            sh.count_fallback(DoorbellFastpath, Fallback::Length);
             learn(v, host, at);
         }
         return false;
@@ -28,6 +36,7 @@ pub(super) fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H,
     if !host.ring(gpa) {
         return false;
     }
+    sh.count_hit(DoorbellFastpath);
     v.finish_skip(at.rip.wrapping_add(u64::from(length)));
     true
 }

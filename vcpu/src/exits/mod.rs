@@ -100,9 +100,11 @@ fn pause<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     skip_over(v, sh, host)
 }
 
-/// The fast path could not be taken: an event's delivery was interrupted.
+/// The fast path was not taken: an event's delivery was interrupted, or it is switched off.
 fn timer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
-    crate::timer::fired(v, sh, host);
+    if crate::timer::ran_out(v, sh, host) {
+        v.event_dirty = true;
+    }
     Next::Again
 }
 

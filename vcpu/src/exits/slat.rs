@@ -18,7 +18,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     sh.stats.pf_taken.bump();
     // A page walk is not the instruction's own access.
-    if fault.marked && fault.write && !fault.table_walk && doorbell::rung(v, host, fault.gpa) {
+    if fault.marked && fault.write && !fault.table_walk && doorbell::rung(v, sh, host, fault.gpa) {
         return Next::Again;
     }
     // Whatever it takes to have the page: reclaim, swap, the pages that look like it.

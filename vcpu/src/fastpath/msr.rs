@@ -7,16 +7,22 @@ use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;
+use exitless_chooser::{Fallback, Mechanism::DeadlineFastpath};
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::Gpr;
 
 pub(super) fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Fast {
     let g = v.b.gprs();
     let (msr, low, high) = (g.get(Gpr::Rcx) as u32, g.get(Gpr::Rax) as u32, g.get(Gpr::Rdx) as u32);
-    let in_cpu = v.b.has_timer() && !v.timer_on_host && v.vapic.on();
-    if msr != Msr::TSC_DEADLINE.0 || !in_cpu || !v.cpuid.caps().tsc_deadline || !v.b.skip_instruction() {
+    if msr != Msr::TSC_DEADLINE.0 || !sh.active(DeadlineFastpath) {
         return Fast::Slow;
     }
+    if v.timer_on_host || !v.b.skip_instruction() {
+        let why = if v.timer_on_host { Fallback::Elsewhere } else { Fallback::Length };
+        sh.count_fallback(DeadlineFastpath, why);
+        return Fast::Slow;
+    }
+    sh.count_hit(DeadlineFastpath);
     sh.stats.by_msr.bump(msr);
     let m = host.now();
     let deadline = u64::from(high) << 32 | u64::from(low);

@@ -7,6 +7,7 @@ use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::skip;
 use crate::vcpu::Vcpu;
+use exitless_chooser::{Fallback, Mechanism::PortFastpath};
 use exitless_x86::regs::Gpr;
 
 pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
@@ -15,22 +16,32 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     access: IoAccess,
 ) -> Fast {
-    if access.string || v.watches() {
+    if !sh.active(PortFastpath) {
         return Fast::Slow;
     }
-    let Some(next) = skip::next_rip(v, host, true) else { return Fast::Slow };
+    if access.string || v.watches() {
+        let why = if access.string { Fallback::Form } else { Fallback::Watched };
+        return slow(sh, why);
+    }
+    let Some(next) = skip::next_rip(v, host, true) else { return slow(sh, Fallback::Length) };
     let len = usize::from(access.size.min(4));
     let mut data = (v.b.gprs().get(Gpr::Rax) as u32).to_le_bytes();
     let Some(part) = data.get_mut(..len) else { return Fast::Slow };
     if access.input {
         if !host.pio_read(access.port, part) {
-            return Fast::Slow;
+            return slow(sh, Fallback::Nobody);
         }
         io::finish_in(v, access.size, u32::from_le_bytes(data));
     } else if !host.pio_write(access.port, part) {
-        return Fast::Slow;
+        return slow(sh, Fallback::Nobody);
     }
+    sh.count_hit(PortFastpath);
     io::count(sh, access.port);
     v.finish_skip(next);
     Fast::Reenter
+}
+
+fn slow(sh: &VcpuShared, why: Fallback) -> Fast {
+    sh.count_fallback(PortFastpath, why);
+    Fast::Slow
 }

@@ -6,8 +6,13 @@ use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;
+use exitless_chooser::Mechanism::TimerFastpath;
 
 pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Fast {
+    if !sh.active(TimerFastpath) {
+        return Fast::Slow;
+    }
+    sh.count_hit(TimerFastpath);
     if !timer::ran_out(v, sh, host) {
         // A timer that was disarmed since, or is a little early.
         return Fast::Reenter;

@@ -45,6 +45,8 @@ pub struct Vcpu<B> {
     pub timer_on_host: bool,
     /// Where the APIC's registers are.
     pub vapic: vapic::Vapic,
+    /// [`VcpuShared::chosen`] follows from what holds now.
+    pub chosen: bool,
     /// What the current instruction has done outside the registers.
     pub journal: Journal,
     /// Instructions that ring doorbells.
@@ -111,6 +113,7 @@ impl<B: Backend> Vcpu<B> {
     /// The first `len` entries of CPUID count from now on; `host` bounds what reaches registers.
     pub fn commit_cpuid(&mut self, len: usize, host: &GuestCaps) {
         self.cpuid.commit(len, host);
+        self.chosen = false;
         let c = self.cpuid.caps();
         let GuestCaps { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves, .. } = *c;
         self.b.set_instructions(Instructions { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves });

@@ -13,6 +13,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         b,
         lapic: Zeroable::zeroed(),
         stores: Default::default(),
+        chosen: false,
         journal: Journal::default(),
         pending_port: None,
         reinject: None,

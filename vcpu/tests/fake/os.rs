@@ -7,6 +7,7 @@ use std::prelude::v1::*;
 use super::world::{
     CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, Hand, ROM, ROM_DOORBELL, TICKS, World, pattern,
 };
+use exitless_vcpu::chooser::{Facts, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_x86::apic::InterruptMessage;
@@ -68,6 +69,13 @@ impl<C> Host for Os<C> {
     fn cpu(&self) -> &C {
         assert!(self.w.in_slice.get(), "the CPU may change under a caller outside a slice");
         self.cores[self.w.cpu.get() as usize]
+    }
+
+    fn wanted(&self) -> Set {
+        self.w.wanted.get()
+    }
+    fn facts(&self) -> Facts {
+        Facts::default()
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {

@@ -4,6 +4,7 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
+use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
@@ -57,6 +58,8 @@ pub(crate) enum Env {
     TlbFlush,
     /// A request without a story of its own.
     Ask(Request),
+    /// Somebody moves the switches of mechanisms: these are on, and no others.
+    Switch(u64),
     /// A signal for the thread.
     Signal,
     /// A signal whose handler sets `kvm_run.immediate_exit`.
@@ -166,6 +169,8 @@ pub(crate) struct World {
     pub(crate) work: Cell<bool>,
     pub(crate) immediate: Cell<bool>,
     pub(crate) irqchip: Cell<bool>,
+    /// Mechanisms that are switched on.
+    pub(crate) wanted: Cell<Set>,
     /// Guest memory is never there for those who must not sleep.
     pub(crate) swapped: Cell<bool>,
     /// The host has no page behind this one of the guest's, and no memory to make one.
@@ -278,6 +283,7 @@ impl World {
             work: Cell::new(false),
             immediate: Cell::new(false),
             irqchip: Cell::new(true),
+            wanted: Cell::new(Set::ALL),
             swapped: Cell::new(false),
             lost: Cell::new(None),
             exits_on_failure: Cell::new(false),
@@ -417,6 +423,10 @@ impl World {
                 self.ask(Request::TLB_FLUSH);
             }
             Env::Ask(r) => self.ask(r),
+            Env::Switch(on) => {
+                self.wanted.set(Set(on));
+                self.ask(Request::MECHANISMS);
+            }
             Env::Signal => {
                 self.signal.set(true);
                 self.ipi.set(true);

@@ -304,3 +304,26 @@ fn runs_out_in_a_delivery() {
         assert_eq!(m.events(), [Event::Interrupt(0x41), TIMER]);
     });
 }
+
+/// Whatever the switches say, the deadline is met; a switch that moves is seen at the next entry, and what is off counts nothing.
+#[test]
+fn switches_of_the_fast_paths() {
+    use exitless_vcpu::chooser::Mechanism::{DeadlineFastpath, TimerFastpath};
+    use exitless_vcpu::chooser::{Fallback, Set};
+    both(&[], |mut m| {
+        // Without an APIC in hardware deadlines take the long way. With it this CPU leaves it to the hall to find the next RIP.
+        let able = u64::from(m.v.b.apic.able);
+        let mut seen = |on: Set| {
+            let switch = Op::World(Env::Switch(on.0));
+            m.then([switch, Op::Deadline(20_000), time(21_000), Op::Nop, Op::Nop]);
+            assert_eq!(m.events(), vec![TIMER]);
+            assert_eq!(m.sh.active(TimerFastpath), on.has(TimerFastpath));
+            let deeds = |x| m.sh.stats.deeds(x);
+            let fallbacks = &deeds(DeadlineFastpath).fallbacks[Fallback::Length as usize];
+            (fallbacks.get(), deeds(TimerFastpath).hits.get())
+        };
+        assert_eq!(seen(Set::NONE), (0, 0));
+        assert_eq!(seen(Set::ALL.put(TimerFastpath, false)), (able, 0));
+        assert_eq!(seen(Set::ALL), (2 * able, 1));
+    });
+}

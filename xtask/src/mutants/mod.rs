@@ -29,6 +29,7 @@ const PACKAGES: &[&str] = &[
     "exitless-irqchip",
     "exitless-insn",
     "exitless-bus",
+    "exitless-chooser",
     "exitless-deadline",
     "exitless-ipi",
     "exitless-memslots",

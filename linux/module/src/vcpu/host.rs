@@ -13,6 +13,7 @@ use exitless_host::task::WorkWord;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
+use exitless_vcpu::chooser::{Facts, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_x86::apic::InterruptMessage;
@@ -141,6 +142,13 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn cpu(&self) -> &B::Cpu {
         let id = cpu::id() as usize;
         global::get().and_then(|g| g.cpus.get(id)).map_or(B::nowhere(), B::cpu)
+    }
+
+    fn wanted(&self) -> Set {
+        Set(self.vm.wanted.load(Ordering::Relaxed))
+    }
+    fn facts(&self) -> Facts {
+        self.vm.facts()
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {

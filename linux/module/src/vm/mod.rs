@@ -30,6 +30,7 @@ use exitless_host::{Errno, Result, cpu, time};
 use exitless_ipi::{Claims, Map};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
+use exitless_vcpu::chooser::{Facts, Reason, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
 
@@ -120,6 +121,8 @@ pub struct Vm {
     pub last_boosted: AtomicU32,
     /// `KVM_CAP_HALT_POLL`: longest wait awake in HLT, ns; `u32::MAX`: as the module's parameter.
     pub halt_poll_ns: AtomicU32,
+    /// Mechanisms whose switch is on: an [`exitless_vcpu::chooser::Set`].
+    pub wanted: AtomicU64,
     /// Level-triggered pins with someone to notify (resample irqfds).
     pub resample_gsis: AtomicU64,
     /// Vectors whose EOI the I/O APIC wants.
@@ -166,6 +169,7 @@ impl Vm {
         vm.clocks.init(LockClass::Clock)?;
         vm.ring_lock.init(LockClass::Ioeventfds)?;
         vm.debugfs.init(LockClass::Stats)?;
+        vm.wanted.store(Set::DEFAULT.0, Ordering::Relaxed);
         vm.halt_poll_ns.store(u32::MAX, Ordering::Relaxed);
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
         vm.counted = Some(VmCount::one()?);
@@ -285,6 +289,14 @@ impl Vm {
     /// Physical address of the page behind the APIC's registers; 0: there is none.
     pub fn apic_access_pa(&self) -> u64 {
         self.apic_access.as_ref().map_or(0, Pages::phys)
+    }
+
+    /// What stands against mechanisms in this VM and on this host.
+    pub fn facts(&self) -> Facts {
+        Facts::default()
+            .with(Reason::IdleExits, true)
+            .with(Reason::NoHousekeeping, true)
+            .with(Reason::NoAvic, true)
     }
 
     /// The address space, for looking at how the host maps it.

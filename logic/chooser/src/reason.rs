@@ -1,0 +1,40 @@
+//! Why a mechanism is not active, in words that an administrator can act on. The values are user space's: none is ever reused.
+
+macro_rules! reasons {
+    ($($name:ident = $value:literal, $words:literal;)*) => {
+        /// See the file's head.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Reason {
+            $(#[doc = $words] $name = $value,)*
+        }
+
+        impl Reason {
+            /// All of them.
+            pub const ALL: &[Reason] = &[$(Reason::$name,)*];
+
+            /// What it means, and what would change it.
+            pub const fn words(self) -> &'static str {
+                match self {
+                    $(Reason::$name => $words,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    Active = 0, "active";
+    SwitchedOff = 1, "switched off: for this VM, or by the module's parameter mechanisms when the VM was created";
+    Pending = 2, "nothing stands against it: the vCPU looks when it next enters the guest";
+    NotBuilt = 3, "this version of the module does not have it";
+    NoIrqchip = 4, "the VM's local APICs are in user space: KVM_CREATE_IRQCHIP or KVM_CAP_SPLIT_IRQCHIP puts them into the kernel";
+    NoDelivery = 5, "the CPU does not deliver this vCPU's interrupts by itself: it cannot (APICv, AVIC), that is switched off (parameter apicv), or the guest's APIC is off";
+    NoTimer = 6, "the CPU has no timer that runs while the guest does (VMX-preemption timer)";
+    NoDeadline = 7, "the guest's CPUID does not show the TSC-deadline timer: the VMM leaves it out, or the host has none";
+    UnsteadyTsc = 8, "the host's CPUs have different TSCs: see its kernel log and clock source";
+    IdleExits = 9, "the guest leaves when it is idle: KVM_CAP_X86_DISABLE_EXITS lets it stay (QEMU: -overcommit cpu-pm=on)";
+    NoHousekeeping = 10, "no CPU is set aside for housekeeping: the host's command line has no nohz_full= or isolcpus=";
+    NotInCpuid = 11, "the guest's CPUID does not show it (leaf 0x40000001): the VMM leaves it out";
+    NoAvic = 12, "the CPU has no AVIC, or firmware turned it off";
+}

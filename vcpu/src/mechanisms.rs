@@ -1,0 +1,27 @@
+//! Which mechanisms this vCPU uses: chosen anew before the next entry wherever a fact or a switch has moved.
+
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+use exitless_chooser::{Facts, Reason, active};
+
+/// Chooses, if something moved since.
+pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if core::mem::replace(&mut v.chosen, true) {
+        return;
+    }
+    let facts = facts(v, host);
+    sh.chosen.set(active(host.wanted(), &facts), &facts);
+}
+
+/// Whoever changes what is looked at here clears [`Vcpu::chosen`], on other threads by [`crate::Request::MECHANISMS`].
+fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
+    let caps = v.cpuid.caps();
+    Facts { features: caps.pv, ..host.facts() }
+        .with(Reason::NoIrqchip, !host.irqchip())
+        .with(Reason::NoDelivery, !v.vapic.on())
+        .with(Reason::NoTimer, !v.b.has_timer())
+        .with(Reason::NoDeadline, !caps.tsc_deadline)
+        .with(Reason::UnsteadyTsc, !host.steady_tsc())
+}
