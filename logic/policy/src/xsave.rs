@@ -101,17 +101,19 @@ mod tests {
         // AMX: TILECFG is aligned to 64 bytes in the compacted form.
         assert_eq!(compacted_size(full | xcr0::XTILECFG, intel), 2496 + 64);
         assert_eq!(compacted_size(xcr0::X87 | xcr0::SSE | xcr0::PKRU | xcr0::XTILECFG, intel), 640 + 64);
+        let packed = |_| CpuidResult { eax: 8, ..CpuidResult::default() };
+        assert_eq!(compacted_size(3 << 9, packed), 576 + 16, "nobody asked for alignment");
     }
 
-    struct Host(u64, u64);
-    impl HostCpuid for Host {
+    struct Host<F = fn(u32) -> CpuidResult>(u64, u64, F);
+    impl<F: Fn(u32) -> CpuidResult> HostCpuid for Host<F> {
         fn gpa_bits(&self) -> u32 {
             48
         }
         fn cpuid(&self, leaf: u32, sub: u32) -> CpuidResult {
             match (leaf, sub) {
                 (0xd, 0) => CpuidResult { eax: self.0 as u32, ebx: 0, ecx: 0, edx: (self.0 >> 32) as u32 },
-                (0xd, i) => intel(i),
+                (0xd, i) => (self.2)(i),
                 _ => CpuidResult::default(),
             }
         }
@@ -123,11 +125,17 @@ mod tests {
     /// AMX (8 KiB) would not fit `kvm_xsave`; MPX is gone from every OS; a host kernel may have switched AVX-512 off.
     #[test]
     fn offer_is_bounded() {
-        assert_eq!(offered(&Host(0x602ff, 0x602ff)), 0x2e7);
-        assert_eq!(offered(&Host(0x2e7, 0x7)), 0x7);
-        assert_eq!(offered(&Host(0x2a7, !0)), 0x207, "AVX-512 in part is none");
-        assert_eq!(offered(&Host(0xe3, !0)), 0x3, "AVX-512 needs AVX");
-        assert_eq!(offered(&Host(0, !0)), 0);
-        assert_eq!(offered(&Host(0x1, !0)), 0);
+        let offer = |hardware, on| offered(&Host(hardware, on, intel as fn(u32) -> CpuidResult));
+        assert_eq!(offer(0x602ff, 0x602ff), 0x2e7);
+        assert_eq!(offer(0x2e7, 0x7), 0x7);
+        assert_eq!(offer(0x2a7, !0), 0x207, "AVX-512 in part is none");
+        assert_eq!(offer(0xe3, !0), 0x3, "AVX-512 needs AVX");
+        assert_eq!(offer(0, !0), 0);
+        assert_eq!(offer(0x1, !0), 0);
+        for (end, offer) in [(4095, 0x207), (4096, 0x207), (4097, 7)] {
+            let layout = |i| if i == 9 { CpuidResult { eax: 8, ebx: end - 8, ..intel(i) } } else { intel(i) };
+            assert_eq!(offered(&Host(0x207, !0, layout)), offer, "an area that ends at {end}");
+            assert_eq!(offered(&Host(0x203, !0, layout)), offer & 0x203, "and without AVX");
+        }
     }
 }

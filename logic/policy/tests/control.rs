@@ -99,6 +99,12 @@ fn cr4_rules() {
     let pae = Mode { cr0: PAGED, cr4: cr4::PAE, ..Mode::default() };
     assert_eq!(check_cr4(cr4::PAE | cr4::PGE, &pae, &c), Ok(true), "PDPTEs are loaded again");
     assert_eq!(check_cr4(cr4::PAE | cr4::OSFXSR, &pae, &c), Ok(false));
+    for bit in [cr4::PSE, cr4::SMEP] {
+        assert_eq!(check_cr4(cr4::PAE | bit, &pae, &c), Ok(true), "{bit:#x}");
+    }
+    let legacy = Mode { cr0: PAGED, ..Mode::default() };
+    assert_eq!(check_cr4(cr4::PGE, &legacy, &c), Ok(false), "without PAE there are none");
+    assert_eq!(check_cr0(PROTECTED, &pae).map(|w| w.load_pdptes), Ok(false), "nor without paging");
 }
 
 /// CR3 and the debug registers.
@@ -111,6 +117,7 @@ fn small_registers() {
     let pcid = Mode { cr4: cr4::PAE | cr4::PCIDE, ..long() };
     let w = check_cr3(1 << 63 | 0x2005, &pcid, &c).expect("keep translations");
     assert_eq!((w.cr3, w.no_flush), (0x2005, true));
+    assert_eq!(check_cr3(0x2005, &pcid, &c).map(|w| w.no_flush), Ok(false));
     assert_eq!((check_dr6(0), check_dr7(0)), (Ok(0xffff_0ff0), Ok(0x400)));
     assert_eq!((check_dr6(1 << 32), check_dr7(1 << 63)), (Err(Invalid), Err(Invalid)));
     assert_eq!(check_dr7(0xffff_ffff), Ok(0xffff_27ff));

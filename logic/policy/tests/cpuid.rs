@@ -151,6 +151,46 @@ fn zen3_as_offered() {
     assert_eq!(c.efer_allowed & (efer::SVME | efer::AUTOIBRS | efer::LMSLE | efer::TCE), 0);
 }
 
+/// An Intel client: what the leaves hold that no feature's row fills.
+#[test]
+fn intel_as_offered() {
+    let cpu = Host(
+        |leaf, sub| match (leaf, sub) {
+            (0, _) => r(0x1f, vendor::INTEL[0], vendor::INTEL[1], vendor::INTEL[2]),
+            (1, _) => r(0x906e9, 0x0110_0800, 1 << 26 | 1 << 28, 0),
+            (2, _) => r(0x7603_6301, 0xf0_b5ff, 0, 0xc3_0000),
+            (4, 0..=2) => r(0x1c00_4121 + sub, 0x01c0_003f, 0x3f, 0),
+            (7, 0) => r(1, 0, 0, 1 << 26 | 1 << 27 | 1 << 31),
+            (7, 1) => r(1 << 10, 0, 0, 0),
+            (0xd, 0) => r(7, 832, 832, 0),
+            (0xd, 1) => r(0xf, 832, 0, 0),
+            (0xd, 2) => r(256, 576, 7, 5),
+            (0x8000_0000, _) => r(0x8000_0028, 0, 0, 0),
+            (0x8000_0001, _) => r(0x5555, 0x6666, 1, 0),
+            _ => r(0, 0, 0, 0),
+        },
+        7,
+    );
+    let l = list(&cpu);
+    assert_eq!((must(&l, 1, 0).eax, must(&l, 1, 0).ebx), (0x906e9, 0x0800));
+    assert_eq!(must(&l, 2, 0), r(0x7603_6301, 0xf0_b5ff, 0, 0xc3_0000));
+    let caches = [0, 1, 2].map(|sub| must(&l, 4, sub));
+    assert_eq!(caches, [0x121, 0x122, 0x123].map(|eax| r(eax, 0x01c0_003f, 0x3f, 0)));
+    assert_eq!((get(&l, 4, 3), get(&l, 4, 4)), (Some(r(0, 0, 0, 0)), None), "up to the first that is none");
+    assert_eq!((must(&l, 7, 0).eax, must(&l, 7, 1).eax), (1, 1 << 10));
+    assert_eq!((must(&l, 0xd, 1).ebx, must(&l, 0xd, 2)), (576, r(256, 576, 2, 0)));
+    assert!([0x15, 0x16, 0x1f].iter().all(|&leaf| get(&l, leaf, 0) == Some(r(0, 0, 0, 0))));
+    assert_eq!(must(&l, 0x8000_0000, 0).eax, 0x8000_0008);
+    assert_eq!((must(&l, 0x8000_0001, 0).eax, must(&l, 0x8000_0001, 0).ebx), (0x5555, 0x6666));
+    let amd_names = 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24;
+    assert_eq!(must(&l, 0x8000_0008, 0).ebx, amd_names, "IBPB, IBRS, STIBP and SSBD translated");
+    let zen = list(&zen3());
+    assert!([0x15, 0x16, 0x1f].iter().all(|&leaf| get(&zen, leaf, 0).is_none()), "AMD has none of these");
+    assert_eq!((get(&zen, 7, 1), must(&zen, 0x8000_0000, 0).eax), (None, 0x8000_0021));
+    assert!(get(&zen, 0x8000_0019, 0).is_some() && get(&zen, 0x8000_001a, 0).is_some());
+    assert_eq!(get(&zen, 0x8000_001d, 5), None, "up to the first that is none");
+}
+
 /// Tables of four levels under a CPU with 52-bit addresses: firmware must not place a BAR where nothing can be mapped.
 #[test]
 fn what_can_be_mapped() {
@@ -296,6 +336,11 @@ fn leaves_that_are_not_there() {
     assert_eq!(answer(&entries, 4, 0), 0, "within the range, not given: zeros");
     assert_eq!(answer(&entries, 0x4000_0001, 0), 0);
     assert_eq!(answer(&entries, 0x4000_0002, 0), 0x77);
+    let centaur = [&entries[..], &[entry(0xc000_0000, 0, false, 0xc000_0004)]].concat();
+    assert_eq!([0xc000_0001, 0xc000_0005].map(|l| answer(&centaur, l, 0)), [0, 0x77]);
+    let follows = |l, s| GuestCpuid::new(&entries, &index(&entries)).follows_registers(l, s);
+    assert_eq!([0, 0x4000_0000, 0x8000_0000].map(|l| follows(l, 0)), [false; 3]);
+    assert_eq!([1, 7, 0xd, 0x8000_0001, 8].map(|l| follows(l, 0)), [true; 5], "registers, or made up");
     let [ebx, ecx, edx] = vendor::AMD;
     entries[0] = kvm_cpuid_entry2 { ebx, ecx, edx, ..entries[0] };
     for l in [8, 0x8000_0005, 0xc000_0000, 0x4000_0002] {
@@ -338,6 +383,27 @@ fn bits_that_follow_registers() {
     assert_eq!(c.answer(0xd, 1, &on).ebx, 576 + 256);
     assert_eq!(c.answer(0xd, 0, &Dynamic { xcr0: 0x207, ..on }).ebx, 0x988);
     assert_eq!(c.answer(0xd, 1, &Dynamic { xcr0: 0x207, ..on }).ebx, 576 + 256 + 8);
+    assert_ne!(c.answer(0x8000_0001, 0, &on).edx & 1 << 9, 0);
+    // Without its features the area's size is what the VMM said.
+    for (sub, eax, follows) in
+        [(0, 0, false), (0, 1, true), (1, 0, false), (1, 1, false), (1, 2, true), (1, 8, true)]
+    {
+        let e = [kvm_cpuid_entry2 { ebx: 7, ..entry(0xd, sub, true, eax) }];
+        let size = GuestCpuid::new(&e, &index(&e)).answer(0xd, sub, &on).ebx;
+        assert_eq!(size, if follows { 576 } else { 7 }, "{sub} {eax}");
+    }
+    // The bit that AMD repeats means nothing of the kind to others.
+    for (vendor, off_too) in [(vendor::AMD, false), (vendor::INTEL, true)] {
+        let [ebx, ecx, edx] = vendor;
+        for bit in [0, 1 << 9] {
+            let e = [
+                kvm_cpuid_entry2 { ebx, ecx, edx, ..entry(0, 0, false, 1) },
+                kvm_cpuid_entry2 { edx: bit | 1, ..entry(0x8000_0001, 0, false, 0) },
+            ];
+            let answer = |now| GuestCpuid::new(&e, &index(&e)).answer(0x8000_0001, 0, now).edx;
+            assert_eq!([answer(&on), answer(&off)], [bit | 1, if off_too { bit | 1 } else { 1 }]);
+        }
+    }
     // A VMM that hides XSAVE and PKU hides their dynamic halves.
     let e = [entry(leaf::FEATURES, 0, false, 0), entry(7, 0, true, 0)];
     let i = index(&e);

@@ -178,6 +178,7 @@ fn value_rules() {
         (Msr::PRED_CMD, 1, 1, 2),
         (Msr::DEBUGCTL, 3, 0, 4),
         (Msr::HWCR, 1 << 24 | 1 << 3, 1 << 24, 1 << 30),
+        (Msr::HWCR, 1 << 18 | 1 << 6 | 1 << 8, 1 << 18, 1 << 4),
         (Msr(0x4b56_4d03), 0x1041, 0x1041, 0x1003),
         (Msr(0x4b56_4d04), 0x1005, 0x1005, 0x1003),
         (Msr::MISC_FEATURES_ENABLES, 0, 0, 1),
@@ -189,12 +190,39 @@ fn value_rules() {
     assert_eq!(check_write(Msr::BIOS_SIGN_ID.0, 5, Origin::Host, &caps), Ok((MsrKind::UcodeRev, 5)));
     assert_eq!(check_write(Msr::MTRRCAP.0, CAP, Origin::Guest, &caps), Err(Invalid));
     assert_eq!(check_write(Msr::MTRRCAP.0, CAP, Origin::Host, &caps), Ok((MsrKind::Const(CAP), CAP)));
+    assert_eq!(
+        check_write(Msr::MTRRCAP.0, 0, Origin::Host, &caps),
+        Ok((MsrKind::Const(CAP), 0)),
+        "saved elsewhere"
+    );
+    assert_eq!(
+        check_write(Msr::MCG_CAP.0, SUPPORTED | 1, Origin::Host, &caps),
+        Err(Invalid),
+        "KVM_X86_SETUP_MCE's"
+    );
     assert!(
         check_write(Msr::K7_EVNTSEL0.0, 0x53_0076, Origin::Guest, &caps).is_ok(),
         "PMU probes are dropped"
     );
     assert!(check_write(Msr::K7_EVNTSEL0.0, 0x53_0076, Origin::Host, &caps).is_ok());
     assert!(canonical(0x00ff_ffff_ffff_ffff, true) && !canonical(0x00ff_ffff_ffff_ffff, false));
+}
+
+/// Registers that hang on one ability, with the values that they take.
+#[test]
+fn registers_of_one_ability() {
+    let mut caps = GuestCaps::default();
+    assert_eq!(check_write(Msr::FLUSH_CMD.0, 1, Origin::Guest, &caps), Err(Invalid));
+    caps.flush_l1d = true;
+    for (value, ok) in [(0, true), (1, true), (2, false)] {
+        assert_eq!(check_write(Msr::FLUSH_CMD.0, value, Origin::Guest, &caps).is_ok(), ok, "{value}");
+    }
+    for (rdtscp, rdpid) in [(true, false), (false, true)] {
+        (caps.rdtscp, caps.rdpid) = (rdtscp, rdpid);
+        let write =
+            |value| check_write(Msr::TSC_AUX.0, value, Origin::Guest, &caps).map(|(_, stored)| stored);
+        assert_eq!([write(5), write(1 << 32)], [Ok(5), Err(Invalid)], "{rdtscp} {rdpid}");
+    }
 }
 
 /// A guest writes these without an exit, so what its processor takes must be settable: AMD's takes any SYSENTER address, and its VMM
@@ -211,6 +239,7 @@ fn what_hardware_took_can_be_set() {
         let write = |origin, caps: &GuestCaps| check_write(m.0, odd, origin, caps).map(|(_, stored)| stored);
         assert_eq!([Origin::Guest, Origin::Host].map(|o| write(o, &amd)), [Ok(odd); 2]);
         assert_eq!(write(Origin::Guest, &narrow), Err(Invalid));
+        assert!(check_write(m.0, 0x7fff_ffff_ffff, Origin::Guest, &narrow).is_ok());
         assert_eq!(write(Origin::Host, &narrow), Ok(0xffff_8765_4321_5678));
         assert_eq!(write(Origin::Host, &intel), Ok(0x0034_8765_4321_5678), "57 bits");
     }
@@ -291,6 +320,12 @@ fn mtrr_rules() {
     ] {
         assert_eq!(m.write(kind, value, 40).is_ok(), ok, "{kind:?} = {value:#x}");
     }
+    let read = |kind| m.read(kind).ok();
+    let kinds =
+        [MsrKind::MtrrDefType, MsrKind::MtrrFixed(0), MsrKind::MtrrVariable(0), MsrKind::MtrrVariable(1)];
+    let stored = [0xc06, 0x0605_0401_0006_0606, 0xc000_0006, 0xff_c000_0800].map(Some);
+    assert_eq!(kinds.map(read), stored);
+    assert_eq!([MsrKind::MtrrFixed(11), MsrKind::MtrrVariable(16), MsrKind::Tsc].map(read), [None; 3]);
     assert!(pat_valid(PAT_RESET) && pat_valid(0x0007_0601_0405_0600));
     assert!(!pat_valid(2) && !pat_valid(3 << 56) && !pat_valid(8 << 8));
 }
@@ -313,12 +348,31 @@ fn machine_check_as_qemu_sets_it_up() {
     assert_eq!(m.write(MsrKind::McBank(1), 5, Origin::Guest, false), Err(Invalid));
     assert_eq!(m.write(MsrKind::McBank(1), 5, Origin::Guest, true), Ok(()), "HWCR.McStatusWrEn");
     assert_eq!(m.write(MsrKind::McBank(2), 5, Origin::Guest, false), Ok(()));
+    for good in [!0, !0 ^ 1] {
+        assert_eq!(m.write(MsrKind::McBank(0), good, Origin::Guest, false), Ok(()));
+    }
+    for status in [(0, Origin::Guest, false), (7, Origin::Host, false)] {
+        assert_eq!(m.write(MsrKind::McBank(1), status.0, status.1, status.2), Ok(()), "{status:?}");
+    }
+    assert_eq!(m.write(MsrKind::McgStatus, 4, Origin::Guest, false), Ok(()));
+    assert_eq!(m.read(MsrKind::McgStatus, Origin::Guest), Ok(4));
+    let registers = (1..40).filter(|i| i % 4 != 0).map(MsrKind::McBank);
+    for (kind, value) in registers.clone().zip(100..) {
+        assert_eq!(m.write(kind, value, Origin::Host, false), Ok(()));
+    }
+    for (kind, value) in registers.zip(100..) {
+        assert_eq!(m.read(kind, Origin::Guest), Ok(value), "{kind:?}");
+    }
     for bad in [0, 33, 1 << 9 | 1, 1 << 27 | 1] {
         assert_eq!(m.setup(bad), Err(Invalid), "{bad:#x}");
     }
     m.init();
     assert_eq!(m.read(MsrKind::McgCtl, Origin::Guest), Err(Invalid), "MCG_CTL_P is clear");
     assert_eq!(m.read(MsrKind::McgCtl, Origin::Host), Ok(0), "but it is listed");
+    assert_eq!(m.setup(MAX_BANKS as u64), Ok(()));
+    assert_eq!(m.read(MsrKind::McgCtl, Origin::Host), Ok(0), "no MCG_CTL to set up");
+    assert_eq!(m.setup(SUPPORTED | 1), Ok(()));
+    assert_eq!(m.read(MsrKind::McgCtl, Origin::Guest), Ok(!0));
 }
 
 /// CPUID, RDPMC and the MSRs tell the same of counters: what RDPMC finds is an MSR that reads so, and what CPUID hides is neither.
