@@ -11,6 +11,7 @@ mod log;
 mod pmu;
 mod registers;
 mod residence;
+mod vapic;
 
 /// The run loop's fakes, as far as a backend can use them.
 #[path = "../../../vcpu/tests/fake/bare.rs"]

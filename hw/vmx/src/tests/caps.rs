@@ -219,3 +219,97 @@ fn a_later_wish_counts_for_nothing() {
         assert!(first.difference(&Caps::negotiate(cpuid, msr, now).unwrap()).is_some());
     }
 }
+
+/// What is only asked for by the rest of the module: each by its own bit.
+#[test]
+fn single_abilities() {
+    let c = negotiate(&skylake()).unwrap();
+    assert!(c.guard_l1d() && c.invpcid() && c.xsaves() && c.rdtscp() && !c.apicv());
+    let wish = Wish { apicv: true, guard_l1d: false, preemption_timer: true, vpid: true, pml: true };
+    let table = skylake();
+    assert!(!Caps::negotiate(cpuid(0x50654), |n| table[&n], wish).unwrap().guard_l1d());
+    let lacks = |bit| without(&[msr::PROCBASED_CTLS2], bit).unwrap();
+    assert!(!lacks(secondary::ENABLE_INVPCID).invpcid() && lacks(secondary::ENABLE_INVPCID).xsaves());
+    assert!(!lacks(secondary::ENABLE_XSAVES).xsaves() && !lacks(secondary::ENABLE_RDTSCP).rdtscp());
+    for (bit, has) in [(16, [false, true]), (17, [true, false])] {
+        let mut t = skylake();
+        *t.get_mut(&msr::EPT_VPID_CAP).unwrap() &= !(1 << bit);
+        let c = negotiate(&t).unwrap();
+        assert_eq!([c.ept_2m(), c.ept_1g()], has);
+    }
+    let mut t = skylake();
+    *t.get_mut(&msr::BASIC).unwrap() |= 1 << 56;
+    assert!(negotiate(&t).unwrap().any_error_code());
+}
+
+/// Without write-back tables, and without any INVEPT, there is no EPT to be had.
+#[test]
+fn needed_ept_properties() {
+    let caps = skylake()[&msr::EPT_VPID_CAP];
+    for (lacks, why) in [
+        (1 << 14, "write-back paging structures"),
+        (1 << 25 | 1 << 26, "INVEPT"),
+        (1 << 20 | 1 << 25 | 1 << 26, "INVEPT"),
+    ] {
+        let mut t = skylake();
+        t.insert(msr::EPT_VPID_CAP, caps & !lacks);
+        assert_eq!(negotiate(&t), Err(Missing::Ept(why)), "{lacks:#x}");
+    }
+    for one in [1 << 25, 1 << 26] {
+        let mut t = skylake();
+        t.insert(msr::EPT_VPID_CAP, caps & !one);
+        assert!(negotiate(&t).is_ok(), "one kind is enough");
+    }
+}
+
+/// APICv is all of it or nothing.
+#[test]
+fn apicv_is_whole() {
+    use secondary as s;
+    const BOTH: u32 = s::APIC_REGISTER_VIRTUALIZATION | s::VIRTUAL_INTERRUPT_DELIVERY;
+    let whole = || {
+        let mut t = skylake();
+        *t.get_mut(&msr::PROCBASED_CTLS2).unwrap() |= u64::from(BOTH) << 32;
+        t
+    };
+    let c = negotiate(&whole()).unwrap();
+    assert!(c.apicv() && c.exit & exit::ACKNOWLEDGE_INTERRUPT != 0);
+    for (n, bit) in [
+        (msr::TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS),
+        (msr::TRUE_EXIT_CTLS, exit::ACKNOWLEDGE_INTERRUPT),
+        (msr::TRUE_PROCBASED_CTLS, primary::USE_MSR_BITMAPS),
+        (msr::PROCBASED_CTLS2, s::VIRTUALIZE_X2APIC),
+        (msr::PROCBASED_CTLS2, s::APIC_REGISTER_VIRTUALIZATION),
+    ] {
+        let mut t = whole();
+        *t.get_mut(&n).unwrap() &= !(u64::from(bit) << 32);
+        let c = negotiate(&t).unwrap();
+        assert!(!c.apicv() && c.exit & exit::ACKNOWLEDGE_INTERRUPT == 0, "{n:#x} {bit:#x}");
+    }
+}
+
+/// No VMX in CPUID, or no leaf that could say; a VMCS region that is too big or of another memory type.
+#[test]
+fn no_vmx() {
+    use exitless_x86::cpuid::CpuidResult;
+    let wish = Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true, pml: true };
+    let table = skylake();
+    for (max, ecx) in [(0x16, 0), (0x16, !(1 << 5)), (0, 1 << 5)] {
+        let cpuid = |leaf| match leaf {
+            0 => CpuidResult { eax: max, ..CpuidResult::default() },
+            _ => CpuidResult { ecx, ..CpuidResult::default() },
+        };
+        assert_eq!(Caps::negotiate(cpuid, |n| table[&n], wish), Err(Missing::Vmx), "{max} {ecx:#x}");
+    }
+    let cpuid = |leaf| match leaf {
+        0 => CpuidResult { eax: 1, ..CpuidResult::default() },
+        _ => CpuidResult { ecx: 1 << 5, ..CpuidResult::default() },
+    };
+    assert!(Caps::negotiate(cpuid, |n| table[&n], wish).is_ok(), "leaf 1 is enough");
+    let basic = skylake()[&msr::BASIC] & !(0x1fff << 32);
+    for (size, fits) in [(1024, true), (4096, true), (4097, false)] {
+        let mut t = skylake();
+        t.insert(msr::BASIC, basic | size << 32);
+        assert_eq!(negotiate(&t).is_ok(), fits, "{size}");
+    }
+}

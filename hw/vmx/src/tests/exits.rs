@@ -125,6 +125,9 @@ fn ept_violations() {
     assert_eq!(slat(0x182), SlatFault { write: true, ..base });
     assert_eq!(slat(0x184), SlatFault { fetch: true, ..base });
     assert_eq!(slat(0x1aa), SlatFault { write: true, present: true, ..base });
+    for permission in [0x188, 0x190, 0x1a0] {
+        assert_eq!(slat(permission), SlatFault { present: true, ..base }, "{permission:#x}");
+    }
     assert_eq!(slat(0x083), SlatFault { write: true, table_walk: true, ..base });
     assert_eq!(slat(0x001), SlatFault { table_walk: true, ..base }, "PDPTEs");
 }
@@ -300,4 +303,94 @@ fn task_switches() {
         assert_eq!(task(gate, info, 2), (exit(source, None, false), Some(0x1002), None));
     }
     assert_eq!(task(gate, 0, 2), (Exit::Unknown(9), None, None));
+}
+
+/// The low 12 bits alone tell which register; an acknowledged interrupt is one only where the exit says so.
+#[test]
+fn apic_offsets() {
+    let mut b = Bench::new();
+    assert_eq!(b.run(56, 0xffff_f390), Exit::ApicWrite(0x390));
+    assert_eq!(b.run(44, 0xffff_10b0), Exit::ApicAccess(0xb0));
+    assert_eq!(b.run(45, 0x1_0031), Exit::EoiInduced(0x31));
+}
+
+/// RIP behind the instruction, in the VMCS at once: where nothing but RIP changes with it.
+#[test]
+fn instructions_are_stepped_over() {
+    // RIP, length, RFLAGS, interruptibility; where to.
+    let table: [(u64, u32, u64, u32, Option<u64>); 9] = [
+        (0x1000, 2, 2, 0, Some(0x1002)),
+        (0x1000, 15, 2, 8, Some(0x100f)),
+        (0xffff_fffd, 2, 2, 0, Some(0xffff_ffff)),
+        (0xffff_fffe, 2, 2, 0, None),
+        (0x1_0000_0000, 2, 2, 0, Some(0x1_0000_0002)),
+        (0x1000, 2, 2, 1, None),
+        (0x1000, 2, 2, 2, None),
+        (0x1000, 2, 0x102, 0, None),
+        (0x1000, 2, 0x1_0002, 0, None),
+    ];
+    for (rip, length, flags, shadow, to) in table {
+        for known in [false, true] {
+            let mut b = Bench::new();
+            b.cpu.next(move |cpu, run| {
+                cpu.store(f::GUEST_RIP, rip);
+                cpu.store(f::EXIT_INSTRUCTION_LENGTH, length);
+                cpu.store(f::GUEST_RFLAGS, flags);
+                cpu.store(f::GUEST_INTERRUPTIBILITY, shadow);
+                run.reason = 10;
+                switched::EXIT
+            });
+            b.enter(false);
+            if known {
+                assert_eq!((b.v.rip(), b.v.rflags()), (rip, flags));
+            }
+            assert_eq!(b.v.skip_instruction(), to.is_some(), "{rip:#x} {length} {flags:#x} {shadow}");
+            assert_eq!(b.v.rip(), to.unwrap_or(rip));
+            assert_eq!(b.cpu.field(f::GUEST_RIP), to.unwrap_or(rip));
+            assert_eq!(b.v.rflags(), flags);
+        }
+    }
+    let mut b = Bench::new();
+    b.run(10, 0);
+    b.v.set_rip(0x2000);
+    assert!(!b.v.skip_instruction(), "a change that waits would be lost");
+}
+
+#[test]
+fn the_longest_instruction() {
+    let mut b = Bench::new();
+    for (length, behind) in [(15, Some(15)), (16, None)] {
+        b.cpu.next(move |cpu, run| {
+            cpu.store(f::EXIT_INSTRUCTION_LENGTH, length);
+            run.reason = 10;
+            switched::EXIT
+        });
+        b.enter(false);
+        assert_eq!(b.v.next_rip(), behind);
+    }
+}
+
+/// Counters and traces call them as KVM's tools do.
+#[test]
+fn names() {
+    #[rustfmt::skip]
+    let known = [
+        (0, "EXCEPTION_NMI"), (1, "EXTERNAL_INTERRUPT"), (2, "TRIPLE_FAULT"), (3, "INIT_SIGNAL"), (4, "SIPI_SIGNAL"),
+        (7, "INTERRUPT_WINDOW"), (8, "NMI_WINDOW"), (9, "TASK_SWITCH"), (10, "CPUID"), (12, "HLT"), (13, "INVD"),
+        (14, "INVLPG"), (15, "RDPMC"), (16, "RDTSC"), (18, "VMCALL"), (19, "VMCLEAR"), (20, "VMLAUNCH"),
+        (21, "VMPTRLD"), (22, "VMPTRST"), (23, "VMREAD"), (24, "VMRESUME"), (25, "VMWRITE"), (26, "VMOFF"),
+        (27, "VMON"), (28, "CR_ACCESS"), (29, "DR_ACCESS"), (30, "IO_INSTRUCTION"), (31, "MSR_READ"),
+        (32, "MSR_WRITE"), (33, "INVALID_STATE"), (34, "MSR_LOAD_FAIL"), (36, "MWAIT_INSTRUCTION"),
+        (37, "MONITOR_TRAP_FLAG"), (39, "MONITOR_INSTRUCTION"), (40, "PAUSE_INSTRUCTION"),
+        (41, "MCE_DURING_VMENTRY"), (43, "TPR_BELOW_THRESHOLD"), (44, "APIC_ACCESS"), (45, "EOI_INDUCED"),
+        (46, "GDTR_IDTR"), (47, "LDTR_TR"), (48, "EPT_VIOLATION"), (49, "EPT_MISCONFIG"), (50, "INVEPT"),
+        (51, "RDTSCP"), (52, "PREEMPTION_TIMER"), (53, "INVVPID"), (54, "WBINVD"), (55, "XSETBV"),
+        (56, "APIC_WRITE"), (57, "RDRAND"), (58, "INVPCID"), (59, "VMFUNC"), (60, "ENCLS"), (61, "RDSEED"),
+        (62, "PML_FULL"), (63, "XSAVES"), (64, "XRSTORS"), (65, "PCONFIG"), (67, "UMWAIT"), (68, "TPAUSE"),
+        (69, "LOADIWKEY"), (70, "ENCLV"), (74, "BUS_LOCK"), (76, "SEAMCALL"), (77, "TDCALL"),
+    ];
+    for number in 0..0x100 {
+        let expected = known.iter().find(|(n, _)| *n == number).map(|(_, name)| *name);
+        assert_eq!(name(number), expected, "{number}");
+    }
 }

@@ -196,6 +196,9 @@ fn long_mode_is_an_entry_control() {
 #[test]
 fn pdptes_belong_to_pae_paging() {
     let mut b = Bench::new();
+    b.v.set_cr4(cr4::PAE);
+    assert!(!b.v.uses_pdptes());
+    b.v.set_cr4(0);
     b.v.set_cr0(cr0::PE | cr0::PG);
     assert!(!b.v.uses_pdptes());
     b.v.set_cr4(cr4::PAE);
@@ -512,4 +515,181 @@ fn no_shadow_ends_a_pending_trap() {
     b.v.set_interrupt_shadow(false);
     b.run(10, 0);
     assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 0);
+}
+
+/// Each register has its place, and comes back from there.
+#[test]
+fn system_registers() {
+    use exitless_vcpu::backend::SysReg as S;
+    let mut b = Bench::new();
+    let travelling = [S::Star, S::Lstar, S::Cstar, S::Sfmask, S::KernelGsBase, S::TscAux];
+    let fields = [S::FsBase, S::GsBase, S::SysenterCs, S::SysenterEsp, S::SysenterEip, S::Pat, S::SpecCtrl];
+    let all = || travelling.into_iter().chain(fields).zip(0x10u64..);
+    for (r, v) in all() {
+        b.v.set_sys_reg(r, v);
+    }
+    b.v.set_tsc_offset(0x77);
+    b.run(10, 0);
+    for (r, v) in all() {
+        assert_eq!(b.v.sys_reg(r), v, "{r:?}");
+    }
+    let c = b.cpu;
+    assert_eq!(
+        [c.field(f::GUEST_FS_BASE), c.field(f::GUEST_GS_BASE), c.field(f::GUEST_SYSENTER_CS).into()],
+        [0x16, 0x17, 0x18]
+    );
+    assert_eq!(
+        [c.field(f::GUEST_SYSENTER_ESP), c.field(f::GUEST_SYSENTER_EIP), c.field(f::GUEST_PAT)],
+        [0x19, 0x1a, 0x1b]
+    );
+    assert_eq!((c.field(f::TSC_OFFSET), b.v.run.spec_ctrl), (0x77, 0x1c));
+    assert_eq!([0xc000_0081, 0xc000_0083, 0xc000_0102].map(|n| c.msr(n)), [0x10, 0x12, 0x14]);
+}
+
+/// What is no exit's business comes back from the VMCS, or from where the world switch keeps it.
+#[test]
+fn cr2_cr3_and_dr7() {
+    let mut b = Bench::new();
+    b.v.set_cr2(0x1111);
+    b.v.set_cr3(0x2000);
+    b.v.set_dr7(0x700);
+    b.run(10, 0);
+    assert_eq!((b.cpu.field(f::GUEST_CR3), b.cpu.field(f::GUEST_DR7)), (0x2000, 0x700));
+    assert_eq!(b.v.run.cr2, 0x1111);
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_CR3, 0x3000);
+        cpu.store(f::GUEST_DR7, 0x455);
+        cpu.store(f::GUEST_CS_ACCESS_RIGHTS, 0xa09b);
+        run.cr2 = 0x2222;
+        run.reason = 10;
+        crate::machine::switched::EXIT
+    });
+    b.enter(false);
+    assert_eq!((b.v.cr2(), b.v.cr3(), b.v.dr7()), (0x2222, 0x3000, 0x455));
+    assert_eq!((b.v.code_attributes(), b.v.segment(SegReg::Cs).attrib), (0xa9b, 0xa9b));
+}
+
+/// What the guest may change without an exit is not asked for; the rest is known.
+#[test]
+fn watched_bits_of_cr4() {
+    let mut b = Bench::new();
+    b.v.set_cr4(cr4::PAE | cr4::OSXSAVE | cr4::OSFXSR | cr4::PGE);
+    assert_eq!(b.v.cr4_watched(), cr4::PAE | cr4::OSXSAVE);
+}
+
+/// A set of the old value after the guest changed it is a change.
+#[test]
+fn an_old_value_is_written_again() {
+    let mut b = Bench::new();
+    b.v.set_rip(0x1000);
+    b.cpu.next(|cpu, run| {
+        cpu.store(f::GUEST_RIP, 0x2000);
+        run.reason = 10;
+        crate::machine::switched::EXIT
+    });
+    b.enter(false);
+    b.v.set_rip(0x1000);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_RIP), 0x1000);
+    b.v.set_rip(0x3000);
+    b.v.sync();
+    assert_eq!(b.v.rip(), 0x3000, "what waits to be written is not read over");
+}
+
+/// CR0 bits that this CPU never has stay out of hardware's, and the guest sees them all the same.
+#[test]
+fn cr0_bits_that_the_cpu_lacks() {
+    let mut t = skylake();
+    *t.get_mut(&msr::CR0_FIXED1).unwrap() &= !cr0::AM;
+    let mut b = Bench::with(&negotiate(&t).unwrap());
+    b.load();
+    for on in [0, cr0::AM] {
+        b.v.set_cr0(cr0::PE | on);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::GUEST_CR0), cr0::PE | cr0::NE);
+        assert_eq!(b.v.cr0() & cr0::AM, on);
+    }
+}
+
+/// NMIs are masked by the guest's state, or by one that is about to be delivered; by no other event.
+#[test]
+fn masked_nmis() {
+    use exitless_vcpu::backend::Event;
+    let mut b = Bench::new();
+    b.v.set_rflags(rflags::IF);
+    b.v.set_interrupt_shadow(true);
+    for on in [true, false] {
+        b.v.set_nmi_masked(on);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), if on { 9 } else { 1 });
+        assert_eq!(b.v.nmi_masked(), on);
+    }
+    b.v.set_interrupt_shadow(false);
+    b.v.set_nmi_masked(true);
+    assert!(!b.v.interrupt_shadow(), "that is no shadow");
+    b.v.set_nmi_masked(false);
+    b.v.inject(Event::Interrupt(0x31));
+    assert!(!b.v.nmi_masked());
+    b.v.inject(Event::Nmi);
+    assert!(b.v.nmi_masked());
+    b.run(10, 0);
+    assert!(!b.v.nmi_masked(), "the fake delivers nothing");
+}
+
+/// XSAVES executes where the CPU has it and the guest's CPUID shows it.
+#[test]
+fn xsaves_executes_where_it_is_shown() {
+    let mut t = skylake();
+    for able in [true, false] {
+        if !able {
+            *t.get_mut(&msr::PROCBASED_CTLS2).unwrap() &= !(u64::from(secondary::ENABLE_XSAVES) << 32);
+        }
+        let mut b = Bench::with(&negotiate(&t).unwrap());
+        b.load();
+        for shown in [false, true] {
+            b.v.set_instructions(Instructions { xsaves: shown, ..Instructions::default() });
+            b.run(10, 0);
+            assert_eq!(b.v.executes_xsaves(), able && shown);
+            let control = b.cpu.field(f::SECONDARY_CONTROLS) & secondary::ENABLE_XSAVES != 0;
+            assert_eq!(control, able && shown);
+        }
+    }
+}
+
+/// The window of a loop of PAUSEs begins anew where the thread comes to a CPU.
+#[test]
+fn pause_window() {
+    let mut b = Bench::new();
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::PLE_WINDOW), 4096);
+    b.run(40, 0);
+    assert_eq!(b.cpu.field(f::PLE_WINDOW), 8192);
+    for written in [true, false] {
+        b.put();
+        b.load();
+        b.cpu.clear_logs();
+        b.run(10, 0);
+        assert_eq!((b.cpu.field(f::PLE_WINDOW), b.cpu.wrote(f::PLE_WINDOW)), (4096, written));
+    }
+    let mut t = skylake();
+    *t.get_mut(&msr::PROCBASED_CTLS2).unwrap() &= !(u64::from(secondary::PAUSE_LOOP_EXITING) << 32);
+    let mut b = Bench::with(&negotiate(&t).unwrap());
+    b.load();
+    b.run(10, 0);
+    assert!(!b.cpu.wrote(f::PLE_WINDOW) && !b.cpu.wrote(f::PLE_GAP));
+}
+
+/// The ENCLS bitmap exists with its control.
+#[test]
+fn encls_bitmap() {
+    for able in [true, false] {
+        let mut t = skylake();
+        if !able {
+            *t.get_mut(&msr::PROCBASED_CTLS2).unwrap() &= !(u64::from(secondary::ENABLE_ENCLS_EXITING) << 32);
+        }
+        let mut b = Bench::with(&negotiate(&t).unwrap());
+        b.load();
+        b.run(10, 0);
+        assert_eq!(b.cpu.wrote(f::ENCLS_EXITING_BITMAP), able);
+    }
 }
