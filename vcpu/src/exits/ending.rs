@@ -75,3 +75,12 @@ pub fn failure_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) ->
         ndata: 3,
     })
 }
+
+/// An exit that nobody asked for, to user space; `code` is the vendor's.
+pub fn unexpected(code: u64) -> Next {
+    Next::Leave(RunExit::Internal {
+        suberror: suberror::UNEXPECTED_EXIT_REASON,
+        data: [code, 0, 0, 0],
+        ndata: 2,
+    })
+}

@@ -19,10 +19,10 @@ pub mod xsetbv;
 use crate::apic::{eoi, page};
 use crate::backend::{Backend, Exit};
 use crate::host::Host;
-use crate::outcome::{Next, RunExit, suberror};
+use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
-use ending::{fault, skip_over};
+use ending::{fault, skip_over, unexpected};
 use exitless_x86::exception::Exception;
 
 /// Handles what the fast path left.
@@ -120,12 +120,4 @@ fn nmi_window<B: Backend>(v: &mut Vcpu<B>) -> Next {
     v.b.set_nmi_window(false);
     v.event_dirty = true;
     Next::Again
-}
-
-fn unexpected(code: u64) -> Next {
-    Next::Leave(RunExit::Internal {
-        suberror: suberror::UNEXPECTED_EXIT_REASON,
-        data: [code, 0, 0, 0],
-        ndata: 2,
-    })
 }

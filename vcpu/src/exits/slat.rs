@@ -24,6 +24,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     // Whatever it takes to have the page: reclaim, swap, the pages that look like it.
     v.b.dirty_l1d();
     match host.slat_fault(fault.gpa, fault.write, fault.fetch) {
+        FaultOutcome::Fixed if fault.marked && broken(v, sh) => ending::unexpected(v.b.exit_number()),
         FaultOutcome::Fixed => {
             sh.stats.pf_fixed.bump();
             Next::Again
@@ -46,6 +47,17 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         }
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
     }
+}
+
+/// A fault at a mark was resolved: memory has come where a device was. Again and again, with no other exit in between, there was no
+/// mark: the CPU finds the tables misconfigured, and would for ever.
+fn broken<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) -> bool {
+    const ENOUGH: u8 = 16;
+    let (last, times) = v.resolved_marks;
+    let now = sh.stats.exits.get();
+    let times = if now == last.wrapping_add(1) { times.saturating_add(1) } else { 1 };
+    v.resolved_marks = (now, times);
+    times >= ENOUGH
 }
 
 /// What the exit tells of an operand. Nothing at CPL 3: the access may have been the system's, to a descriptor or the I/O bitmap

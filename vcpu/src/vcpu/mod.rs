@@ -51,6 +51,8 @@ pub struct Vcpu<B> {
     pub journal: Journal,
     /// Instructions that ring doorbells.
     pub stores: stores::Stores,
+    /// Faults at marks that were resolved one exit after the other: the number of the last exit, and how many.
+    pub resolved_marks: (u64, u8),
     /// An IN that user space answers.
     pub pending_port: Option<PendingPort>,
     /// An event whose delivery an exit interrupted.

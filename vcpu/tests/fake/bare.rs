@@ -13,6 +13,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         b,
         lapic: Zeroable::zeroed(),
         stores: Default::default(),
+        resolved_marks: (0, 0),
         chosen: false,
         journal: Journal::default(),
         pending_port: None,

@@ -727,3 +727,18 @@ fn the_log_is_told_with_each_slice() {
     m.go();
     assert!(!m.v.b.logging);
 }
+
+/// A misconfiguration that is no mark: user space hears of it, instead of the vCPU exiting for ever. With other exits in between the
+/// marks were real, and memory came in their place.
+#[test]
+fn broken_tables_are_told() {
+    let fault =
+        SlatFault { gpa: 0x5000, write: true, fetch: false, present: false, table_walk: false, marked: true };
+    let marked = || Op::Event(Exit::Slat(fault));
+    let run = |ops: Vec<Op>| Machine::new(ops).go();
+    assert_eq!(run((0..15).map(|_| marked()).collect()), RunExit::Interrupted);
+    assert_eq!(run((0..40).flat_map(|_| [marked(), cpuid(0, 0)]).collect()), RunExit::Interrupted);
+    let RunExit::Internal { suberror: 4, ndata: 2, .. } = run((0..16).map(|_| marked()).collect()) else {
+        panic!("for ever")
+    };
+}

@@ -236,12 +236,17 @@ impl Vm {
         self.request_each(self.each_vcpu(), r);
     }
 
-    /// Posts a request to these vCPUs; those in the guest are interrupted together.
+    /// Posts a request to these vCPUs; those in the guest are interrupted together, so many at a time that interrupts are not off
+    /// for long.
     pub fn request_each<'a>(&self, vcpus: impl Iterator<Item = &'a VcpuObj>, r: Request) {
-        cpu::kick_all(vcpus.filter_map(|v| {
-            v.shared.request(r);
-            v.wake_or_interrupt()
-        }));
+        const TOGETHER: usize = 16;
+        let mut vcpus = vcpus.peekable();
+        while vcpus.peek().is_some() {
+            cpu::kick_all(vcpus.by_ref().take(TOGETHER).filter_map(|v| {
+                v.shared.request(r);
+                v.wake_or_interrupt()
+            }));
+        }
     }
 
     /// Waits until no reader can use what a published table has replaced. vCPUs stay in their read sections while in the
