@@ -158,8 +158,7 @@ extern "C" fn ex_rs_vcpu_fault(p: *mut c_void, pgoff: usize) -> *mut c_void {
 extern "C" fn ex_rs_irqfd_wakeup(p: *mut c_void, irqfd: usize) -> bool {
     // SAFETY: irqfds are dropped before their VM.
     let vm = unsafe { vm(p) };
-    crate::vm::irqfd::fire(vm, irqfd);
-    true
+    crate::vm::irqfd::fire_at_once(vm, irqfd)
 }
 
 #[unsafe(no_mangle)]

@@ -1,10 +1,9 @@
-//! The chips behind GSIs: one call raises a GSI on every target its routes name.
+//! The chips behind GSIs: one call raises a GSI on every pin that its routes name.
 
 use crate::ioapic::{Ioapic, Raised};
 use crate::lines::{LineStatus, Source};
-use crate::msi::{DestinationFormat, Msi};
 use crate::pic::Pic;
-use crate::routes::{Route, Target, lookup};
+use crate::routes::{Route, Target};
 use bytemuck::Zeroable;
 use exitless_x86::apic::InterruptMessage;
 
@@ -33,22 +32,22 @@ impl IrqChips {
         self.ioapic.init();
     }
 
-    /// One source drives `gsi`. MSI routes fire on high and ignore low. The result is KVM_IRQ_LINE_STATUS's.
-    pub fn set_gsi(
+    /// One source drives the pins that `routes`, all of one GSI, name. The result is KVM_IRQ_LINE_STATUS's.
+    ///
+    /// A message is not for chips: see [`crate::routes::message`].
+    pub fn set_pins(
         &mut self,
         routes: &[Route],
-        gsi: u32,
         source: Source,
         level: bool,
-        format: DestinationFormat,
         sink: &mut impl FnMut(Effect) -> u32,
     ) -> LineStatus {
         let mut status = LineStatus::Ignored;
-        for route in lookup(routes, gsi) {
+        for route in routes {
             let one = match route.target {
                 Target::Pic(pin) => self.set_pic(pin, source, level, sink),
                 Target::Ioapic(pin) => self.set_ioapic(pin, source, level, sink),
-                Target::Msi(msi) => send_msi(msi, level, format, sink),
+                Target::Msi(_) => LineStatus::Ignored,
             };
             status = status.merge(one);
         }
@@ -83,36 +82,7 @@ impl IrqChips {
     }
 }
 
-/// Raises `gsi` where no chip is in the kernel (KVM_CAP_SPLIT_IRQCHIP): only MSI routes count.
-pub fn set_msi_gsi(
-    routes: &[Route],
-    gsi: u32,
-    level: bool,
-    format: DestinationFormat,
-    sink: &mut impl FnMut(Effect) -> u32,
-) -> LineStatus {
-    let mut status = LineStatus::Ignored;
-    for route in lookup(routes, gsi) {
-        if let Target::Msi(msi) = route.target {
-            status = status.merge(send_msi(msi, level, format, sink));
-        }
-    }
-    status
-}
-
-/// Delivers one MSI (an MSI route, or KVM_SIGNAL_MSI with `level` true).
-pub fn send_msi(
-    msi: Msi,
-    level: bool,
-    format: DestinationFormat,
-    sink: &mut impl FnMut(Effect) -> u32,
-) -> LineStatus {
-    if !level {
-        return LineStatus::Ignored;
-    }
-    delivered(sink(Effect::Deliver(msi.message(format))))
-}
-
-fn delivered(count: u32) -> LineStatus {
+/// What a message came to that so many local APICs took; 0: it merged with a pending one.
+pub fn delivered(count: u32) -> LineStatus {
     if count == 0 { LineStatus::Coalesced } else { LineStatus::Delivered(count) }
 }

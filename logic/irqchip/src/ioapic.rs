@@ -133,6 +133,11 @@ impl Ioapic {
         self.successive.fill(0);
     }
 
+    /// Where the register window is.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
     /// The offset of a guest-physical address inside the register window, if it is there.
     pub fn offset_of(&self, address: u64) -> Option<u64> {
         address.checked_sub(self.base).filter(|offset| *offset < WINDOW_SIZE)

@@ -195,6 +195,15 @@ pub fn lookup(routes: &[Route], gsi: u32) -> &[Route] {
     rest.get(..count).unwrap_or(&[])
 }
 
+/// The message that a GSI with these routes is; `None`: it is pins, or nothing. A message stands alone ([`finish`]), so it
+/// needs no chip.
+pub fn message(routes: &[Route]) -> Option<Msi> {
+    match routes {
+        [Route { target: Target::Msi(msi), .. }] => Some(*msi),
+        _ => None,
+    }
+}
+
 /// Level-triggered vectors of the MSI routes of GSIs below `pins`. With the I/O APIC in user space these are its
 /// pins, and their EOI is reported by KVM_EXIT_IOAPIC_EOI.
 pub fn ioapic_eoi_vectors(routes: &[Route], pins: u32) -> VectorSet {

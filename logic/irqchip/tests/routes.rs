@@ -1,6 +1,6 @@
 //! Routes and MSIs: what KVM_SET_GSI_ROUTING accepts, the default table, lookups both ways, and whole GSIs on both chips.
 use bytemuck::Zeroable;
-use exitless_irqchip::chips::{Effect, IrqChips, send_msi, set_msi_gsi};
+use exitless_irqchip::chips::{Effect, IrqChips, delivered};
 use exitless_irqchip::lines::{LineStatus, Source};
 use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
 use exitless_irqchip::pit::{Pit, ns_of};
@@ -172,7 +172,7 @@ fn a_gsi_reaches_both_chips() {
     }
     let mut effects = Vec::new();
     let mut raise = |chips: &mut IrqChips, gsi, level| {
-        chips.set_gsi(&table, gsi, USER, level, XAPIC, &mut |effect| {
+        chips.set_pins(lookup(&table, gsi), USER, level, &mut |effect| {
             effects.push(effect);
             1
         })
@@ -190,22 +190,16 @@ fn a_gsi_reaches_both_chips() {
     assert!(matches!(effects[1], Effect::Deliver(InterruptMessage { vector: 0x51, .. })));
 }
 
+/// A GSI is a message or pins, and what it is can be told without a chip: messages pass chips, and their locks, by.
 #[test]
-fn an_msi_gsi_fires_on_high_only() {
-    let table = table(&[msi(24, 0x31)]).unwrap();
-    let mut chips = fresh();
-    let mut sent = 0;
-    let mut sink = |_| {
-        sent += 1;
-        3
-    };
-    assert_eq!(chips.set_gsi(&table, 24, USER, true, XAPIC, &mut sink), LineStatus::Delivered(3));
-    assert_eq!(chips.set_gsi(&table, 24, USER, false, XAPIC, &mut sink), LineStatus::Ignored);
-    assert_eq!(set_msi_gsi(&table, 24, true, XAPIC, &mut sink).code(), 3);
-    assert_eq!(set_msi_gsi(&table, 25, true, XAPIC, &mut sink).code(), -1);
-    let msi = Msi { address: 0xfee0_0000, address_hi: 0, data: 0x31 };
-    assert_eq!(send_msi(msi, true, XAPIC, &mut |_| 0), LineStatus::Coalesced);
-    assert_eq!(sent, 2);
+fn a_message_needs_no_chip() {
+    let table =
+        table(&[msi(24, 0x31), pin(4, KVM_IRQCHIP_IOAPIC, 4), pin(5, KVM_IRQCHIP_PIC_MASTER, 5)]).unwrap();
+    assert_eq!(message(lookup(&table, 24)), Some(Msi { address: 0xfee0_0000, address_hi: 0, data: 0x31 }));
+    assert_eq!([4, 5, 6].map(|gsi| message(lookup(&table, gsi))), [None; 3]);
+    let sent = fresh().set_pins(lookup(&table, 24), USER, true, &mut |_| panic!("sent by a chip"));
+    assert_eq!(sent, LineStatus::Ignored);
+    assert_eq!((delivered(0).code(), delivered(3).code()), (0, 3));
 }
 
 /// The way of a timer tick on a machine with the PIC alone: PIT, GSI 0, INTA, EOI, and the tick that waited.
@@ -222,8 +216,8 @@ fn a_tick_goes_round() {
         pit.io_write(port, 1, value, 0);
     }
     let pulse = |chips: &mut IrqChips| {
-        chips.set_gsi(&table, 0, Source::PIT, true, XAPIC, &mut |_| 1);
-        chips.set_gsi(&table, 0, Source::PIT, false, XAPIC, &mut |_| 1);
+        chips.set_pins(lookup(&table, 0), Source::PIT, true, &mut |_| 1);
+        chips.set_pins(lookup(&table, 0), Source::PIT, false, &mut |_| 1);
     };
     assert!(pit.irq0_expire(ns_of(0x2e9c)));
     pulse(&mut chips);

@@ -205,7 +205,7 @@ fn create_irqchip(vm: &Vm) -> Result<isize> {
     routes::default_routes(&mut table.routes).map_err(|_| Errno::EINVAL)?;
     let RouteTable { routes: list, pins } = &mut *table;
     pins.init(list);
-    vm.chips.lock().irq.init();
+    vm.init_chips();
     let old = vm.routes.replace(Some(table));
     vm.irqchip.store(true, Ordering::Release);
     vm.lapics.store(true, Ordering::Release);

@@ -6,13 +6,15 @@ use core::sync::atomic::Ordering;
 use exitless_host::mem::KSlice;
 use exitless_host::timer::Cancelled;
 use exitless_host::{cpu, time};
+use exitless_hw_ops as ops;
 use exitless_ipi::Few;
-use exitless_irqchip::chips::{Effect, IrqChips, send_msi, set_msi_gsi};
+use exitless_irqchip::chips::{Effect, IrqChips, delivered};
+use exitless_irqchip::ioapic::WINDOW_SIZE;
 use exitless_irqchip::lines::{LineStatus, Source};
 use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
 use exitless_irqchip::pic::{Pic, PicId};
 use exitless_irqchip::pit::Pit;
-use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors};
+use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors, lookup, message};
 use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, route, route_few};
 use exitless_vcpu::Request;
@@ -48,8 +50,10 @@ impl Targets for Vm {
     fn resolve(&self, msg: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
         self.map.resolve(msg, sender, self.vcpu_count())
     }
+    /// From the time, not from a counter that all senders would write. The upper half of the product differs even where the TSC
+    /// counts in big steps.
     fn rotation(&self) -> usize {
-        self.rotation.fetch_add(1, Ordering::Relaxed) as usize
+        (ops::rdtsc().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
     }
 }
 
@@ -145,25 +149,56 @@ impl Vm {
     /// Drives a GSI. Any context.
     pub fn set_gsi(&self, gsi: u32, source: Source, level: bool) -> LineStatus {
         self.with_routes(|routes, _| {
-            if !self.irqchip.load(Ordering::Acquire) {
-                // Without local APICs in the kernel there are no routes.
-                return set_msi_gsi(routes, gsi, level, FORMAT, &mut |e| self.effect(e));
+            let routes = lookup(routes, gsi);
+            match message(routes) {
+                Some(msi) if level => self.signal_msi(msi),
+                Some(_) => LineStatus::Ignored,
+                None => self.set_pins(routes, source, &[level]),
             }
-            let mut chips = self.chips.lock();
-            chips.irq.set_gsi(routes, gsi, source, level, FORMAT, &mut |e| self.effect(e))
         })
     }
 
-    /// A rising and a falling edge.
-    pub fn pulse_gsi(&self, gsi: u32, source: Source) -> LineStatus {
-        let status = self.set_gsi(gsi, source, true);
-        self.set_gsi(gsi, source, false);
-        status
+    /// A rising and a falling edge. Any context.
+    pub fn pulse_gsi(&self, gsi: u32, source: Source) {
+        self.pulse(gsi, source, |msg| {
+            self.deliver(msg, None);
+            true
+        });
     }
 
-    /// `KVM_SIGNAL_MSI`.
+    /// The same where interrupts are off. `false`: it is a message to more vCPUs than can be told there, and nothing was done.
+    pub fn pulse_few(&self, gsi: u32, source: Source) -> bool {
+        self.pulse(gsi, source, |msg| self.deliver_to_few(msg, None))
+    }
+
+    fn pulse(&self, gsi: u32, source: Source, deliver: impl FnOnce(&InterruptMessage) -> bool) -> bool {
+        self.with_routes(|routes, _| {
+            let routes = lookup(routes, gsi);
+            if let Some(msi) = message(routes) {
+                return deliver(&msi.message(FORMAT));
+            }
+            self.set_pins(routes, source, &[true, false]);
+            true
+        })
+    }
+
+    /// The pins of one GSI, of which there are none without chips, take these levels, one after the other. The status is the first's.
+    fn set_pins(&self, routes: &[Route], source: Source, levels: &[bool]) -> LineStatus {
+        if routes.is_empty() {
+            return LineStatus::Ignored;
+        }
+        let mut chips = self.chips.lock();
+        let mut first = None;
+        for &level in levels {
+            let status = chips.irq.set_pins(routes, source, level, &mut |e| self.effect(e));
+            first.get_or_insert(status);
+        }
+        first.unwrap_or(LineStatus::Ignored)
+    }
+
+    /// `KVM_SIGNAL_MSI`, and what an MSI route sends. No lock.
     pub fn signal_msi(&self, msi: Msi) -> LineStatus {
-        send_msi(msi, true, FORMAT, &mut |e| self.effect(e))
+        delivered(self.deliver(&msi.message(FORMAT), None).accepted)
     }
 
     /// The vector of the 8259 pair, acknowledged.
@@ -392,9 +427,27 @@ impl Vm {
         }
     }
 
+    /// The chips after power-up.
+    pub fn init_chips(&self) {
+        let mut chips = self.chips.lock();
+        chips.irq.init();
+        self.show_ioapic(&chips);
+    }
+
+    fn show_ioapic(&self, chips: &Chips) {
+        self.ioapic_base.store(chips.irq.ioapic.base(), Ordering::Relaxed);
+    }
+
+    /// Whether to lock the chips for an access at `gpa`. Where the I/O APIC is stands beside its lock, for the many accesses that are
+    /// others'; it is written under the lock, and a reader that comes meanwhile sees the old place or the new.
+    fn at_ioapic(&self, gpa: u64) -> bool {
+        self.irqchip.load(Ordering::Acquire)
+            && gpa.wrapping_sub(self.ioapic_base.load(Ordering::Relaxed)) < WINDOW_SIZE
+    }
+
     /// Reads the I/O APIC.
     pub fn ioapic_read(&self, gpa: u64, data: &mut [u8]) -> bool {
-        if !self.irqchip.load(Ordering::Acquire) {
+        if !self.at_ioapic(gpa) {
             return false;
         }
         let chips = self.chips.lock();
@@ -408,7 +461,7 @@ impl Vm {
 
     /// Writes the I/O APIC.
     pub fn ioapic_write(&self, gpa: u64, data: &[u8]) -> bool {
-        if !self.irqchip.load(Ordering::Acquire) {
+        if !self.at_ioapic(gpa) {
             return false;
         }
         let mut word = [0; 8];
@@ -449,9 +502,13 @@ impl Vm {
 
     /// `KVM_SET_IRQCHIP` for the I/O APIC.
     pub fn load_ioapic(&self, state: &kvm_ioapic_state) {
-        self.chips.lock().irq.ioapic.load(state, &mut |msg| {
-            self.deliver(&msg, None);
-        });
+        {
+            let mut chips = self.chips.lock();
+            chips.irq.ioapic.load(state, &mut |msg| {
+                self.deliver(&msg, None);
+            });
+            self.show_ioapic(&chips);
+        }
         self.rescan_eoi();
     }
 }

@@ -31,9 +31,20 @@ pub struct Wiring {
     irqfds: [Option<KBox<Entry>>; MAX_IRQFDS],
 }
 
-/// The eventfd was signalled. Any context.
-pub fn fire(vm: &Vm, cookie: usize) {
+/// The eventfd was signalled; interrupts are off. `false`: [`fire`] must follow, with interrupts on.
+pub fn fire_at_once(vm: &Vm, cookie: usize) -> bool {
     // SAFETY: the cookie is an `Entry` that is freed only after its `Irqfd`, whose drop waits for this callback.
+    let e = unsafe { &*(cookie as *const Entry) };
+    if e.resample {
+        vm.set_gsi(e.gsi, Source::RESAMPLE, true);
+        return true;
+    }
+    vm.pulse_few(e.gsi, Source::USERSPACE)
+}
+
+/// The eventfd was signalled before it was wired, or what it says is too much for [`fire_at_once`].
+pub fn fire(vm: &Vm, cookie: usize) {
+    // SAFETY: as above.
     let e = unsafe { &*(cookie as *const Entry) };
     if e.resample {
         vm.set_gsi(e.gsi, Source::RESAMPLE, true);

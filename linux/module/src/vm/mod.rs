@@ -99,6 +99,8 @@ pub struct Vm {
     pub irqchip: AtomicBool,
     /// The local APICs live in the kernel, whoever has the other controllers (KVM_CAP_SPLIT_IRQCHIP: user space).
     pub lapics: AtomicBool,
+    /// Where the I/O APIC's registers are.
+    ioapic_base: AtomicU64,
     /// The 8254 lives in the kernel.
     pub pit: AtomicBool,
     /// Output of the 8259 pair.
@@ -115,8 +117,6 @@ pub struct Vm {
     pub logging: AtomicBool,
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
-    /// Rotates lowest-priority delivery.
-    pub rotation: AtomicU32,
     /// The vCPU that a spinning one let run last.
     pub last_boosted: AtomicU32,
     /// `KVM_CAP_HALT_POLL`: longest wait awake in HLT, ns; `u32::MAX`: as the module's parameter.
