@@ -309,6 +309,24 @@ fn irqfd_resample() {
     }
 }
 
+/// The EOI that lowers the line is a port's, of the 8259.
+test!(irqfd_resample_pic, "irqfd/level_resample_pic");
+fn irqfd_resample_pic() {
+    pic_init();
+    outb(0x4d0, 0x20);
+    trap::on(0x75, pic_irq);
+    outb(0x21, 0xdf);
+    let fd = host::must(op::IRQFD, &[5, 1]);
+    sti();
+    for i in 1..=3 {
+        host::must(op::EVENT_SIGNAL, &[fd]);
+        check(host::wait_ms(1000, || count() == i), "irqfd with resampling");
+        check(host::wait_ms(1000, || host::must(op::EVENT_READ, &[fd + 1]) == 1), "resample event after EOI");
+        host::wait_ms(5, || false);
+        check_eq(count(), i, "the EOI lowered the line");
+    }
+}
+
 // ---- ioeventfd ----
 
 test!(ioev_pio, "ioeventfd/port_datamatch");

@@ -1,6 +1,7 @@
 //! Interrupt wiring as an ABI: routes, irqfds, ioeventfds, lines and messages.
 
 use crate::env::*;
+use crate::state::{reg, set_reg};
 use exitless_runner::kvm::{self, Fd, Flex, nr, zeroed};
 use kvm_bindings::*;
 use libc::{EBADF, EBUSY, EEXIST, EINVAL, ENOENT};
@@ -18,6 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("irq/irqfd_resample_errors", irqfd_resample),
     ("irq/irqfd_signalled_before_assign", irqfd_before),
     ("irq/irqfd_closed_eventfd", irqfd_closed),
+    ("irq/irqfd_closed_while_it_holds_a_line", irqfd_closed_high),
+    ("irq/whom_messages_reach", whom_messages_reach),
     ("irq/ioeventfd_errors", ioeventfd_errors),
     ("irq/ioeventfd_conflicts", ioeventfd_conflicts),
     ("irq/ioeventfd_deassign", ioeventfd_deassign),
@@ -198,6 +201,105 @@ fn irqfd_closed(e: &Env) -> R {
         kvm::event_write(a.raw(), 1);
         drop(a);
     }
+    Ok(())
+}
+
+/// A resampling irqfd that ends by the close of its eventfd lets go of the line, as one that is deassigned.
+fn irqfd_closed_high(e: &Env) -> R {
+    let (_s, vm) = e.vm_with_chips()?;
+    let high = || -> kvm::Result<bool> {
+        let mut c = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        vm.with(nr::GET_IRQCHIP, &mut c)?;
+        // SAFETY: chip 2 is the I/O APIC.
+        Ok(unsafe { c.chip.ioapic.irr } & 1 << 5 != 0)
+    };
+    let (a, b) = (kvm::eventfd()?, kvm::eventfd()?);
+    irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, b.raw())?;
+    kvm::event_write(a.raw(), 1);
+    ensure!(high()?, "not raised");
+    drop(a);
+    // In the kernel's own time.
+    let mut waits = 0;
+    while high()? && waits < 500 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        waits += 1;
+    }
+    ensure!(!high()?, "still raised");
+    Ok(())
+}
+
+/// Registers of an APIC, by offset.
+fn lapic(v: &Vcpu, registers: &[(usize, u32)]) -> R {
+    let mut l: kvm_lapic_state = v.fd.get(nr::GET_LAPIC)?;
+    registers.iter().for_each(|&(at, value)| set_reg(&mut l, at, value));
+    Ok(v.fd.set(nr::SET_LAPIC, &l).map(drop)?)
+}
+
+/// The vCPUs in whose APIC `vector` is pending.
+fn pending(vcpus: &[Vcpu], vector: u32) -> Result<Vec<usize>, Stop> {
+    let mut found = Vec::new();
+    for (index, v) in vcpus.iter().enumerate() {
+        let l: kvm_lapic_state = v.fd.get(nr::GET_LAPIC)?;
+        if reg(&l, 0x200 + vector as usize / 32 * 16) >> (vector % 32) & 1 != 0 {
+            found.push(index);
+        }
+    }
+    Ok(found)
+}
+
+/// Messages of irqfds reach whom they name, one or more than can be told with interrupts off, in each addressing that a guest chooses,
+/// and after APICs have moved.
+fn whom_messages_reach(e: &Env) -> R {
+    const CPUS: usize = 20;
+    let (sys, vm) = e.vm_with_chips()?;
+    let mut vcpus = Vec::new();
+    for id in 0..CPUS as u32 {
+        let v = vcpu(&sys, &vm, id.into())?;
+        exitless_runner::machine::set_cpuid(&sys, &v.fd, id)?;
+        let logical = if id < 8 { 1 << (24 + id) } else { 0 };
+        lapic(&v, &[(0xf0, 0x1ff), (0xe0, u32::MAX), (0xd0, logical)])?;
+        vcpus.push(v);
+    }
+    let mut vector = 0x40;
+    let mut reaches = |vcpus: &[Vcpu], what: &str, destination: u32, logical: bool, want: &[usize]| -> R {
+        vector += 1;
+        let mut r = msi_route(24, vector);
+        r.u.msi.address_lo = 0xfee0_0000 | destination << 12 | u32::from(logical) << 2;
+        route(&vm, &[r], 0)?;
+        let a = kvm::eventfd()?;
+        irqfd(&vm, a.raw(), 24, 0, -1)?;
+        kvm::event_write(a.raw(), 1);
+        // A work item may have to do it.
+        for _ in 0..500 {
+            if pending(vcpus, vector)?.len() >= want.len() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        same!(pending(vcpus, vector)?, want, "{what}, destination {destination:#x}");
+        irqfd(&vm, a.raw(), 24, KVM_IRQFD_FLAG_DEASSIGN, -1)?;
+        Ok(())
+    };
+    let all: Vec<_> = (0..CPUS).collect();
+    reaches(&vcpus, "physical", 5, false, &[5])?;
+    reaches(&vcpus, "nobody's", 77, false, &[])?;
+    reaches(&vcpus, "broadcast", 0xff, false, &all)?;
+    reaches(&vcpus, "flat", 0x8f, true, &[0, 1, 2, 3, 7])?;
+    lapic(&vcpus[5], &[(0x20, 0x55 << 24)])?;
+    reaches(&vcpus, "where it was", 5, false, &[])?;
+    reaches(&vcpus, "where it is", 0x55, false, &[5])?;
+    for (id, v) in vcpus.iter().enumerate() {
+        lapic(v, &[(0xe0, 0x0fff_ffff), (0xd0, (id as u32 / 4) << 28 | 1 << (24 + id % 4))])?;
+    }
+    reaches(&vcpus, "cluster", 0x2b, true, &[8, 9, 11])?;
+    for v in &vcpus {
+        let mut s: kvm_sregs = v.fd.get(nr::GET_SREGS)?;
+        s.apic_base |= 0xc00;
+        v.fd.set(nr::SET_SREGS, &s)?;
+    }
+    reaches(&vcpus, "x2APIC", 5, false, &[5])?;
+    reaches(&vcpus, "x2APIC cluster", 0x0f, true, &[0, 1, 2, 3])?;
+    reaches(&vcpus, "x2APIC broadcast", 0xff, false, &all)?;
     Ok(())
 }
 

@@ -370,10 +370,10 @@ fn sipi_received(e: &Env) -> R {
     Ok(())
 }
 
-fn reg(l: &kvm_lapic_state, o: usize) -> u32 {
+pub(crate) fn reg(l: &kvm_lapic_state, o: usize) -> u32 {
     u32::from_le_bytes([l.regs[o] as u8, l.regs[o + 1] as u8, l.regs[o + 2] as u8, l.regs[o + 3] as u8])
 }
-fn set_reg(l: &mut kvm_lapic_state, o: usize, v: u32) {
+pub(crate) fn set_reg(l: &mut kvm_lapic_state, o: usize, v: u32) {
     for (i, b) in v.to_le_bytes().into_iter().enumerate() {
         l.regs[o + i] = b as _;
     }

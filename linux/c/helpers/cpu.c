@@ -124,11 +124,6 @@ void ex_irq_restore(unsigned long flags)
 	local_irq_restore(flags);
 }
 
-bool ex_irqs_disabled(void)
-{
-	return irqs_disabled();
-}
-
 /* Forces a VM exit on that CPU and sends its task through the scheduler's check. */
 void ex_cpu_kick(u32 cpu)
 {

@@ -36,7 +36,6 @@ void ex_preempt_disable(void);
 void ex_preempt_enable(void);
 unsigned long ex_irq_save(void);
 void ex_irq_restore(unsigned long flags);
-bool ex_irqs_disabled(void);
 void ex_cpu_kick(u32 cpu);
 void ex_cpu_post(u32 cpu);
 int ex_vm_born(void);
@@ -100,9 +99,8 @@ void ex_timer_bring(void *timer);
 u64 ex_timer_expires(const void *timer);
 
 /* irqfd.c */
-void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int resample_fd, int *err);
+void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int *err);
 void ex_irqfd_free(void *irqfd);
-void ex_irqfd_resample(void *irqfd);
 bool ex_irqfd_is(const void *irqfd, const void *ctx);
 
 /* lock.c */

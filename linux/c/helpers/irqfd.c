@@ -23,7 +23,6 @@ struct ex_irqfd {
 	void *vm;
 	unsigned long cookie;
 	struct eventfd_ctx *eventfd;
-	struct eventfd_ctx *resample;
 	wait_queue_entry_t wait;
 	poll_table table;
 	struct work_struct inject;
@@ -83,8 +82,8 @@ static void ex_irqfd_queue(struct file *file, wait_queue_head_t *wqh, poll_table
 	add_wait_queue_priority(wqh, &irqfd->wait);
 }
 
-/* resample_fd < 0: none. Callbacks may run before this returns. */
-void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int resample_fd, int *err)
+/* Callbacks may run before this returns. */
+void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int *err)
 {
 	struct ex_irqfd *irqfd;
 	struct file *file;
@@ -108,13 +107,6 @@ void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int resample_fd, int 
 		*err = PTR_ERR(irqfd->eventfd);
 		goto out_file;
 	}
-	if (resample_fd >= 0) {
-		irqfd->resample = eventfd_ctx_fdget(resample_fd);
-		if (IS_ERR(irqfd->resample)) {
-			*err = PTR_ERR(irqfd->resample);
-			goto out_eventfd;
-		}
-	}
 	init_waitqueue_func_entry(&irqfd->wait, ex_irqfd_wakeup);
 	init_poll_funcptr(&irqfd->table, ex_irqfd_queue);
 	events = vfs_poll(file, &irqfd->table);
@@ -124,8 +116,6 @@ void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int resample_fd, int 
 	*err = 0;
 	return irqfd;
 
-out_eventfd:
-	eventfd_ctx_put(irqfd->eventfd);
 out_file:
 	fput(file);
 out_free:
@@ -144,19 +134,8 @@ void ex_irqfd_free(void *handle)
 		cancel_work_sync(&irqfd->hangup);
 	if (current_work() != &irqfd->inject)
 		cancel_work_sync(&irqfd->inject);
-	if (irqfd->resample)
-		eventfd_ctx_put(irqfd->resample);
 	eventfd_ctx_put(irqfd->eventfd);
 	kfree(irqfd);
-}
-
-/* The guest acknowledged the interrupt. Any context. */
-void ex_irqfd_resample(void *handle)
-{
-	struct ex_irqfd *irqfd = handle;
-
-	if (irqfd->resample)
-		ex_eventfd_signal(irqfd->resample);
 }
 
 bool ex_irqfd_is(const void *handle, const void *ctx)

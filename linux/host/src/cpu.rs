@@ -153,12 +153,6 @@ pub fn preempt_enable() {
     unsafe { ffi::ex_preempt_enable() }
 }
 
-/// Are interrupts off?
-pub fn irqs_disabled() -> bool {
-    // SAFETY: reads RFLAGS.
-    unsafe { ffi::ex_irqs_disabled() }
-}
-
 /// Sends the reschedule IPI: a guest there exits. Any context. Nothing happens if the CPU is offline.
 #[inline]
 pub fn kick(cpu: u32) {

@@ -70,16 +70,10 @@ impl Irqfd {
     /// list before unlocking. If the eventfd is already signalled, `ex_rs_irqfd_inject` is queued.
     ///
     /// `vm` must stay valid until the Irqfd is dropped. `EBADF`, `EINVAL` as in [`EventFd::from_fd`]; `ENOMEM`.
-    pub fn create(vm: *mut c_void, cookie: usize, fd: i32, resample_fd: Option<i32>) -> Result<Self> {
+    pub fn create(vm: *mut c_void, cookie: usize, fd: i32) -> Result<Self> {
         let mut err = 0;
-        // A negative descriptor from user space must fail, not read as "no resampling".
-        let resample = match resample_fd {
-            Some(fd) if fd < 0 => return Err(Errno::EBADF),
-            Some(fd) => fd,
-            None => -1,
-        };
         // SAFETY: err is ours to fill; vm is only handed back to the callbacks.
-        let irqfd = unsafe { ffi::ex_irqfd_new(vm, cookie, fd, resample, &raw mut err) };
+        let irqfd = unsafe { ffi::ex_irqfd_new(vm, cookie, fd, &raw mut err) };
         NonNull::new(irqfd).map(Irqfd).ok_or(Errno::from_ret(err))
     }
 
@@ -87,12 +81,6 @@ impl Irqfd {
     pub fn is_bound_to(&self, eventfd: &EventFd) -> bool {
         // SAFETY: the object is live; the other pointer is only compared.
         unsafe { ffi::ex_irqfd_is(self.0.as_ptr(), eventfd.as_raw()) }
-    }
-
-    /// Signals the resample eventfd, if there is one. Any context.
-    pub fn resample(&self) {
-        // SAFETY: the object is live.
-        unsafe { ffi::ex_irqfd_resample(self.0.as_ptr()) }
     }
 }
 

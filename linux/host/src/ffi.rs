@@ -38,7 +38,6 @@ unsafe extern "C" {
     pub(crate) fn ex_preempt_enable();
     pub(crate) fn ex_irq_save() -> usize;
     pub(crate) fn ex_irq_restore(flags: usize);
-    pub(crate) fn ex_irqs_disabled() -> bool;
     pub(crate) fn ex_cpu_kick(cpu: u32);
     pub(crate) fn ex_cpu_post(cpu: u32);
     pub(crate) fn ex_vm_born() -> c_int;
@@ -113,15 +112,8 @@ unsafe extern "C" {
     pub(crate) fn ex_timer_expires(timer: *const c_void) -> u64;
 
     // irqfd.c
-    pub(crate) fn ex_irqfd_new(
-        vm: *mut c_void,
-        cookie: usize,
-        fd: c_int,
-        resample_fd: c_int,
-        err: *mut c_int,
-    ) -> *mut c_void;
+    pub(crate) fn ex_irqfd_new(vm: *mut c_void, cookie: usize, fd: c_int, err: *mut c_int) -> *mut c_void;
     pub(crate) fn ex_irqfd_free(irqfd: *mut c_void);
-    pub(crate) fn ex_irqfd_resample(irqfd: *mut c_void);
     pub(crate) fn ex_irqfd_is(irqfd: *const c_void, ctx: *const c_void) -> bool;
 
     // lock.c

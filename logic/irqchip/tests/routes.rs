@@ -195,7 +195,7 @@ fn a_gsi_reaches_both_chips() {
 fn a_message_needs_no_chip() {
     let table =
         table(&[msi(24, 0x31), pin(4, KVM_IRQCHIP_IOAPIC, 4), pin(5, KVM_IRQCHIP_PIC_MASTER, 5)]).unwrap();
-    assert_eq!(message(lookup(&table, 24)), Some(Msi { address: 0xfee0_0000, address_hi: 0, data: 0x31 }));
+    assert_eq!(message(lookup(&table, 24)), Some(Msi { address: 0xfee0_1000, address_hi: 0, data: 0x31 }));
     assert_eq!([4, 5, 6].map(|gsi| message(lookup(&table, gsi))), [None; 3]);
     let sent = fresh().set_pins(lookup(&table, 24), USER, true, &mut |_| panic!("sent by a chip"));
     assert_eq!(sent, LineStatus::Ignored);

@@ -75,14 +75,30 @@ impl Zone {
     }
 }
 
+impl Bell {
+    /// Rings `fd`.
+    pub fn new(fd: EventFd) -> Result<KArc<Self>> {
+        let mut bell = KArc::<Self>::zeroed().ok_or(Errno::ENOMEM)?;
+        bell.get_mut().ok_or(Errno::EINVAL)?.fd = Some(fd);
+        Ok(bell)
+    }
+
+    /// Any context.
+    pub fn ring(&self) {
+        if let Some(fd) = &self.fd {
+            fd.signal();
+        }
+    }
+}
+
 impl Event {
     fn fd(&self) -> Option<&EventFd> {
         self.bell.as_ref().and_then(|b| b.fd.as_ref())
     }
 
     fn signal(&self) {
-        if let Some(fd) = self.fd() {
-            fd.signal();
+        if let Some(bell) = &self.bell {
+            bell.ring();
         }
     }
 
@@ -138,9 +154,7 @@ impl Vm {
         if a.flags & KVM_IOEVENTFD_FLAG_DEASSIGN != 0 {
             return self.remove_event(&key, &fd);
         }
-        let mut bell = KArc::<Bell>::zeroed().ok_or(Errno::ENOMEM)?;
-        bell.get_mut().ok_or(Errno::EINVAL)?.fd = Some(fd);
-        self.add_event(Event { key, bell: Some(bell) })
+        self.add_event(Event { key, bell: Some(Bell::new(fd)?) })
     }
 
     /// The caller holds the wiring lock.

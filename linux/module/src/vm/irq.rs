@@ -241,16 +241,9 @@ impl Vm {
             self.pulse_gsi(0, Source::PIT);
         }
         let watched = gsis[0] & self.resample_gsis.load(Ordering::Acquire);
-        // In a slice only if the irqfd came after `defers` looked: then the line is still high and the guest comes back.
-        if watched != 0 && !cpu::irqs_disabled() {
+        if watched != 0 {
             super::irqfd::resample(self, watched);
         }
-    }
-
-    /// An access to this port may end an interrupt that a resample irqfd waits for. That takes a lock that sleeps, so it
-    /// is nothing for a slice.
-    fn defers(&self, port: u16) -> bool {
-        Pic::claims(port) && self.resample_gsis.load(Ordering::Acquire) != 0 && cpu::irqs_disabled()
     }
 
     /// A vCPU ended an interrupt that an I/O APIC entry names.
@@ -327,9 +320,6 @@ impl Vm {
 
     /// Reads a port of the 8259 pair or the 8254.
     pub fn chip_port_read(&self, port: u16, data: &mut [u8]) -> bool {
-        if self.defers(port) {
-            return false;
-        }
         let size = data.len() as u8;
         let value = if Pic::claims(port) && self.irqchip.load(Ordering::Acquire) {
             let (value, eoi) = {
@@ -357,9 +347,6 @@ impl Vm {
 
     /// Writes a port of the 8259 pair or the 8254.
     pub fn chip_port_write(&self, port: u16, data: &[u8]) -> bool {
-        if self.defers(port) {
-            return false;
-        }
         let mut word = [0; 4];
         for (d, s) in word.iter_mut().zip(data) {
             *d = *s;

@@ -1,9 +1,10 @@
 //! irqfds: an eventfd that raises a GSI. With a resample eventfd the line stays high until the guest's EOI.
 
 use super::Vm;
+use super::bus::Bell;
 use core::sync::atomic::Ordering;
 use exitless_host::eventfd::{EventFd, Irqfd};
-use exitless_host::mem::KBox;
+use exitless_host::mem::{KArc, KBox, KSlice};
 use exitless_host::{Errno, Result};
 use exitless_irqchip::lines::Source;
 use exitless_irqchip::routes::MAX_ROUTES;
@@ -20,9 +21,24 @@ const RESAMPLE_GSIS: u32 = u64::BITS;
 #[derive(bytemuck::Zeroable)]
 pub struct Entry {
     irqfd: Option<Irqfd>,
+    /// Resampling: who hears of the guest's EOI.
+    bell: Option<KArc<Bell>>,
     gsi: u32,
-    resample: bool,
-    _pad: [u8; 3],
+    _pad: [u8; 4],
+}
+
+/// Who hears of a GSI's EOI.
+#[derive(bytemuck::Zeroable)]
+struct Listener {
+    bell: Option<KArc<Bell>>,
+    gsi: u32,
+    _pad: [u8; 4],
+}
+
+/// The published list.
+#[derive(bytemuck::Zeroable)]
+pub struct ListenerTable {
+    items: KSlice<Listener>,
 }
 
 /// What the wiring lock protects.
@@ -35,7 +51,7 @@ pub struct Wiring {
 pub fn fire_at_once(vm: &Vm, cookie: usize) -> bool {
     // SAFETY: the cookie is an `Entry` that is freed only after its `Irqfd`, whose drop waits for this callback.
     let e = unsafe { &*(cookie as *const Entry) };
-    if e.resample {
+    if e.bell.is_some() {
         vm.set_gsi(e.gsi, Source::RESAMPLE, true);
         return true;
     }
@@ -46,7 +62,7 @@ pub fn fire_at_once(vm: &Vm, cookie: usize) -> bool {
 pub fn fire(vm: &Vm, cookie: usize) {
     // SAFETY: as above.
     let e = unsafe { &*(cookie as *const Entry) };
-    if e.resample {
+    if e.bell.is_some() {
         vm.set_gsi(e.gsi, Source::RESAMPLE, true);
     } else {
         vm.pulse_gsi(e.gsi, Source::USERSPACE);
@@ -55,8 +71,9 @@ pub fn fire(vm: &Vm, cookie: usize) {
 
 /// The eventfd was closed: the irqfd ends.
 pub fn hangup(vm: &Vm, cookie: usize) {
-    let entry = take(vm, |e| core::ptr::from_ref(e) as usize == cookie);
-    drop(entry);
+    if let Some(e) = take(vm, |e| core::ptr::from_ref(e) as usize == cookie) {
+        end(vm, e);
+    }
 }
 
 fn take(vm: &Vm, mut which: impl FnMut(&Entry) -> bool) -> Option<KBox<Entry>> {
@@ -67,34 +84,60 @@ fn take(vm: &Vm, mut which: impl FnMut(&Entry) -> bool) -> Option<KBox<Entry>> {
 /// All of them; the VM's fd closed.
 pub fn drop_all(vm: &Vm) {
     while let Some(e) = take(vm, |_| true) {
-        drop(e);
+        end(vm, e);
     }
 }
 
-/// The guest ended interrupts of these GSIs (below 64): lines fall, resample eventfds are signalled. May sleep.
-pub fn resample(vm: &Vm, gsis: u64) {
-    for gsi in (0..64).filter(|g| gsis >> g & 1 != 0) {
-        vm.set_gsi(gsi, Source::RESAMPLE, false);
+/// `e` was taken out of the list.
+fn end(vm: &Vm, e: KBox<Entry>) {
+    let (gsi, heard) = (e.gsi, e.bell.is_some());
+    // It fires no more.
+    drop(e);
+    if heard {
+        // Without memory the old list stays, and rings a bell that nobody waits for.
+        let _ = listen(vm);
+        // Under the lock: an irqfd that comes now has not raised it yet.
         let w = vm.wiring.lock();
-        for e in w.irqfds.iter().flatten().filter(|e| e.resample && e.gsi == gsi) {
-            if let Some(i) = &e.irqfd {
-                i.resample();
-            }
+        if !w.irqfds.iter().flatten().any(|e| e.bell.is_some() && e.gsi == gsi) {
+            // The guest's EOI would have lowered it.
+            vm.set_gsi(gsi, Source::RESAMPLE, false);
         }
     }
 }
 
-fn watch(vm: &Vm) {
-    let bits = {
+/// The guest ended interrupts of these GSIs (below 64): lines fall, and who listens hears of it. Any context.
+pub fn resample(vm: &Vm, gsis: u64) {
+    let _srcu = vm.srcu.read();
+    // SAFETY: SRCU is held.
+    let listeners = unsafe { vm.listeners.get() }.map_or(&[][..], |t| &t.items);
+    for gsi in (0..RESAMPLE_GSIS).filter(|g| gsis >> g & 1 != 0) {
+        vm.set_gsi(gsi, Source::RESAMPLE, false);
+        for bell in listeners.iter().filter(|l| l.gsi == gsi).filter_map(|l| l.bell.as_ref()) {
+            bell.ring();
+        }
+    }
+}
+
+/// A resampling irqfd came or went.
+fn listen(vm: &Vm) -> Result<()> {
+    let old = {
         let w = vm.wiring.lock();
-        w.irqfds
-            .iter()
-            .flatten()
-            .filter(|e| e.resample && e.gsi < RESAMPLE_GSIS)
-            .fold(0, |m, e| m | 1u64 << e.gsi)
+        let heard = || w.irqfds.iter().flatten().filter(|e| e.bell.is_some());
+        let mut table = KBox::<ListenerTable>::zeroed().ok_or(Errno::ENOMEM)?;
+        table.items = KSlice::zeroed(heard().count()).ok_or(Errno::ENOMEM)?;
+        for (place, e) in table.items.iter_mut().zip(heard()) {
+            place.gsi = e.gsi;
+            place.bell = e.bell.clone();
+        }
+        let old = vm.listeners.replace(Some(table));
+        // After the list: whoever sees that somebody listens sees who. Under the lock: of two changes the later is the last.
+        vm.resample_gsis
+            .store(heard().fold(0, |m, e| m | 1u64 << (e.gsi % RESAMPLE_GSIS)), Ordering::Release);
+        old
     };
-    vm.resample_gsis.store(bits, Ordering::Release);
+    vm.retire(old);
     vm.rescan_eoi();
+    Ok(())
 }
 
 /// `KVM_IRQFD`.
@@ -107,12 +150,7 @@ pub fn ioctl(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
         while let Some(e) =
             take(vm, |e| e.gsi == a.gsi && e.irqfd.as_ref().is_some_and(|i| i.is_bound_to(&fd)))
         {
-            drop(e);
-        }
-        watch(vm);
-        if !vm.wiring.lock().irqfds.iter().flatten().any(|e| e.resample && e.gsi == a.gsi) {
-            // The guest's EOI would have lowered it.
-            vm.set_gsi(a.gsi, Source::RESAMPLE, false);
+            end(vm, e);
         }
         return Ok(0);
     }
@@ -129,11 +167,13 @@ pub fn ioctl(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
 }
 
 fn assign(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
-    let resample = a.flags & KVM_IRQFD_FLAG_RESAMPLE != 0;
     let fd = EventFd::from_fd(a.fd as i32)?;
     let mut entry = KBox::<Entry>::zeroed().ok_or(Errno::ENOMEM)?;
     entry.gsi = a.gsi;
-    entry.resample = resample;
+    let heard = a.flags & KVM_IRQFD_FLAG_RESAMPLE != 0;
+    if heard {
+        entry.bell = Some(Bell::new(EventFd::from_fd(a.resamplefd as i32)?)?);
+    }
     let cookie = entry.as_ptr() as usize;
     let vm_ptr = core::ptr::from_ref(vm).cast_mut().cast();
     {
@@ -145,10 +185,12 @@ fn assign(vm: &Vm, a: &kvm_irqfd) -> Result<isize> {
         // A place first: an irqfd must not be dropped under the lock, and from its creation on the close of its eventfd
         // looks for it in the list.
         let place = w.irqfds.iter_mut().find(|s| s.is_none()).ok_or(Errno::ENOSPC)?;
-        entry.irqfd =
-            Some(Irqfd::create(vm_ptr, cookie, a.fd as i32, resample.then_some(a.resamplefd as i32))?);
+        entry.irqfd = Some(Irqfd::create(vm_ptr, cookie, a.fd as i32)?);
         *place = Some(entry);
     }
-    watch(vm);
+    if heard && let Err(e) = listen(vm) {
+        hangup(vm, cookie);
+        return Err(e);
+    }
     Ok(0)
 }

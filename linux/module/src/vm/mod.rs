@@ -83,6 +83,8 @@ pub struct Vm {
     pub zones: Published<bus::ZoneTable>,
     /// Serialises writers of the ring.
     pub ring_lock: SpinLock<()>,
+    /// Who hears that the guest ended interrupts.
+    pub listeners: Published<irqfd::ListenerTable>,
     /// The VM's clocks.
     pub clocks: SpinLock<clock::Clocks>,
     /// Whom destinations of interrupts name.
@@ -343,6 +345,7 @@ impl Drop for Vm {
         drop(self.routes.replace(None));
         drop(self.events.replace(None));
         drop(self.zones.replace(None));
+        drop(self.listeners.replace(None));
         cpu::guests_end();
     }
 }
