@@ -153,7 +153,8 @@ pub trait Host {
     fn timer_advance_ns(&self) -> Option<u32>;
     /// Arms the vCPU's timer for an absolute time in ns (atomic).
     fn arm_timer(&self, ns: u64);
-    /// Cancels the vCPU's timer.
+    /// Stops the vCPU's timer, without waiting for one that is firing: that one finds by [`crate::VcpuShared::timer`] that it is not
+    /// meant (atomic).
     fn cancel_timer(&self);
     /// This thread came to another CPU. Timers that interrupt it fire on this one from now on: the vCPU's, if it is armed, and
     /// those of the VM's chips.

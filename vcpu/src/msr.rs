@@ -240,9 +240,10 @@ impl<B: Backend> Vcpu<B> {
     }
 
     fn write_deadline<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64) {
-        let now = timer::now(self, host.now());
-        let asked = self.lapic.set_tsc_deadline(&sh.apic, value, &now);
-        work::apply(self, sh, host, asked);
+        if timer::write_deadline(self, sh, host, value, host.now()) {
+            self.event_dirty = true;
+            sh.request(Request::EVENT);
+        }
     }
 
     fn write_apic_base<H: Host<Cpu = B::Cpu>>(

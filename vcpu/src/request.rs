@@ -44,7 +44,7 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         apic_state(v, sh, host);
     }
     if has(R::MOVED) {
-        host.bring_timers(v.timer_on_host);
+        crate::timer::moved(v, sh, host);
     }
     if has(R::TIMER) {
         crate::timer::fired(v, sh, host);

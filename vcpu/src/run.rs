@@ -155,7 +155,7 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if sh.pending() {
         return Next::Again;
     }
-    if host.poll(timer::next_ns(v, host)) {
+    if host.poll(timer::next_ns(v, sh, host)) {
         sh.stats.halt_polled.bump();
         return Next::Again;
     }

@@ -160,6 +160,8 @@ pub struct VcpuShared {
     pub delivers: AtomicBool,
     /// The TSC. Written by the owner, under the VM's clock lock read by all.
     pub tsc: Tsc,
+    /// Who has the APIC's timer.
+    pub timer: exitless_deadline::Owner,
     /// The APIC's mailbox.
     pub apic: ApicShared,
     /// Which mechanisms are active: beside the counters, on lines that only the owner writes.

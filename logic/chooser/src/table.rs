@@ -75,7 +75,7 @@ use Reason::*;
 rows! {
     IpiFastpath: "ipi_fastpath", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
         "an IPI (write of the ICR) is sent straight after the exit, interrupts off";
-    DeadlineFastpath: "deadline_fastpath", Vcpu, true, Owner, [NoIrqchip, NoDeadline, NoTimer, NoDelivery, UnsteadyTsc], 0,
+    DeadlineFastpath: "deadline_fastpath", Vcpu, true, Owner, [NoIrqchip, NoDeadline], 0,
         "a write of the TSC deadline is done straight after the exit";
     TimerFastpath: "timer_fastpath", Vcpu, true, Owner, [NoIrqchip, NoTimer, UnsteadyTsc], 0,
         "the CPU's timer that ran out delivers the guest's interrupt straight after the exit";

@@ -1,4 +1,4 @@
-//! The APIC timer's deadline: how early to look at it.
+//! The APIC timer's deadline: where it is watched, who has it at a moment, how early to look at it.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -10,5 +10,13 @@
 extern crate std;
 
 mod advance;
+mod home;
+mod owner;
+mod queue;
+#[cfg(test)]
+mod tests;
 
 pub use advance::Advance;
+pub use home::{Facts, Place, place};
+pub use owner::{Due, Found, Home, Owner};
+pub use queue::Queue;

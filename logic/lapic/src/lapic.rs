@@ -249,9 +249,15 @@ impl Lapic {
     /// To be called when the host timer fired or the expiry may have passed. If it has: posts the LVTT vector unless masked, clears
     /// a deadline, moves a periodic expiry on, and returns true (look at `pending` and `armed` again). Otherwise changes nothing.
     pub fn expire(&mut self, s: &Shared, now: &Now) -> bool {
+        self.expire_into(s, now, |vector| _ = s.post(vector, false))
+    }
+
+    /// As [`Lapic::expire`], by an owner who knows where the IRR is: `put` sets the vector's bit.
+    pub fn expire_into(&mut self, s: &Shared, now: &Now, put: impl FnOnce(u8)) -> bool {
         let fired = self.mode() != Mode::Disabled && self.timer.expire(now);
-        if fired && self.lvt.timer & lvt::MASKED == 0 {
-            s.post_checked(self.lvt.timer as u8, false);
+        let vector = self.lvt.timer as u8;
+        if fired && self.lvt.timer & lvt::MASKED == 0 && s.accept_own(vector) {
+            put(vector);
         }
         fired
     }
@@ -261,15 +267,14 @@ impl Lapic {
         if self.mode() == Mode::Disabled { 0 } else { self.timer.deadline() }
     }
 
-    /// Writes the TSC-deadline MSR; ignored in another mode or with the APIC disabled. A deadline that has passed fires at once:
-    /// its vector is then in the IRR and the MSR reads 0.
-    pub fn set_tsc_deadline(&mut self, s: &Shared, deadline: u64, now: &Now) -> Work {
-        if self.mode() == Mode::Disabled || !self.timer.is_deadline_mode() {
-            return Work::default();
+    /// Takes a write of the TSC-deadline MSR; false: ignored, in another mode or with the APIC disabled. A deadline that has passed fires
+    /// at once: [`Lapic::expire`] follows, which then leaves the vector in the IRR and the MSR at 0.
+    pub fn set_tsc_deadline(&mut self, deadline: u64) -> bool {
+        let taken = self.mode() != Mode::Disabled && self.timer.is_deadline_mode();
+        if taken {
+            self.timer.set_deadline(deadline);
         }
-        self.timer.set_deadline(deadline);
-        let fired = self.expire(s, now);
-        Work { timer_changed: true, rescan: fired, ..Work::default() }
+        taken
     }
 
     /// SVR was written (SDM vol. 3A, 11.4.7.2): disabling masks the whole LVT.

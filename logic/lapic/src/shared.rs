@@ -126,6 +126,11 @@ impl Shared {
     ///
     /// Does not look at enables or at the vector's legality: senders use [`Shared::accept`].
     pub fn post(&self, vector: u8, level: bool) -> bool {
+        self.note_trigger(vector, level) && self.posted.request(vector)
+    }
+
+    /// `vector` is accepted, as level or edge triggered.
+    fn note_trigger(&self, vector: u8, level: bool) -> bool {
         let (index, bit) = place(vector);
         let Some(tmr) = self.tmr(index) else { return false };
         // The TMR rarely changes: reading first keeps the line shared between senders of the same kind.
@@ -134,7 +139,17 @@ impl Shared {
             (false, true) => _ = tmr.fetch_and(!bit, Ordering::Relaxed),
             _ => (),
         }
-        self.posted.request(vector)
+        true
+    }
+
+    /// Owner: accepts an edge of its own, which the caller then puts into the IRR, where that is; false: the vector is illegal, and the
+    /// error noted.
+    pub(crate) fn accept_own(&self, vector: u8) -> bool {
+        if vector < FIRST_LEGAL_VECTOR {
+            let _ = self.raise_error(esr::RECEIVE_ILLEGAL_VECTOR);
+            return false;
+        }
+        self.note_trigger(vector, false)
     }
 
     /// Owner: clears the IRR bit; true if it was set.

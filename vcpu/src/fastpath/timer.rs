@@ -17,11 +17,7 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vc
         // A timer that was disarmed since, or is a little early.
         return Fast::Reenter;
     }
-    if v.vapic.on() {
-        // The CPU delivers what is announced.
-        let _ = sh.apic.posted().announce();
-        return Fast::Reenter;
-    }
-    v.event_dirty = true;
-    Fast::Done
+    // Where the CPU delivers, it has the vector.
+    v.event_dirty |= !v.vapic.in_page;
+    Fast::Reenter
 }

@@ -1,24 +1,30 @@
 //! The APIC timer's wires: from the APIC's wish to a timer of the host's, and back.
 //!
-//! Where the timer is, its *home*:
+//! Who has the timer is one word ([`exitless_deadline::Owner`], with its states), where it belongs one table
+//! ([`exitless_deadline::place`]), and [`place`] here the one function that changes it: it harvests what has fired, takes the timer
+//! from who had it, arms it where it belongs, and what fires meanwhile asks for another look.
 //! ```text
-//!            arm                           block
-//!   nobody ───────────────────▶ the CPU ───────────▶ the host (hrtimer)
-//!      ▲                           ▲                      │
-//!      └──── cancel (any home) ────┴──── runnable again ──┘    arm, no timer in the CPU: the host at once
+//!            armed, runs                   about to sleep
+//!   nobody ───────────────▶ the CPU ───────────────────────▶ the host (hrtimer)
+//!      ▲                       ▲                                   │
+//!      └──── disarmed, due ────┴────────── runnable again ─────────┘    armed, no timer in the CPU: the host at once
 //! ```
 //! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
 //! holds a moment of the host's TSC (a little before the deadline: [`early`]), and counts from there anew at each entry: on whatever CPU, after however long a
 //! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
 //! that nobody could take the interrupt. Where CPUs' TSCs differ such a moment means nothing, and the host's timer is the home.
+//!
+//! Nothing here sleeps or waits: slices use it. A callback of the host's timer that comes late finds by the word that it is not
+//! meant; one that is queued early stays so, where that saves moving it ([`exitless_deadline::Queue`]).
 
 pub mod early;
 
 use crate::backend::Backend;
 use crate::clock::units::{ns_to_ticks, ticks_to_ns};
 use crate::host::{Host, Moment};
-use crate::shared::VcpuShared;
-use crate::vcpu::Vcpu;
+use crate::shared::{VcpuShared, mp};
+use crate::vcpu::{Vcpu, vapic};
+use exitless_deadline::{Facts, Home, Place};
 use exitless_lapic::{Armed, Now};
 
 /// Both clocks as the guest's APIC sees them.
@@ -32,7 +38,7 @@ pub fn sync<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
     if v.lapic.armed().is_due(&now(v, m)) {
         fired(v, sh, host);
     } else {
-        arm(v, host, m);
+        place(v, sh, host, m);
     }
 }
 
@@ -40,100 +46,161 @@ pub fn sync<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
 pub fn fired<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     let m = host.now();
     let n = now(v, m);
-    v.lapic.expire(&sh.apic, &n);
+    expire(v, sh, &n);
     v.event_dirty = true;
-    arm(v, host, m);
+    place(v, sh, host, m);
+}
+
+/// IA32_TSC_DEADLINE is written at `m`, of which the TSC counts. `true`: it has passed, and its vector is posted unless masked.
+pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    deadline: u64,
+    m: Moment,
+) -> bool {
+    if !v.lapic.set_tsc_deadline(deadline) {
+        return false;
+    }
+    let n = now(v, m);
+    let passed = expire(v, sh, &n);
+    place(v, sh, host, m);
+    passed
 }
 
 /// The CPU's timer ran out, in a slice. `true`: the APIC's is due, and its vector posted unless masked.
 pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
-    if v.timer_on_host {
-        // It ran out for nobody. The host's will come; to cancel that one may wait, which a slice must not.
+    if !sh.timer.is_cpu() {
+        // It ran out for nobody. If the host has it, that one will come.
         return false;
     }
     let m = host.now();
-    let Some((left, _)) = left(v, host, m) else { return false };
+    let Some(left) = left(v, host, m) else { return false };
     if left > early::ticks(v, host) {
-        arm(v, host, m);
+        place(v, sh, host, m);
         return false;
     }
     early::wait(v, host, m.tsc.saturating_add(left));
     // The guest finds its clock at the deadline, if not behind it.
     let m = host.now();
-    let due = v.lapic.expire(&sh.apic, &now(v, m));
-    arm(v, host, m);
+    let n = now(v, m);
+    let due = expire(v, sh, &n);
+    place(v, sh, host, m);
     due
 }
 
-/// What is left at `m` until the APIC's timer is due: host ticks, and when that is on the host's clock, ns.
-fn left<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, m: Moment) -> Option<(u64, u64)> {
-    let khz = host.tsc_khz();
+/// If the APIC's timer is due, it moves on, and its vector goes where the IRR is: nobody but the CPU in guest mode looks at the page,
+/// so what the thread itself posts needs no locked instruction there, and no announcement.
+fn expire<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, now: &Now) -> bool {
+    if !v.vapic.in_page {
+        return v.lapic.expire(&sh.apic, now);
+    }
+    v.lapic.expire_into(&sh.apic, now, |vector| vapic::request(&mut v.b, vector))
+}
+
+/// Host ticks that are left at `m` until the APIC's timer is due.
+fn left<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, m: Moment) -> Option<u64> {
     match v.lapic.armed() {
         Armed::None => None,
-        Armed::AtNs(ns) => Some((ns_to_ticks(ns.saturating_sub(m.ns), khz), ns)),
-        Armed::AtTsc(t) => {
-            let left = v.rate.host_ticks(t.saturating_sub(v.guest_tsc(m.tsc)));
-            Some((left, m.ns.saturating_add(ticks_to_ns(left, khz))))
+        Armed::AtNs(ns) => Some(ns_to_ticks(ns.saturating_sub(m.ns), host.tsc_khz())),
+        Armed::AtTsc(t) => Some(v.rate.host_ticks(t.saturating_sub(v.guest_tsc(m.tsc)))),
+    }
+}
+
+/// When that is on the host's monotonic clock, ns.
+fn due_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u64> {
+    let m = host.now();
+    left(v, host, m).map(|ticks| m.ns.saturating_add(ticks_to_ns(ticks, host.tsc_khz())))
+}
+
+/// The one function that changes who has the timer. It is armed for what the APIC waits for, which is not due at `m`.
+pub fn place<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, m: Moment) {
+    let Some(left) = left(v, host, m) else {
+        v.b.set_timer(None);
+        give(v, sh, Home::Nobody);
+        return unqueue(v, host, m.tsc);
+    };
+    let at = m.tsc.saturating_add(left);
+    let facts = Facts {
+        runs: v.mp_state == mp::RUNNABLE,
+        cpu_timer: v.b.has_timer(),
+        steady_tsc: host.steady_tsc(),
+        ..Facts::default()
+    };
+    match exitless_deadline::place(facts) {
+        Place::Cpu => {
+            v.b.set_timer(Some(at.saturating_sub(early::ticks(v, host))));
+            if !sh.timer.is_cpu() {
+                give(v, sh, Home::Cpu);
+                unqueue(v, host, m.tsc);
+            }
+        }
+        Place::Host | Place::Posted => {
+            v.b.set_timer(None);
+            if !sh.timer.is_host() {
+                give(v, sh, Home::Host);
+            }
+            if !facts.steady_tsc {
+                v.queue.gone();
+            }
+            if v.queue.want(m.tsc, at, host.tsc_khz())
+                && let Some(ns) = due_ns(v, host)
+            {
+                host.arm_timer(ns);
+            }
         }
     }
 }
 
-/// The one way to end it, whatever its home.
-pub fn cancel<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
-    v.b.set_timer(None);
-    if core::mem::take(&mut v.timer_on_host) {
+/// Gives it to somebody, and learns what the host's timer has done until then.
+fn give<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, to: Home) {
+    if sh.timer.give(to, v.queue.queued()).gone {
+        v.queue.gone();
+    }
+}
+
+/// Nobody waits for the host's timer any more.
+fn unqueue<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, now: u64) {
+    if v.queue.drop(now, host.tsc_khz()) {
         host.cancel_timer();
     }
 }
 
-/// Arms for what the APIC waits for, which is not due at `m`. While the home is the CPU nothing here sleeps.
-pub fn arm<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, m: Moment) {
-    let Some((ticks, ns)) = left(v, host, m) else { return cancel(v, host) };
-    let early = if v.b.has_timer() { early::ticks(v, host) } else { 0 };
-    let at = m.tsc.saturating_add(ticks.saturating_sub(early));
-    if host.steady_tsc() && v.b.set_timer(Some(at)) {
-        if core::mem::take(&mut v.timer_on_host) {
-            host.cancel_timer();
-        }
-        return;
+/// The thread came to another CPU: what is queued on the one that it left comes along, or goes.
+pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    let meant = sh.timer.is_host();
+    if v.queue.queued() && !meant {
+        v.queue.gone();
+        host.cancel_timer();
     }
-    v.b.set_timer(None);
-    v.timer_on_host = true;
-    host.arm_timer(ns);
+    host.bring_timers(meant);
 }
 
-/// When the CPU's timer should run out, ns on the host's clock; never, if the home is the host.
-pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> u64 {
-    if v.timer_on_host {
+/// Until when a vCPU that is about to sleep may be waited for awake, ns on the host's clock; never, if the host has the timer.
+pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> u64 {
+    if sh.timer.is_host() {
         return u64::MAX;
     }
-    left(v, host, host.now()).map_or(u64::MAX, |(_, ns)| ns)
+    due_ns(v, host).unwrap_or(u64::MAX)
 }
 
 /// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.
 pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
-    if v.timer_on_host {
+    if sh.timer.is_host() || v.lapic.armed() == Armed::None {
         return true;
     }
     let m = host.now();
-    let armed = v.lapic.armed();
-    if armed.is_due(&now(v, m)) {
+    if v.lapic.armed().is_due(&now(v, m)) {
         fired(v, sh, host);
         return false;
     }
-    if armed == Armed::None {
-        return true;
-    }
-    let ns = next_ns(v, host);
-    v.b.set_timer(None);
-    v.timer_on_host = true;
-    host.arm_timer(ns);
+    place(v, sh, host, m);
     true
 }
 
 /// The vCPU runs again.
 pub fn to_cpu<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    if v.timer_on_host && v.b.has_timer() && host.steady_tsc() {
+    if sh.timer.is_host() && v.b.has_timer() && host.steady_tsc() {
         sync(v, sh, host);
     }
 }

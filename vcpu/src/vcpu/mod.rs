@@ -41,8 +41,8 @@ pub struct Vcpu<B> {
     pub lapic: Lapic,
     /// How early the CPU's timer runs out.
     pub advance: exitless_deadline::Advance,
-    /// The APIC timer's home is the host.
-    pub timer_on_host: bool,
+    /// When the host's timer is queued for.
+    pub queue: exitless_deadline::Queue,
     /// Where the APIC's registers are.
     pub vapic: vapic::Vapic,
     /// [`VcpuShared::chosen`] follows from what holds now.

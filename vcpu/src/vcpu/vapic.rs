@@ -1,6 +1,7 @@
 //! Where the APIC's registers are.
 
-use crate::backend::ApicKind;
+use crate::backend::{ApicKind, Backend, InterruptStatus};
+use exitless_x86::apic::reg;
 
 /// What the hall remembers of it.
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
@@ -21,5 +22,16 @@ impl Vapic {
     /// Software wrote a register.
     pub fn written(&mut self) {
         self.stale = true;
+    }
+}
+
+/// The page is home, and the vCPU's own thread has a vector for its IRR.
+pub(crate) fn request<B: Backend>(b: &mut B, vector: u8) {
+    let Some(page) = b.apic_page() else { return };
+    let at = reg::IRR + u32::from(vector / 32) * 16;
+    page.write(at, page.read(at) | 1 << (vector % 32));
+    let now = b.interrupt_status();
+    if vector > now.requesting {
+        b.set_interrupt_status(InterruptStatus { requesting: vector, ..now });
     }
 }

@@ -8,7 +8,7 @@ use exitless_vcpu::journal::Journal;
 pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
     Vcpu {
         advance: Default::default(),
-        timer_on_host: false,
+        queue: Default::default(),
         vapic: exitless_vcpu::vcpu::vapic::Vapic::default(),
         b,
         lapic: Zeroable::zeroed(),

@@ -247,6 +247,7 @@ impl<C> Host for Os<C> {
     }
     fn arm_timer(&self, ns: u64) {
         self.w.timer.set(Some(ns));
+        self.w.timer_starts.set(self.w.timer_starts.get() + 1);
         self.w.timer_cpu.set(self.w.cpu.get());
     }
     fn bring_timers(&self, armed: bool) {
@@ -255,7 +256,6 @@ impl<C> Host for Os<C> {
         self.w.timer_cpu.set(self.w.cpu.get());
     }
     fn cancel_timer(&self) {
-        self.w.may_sleep("cancel_timer");
         self.w.timer.set(None);
     }
     fn master_clock(&self) -> MasterClock {

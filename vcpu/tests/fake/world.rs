@@ -4,6 +4,7 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
+use exitless_deadline::Due;
 use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
 use exitless_vcpu::{Request, VcpuShared};
@@ -185,6 +186,8 @@ pub(crate) struct World {
     // --- time ---
     pub(crate) ns: Cell<u64>,
     pub(crate) timer: Cell<Option<u64>>,
+    /// How often it was started.
+    pub(crate) timer_starts: Cell<u32>,
     /// The CPU that the host's timer fires on.
     pub(crate) timer_cpu: Cell<u32>,
     /// The timer in the CPU: a moment of the host's TSC.
@@ -292,6 +295,7 @@ impl World {
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
+            timer_starts: Cell::new(0),
             timer_cpu: Cell::new(0),
             cpu_timer: Cell::new(None),
             run_delay: Cell::new(0),
@@ -375,6 +379,13 @@ impl World {
         self.sh.request(r);
         if self.sh.needs_ipi() {
             self.ipi.set(true);
+        }
+    }
+
+    /// The host's timer fires, as `VcpuObj::timer_fired` in `linux/module` takes it.
+    fn timer_fired(&self) {
+        if self.sh.timer.take_due(self.ns.get() * TICKS, 0) == Due::Ask {
+            self.ask(Request::TIMER);
         }
     }
 
@@ -533,7 +544,7 @@ impl World {
         }
         if self.timer.get().is_some_and(|t| t <= self.ns.get()) {
             self.timer.set(None);
-            self.ask(Request::TIMER);
+            self.timer_fired();
         }
     }
 

@@ -26,8 +26,11 @@ fn both(ops: &[Op], check: impl Fn(Machine)) {
     }
 }
 
+/// The CPU has it, the host has it. The host's may be queued for nobody.
 fn homes(m: &Machine) -> (bool, bool) {
-    (m.w.cpu_timer.get().is_some(), m.w.timer.get().is_some())
+    assert_eq!(m.w.cpu_timer.get().is_some(), m.sh.timer.is_cpu());
+    assert!(m.w.timer.get().is_some() || !m.sh.timer.is_host());
+    (m.sh.timer.is_cpu(), m.sh.timer.is_host())
 }
 
 /// It runs out in the guest: one exit, one vector, and no timer of the host's was ever armed.
@@ -50,7 +53,7 @@ fn runs_out_for_nobody() {
             m.w.timer_owed.set(false);
             m.go();
             assert_eq!((m.events(), homes(&m)), (vec![], (false, false)));
-            assert_eq!(m.sh.stats.fast.get(), 1);
+            assert_eq!(m.sh.stats.fast.get(), 3, "two writes, and the timer");
         },
     );
 }
@@ -309,21 +312,84 @@ fn runs_out_in_a_delivery() {
 #[test]
 fn switches_of_the_fast_paths() {
     use exitless_vcpu::chooser::Mechanism::{DeadlineFastpath, TimerFastpath};
-    use exitless_vcpu::chooser::{Fallback, Set};
+    use exitless_vcpu::chooser::Set;
     both(&[], |mut m| {
-        // Without an APIC in hardware deadlines take the long way. With it this CPU leaves it to the hall to find the next RIP.
-        let able = u64::from(m.v.b.apic.able);
         let mut seen = |on: Set| {
             let switch = Op::World(Env::Switch(on.0));
             m.then([switch, Op::Deadline(20_000), time(21_000), Op::Nop, Op::Nop]);
             assert_eq!(m.events(), vec![TIMER]);
             assert_eq!(m.sh.active(TimerFastpath), on.has(TimerFastpath));
             let deeds = |x| m.sh.stats.deeds(x);
-            let fallbacks = &deeds(DeadlineFastpath).fallbacks[Fallback::Length as usize];
-            (fallbacks.get(), deeds(TimerFastpath).hits.get())
+            (deeds(DeadlineFastpath).hits.get(), deeds(TimerFastpath).hits.get())
         };
         assert_eq!(seen(Set::NONE), (0, 0));
-        assert_eq!(seen(Set::ALL.put(TimerFastpath, false)), (able, 0));
-        assert_eq!(seen(Set::ALL), (2 * able, 1));
+        assert_eq!(seen(Set::ALL.put(TimerFastpath, false)), (1, 0));
+        assert_eq!(seen(Set::ALL), (2, 1));
+    });
+}
+
+/// A CPU without a timer, as AMD's: a deadline and its end, one that has passed too, without leaving the slice; where nothing tells the
+/// next RIP, with the instruction read from memory. The fake host refuses whatever could sleep there.
+#[test]
+fn on_the_host_in_a_slice() {
+    let far = 1 << 40;
+    let mut m = Machine::new([wrmsr(DEADLINE, far), wrmsr(DEADLINE, far + 1), wrmsr(DEADLINE, 0), Op::Nop]);
+    m.go();
+    assert_eq!((homes(&m), m.sh.stats.fast.get()), ((false, false), 3));
+    m.w.timer_arms.set(1);
+    m.then([wrmsr(DEADLINE, 1), Op::Nop]);
+    assert_eq!((m.events(), homes(&m), m.sh.stats.fast.get()), (vec![TIMER], (false, false), 4));
+}
+
+/// Deadlines that move away leave the host's timer where it is queued, some time away; it asks when it fires, is queued for the rest,
+/// and the guest has its interrupt once, at its deadline. A nearer one moves it.
+#[test]
+fn queued_for_an_earlier_one() {
+    const MS: u64 = 1_000_000;
+    let mut m = Machine::new([Op::Deadline(10 * MS), Op::Deadline(20 * MS), Op::Nop]);
+    let begin = m.w.ns.get();
+    m.go();
+    let queued = m.w.timer.get().unwrap() - begin;
+    assert!((10 * MS..10 * MS + 100).contains(&queued), "{queued}");
+    m.then([time(11 * MS), Op::Nop, Op::Nop]);
+    m.then([Op::Nop, Op::Nop]);
+    assert_eq!((m.events(), homes(&m)), (vec![], (false, true)));
+    let queued = m.w.timer.get().unwrap() - begin;
+    assert!((20 * MS..20 * MS + 100).contains(&queued), "{queued}");
+    m.then([Op::Deadline(3 * MS), Op::Nop]);
+    assert!(m.w.timer.get().unwrap() < begin + 15 * MS);
+    m.then([time(4 * MS), Op::Nop, Op::Nop]);
+    m.then([Op::Nop, Op::Nop]);
+    assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+}
+
+/// Disarmed while it is queued far away: it fires for nobody, nobody is asked, and the next deadline behind that is queued anew.
+#[test]
+fn queued_for_nobody() {
+    const MS: u64 = 1_000_000;
+    let mut m = Machine::new([Op::Deadline(10 * MS), wrmsr(DEADLINE, 0), time(11 * MS), Op::Nop, Op::Nop]);
+    m.go();
+    assert_eq!((m.events(), homes(&m), m.w.timer.get()), (vec![], (false, false), None));
+    m.w.timer_owed.set(false);
+    m.w.timer_arms.set(0);
+    m.then([Op::Deadline(10 * MS), hlt(), Op::Nop, Op::Nop]);
+    assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+}
+
+/// A vCPU that sleeps, wakes and sleeps again, its deadline moving away: the CPU has it while it runs, and the host's timer, queued
+/// once, is neither stopped nor started for that.
+#[test]
+fn one_queue_for_many_sleeps() {
+    const MS: u64 = 1_000_000;
+    both(&[Op::Deadline(50 * MS), hlt(), Op::Nop], |mut m| {
+        m.v.b.handlers = true;
+        m.later(12, Env::Irq(0x41));
+        m.go();
+        for _ in 0..4 {
+            assert_eq!(m.events(), [Event::Interrupt(0x41)]);
+            assert_eq!((homes(&m), m.w.timer_starts.get()), ((true, false), 1));
+            m.later(12, Env::Irq(0x41));
+            m.then([Op::Deadline(50 * MS), hlt(), Op::Nop]);
+        }
     });
 }

@@ -274,7 +274,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.me.timer.start(ns.min(i64::MAX as u64), true);
     }
     fn cancel_timer(&self) {
-        self.me.timer.cancel();
+        self.me.timer.try_cancel();
     }
     fn bring_timers(&self, armed: bool) {
         if armed {

@@ -16,6 +16,7 @@ use core::ffi::c_void;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use exitless_deadline::Due;
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
@@ -166,6 +167,9 @@ impl VcpuObj {
 
     /// The host timer of the APIC fired (hard interrupt).
     pub fn timer_fired(&self) {
+        if self.shared.timer.take_due(ops::rdtsc(), 0) != Due::Ask {
+            return;
+        }
         self.shared.request(Request::TIMER);
         if self.shared.needs_ipi() && self.shared.cpu.load(Ordering::Relaxed) != cpu::id() as i32 {
             self.vm().stats.foreign_timers.fetch_add(1, Ordering::Relaxed);

@@ -79,7 +79,11 @@ impl Cpu {
     }
 
     pub fn deadline(&mut self, tsc: u64) -> Work {
-        self.l.set_tsc_deadline(&self.s, tsc, &self.now)
+        if !self.l.set_tsc_deadline(tsc) {
+            return Work::default();
+        }
+        let rescan = self.l.expire(&self.s, &self.now);
+        Work { timer_changed: true, rescan, ..Work::default() }
     }
 
     pub fn expire(&mut self) -> bool {
