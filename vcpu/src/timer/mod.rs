@@ -24,6 +24,7 @@ use crate::clock::units::{ns_to_ticks, ticks_to_ns};
 use crate::host::{Host, Moment};
 use crate::shared::{VcpuShared, mp};
 use crate::vcpu::{Vcpu, vapic};
+pub use exitless_deadline::Due;
 use exitless_deadline::{Facts, Home, Place};
 use exitless_lapic::{Armed, Now};
 

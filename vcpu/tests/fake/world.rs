@@ -4,9 +4,9 @@
 #[allow(unused_imports)]
 use std::prelude::v1::*;
 
-use exitless_deadline::Due;
 use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
+use exitless_vcpu::timer::Due;
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};

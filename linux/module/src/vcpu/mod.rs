@@ -16,7 +16,6 @@ use core::ffi::c_void;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use exitless_deadline::Due;
 use exitless_host::fpu::GuestFpu;
 use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
@@ -28,6 +27,7 @@ use exitless_svm::Svm;
 use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
+use exitless_vcpu::timer::Due;
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
 
