@@ -4,7 +4,7 @@
 # memory: 768
 # host: mitigations=auto
 # not on svm: QEMU's translator has no SPEC_CTRL
-# in test: vmx
+# in test: vmx, ryzen
 # timeout: 200
 # needs: runner fpu_load
 

@@ -242,6 +242,14 @@ fn single_abilities() {
     assert!(negotiate(&t).unwrap().any_error_code());
 }
 
+/// Steppings whose timer counts wrongly, whatever the reserved bits of the signature hold.
+#[test]
+fn broken_timers() {
+    for (signature, works) in [(0x106a5, false), (0xf001_06a5, false), (0x306a9, true)] {
+        assert_eq!(negotiate_as(signature, &skylake()).unwrap().preemption_timer(), works, "{signature:#x}");
+    }
+}
+
 /// Without write-back tables, and without any INVEPT, there is no EPT to be had.
 #[test]
 fn needed_ept_properties() {

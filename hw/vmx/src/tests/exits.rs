@@ -179,6 +179,10 @@ fn exceptions_and_nmis() {
     let mut b = Bench::new();
     assert_eq!(exception(&mut b, 0x8000_0202, 0, 0), Exit::Nmi);
     assert_eq!(exception(&mut b, 0x8000_0312, 0, 0), Exit::Exception(Exception::plain(Vector::MC)));
+    assert!(!b.v.debug_touched, "that is #DB's");
+    assert_eq!(exception(&mut b, 0x8000_0b0e, 2, 0x7777), Exit::Exception(Exception::pf(2, 0x7777)));
+    assert!(!b.v.nmi_masked(), "no IRET has faulted");
+    assert!(matches!(exception(&mut b, 0x8000_0301, 0, 1), Exit::Exception(_)) && b.v.debug_touched);
     let ac = Exception { vector: Vector::AC, error_code: Some(0), payload: 0 };
     assert_eq!(exception(&mut b, 0x8000_0b11, 0, 0), Exit::Exception(ac));
 }
@@ -392,5 +396,35 @@ fn names() {
     for number in 0..0x100 {
         let expected = known.iter().find(|(n, _)| *n == number).map(|(_, name)| *name);
         assert_eq!(name(number), expected, "{number}");
+    }
+}
+
+/// A violation tells the linear address; a misconfiguration leaves the field as it was.
+#[test]
+fn linear_addresses() {
+    let mut b = Bench::new();
+    for (reason, linear) in [(48, Some(0x1234)), (49, None)] {
+        b.cpu.next(move |cpu, run| {
+            cpu.store(f::GUEST_LINEAR_ADDRESS, 0x1234);
+            run.reason = reason;
+            switched::EXIT
+        });
+        b.enter(false);
+        assert_eq!(b.v.fault_linear(), linear);
+    }
+}
+
+/// An event was interrupted only where the exit says so, whatever else the field holds.
+#[test]
+fn nothing_was_interrupted() {
+    let mut b = Bench::new();
+    for (info, event) in [(0x31, None), (0x8000_0031, Some(Event::Interrupt(0x31)))] {
+        b.cpu.next(move |cpu, run| {
+            cpu.store(f::IDT_VECTORING_INFO, info);
+            run.reason = 48;
+            switched::EXIT
+        });
+        b.enter(false);
+        assert_eq!(b.v.take_interrupted(), event);
     }
 }

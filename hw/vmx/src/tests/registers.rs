@@ -359,6 +359,14 @@ fn shadow_and_single_step() {
     b.v.set_interrupt_shadow(true);
     b.run(10, 0);
     assert_eq!(b.cpu.field(f::GUEST_INTERRUPTIBILITY), 2, "with IF clear only MOV SS casts a shadow");
+    assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 0, "no step");
+    b.v.set_interrupt_shadow(false);
+    b.v.set_rflags(rflags::TF);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 0, "no shadow");
+    b.v.set_interrupt_shadow(true);
+    b.run(10, 0);
+    assert_eq!(b.cpu.field(f::GUEST_PENDING_DEBUG), 1 << 14, "whoever casts it");
 }
 
 /// A debugger steps: TF is set, nobody sees it, and no instruction is skipped as if it were not.
@@ -691,5 +699,18 @@ fn encls_bitmap() {
         b.load();
         b.run(10, 0);
         assert_eq!(b.cpu.wrote(f::ENCLS_EXITING_BITMAP), able);
+    }
+}
+
+/// Exceptions push no error code in real mode, and an entry that says otherwise fails.
+#[test]
+fn error_codes_are_protected_modes() {
+    use exitless_x86::exception::Exception;
+    for (mode, code) in [(0, false), (cr0::PE, true)] {
+        let mut b = Bench::new();
+        b.v.set_cr0(mode | cr0::ET | cr0::WP);
+        b.v.inject(exitless_vcpu::backend::Event::Exception(Exception::gp(8)));
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::ENTRY_INTERRUPTION_INFO) >> 11 & 1 != 0, code);
     }
 }

@@ -238,3 +238,40 @@ fn put_without_entry() {
     b.put();
     assert!(b.cpu.wrmsrs.borrow().is_empty() && b.cpu.restored.get().is_none());
 }
+
+/// A vCPU by another name is a stranger wherever it ran.
+#[test]
+fn a_new_name_brings_a_barrier() {
+    let (m, cpu) = Fake::new();
+    let a = online(m, 0);
+    let at = residence(0x1000);
+    load(at, &m, a).unwrap();
+    let before = cpu.barriers.get();
+    at.rename(77);
+    load(at, &m, a).unwrap();
+    assert_eq!(cpu.barriers.get(), before + 1);
+}
+
+/// The CPU may remember VPIDs of the last time VMX was on here: they go before the first is used.
+#[test]
+fn the_first_vpid_flushes() {
+    let mut b = Bench::new();
+    b.run(10, 0);
+    assert_eq!(b.cpu.invvpids.get(), 1);
+    b.run(10, 0);
+    assert_eq!(b.cpu.invvpids.get(), 1);
+}
+
+/// What is lent: the syscall MSRs, and TSC_AUX where the CPU has it.
+#[test]
+fn what_is_lent() {
+    use crate::residence::Travelling as T;
+    for tsc_aux in [true, false] {
+        let (m, _) = Fake::new();
+        let cpu = PerCpu::none();
+        cpu.enable(&m, 0, &super::fake::host(), tsc_aux);
+        let expected =
+            [T::Star, T::Lstar, T::Cstar, T::Sfmask].into_iter().chain(tsc_aux.then_some(T::TscAux));
+        assert!(cpu.lent().eq(expected), "{tsc_aux}");
+    }
+}

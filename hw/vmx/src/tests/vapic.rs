@@ -1,9 +1,10 @@
 //! What hardware does of the local APIC, the preemption timer, and the MSR bitmaps.
 
 use super::fake::{Bench, negotiate, skylake};
+use crate::machine::switched;
 use crate::msr_bitmap::{SIZE, close_self_ipi, open, open_x2apic};
 use crate::vapic::SECONDARY;
-use exitless_vcpu::backend::{ApicKind, Backend, InterruptStatus, Opened};
+use exitless_vcpu::backend::{ApicKind, Backend, Exit, InterruptStatus, Opened};
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{pin, secondary as s};
 use exitless_x86::vmx::field as f;
@@ -182,5 +183,22 @@ fn opened_bitmap() {
         let spec_ctrl: Vec<u32> = has(Opened::SPEC_CTRL, 0x48).into_iter().collect();
         let commands = has(Opened::PRED_CMD, 0x49).into_iter().chain(has(Opened::FLUSH_CMD, 0x10b));
         assert_eq!(opened(&map), [spec_ctrl.clone(), spec_ctrl.into_iter().chain(commands).collect()]);
+    }
+}
+
+/// The exit acknowledges an interrupt where it says so.
+#[test]
+fn acknowledged_interrupts() {
+    let mut b = apicv();
+    for (info, vector) in [(0x8000_0031, 0x31), (0x31, 0)] {
+        b.cpu.next(move |cpu, run| {
+            cpu.store(f::EXIT_INTERRUPTION_INFO, info);
+            run.reason = 1;
+            switched::EXIT
+        });
+        assert_eq!(b.enter(false), Exit::ExternalInterrupt);
+        assert_eq!(b.v.acknowledged, vector);
+        b.v.end();
+        assert_eq!(b.v.acknowledged, 0);
     }
 }
