@@ -16,6 +16,7 @@ mod kmod;
 mod lab;
 mod ledger;
 mod mutants;
+mod overcommit;
 mod paths;
 mod promises;
 mod say;
@@ -55,6 +56,11 @@ enum Task {
     Bench {
         #[command(flatten)]
         choice: bench::Choice,
+    },
+    /// Work of a guest whose vCPUs wait for each other, beside a guest that computes, with more vCPUs than CPUs; ratio to stock KVM.
+    Overcommit {
+        #[command(flatten)]
+        choice: overcommit::Choice,
     },
     /// Write docs/ledger.md from the last figures of `bench` on each machine.
     Ledger,
@@ -125,6 +131,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { options } => demo::run(&options),
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
+        Task::Overcommit { choice } => overcommit::run(&choice),
         Task::Ledger => bench::page(),
         Task::BootExits { choice } => boot_exits::run(&choice),
         Task::Build { kdir, kernel, kvm } => build(kdir, kernel, kvm),

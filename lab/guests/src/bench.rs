@@ -2,7 +2,9 @@
 //! *windows* of a loop, by the emulator's count.
 
 mod ipi;
+mod overcommit;
 mod timer;
+mod yields;
 
 use crate::config::*;
 use crate::cpu::*;
@@ -57,18 +59,21 @@ const MARKS: u64 = 32;
 
 /// What the host executes for `f`, which opens and closes its windows; all of it if it opens none. Of short batches, one of
 /// which the host's timer does not disturb.
-fn measure_host<F: FnMut()>(name: &str, mut f: F) {
-    const OPERATIONS: u64 = 10;
+fn measure_host<F: FnMut()>(name: &str, f: F) {
+    measure_host_in(name, MARKS, 10, f)
+}
+
+fn measure_host_in<F: FnMut()>(name: &str, batches: u64, operations: u64, mut f: F) {
     f();
     let first = first_mark();
-    for mark in first..first + MARKS {
+    for mark in first..first + batches {
         ledger_begin(mark);
-        for _ in 0..OPERATIONS {
+        for _ in 0..operations {
             f();
         }
-        ledger_end(OPERATIONS);
+        ledger_end(operations);
     }
-    host::must(op::BENCH_HOST, &[name.as_ptr() as u64, name.len() as u64, OPERATIONS, first, MARKS]);
+    host::must(op::BENCH_HOST, &[name.as_ptr() as u64, name.len() as u64, operations, first, batches]);
 }
 
 /// The time is that of the fastest batch, the one that the host disturbed least, and so is the ledger; exits are those of

@@ -193,4 +193,6 @@ pub mod op {
     /// a0 = GPA of the name, a1 = its length, a2 = operations of a batch, a3 = the first batch's mark, a4 = batches: one
     /// measurement of what an emulator counted.
     pub const BENCH_HOST: u64 = 53;
+    /// Result = CPU time of the runner's process so far, all its vCPUs, in nanoseconds.
+    pub const CPU_TIME: u64 = 54;
 }
