@@ -32,6 +32,12 @@ void ex_rs_vcpu_release(void *vcpu);
 struct page *ex_rs_vcpu_fault(void *vcpu, unsigned long pgoff);
 size_t ex_rs_debugfs_show(void *cookie, u32 kind, char *buf, size_t len);
 
+size_t ex_rs_control_text(char *buf, size_t len);
+int ex_rs_control_words(const char *words, size_t len);
+long ex_rs_control_ioctl(u32 cmd, unsigned long arg, bool writable);
+int ex_rs_mechanisms_set(const char *words, size_t len);
+int ex_rs_mechanisms_get(char *buf, size_t len);
+
 /* Events. */
 bool ex_rs_irqfd_wakeup(void *vm, unsigned long irqfd);
 void ex_rs_irqfd_inject(void *vm, unsigned long irqfd);
@@ -66,5 +72,7 @@ void ex_timekeeping_setup(void);
 void ex_timekeeping_teardown(void);
 void ex_debugfs_setup(void);
 void ex_debugfs_teardown(void);
+void ex_control_setup(void);
+void ex_control_teardown(void);
 
 #endif

@@ -201,9 +201,18 @@ pub fn ioctl(fd: RawFd, request: u32, arg: u64) -> Result<i32> {
 
 /// Opens the device.
 pub fn open(path: &str) -> Result<Fd> {
+    open_as(path, libc::O_RDWR)
+}
+
+/// Opens a device for reading only.
+pub fn open_read(path: &str) -> Result<Fd> {
+    open_as(path, libc::O_RDONLY)
+}
+
+fn open_as(path: &str, how: i32) -> Result<Fd> {
     let path = CString::new(path).map_err(|_| Errno(libc::EINVAL))?;
     // SAFETY: a valid C string.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    let fd = unsafe { libc::open(path.as_ptr(), how | libc::O_CLOEXEC) };
     if fd < 0 {
         return Err(Errno::last());
     }

@@ -9,6 +9,7 @@ pub mod harness;
 pub mod kvm;
 pub mod machine;
 mod service;
+pub mod switches;
 
 /// The configuration word, memory map and services, shared with the guests by inclusion.
 #[allow(missing_docs)]

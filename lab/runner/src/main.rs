@@ -1,7 +1,7 @@
-//! `exitless-runner list [--vcpus] | run [--exits] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
+//! `exitless-runner list [--vcpus] | run [--exits] [--switch] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
 //!
 //! With `--exits` a line `exits TEST REASON COUNT` before each test's result tells of each reason for which its VM left guest
-//! mode, if the module counts by reason.
+//! mode, if the module counts by reason. With `--switch` all mechanisms are switched at random meanwhile.
 
 use std::io::Write;
 use std::process::exit;
@@ -11,13 +11,15 @@ use exitless_runner::config::{BENCH, BY_NAME, CPUS_SHIFT, TIMEOUT_SHIFT};
 use exitless_runner::elf::{self, Test};
 use exitless_runner::harness::{self, Outcome, Summary};
 use exitless_runner::machine::{Machine, Measurement};
+use exitless_runner::switches;
 
-const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
+const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [--switch] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
 
 struct Options {
     device: String,
     json: bool,
     exits: bool,
+    switch: bool,
     vcpus: bool,
     exact: bool,
     timeout: u64,
@@ -29,6 +31,7 @@ fn options() -> Options {
         device: "/dev/kvm".into(),
         json: false,
         exits: false,
+        switch: false,
         vcpus: false,
         exact: false,
         timeout: 30,
@@ -39,6 +42,7 @@ fn options() -> Options {
         match a.as_str() {
             "--json" => o.json = true,
             "--exits" => o.exits = true,
+            "--switch" => o.switch = true,
             "--vcpus" => o.vcpus = true,
             "--exact" => o.exact = true,
             "--device" | "--timeout" => {
@@ -82,12 +86,15 @@ fn shown(m: &Measurement) -> String {
 fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
     let own = test.config >> TIMEOUT_SHIFT & 0xff;
     let limit = Duration::from_secs(if own != 0 { own } else { o.timeout });
-    let (json, exits) = (o.json, o.exits);
+    let Options { json, exits, switch, .. } = *o;
     harness::isolated(limit + Duration::from_secs(45), |extra: &mut dyn Write| {
         let machine = match Machine::new(&o.device, test) {
             Ok(m) => m,
             Err(e) => return Outcome::Failed(e),
         };
+        if switch {
+            switches::storm(&machine);
+        }
         let outcome = machine.execute(limit);
         for m in machine.measurements() {
             let _ = writeln!(extra, "{}", if json { record(&m) } else { shown(&m) });

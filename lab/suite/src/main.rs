@@ -5,6 +5,7 @@
 //! answer otherwise, the test accepts both and its comment says why.
 
 mod clock;
+mod control;
 mod debug;
 mod env;
 mod gdb;
@@ -49,6 +50,7 @@ fn main() {
         debug::TESTS,
         life::TESTS,
         clock::TESTS,
+        control::TESTS,
         host::TESTS,
     ];
     let tests = groups.iter().flat_map(|g| g.iter());

@@ -156,6 +156,8 @@ bool ex_guest_work_pending(void);
 const unsigned long *ex_guest_work_word(unsigned long *mask);
 int ex_guest_work_handle(void);
 int ex_current_pid(void);
+u32 ex_current_euid(void);
+bool ex_is_admin(void);
 bool ex_in_compat_syscall(void);
 void ex_sigset_activate(u64 set);
 void ex_sigset_deactivate(void);

@@ -259,6 +259,18 @@ int ex_current_pid(void)
 	return task_pid_nr(current);
 }
 
+/* As the initial user namespace numbers it. */
+u32 ex_current_euid(void)
+{
+	return __kuid_val(current_euid());
+}
+
+/* In the initial user namespace: a container's root is not. */
+bool ex_is_admin(void)
+{
+	return capable(CAP_SYS_ADMIN);
+}
+
 bool ex_in_compat_syscall(void)
 {
 	return in_compat_syscall();

@@ -169,6 +169,8 @@ unsafe extern "C" {
     pub(crate) fn ex_guest_work_word(mask: *mut u64) -> *const u64;
     pub(crate) fn ex_guest_work_handle() -> c_int;
     pub(crate) fn ex_current_pid() -> c_int;
+    pub(crate) fn ex_current_euid() -> u32;
+    pub(crate) fn ex_is_admin() -> bool;
     pub(crate) fn ex_in_compat_syscall() -> bool;
     pub(crate) fn ex_sigset_activate(set: u64);
     pub(crate) fn ex_sigset_deactivate();

@@ -239,6 +239,18 @@ impl<T> KArc<T> {
         this.shared().refs.fetch_add(1, Ordering::Relaxed);
         Some(this)
     }
+
+    /// One more owner, from a raw pointer to a value that may be losing its last. `None`: it has.
+    ///
+    /// # Safety
+    /// `ptr` is the address of a value that is not freed during the call.
+    pub unsafe fn try_clone_raw(ptr: *const T) -> Option<Self> {
+        // SAFETY: the caller's promise; an owner that is none yet must not drop.
+        let this = core::mem::ManuallyDrop::new(unsafe { Self::from_raw(ptr) }?);
+        let more = |refs: usize| if refs == 0 { None } else { refs.checked_add(1) };
+        this.shared().refs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(core::mem::ManuallyDrop::into_inner(this))
+    }
 }
 
 impl<T> Clone for KArc<T> {

@@ -173,6 +173,18 @@ pub fn current_pid() -> i32 {
     unsafe { ffi::ex_current_pid() }
 }
 
+/// The current thread's effective user id in the initial user namespace.
+pub fn current_euid() -> u32 {
+    // SAFETY: reads the task.
+    unsafe { ffi::ex_current_euid() }
+}
+
+/// The current thread has CAP_SYS_ADMIN in the initial user namespace.
+pub fn is_admin() -> bool {
+    // SAFETY: asks about the task.
+    unsafe { ffi::ex_is_admin() }
+}
+
 /// Is a 32-bit program calling? Then some structures have another layout.
 pub fn in_compat_syscall() -> bool {
     // SAFETY: reads the task.

@@ -2,7 +2,7 @@
 
 use crate::vcpu::VcpuObj;
 use crate::vm::{Vm, clock};
-use crate::{dev, global};
+use crate::{control, dev, global};
 use core::ffi::{c_int, c_void};
 use exitless_host::Errno;
 use exitless_host::mem::KArc;
@@ -28,6 +28,20 @@ unsafe fn vm<'a>(p: *mut c_void) -> &'a Vm {
 unsafe fn vcpu<'a>(p: *mut c_void) -> &'a VcpuObj {
     // SAFETY: see the contract.
     unsafe { &*p.cast::<VcpuObj>() }
+}
+
+/// # Safety
+/// `len` bytes at `at` can be read as long as the caller uses them.
+unsafe fn bytes<'a>(at: *const u8, len: usize) -> &'a [u8] {
+    // SAFETY: see the contract; where there are none the pointer does not count.
+    if len == 0 { &[] } else { unsafe { core::slice::from_raw_parts(at, len) } }
+}
+
+/// # Safety
+/// `len` initialised bytes at `at` are the caller's as long as it uses them.
+unsafe fn bytes_mut<'a>(at: *mut u8, len: usize) -> &'a mut [u8] {
+    // SAFETY: as above.
+    if len == 0 { &mut [] } else { unsafe { core::slice::from_raw_parts_mut(at, len) } }
 }
 
 #[unsafe(no_mangle)]
@@ -117,6 +131,35 @@ pub mod on_cpu {
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_dev_ioctl(cmd: u32, arg: usize) -> isize {
     exitless_host::errno::ret(dev::ioctl(cmd, arg))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_control_ioctl(cmd: u32, arg: usize, writable: bool) -> isize {
+    exitless_host::errno::ret(control::ioctl(cmd, arg, writable))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_control_text(buf: *mut u8, len: usize) -> usize {
+    // SAFETY: C gives a buffer of `len` bytes for the duration of the call.
+    control::text(unsafe { bytes_mut(buf, len) })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_control_words(words: *const u8, len: usize) -> c_int {
+    // SAFETY: C gives `len` bytes for the duration of the call.
+    status(control::written(unsafe { bytes(words, len) }))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_mechanisms_set(words: *const u8, len: usize) -> c_int {
+    // SAFETY: as above.
+    status(control::set_defaults(unsafe { bytes(words, len) }))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_mechanisms_get(buf: *mut u8, len: usize) -> c_int {
+    // SAFETY: C gives a buffer of `len` bytes for the duration of the call.
+    control::show_defaults(unsafe { bytes_mut(buf, len) }) as c_int
 }
 
 #[unsafe(no_mangle)]

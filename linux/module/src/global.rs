@@ -7,7 +7,7 @@ use crate::vendor;
 use crate::vm::Vm;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use exitless_host::lock::{LockClass, SpinLock};
-use exitless_host::mem::{KBox, KSlice};
+use exitless_host::mem::{KArc, KBox, KSlice};
 use exitless_host::{Errno, cpu, time};
 use exitless_hw_ops as ops;
 use exitless_policy::hide_unused_controls;
@@ -73,6 +73,13 @@ impl Vms {
         self.0.store(core::ptr::from_ref(vm).cast_mut(), Ordering::Relaxed);
     }
 
+    /// All of them, by the holder of the lock.
+    fn iter(&self) -> impl Iterator<Item = &Vm> {
+        // SAFETY: what the list holds are VMs that have not been removed, so live; the list's lock is held.
+        let vm = |at: &AtomicPtr<Vm>| unsafe { at.load(Ordering::Relaxed).as_ref() };
+        core::iter::successors(vm(&self.0), move |here| vm(&here.next))
+    }
+
     /// A VM that ends; one that never was in the list is no harm.
     pub fn remove(&self, vm: &Vm) {
         let mut at = &self.0;
@@ -90,12 +97,21 @@ impl Vms {
 /// Does something for each VM, with the list locked and interrupts off.
 pub fn each_vm(f: impl Fn(&Vm)) {
     let Some(g) = get() else { return };
-    let list = g.vms.lock();
-    let mut at = &list.0;
-    // SAFETY: as in `remove`.
-    while let Some(vm) = unsafe { at.load(Ordering::Relaxed).as_ref() } {
-        f(vm);
-        at = &vm.next;
+    g.vms.lock().iter().for_each(f);
+}
+
+/// The VM with the lowest id from `from` on, which lives as long as what is returned.
+pub fn next_vm(from: u64) -> Option<KArc<Vm>> {
+    let list = get()?.vms.lock();
+    let mut from = from;
+    loop {
+        let vm = list.iter().filter(|vm| vm.id >= from).min_by_key(|vm| vm.id)?;
+        // SAFETY: what is in the list is not freed before it was removed, under the lock that is held.
+        let alive = unsafe { KArc::try_clone_raw(core::ptr::from_ref(vm)) };
+        if alive.is_some() {
+            return alive;
+        }
+        from = vm.id + 1;
     }
 }
 
@@ -126,7 +142,7 @@ impl Global {
 static GLOBAL: AtomicPtr<Global> = AtomicPtr::new(core::ptr::null_mut());
 static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(1);
 
-/// A number no other vCPU of this load has had.
+/// A number no other vCPU or VM of this load has had.
 pub fn next_identity() -> u64 {
     NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed)
 }

@@ -10,6 +10,7 @@
 )]
 
 pub mod callbacks;
+pub mod control;
 pub mod dev;
 pub mod global;
 pub mod publish;

@@ -63,9 +63,21 @@ type PickOfVm = fn(&VmStats) -> &AtomicU64;
 const OF_VM: [(&CStr, PickOfVm); 1] = [(c"foreign_timers", |s| &s.foreign_timers)];
 
 /// Text into a buffer; what does not fit is cut.
-struct Out<'a> {
+pub struct Out<'a> {
     buf: &'a mut [u8],
     at: usize,
+}
+
+impl<'a> Out<'a> {
+    /// Nothing written yet.
+    pub fn new(buf: &'a mut [u8]) -> Self {
+        Self { buf, at: 0 }
+    }
+
+    /// Bytes written.
+    pub fn written(&self) -> usize {
+        self.at
+    }
 }
 
 impl Write for Out<'_> {
@@ -83,7 +95,7 @@ impl Write for Out<'_> {
 /// Makes the VM's folder. Failure costs only the folder.
 pub fn publish(vm: &KArc<Vm>, pid: i32, fd: i32) {
     let mut name = [0u8; 32];
-    let mut out = Out { buf: name.get_mut(..31).unwrap_or(&mut []), at: 0 };
+    let mut out = Out::new(name.get_mut(..31).unwrap_or(&mut []));
     let _ = write!(out, "{pid}-{fd}");
     let Ok(name) = CStr::from_bytes_until_nul(&name) else { return };
     let cookie = KArc::as_ptr(vm).cast_mut().cast();
@@ -111,7 +123,7 @@ pub fn publish(vm: &KArc<Vm>, pid: i32, fd: i32) {
 
 /// A file is read.
 pub fn show(vm: &Vm, k: u32, buf: &mut [u8]) -> usize {
-    let mut out = Out { buf, at: 0 };
+    let mut out = Out::new(buf);
     let _ = match k {
         kind::REASON => by_reason(vm, &mut out),
         kind::MSR => keyed(vm, &mut out, |s| &s.by_msr, 8),
@@ -121,7 +133,7 @@ pub fn show(vm: &Vm, k: u32, buf: &mut [u8]) -> usize {
         kind::OF_VM.. => of_vm(vm, &mut out, k),
         _ => counter(vm, &mut out, k),
     };
-    out.at
+    out.written()
 }
 
 fn counter(vm: &Vm, out: &mut Out<'_>, k: u32) -> fmt::Result {

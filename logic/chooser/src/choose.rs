@@ -27,7 +27,7 @@ impl Facts {
 }
 
 /// Why `m` is active or not.
-pub fn reason(m: Mechanism, wanted: Set, facts: &Facts) -> Reason {
+fn reason(m: Mechanism, wanted: Set, facts: &Facts) -> Reason {
     let row = m.row();
     let against = row.against.iter().copied().find(|r| *r == Reason::NotBuilt || facts.has(*r));
     match against {
@@ -36,6 +36,17 @@ pub fn reason(m: Mechanism, wanted: Set, facts: &Facts) -> Reason {
         Some(reason) => reason,
         None if row.feature & !facts.features != 0 => Reason::NotInCpuid,
         None => Reason::Active,
+    }
+}
+
+/// What an administrator sees of `m` where it is `wanted` now: whether it is active, and why. `chosen`: what the vCPU chose last, and
+/// from which facts; it chooses anew when it next enters the guest.
+pub fn shown(m: Mechanism, wanted: Set, chosen: Option<(Set, Facts)>) -> (bool, Reason) {
+    let (active, facts) = chosen.unwrap_or((Set::NONE, Facts { features: !0, against: 0 }));
+    match reason(m, wanted, &facts) {
+        Reason::Active if !active.has(m) => (false, Reason::Pending),
+        _ if active.has(m) => (true, Reason::Active),
+        reason => (false, reason),
     }
 }
 
@@ -48,10 +59,13 @@ pub fn active(wanted: Set, facts: &Facts) -> Set {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{COUNT, Who};
+    use crate::table::{COUNT, Row, Who};
     use crate::{Fallback, NotAMechanism};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+    use std::format;
+    use std::string::String;
+    use std::vec::Vec;
 
     /// Names are words that need no quotes, and nobody's twice; numbers and values fit the sets they are bits of.
     #[test]
@@ -63,10 +77,52 @@ mod tests {
             assert_eq!(row.mechanism as usize, i);
             assert_eq!(Mechanism::from_name(row.name), Some(row.mechanism));
             assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && row.name.len() < 32);
-            assert!(row.about.len() < 128, "{}", row.name);
+            assert!(row.about.len() < 208, "{}", row.name);
         }
+        assert!(Reason::ALL.iter().all(|r| r.words().len() < 208), "what user space has room for");
+        assert!(Fallback::COUNT <= 16 && Fallback::ALL.iter().all(|f| f.name().len() < 32));
         let fallbacks: BTreeSet<_> = Fallback::ALL.iter().map(|f| f.name()).collect();
         assert_eq!(fallbacks.len(), Fallback::COUNT);
+    }
+
+    fn row_as_written(row: &Row) -> String {
+        let built = !row.against.contains(&Reason::NotBuilt);
+        let default = if built { if row.default { "on" } else { "off" } } else { "not yet" };
+        let against = row.against.iter().filter(|r| **r != Reason::NotBuilt).copied();
+        let against = against.chain((row.feature != 0).then_some(Reason::NotInCpuid));
+        let against = against.map(|r| format!("{r:?}")).collect::<Vec<_>>().join(", ");
+        let (number, name, about) = (row.mechanism as u8, row.name, row.about);
+        let (scope, who) =
+            (format!("{:?}", row.scope).to_lowercase(), format!("{:?}", row.who).to_lowercase());
+        format!("| {number} | `{name}` | {scope} | {default} | {who} | {about} | {against} |\n")
+    }
+
+    /// The tables of the document are the ones here; `EXITLESS_WRITE_DOCS=1 cargo test -p exitless-chooser` writes them.
+    #[test]
+    fn the_document_agrees() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/mechanisms.md");
+        let have = std::fs::read_to_string(path).unwrap();
+        let mut tables = [
+            TABLE.iter().map(row_as_written).collect::<String>(),
+            Reason::ALL.iter().map(|r| format!("| {} | {r:?} | {} |\n", *r as u8, r.words())).collect(),
+            Fallback::ALL
+                .iter()
+                .map(|f| format!("| {} | `{}` | {} |\n", *f as u8, f.name(), f.words()))
+                .collect(),
+        ]
+        .into_iter();
+        let mut want = String::new();
+        for line in have.lines().filter(|l| !l.starts_with("| ") || l.starts_with("| no. ")) {
+            want += line;
+            want += "\n";
+            if line.starts_with("|---") {
+                want += &tables.next().unwrap();
+            }
+        }
+        if std::env::var_os("EXITLESS_WRITE_DOCS").is_some() {
+            std::fs::write(path, &want).unwrap();
+        }
+        assert!(have == want && tables.next().is_none(), "docs/mechanisms.md is out of date");
     }
 
     /// What others pay for nobody gets unasked.
@@ -103,6 +159,24 @@ mod tests {
         for row in TABLE.iter().filter(|row| row.against.contains(&NotBuilt)) {
             assert_eq!(reason(row.mechanism, Set::NONE, &facts), NotBuilt);
         }
+    }
+
+    /// What is told is what is in force; a switch that moved since shows until the vCPU has chosen anew.
+    #[test]
+    fn what_is_shown() {
+        use Reason::*;
+        let (m, facts) = (Mechanism::TimerFastpath, Facts::default());
+        let on = Set::NONE.put(m, true);
+        assert_eq!(shown(m, on, None), (false, Pending));
+        assert_eq!(shown(m, Set::NONE, None), (false, SwitchedOff));
+        assert_eq!(shown(m, on, Some((Set::NONE, facts))), (false, Pending));
+        assert_eq!(shown(m, on, Some((on, facts))), (true, Active));
+        assert_eq!(shown(m, Set::NONE, Some((on, facts))), (true, Active), "until it looks");
+        assert_eq!(shown(m, on, Some((Set::NONE, facts.with(NoTimer, true)))), (false, NoTimer));
+        assert_eq!(
+            shown(Mechanism::PvIpi, Set::ALL, Some((Set::NONE, facts))).1,
+            reason(Mechanism::PvIpi, Set::ALL, &facts)
+        );
     }
 
     proptest! {

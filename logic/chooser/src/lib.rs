@@ -26,7 +26,7 @@ mod reason;
 mod set;
 mod table;
 
-pub use choose::{Facts, active, reason};
+pub use choose::{Facts, active, shown};
 pub use fallback::Fallback;
 pub use reason::Reason;
 pub use set::{NotAMechanism, Set};

@@ -1,6 +1,6 @@
 //! Sets of mechanisms, and how administrators write changes of one: `-ipi_fastpath,+posted_timer`.
 
-use crate::table::{COUNT, Mechanism, TABLE};
+use crate::table::{COUNT, DEFAULTS, Mechanism, TABLE};
 
 /// A set of mechanisms: a bit each, by number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
@@ -17,14 +17,7 @@ impl Set {
     /// All there are.
     pub const ALL: Self = Self(!0 >> (64 - COUNT));
     /// The table's column.
-    pub const DEFAULT: Self = {
-        let (mut bits, mut i) = (0, 0);
-        while i < COUNT {
-            bits |= (TABLE[i].default as u64) << i;
-            i += 1;
-        }
-        Self(bits)
-    };
+    pub const DEFAULT: Self = Self(DEFAULTS);
 
     /// Whether `m` is in it.
     pub const fn has(self, m: Mechanism) -> bool {

@@ -52,7 +52,7 @@ macro_rules! rows {
         }
 
         /// All of them; a mechanism's number is its row's place.
-        pub const TABLE: [Row; COUNT] = [$(Row {
+        pub static TABLE: [Row; COUNT] = [$(Row {
             mechanism: Mechanism::$name,
             name: $text,
             scope: Scope::$scope,
@@ -62,6 +62,9 @@ macro_rules! rows {
             feature: $feature,
             about: $about,
         },)*];
+
+        /// Those that are on unless somebody says otherwise, a bit each.
+        pub(crate) const DEFAULTS: u64 = 0 $(| ($default as u64) << Mechanism::$name as u8)*;
 
         /// How many there are.
         pub const COUNT: usize = [$($text,)*].len();
@@ -114,9 +117,8 @@ rows! {
 impl Mechanism {
     /// Its row.
     pub fn row(self) -> &'static Row {
-        static ROWS: [Row; COUNT] = TABLE;
         // The first is for the compiler: every mechanism has a row.
-        ROWS.get(self as usize).unwrap_or(const { &TABLE[0] })
+        TABLE.get(self as usize).unwrap_or(&TABLE[0])
     }
 
     /// The mechanism of that name.

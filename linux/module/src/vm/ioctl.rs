@@ -51,7 +51,7 @@ pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
         KVM_CREATE_DEVICE => create_device(&user::get(arg)?),
         KVM_GET_TSC_KHZ => Ok(vm.lock.lock().tsc_rate.khz() as isize),
         KVM_SET_TSC_KHZ => set_tsc_khz(vm, arg),
-        _ => Err(Errno::ENOTTY),
+        _ => crate::control::vm_ioctl(vm, cmd, arg),
     }
 }
 

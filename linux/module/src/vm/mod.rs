@@ -26,11 +26,11 @@ use exitless_host::srcu::Srcu;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
 use exitless_host::wait::WaitQueue;
-use exitless_host::{Errno, Result, cpu, time};
+use exitless_host::{Errno, Result, cpu, task, time};
 use exitless_ipi::{Claims, Map};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
-use exitless_vcpu::chooser::{Facts, Reason, Set};
+use exitless_vcpu::chooser::{Facts, Reason};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
 
@@ -140,6 +140,12 @@ pub struct Vm {
     /// The page of the coalesced writes' ring.
     pub ring: Option<Pages>,
     built: AtomicBool,
+    /// No other VM's, as long as the module is loaded.
+    pub id: u64,
+    /// The thread that created it.
+    pub pid: i32,
+    /// Whose that was: its effective user id in the initial user namespace.
+    pub uid: u32,
     /// Keeps CPUs away that could not run it.
     counted: Option<VmCount>,
     _pad2: [u8; 6],
@@ -171,7 +177,10 @@ impl Vm {
         vm.clocks.init(LockClass::Clock)?;
         vm.ring_lock.init(LockClass::Ioeventfds)?;
         vm.debugfs.init(LockClass::Stats)?;
-        vm.wanted.store(Set::DEFAULT.0, Ordering::Relaxed);
+        vm.id = crate::global::next_identity();
+        vm.pid = task::current_pid();
+        vm.uid = task::current_euid();
+        vm.wanted.store(crate::control::defaults().0, Ordering::Relaxed);
         vm.halt_poll_ns.store(u32::MAX, Ordering::Relaxed);
         vm.ring = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
         vm.counted = Some(VmCount::one()?);

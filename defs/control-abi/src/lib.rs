@@ -1,0 +1,180 @@
+//! The ABI of `/dev/exitless`, and of the same ioctls on a VM's descriptor: what mechanisms there are, where they are active and why
+//! not, what they did, and their switches. `docs/control.md` describes it for programs in other languages.
+//!
+//! Every structure is laid out as C does it without padding, little endian, and its size is part of the ioctl's number; lists carry the
+//! size of a record. Fields called `reserved` are zero. Numbers are never reused.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+/// [`EXITLESS_GET_VERSION`] answers this; also the second word of the text form.
+pub const VERSION: u32 = 1;
+/// The `type` byte of every ioctl here: none of KVM's.
+pub const EXITLESSIO: u32 = 0xeb;
+
+const fn ioc<T>(direction: u32, nr: u32) -> u32 {
+    direction << 30 | (size_of::<T>() as u32 & 0x3fff) << 16 | EXITLESSIO << 8 | nr
+}
+
+/// No argument. The version.
+pub const EXITLESS_GET_VERSION: u32 = ioc::<()>(0, 0);
+/// A [`Words`]: `kind` and `number` in, the rest out. ENOENT: no such number.
+pub const EXITLESS_GET_WORDS: u32 = ioc::<Words>(3, 1);
+/// A [`Vms`]. Not on a VM's descriptor.
+pub const EXITLESS_LIST_VMS: u32 = ioc::<Vms>(3, 2);
+/// A [`States`].
+pub const EXITLESS_GET_STATES: u32 = ioc::<States>(3, 3);
+/// A [`Switch`].
+pub const EXITLESS_SWITCH: u32 = ioc::<Switch>(1, 4);
+
+/// [`Words::kind`].
+pub mod kind {
+    /// Mechanisms: a place in the list of states, and a bit in [`super::Switch`].
+    pub const MECHANISM: u32 = 0;
+    /// Reasons why one is not active.
+    pub const REASON: u32 = 1;
+    /// Reasons why an active one left a case to the way there always is.
+    pub const FALLBACK: u32 = 2;
+}
+
+/// [`Words::flags`], of mechanisms.
+pub mod about {
+    /// New VMs have it switched on.
+    pub const DEFAULT: u32 = 1 << 0;
+    /// Only CAP_SYS_ADMIN switches it.
+    pub const ROOT: u32 = 1 << 1;
+    /// A choice holds for the whole VM, not for each vCPU.
+    pub const VM: u32 = 1 << 2;
+}
+
+/// [`State::flags`].
+pub mod state {
+    /// The VM's switch is on.
+    pub const WANTED: u32 = 1 << 0;
+    /// Active in this vCPU, or in at least one.
+    pub const ACTIVE: u32 = 1 << 1;
+}
+
+/// What a number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Words {
+    /// [`kind`].
+    pub kind: u32,
+    /// From 0 on.
+    pub number: u32,
+    /// [`about`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// One word, padded with zeroes; empty for reasons.
+    pub name: [u8; 32],
+    /// A sentence, padded with zeroes.
+    pub text: [u8; 208],
+}
+
+/// A list of VMs, in the order they were created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Vms {
+    /// In: the lowest id that is asked for.
+    pub from: u64,
+    /// In: where the records go.
+    pub address: u64,
+    /// In: the size of a [`VmRecord`].
+    pub record: u32,
+    /// In: for how many there is room. Out: how many were written; fewer than asked: there are no more.
+    pub count: u32,
+}
+
+/// One VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct VmRecord {
+    /// Never that of another VM, while the module is loaded.
+    pub id: u64,
+    /// Switches that are on: a bit for each mechanism, by number.
+    pub wanted: u64,
+    /// The thread that created it, as the initial pid namespace numbers it.
+    pub pid: i32,
+    /// That thread's effective user id, as the initial user namespace numbers it.
+    pub uid: u32,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// [`States::vcpu`]: the sums over all of the VM's.
+pub const ALL_VCPUS: u32 = u32::MAX;
+
+/// The states of mechanisms in one vCPU, or in a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct States {
+    /// In: the VM's id; on a VM's descriptor also 0: that VM.
+    pub vm: u64,
+    /// In: where the records go, one for each mechanism in the order of their numbers.
+    pub address: u64,
+    /// In: the size of a [`State`].
+    pub record: u32,
+    /// In: for how many there is room. Out: how many were written.
+    pub count: u32,
+    /// In: the vCPU's id, or [`ALL_VCPUS`].
+    pub vcpu: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One mechanism. Counters count from the vCPU's creation; each is whole, but two may be of different moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct State {
+    /// Its number.
+    pub mechanism: u32,
+    /// [`kind::REASON`]; 0: active. Of the first vCPU where it is not active, if it is active in none.
+    pub reason: u32,
+    /// [`state`].
+    pub flags: u32,
+    /// In how many of the vCPUs that were asked for it is active.
+    pub active: u32,
+    /// Cases that it took.
+    pub hits: u64,
+    /// Exits that there would have been without it.
+    pub saved: u64,
+    /// Exits that there were for it alone.
+    pub added: u64,
+    /// Cases that it left to the way there always is, by [`kind::FALLBACK`].
+    pub fallbacks: [u64; 16],
+}
+
+/// Moves switches: in effect for each vCPU when it next enters the guest, and running ones are made to. EPERM: not the caller's to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Switch {
+    /// The VM's id; on a VM's descriptor also 0: that VM. On the device 0: the default for VMs to come.
+    pub vm: u64,
+    /// Mechanisms to switch on, a bit each by number.
+    pub on: u64,
+    /// Mechanisms to switch off; none of `on`.
+    pub off: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// User space was compiled with these.
+    #[test]
+    fn numbers_stay() {
+        assert_eq!(EXITLESS_GET_VERSION, 0x0000_eb00);
+        assert_eq!(EXITLESS_GET_WORDS, 0xc100_eb01);
+        assert_eq!(EXITLESS_LIST_VMS, 0xc018_eb02);
+        assert_eq!(EXITLESS_GET_STATES, 0xc020_eb03);
+        assert_eq!(EXITLESS_SWITCH, 0x4020_eb04);
+        assert_eq!((size_of::<VmRecord>(), size_of::<State>()), (32, 168));
+    }
+}

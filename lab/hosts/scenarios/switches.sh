@@ -1,0 +1,18 @@
+# about: Guests do not notice which mechanisms are on: none, and all of them switched at random meanwhile.
+# cpus: 2
+# memory: 768
+# timeout: 240
+# needs: runner
+# in test: svm, vmx
+
+check load load_module
+# One sends and waits with timers, IPIs, EOIs and HLT, on up to 4 vCPUs; ports and doorbells beside.
+GUESTS="ipi/ deadline/ timer/ lapic/self smp/ pio/ ioeventfd/"
+# Stock KVM has no switches: there both are the plain guests.
+defaults() { [ $MODULE = kvm ] || echo "0 $1" >/dev/exitless; }
+none() { defaults -all && runner run $GUESTS; }
+random() { defaults default && runner run --switch $GUESTS; }
+check none none
+check random random
+check unused wait_unused 5
+check unload unload_module

@@ -1,0 +1,427 @@
+//! /dev/exitless, and its ioctls on a VM's descriptor: mechanisms listed, read and switched (`docs/control.md`). Stock KVM has none.
+
+use crate::env::*;
+use exitless_control_abi::*;
+use exitless_runner::kvm::{self, Errno, Fd, nr};
+use kvm_bindings::*;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("control/words", the_words),
+    ("control/list", list),
+    ("control/states", states),
+    ("control/switch", switches),
+    ("control/defaults", defaults),
+    ("control/permissions", permissions),
+    ("control/while_it_runs", while_it_runs),
+    ("control/while_vms_end", while_vms_end),
+    ("control/text", text),
+];
+
+const DEVICE: &str = "/dev/exitless";
+const PARAMETER: &str = "/sys/module/exitless/parameters/mechanisms";
+
+/// The device, for reading and writing.
+fn device() -> Result<Fd, Stop> {
+    if !exitless() {
+        return skip("stock KVM has no /dev/exitless");
+    }
+    Ok(kvm::open(DEVICE)?)
+}
+
+fn words(fd: &Fd, kind: u32, number: u32) -> kvm::Result<(String, Words)> {
+    let mut w = Words { kind, number, flags: 0, reserved: 0, name: [0; 32], text: [0; 208] };
+    fd.with(EXITLESS_GET_WORDS, &mut w)?;
+    let end = w.name.iter().position(|b| *b == 0).unwrap_or(32);
+    Ok((String::from_utf8_lossy(&w.name[..end]).into_owned(), w))
+}
+
+/// The number of the mechanism of that name.
+fn number(fd: &Fd, name: &str) -> Result<u32, Stop> {
+    for n in 0.. {
+        let Ok((found, _)) = words(fd, kind::MECHANISM, n) else { break };
+        if found == name {
+            return Ok(n);
+        }
+    }
+    Err(Stop::Fail(format!("no mechanism {name}")))
+}
+
+fn bit(fd: &Fd, name: &str) -> Result<u64, Stop> {
+    Ok(1 << number(fd, name)?)
+}
+
+fn count(fd: &Fd) -> usize {
+    (0..).take_while(|n| words(fd, kind::MECHANISM, *n).is_ok()).count()
+}
+
+const NO_VM: VmRecord = VmRecord { id: 0, wanted: 0, pid: 0, uid: 0, vcpus: 0, reserved: 0 };
+
+fn vms(fd: &Fd, from: u64, room: usize) -> kvm::Result<Vec<VmRecord>> {
+    let mut records = vec![NO_VM; room];
+    let record = size_of::<VmRecord>() as u32;
+    let mut v = Vms { from, address: records.as_mut_ptr() as u64, record, count: room as u32 };
+    fd.with(EXITLESS_LIST_VMS, &mut v)?;
+    records.truncate(v.count as usize);
+    Ok(records)
+}
+
+/// The VM that this process created last.
+fn mine(fd: &Fd) -> Result<VmRecord, Stop> {
+    let all = vms(fd, 0, 100)?;
+    let pid = std::process::id() as i32;
+    all.into_iter().rev().find(|vm| vm.pid == pid).ok_or(Stop::Fail("my VM is not listed".into()))
+}
+
+fn no_state() -> State {
+    // Integers only.
+    State { mechanism: 9999, reason: 0, flags: 0, active: 0, hits: 0, saved: 0, added: 0, fallbacks: [0; 16] }
+}
+
+fn get_states(fd: &Fd, vm: u64, vcpu: u32) -> kvm::Result<Vec<State>> {
+    let mut records = vec![no_state(); 64];
+    let record = size_of::<State>() as u32;
+    let mut s = States { vm, address: records.as_mut_ptr() as u64, record, count: 64, vcpu, reserved: 0 };
+    fd.with(EXITLESS_GET_STATES, &mut s)?;
+    records.truncate(s.count as usize);
+    Ok(records)
+}
+
+fn state_of(fd: &Fd, vm: u64, name: &str) -> Result<State, Stop> {
+    Ok(get_states(fd, vm, ALL_VCPUS)?[number(fd, name)? as usize])
+}
+
+fn switch(fd: &Fd, vm: u64, on: u64, off: u64) -> kvm::Result<i32> {
+    fd.set(EXITLESS_SWITCH, &Switch { vm, on, off, reserved: 0 })
+}
+
+fn the_words(e: &Env) -> R {
+    let d = device()?;
+    let (_sys, vm) = e.vm()?;
+    for fd in [&d, &vm] {
+        same!(fd.call(EXITLESS_GET_VERSION, 0)?, VERSION as i32, "version");
+        errno!(fd.call(EXITLESS_GET_VERSION, 1), libc::EINVAL, "version with an argument");
+        let names: Vec<_> = (0..).map_while(|n| words(fd, kind::MECHANISM, n).ok()).collect();
+        ensure!(names.len() >= 18 && names.len() <= 64, "{} mechanisms", names.len());
+        for (name, w) in &names {
+            ensure!(!name.is_empty() && w.text[0] != 0 && w.text[207] == 0, "{name}: no words");
+        }
+        let port = words(fd, kind::MECHANISM, number(fd, "port_fastpath")?)?.1;
+        same!(port.flags, about::DEFAULT, "port_fastpath");
+        let posted = words(fd, kind::MECHANISM, number(fd, "posted_timer")?)?.1;
+        same!(posted.flags, about::ROOT | about::VM, "posted_timer");
+        same!(words(fd, kind::REASON, 0)?.1.text[..7], *b"active\0", "reason 0");
+        same!(words(fd, kind::FALLBACK, 0)?.0, "form", "fallback 0");
+        for kind in 0..5 {
+            errno!(words(fd, kind, 64), libc::ENOENT, "number 64 of kind {kind}");
+            errno!(words(fd, kind, u32::MAX), libc::ENOENT, "the last number of kind {kind}");
+        }
+        errno!(words(fd, 3, 0), libc::ENOENT, "kind 3");
+        // Another size, another ioctl: programs of another version's are told so.
+        errno!(fd.with(EXITLESS_GET_WORDS + (8 << 16), &mut [0u8; 264]), libc::ENOTTY, "longer words");
+        errno!(fd.with(EXITLESS_GET_STATES - (8 << 16), &mut [0u8; 64]), libc::ENOTTY, "shorter states");
+        errno!(fd.call(EXITLESS_GET_WORDS, 8), libc::EFAULT, "words at 8");
+    }
+    errno!(d.call(nr::CREATE_VM, 0), libc::ENOTTY, "KVM_CREATE_VM there");
+    errno!(vms(&vm, 0, 1), libc::ENOTTY, "a list on a VM's descriptor");
+    Ok(())
+}
+
+fn list(e: &Env) -> R {
+    let d = device()?;
+    let g = e.idle(Chips::Full)?;
+    let (_sys, second) = e.vm()?;
+    let all = vms(&d, 0, 100)?;
+    ensure!(all.is_sorted_by(|a, b| a.id < b.id), "in the order of their ids");
+    let own: Vec<_> = all.iter().filter(|vm| vm.pid == std::process::id() as i32).collect();
+    same!(own.len(), 2, "my VMs");
+    same!((own[0].vcpus, own[1].vcpus), (1, 0), "their vCPUs");
+    same!((own[0].uid, own[0].reserved), (0, 0), "root's");
+    // In pieces.
+    same!(vms(&d, own[0].id, 1)?, vec![*own[0]], "one from the first");
+    same!(vms(&d, own[1].id, 100)?.first().copied(), Some(*own[1]), "from the second");
+    same!(vms(&d, u64::MAX, 100)?, vec![], "from the end");
+    same!(vms(&d, 0, 0)?, vec![], "no room");
+    let mut bad = Vms { from: 0, address: 8, record: size_of::<VmRecord>() as u32, count: 1 };
+    errno!(d.with(EXITLESS_LIST_VMS, &mut bad), libc::EFAULT, "records at 8");
+    bad.record += 8;
+    errno!(d.with(EXITLESS_LIST_VMS, &mut bad), libc::EINVAL, "another record");
+    // The list keeps none alive.
+    let gone = own[1].id;
+    drop(second);
+    ensure!(vms(&d, 0, 100)?.iter().all(|vm| vm.id != gone), "a VM that ended is listed");
+    errno!(get_states(&d, gone, ALL_VCPUS), libc::ENOENT, "its states");
+    drop(g);
+    Ok(())
+}
+
+/// OUT 0x21, AL, to the 8259 in the kernel; OUT 0x10, AL, to user space; again.
+const PORTS: [u8; 6] = [0xe6, 0x21, 0xe6, 0x10, 0xeb, 0xfa];
+
+fn states(e: &Env) -> R {
+    let d = device()?;
+    let g = e.guest(Chips::Full, &PORTS)?;
+    let id = mine(&d)?.id;
+    const PENDING: u32 = 2;
+    const NO_IRQCHIP: u32 = 4;
+    let port = state_of(&d, id, "port_fastpath")?;
+    same!((port.reason, port.flags, port.hits), (PENDING, state::WANTED, 0), "before it ran");
+    for _ in 0..10 {
+        g.vcpu.run_to(KVM_EXIT_IO)?;
+    }
+    let all = get_states(&d, id, ALL_VCPUS)?;
+    same!(all.len(), count(&d), "states");
+    ensure!(all.iter().enumerate().all(|(i, s)| s.mechanism == i as u32), "in the order of their numbers");
+    same!(get_states(&g.vm, 0, ALL_VCPUS)?, all, "the same by the VM's descriptor");
+    same!(get_states(&g.vm, id, 0)?, all, "the same of the one vCPU");
+    let port = state_of(&d, id, "port_fastpath")?;
+    same!((port.reason, port.flags, port.active), (0, state::WANTED | state::ACTIVE, 1), "then");
+    ensure!(port.hits >= 9 && port.fallbacks.iter().sum::<u64>() >= 9, "counted: {port:?}");
+    // Nobody's.
+    errno!(get_states(&d, 0, ALL_VCPUS), libc::ENOENT, "VM 0");
+    errno!(get_states(&d, u64::MAX, ALL_VCPUS), libc::ENOENT, "the last VM");
+    errno!(get_states(&g.vm, id + 1, ALL_VCPUS), libc::ENOENT, "another's by a VM's descriptor");
+    errno!(get_states(&d, id, 1), libc::ENOENT, "vCPU 1");
+    let record = size_of::<State>() as u32;
+    let mut s = States { vm: id, address: 8, record, count: 1, vcpu: 0, reserved: 0 };
+    errno!(d.with(EXITLESS_GET_STATES, &mut s), libc::EFAULT, "records at 8");
+    errno!(d.with(EXITLESS_GET_STATES, &mut States { reserved: 1, ..s }), libc::EINVAL, "reserved");
+    errno!(d.with(EXITLESS_GET_STATES, &mut States { record: 8, ..s }), libc::EINVAL, "another record");
+    let mut one = [no_state(); 2];
+    s.address = one.as_mut_ptr() as u64;
+    d.with(EXITLESS_GET_STATES, &mut s)?;
+    same!((s.count, one[0].mechanism, one[1].mechanism), (1, 0, 9999), "room for one");
+    // A reason, where there is no APIC in the kernel.
+    let bare = e.guest(Chips::None, &PORTS)?;
+    bare.vcpu.run_to(KVM_EXIT_IO)?;
+    let timer = state_of(&bare.vm, 0, "timer_fastpath")?;
+    same!((timer.reason, timer.flags), (NO_IRQCHIP, state::WANTED), "timer_fastpath");
+    Ok(())
+}
+
+fn switches(e: &Env) -> R {
+    const OFF: u32 = 1;
+    let d = device()?;
+    let g = e.guest(Chips::Full, &PORTS)?;
+    let id = mine(&d)?.id;
+    let port = bit(&d, "port_fastpath")?;
+    let run = |n| (0..n).try_for_each(|_| g.vcpu.run_to(KVM_EXIT_IO));
+    run(2)?;
+    for (fd, vm) in [(&d, id), (&g.vm, 0), (&g.vm, id)] {
+        switch(fd, vm, 0, port)?;
+        run(1)?;
+        let off = state_of(&d, id, "port_fastpath")?;
+        same!((off.reason, off.flags, off.active), (OFF, 0, 0), "off");
+        run(5)?;
+        same!(state_of(&d, id, "port_fastpath")?, off, "off it counts nothing");
+        switch(fd, vm, port, 0)?;
+        run(5)?;
+        let on = state_of(&d, id, "port_fastpath")?;
+        ensure!(on.reason == 0 && on.hits >= off.hits + 4, "on again: {on:?}, before {off:?}");
+    }
+    let before = get_states(&d, id, ALL_VCPUS)?;
+    for fd in [&d, &g.vm] {
+        errno!(switch(fd, id, port, port), libc::EINVAL, "on and off");
+        errno!(switch(fd, id, 1 << 63, 0), libc::EINVAL, "what does not exist on");
+        errno!(switch(fd, id, 0, 1 << 63), libc::EINVAL, "what does not exist off");
+        errno!(switch(fd, id + 1, 0, port), libc::ENOENT, "another VM");
+        let reserved = Switch { vm: id, on: 0, off: port, reserved: 1 };
+        errno!(fd.set(EXITLESS_SWITCH, &reserved), libc::EINVAL, "reserved");
+    }
+    let reader = kvm::open_read(DEVICE)?;
+    errno!(switch(&reader, id, 0, port), libc::EBADF, "opened for reading");
+    same!(get_states(&reader, id, ALL_VCPUS)?, before, "nothing moved");
+    Ok(())
+}
+
+fn defaults(e: &Env) -> R {
+    let d = device()?;
+    let fresh = || -> Result<u64, Stop> {
+        let (_sys, vm) = e.vm()?;
+        let wanted = mine(&d)?.wanted;
+        drop(vm);
+        Ok(wanted)
+    };
+    let (_sys, before) = e.vm()?;
+    let start = mine(&d)?;
+    let (port, boost) = (bit(&d, "port_fastpath")?, bit(&d, "boost")?);
+    ensure!(start.wanted & (port | boost) == port | boost, "defaults {:#x}", start.wanted);
+    let told = |name| -> Result<u32, Stop> { Ok(words(&d, kind::MECHANISM, number(&d, name)?)?.1.flags) };
+    switch(&d, 0, 0, port)?;
+    let moved = fresh()?;
+    same!(told("port_fastpath")? & about::DEFAULT, 0, "told");
+    switch(&d, 0, port, 0)?;
+    same!(moved, start.wanted & !port, "a VM created meanwhile");
+    same!(fresh()?, start.wanted, "one created afterwards");
+    // By the module's parameter, as read and as written.
+    let shown = std::fs::read_to_string(PARAMETER)?;
+    ensure!(shown.contains("+port_fastpath,") && shown.contains(",-posted_timer,"), "{shown}");
+    std::fs::write(PARAMETER, "-all,+boost\n")?;
+    let only = fresh()?;
+    let bad = std::fs::write(PARAMETER, "+all,-bost").map_err(|e| Errno(e.raw_os_error().unwrap_or(0)));
+    let still = fresh()?;
+    std::fs::write(PARAMETER, &shown)?;
+    same!((only, still), (boost, boost), "by the parameter");
+    errno!(bad, libc::EINVAL, "a word that is no mechanism");
+    same!(fresh()?, start.wanted, "as it was");
+    same!(vms(&d, start.id, 1)?, vec![start], "the VM that was there before");
+    drop(before);
+    Ok(())
+}
+
+/// Another user: reads by a descriptor that it was given, switches what is its own, and nothing that others pay for.
+fn permissions(e: &Env) -> R {
+    let d = device()?;
+    let sys = e.sys()?;
+    let (_sys, roots) = e.vm()?;
+    let id = mine(&d)?.id;
+    let (port, posted) = (bit(&d, "port_fastpath")?, bit(&d, "posted_timer")?);
+    // SAFETY: this process is the test's own, and ends with it.
+    same!(unsafe { libc::seteuid(1000) }, 0, "seteuid");
+    errno!(kvm::open(DEVICE).map(drop), libc::EACCES, "opened by another user");
+    errno!(kvm::open_read(DEVICE).map(drop), libc::EACCES, "opened by another user for reading");
+    same!(get_states(&d, id, ALL_VCPUS)?.len(), count(&d), "read by a descriptor that was given");
+    errno!(switch(&d, id, 0, port), libc::EPERM, "another user's VM");
+    errno!(switch(&d, 0, 0, port), libc::EPERM, "the defaults");
+    let own = kvm::create_vm(&sys)?;
+    let record = vms(&d, id + 1, 100)?.into_iter().find(|vm| vm.uid == 1000);
+    let Some(record) = record else { return Err(Stop::Fail("the user's VM is not listed".into())) };
+    for (fd, vm) in [(&d, record.id), (&own, 0)] {
+        switch(fd, vm, 0, port)?;
+        switch(fd, vm, port, 0)?;
+        errno!(switch(fd, vm, posted, 0), libc::EPERM, "what others pay for");
+        errno!(switch(fd, vm, 0, posted | port), libc::EPERM, "off, with one that is its own");
+    }
+    same!(vms(&d, record.id, 1)?, vec![record], "nothing moved");
+    // The VM's own process, and nobody but root for that row.
+    switch(&roots, 0, 0, port)?;
+    errno!(switch(&roots, 0, posted, 0), libc::EPERM, "a VM's process that is not root's any more");
+    // SAFETY: as above.
+    same!(unsafe { libc::seteuid(0) }, 0, "seteuid");
+    switch(&d, record.id, posted, port)?;
+    same!(vms(&d, record.id, 1)?[0].wanted, (record.wanted | posted) & !port, "root moves all of them");
+    Ok(())
+}
+
+/// Counters are read and switches moved while the guest runs: it goes on, and each switch takes effect without its help.
+fn while_it_runs(e: &Env) -> R {
+    let d = device()?;
+    // Ports of the 8259 in the kernel, for ever: no exit that user space would see.
+    let g = e.guest(Chips::Full, &[0xe6, 0x21, 0xeb, 0xfc])?;
+    let id = mine(&d)?.id;
+    let port = bit(&d, "port_fastpath")?;
+    std::thread::scope(|s| {
+        let runs = s.spawn(|| g.vcpu.run());
+        let until = |what: &str, holds: &dyn Fn(State) -> bool| -> R {
+            for _ in 0..10_000 {
+                if holds(state_of(&d, id, "port_fastpath")?) {
+                    return Ok(());
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            Err(Stop::Fail(format!("{what}: {:?}", state_of(&d, id, "port_fastpath")?)))
+        };
+        let done = (|| -> R {
+            for _ in 0..20 {
+                let hits = state_of(&d, id, "port_fastpath")?.hits;
+                until("hits", &|s| s.hits > hits)?;
+                switch(&d, id, 0, port)?;
+                until("off", &|s| s.active == 0)?;
+                let hits = state_of(&d, id, "port_fastpath")?.hits;
+                same!(state_of(&d, id, "port_fastpath")?.hits, hits, "hits while off");
+                switch(&g.vm, 0, port, 0)?;
+                until("on", &|s| s.active == 1)?;
+            }
+            Ok(())
+        })();
+        // The loop's end: a port of user space.
+        g.mem.write(ENTRY + 1, &[0x10]);
+        let ended = runs.join().map_err(|_| Stop::Fail("the vCPU's thread panicked".into()))?;
+        done?;
+        ended?;
+        same!(g.vcpu.page().exit_reason, KVM_EXIT_IO, "exit reason");
+        Ok(())
+    })
+}
+
+/// VMs come and go while others list, read and switch them: whoever is late finds nothing.
+fn while_vms_end(e: &Env) -> R {
+    let d = device()?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let reader = || -> R {
+            let mut seen = 0u64;
+            while !over.load(Ordering::Relaxed) || seen == 0 {
+                for vm in vms(&d, 0, 8)? {
+                    let late = |r: kvm::Result<i32>| if r == Err(Errno(libc::ENOENT)) { Ok(0) } else { r };
+                    late(get_states(&d, vm.id, ALL_VCPUS).map(|_| 0))?;
+                    late(switch(&d, vm.id, vm.wanted & 0xff, 0))?;
+                    seen += 1;
+                }
+            }
+            Ok(())
+        };
+        let readers = [s.spawn(reader), s.spawn(reader)];
+        let made = (0..60).try_for_each(|i| -> R {
+            let g = e.guest(Chips::Full, &PORTS)?;
+            if i % 2 == 0 {
+                g.vcpu.run_to(KVM_EXIT_IO)?;
+            }
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        let _last = e.guest(Chips::Full, &PORTS)?;
+        for r in readers {
+            r.join().map_err(|_| Stop::Fail("a reader panicked".into()))??;
+        }
+        made
+    })
+}
+
+fn text(e: &Env) -> R {
+    let d = device()?;
+    let g = e.guest(Chips::Full, &PORTS)?;
+    g.vcpu.run_to(KVM_EXIT_IO)?;
+    let id = mine(&d)?.id;
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(DEVICE)?;
+    let read = |file: &mut std::fs::File| -> Result<String, Stop> {
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let first = read(&mut file)?;
+    ensure!(first.starts_with("exitless 1\ndefaults "), "{first}");
+    let pid = std::process::id();
+    let line = format!("\nvm {id} pid {pid} uid 0 vcpus 1\n");
+    let Some((_, own)) = first.split_once(&line) else {
+        return Err(Stop::Fail(format!("no line {line:?} in {first}")));
+    };
+    ensure!(own.lines().take_while(|l| l.starts_with("  ")).count() == count(&d), "{own}");
+    ensure!(
+        own.contains("\n  port_fastpath on active 1/1 hits 1 saved 0 added 0 nobody 1: active\n"),
+        "{own}"
+    );
+    // More VMs than fit at first.
+    let many: Vec<_> = (0..20).map(|_| e.vm()).collect::<Result<_, _>>()?;
+    let long = read(&mut file)?;
+    same!(long.matches("\nvm ").count(), vms(&d, 0, 100)?.len(), "VMs in the text");
+    drop(many);
+    file.write_all(format!("{id} -port_fastpath,-boost").as_bytes())?;
+    g.vcpu.run_to(KVM_EXIT_IO)?;
+    let own = read(&mut file)?;
+    ensure!(own.contains("\n  port_fastpath off active 0/1 hits 1 "), "{own}");
+    let mut refused = |words: &str, want: i32| -> R {
+        let r = file.write(words.as_bytes()).map_err(|e| Errno(e.raw_os_error().unwrap_or(0)));
+        errno!(r, want, "{words:?} written");
+        Ok(())
+    };
+    refused(&format!("{id} -port"), libc::EINVAL)?;
+    refused(&format!("{id}"), libc::EINVAL)?;
+    refused("x -all", libc::EINVAL)?;
+    refused("\u{fffd} -all", libc::EINVAL)?;
+    refused(&format!("{} -all", u64::MAX), libc::ENOENT)?;
+    refused(&format!("0 {}", "-all,".repeat(1000)), libc::E2BIG)?;
+    Ok(())
+}

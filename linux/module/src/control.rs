@@ -1,0 +1,304 @@
+//! `/dev/exitless`, and the same ioctls on a VM's descriptor: mechanisms shown and switched while guests run. `docs/control.md`.
+//!
+//! Who reads holds a VM for one call and no lock: counters and choices are their vCPUs' own, read while those run.
+
+use crate::global;
+use crate::stats::Out;
+use crate::user;
+use crate::vcpu::VcpuObj;
+use crate::vm::Vm;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use exitless_control_abi::*;
+use exitless_host::mem::KArc;
+use exitless_host::{Errno, Result, pr_err, task};
+use exitless_nospec::Guarded;
+use exitless_vcpu::Request;
+use exitless_vcpu::chooser::{Fallback, Mechanism, Reason, Row, Scope, Set, TABLE, Who, shown};
+
+/// The switches of VMs to come.
+static DEFAULTS: AtomicU64 = AtomicU64::new(Set::DEFAULT.0);
+
+/// The switches of a new VM.
+pub fn defaults() -> Set {
+    Set(DEFAULTS.load(Relaxed))
+}
+
+/// ioctls on the device; `writable`: it was opened for writing.
+pub fn ioctl(cmd: u32, arg: usize, writable: bool) -> Result<isize> {
+    match cmd {
+        EXITLESS_LIST_VMS => list(arg),
+        EXITLESS_GET_STATES => {
+            let asked: States = user::get(arg)?;
+            states(&*find(asked.vm)?, asked, arg)
+        }
+        EXITLESS_SWITCH if !writable => Err(Errno::EBADF),
+        EXITLESS_SWITCH => switch(&user::get(arg)?),
+        _ => about(cmd, arg),
+    }
+}
+
+/// ioctls on a VM's descriptor, by its own process.
+pub fn vm_ioctl(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
+    let own = |id: u64| if id == 0 || id == vm.id { Ok(()) } else { Err(Errno::ENOENT) };
+    match cmd {
+        EXITLESS_GET_STATES => {
+            let asked: States = user::get(arg)?;
+            own(asked.vm)?;
+            states(vm, asked, arg)
+        }
+        EXITLESS_SWITCH => {
+            let s: Switch = user::get(arg)?;
+            own(s.vm)?;
+            let (on, off) = masks(&s)?;
+            move_switches(vm, on, off)
+        }
+        _ => about(cmd, arg),
+    }
+}
+
+/// What is the same everywhere.
+fn about(cmd: u32, arg: usize) -> Result<isize> {
+    match cmd {
+        EXITLESS_GET_VERSION if arg == 0 => Ok(VERSION as isize),
+        EXITLESS_GET_VERSION => Err(Errno::EINVAL),
+        EXITLESS_GET_WORDS => {
+            let asked: Words = user::get(arg)?;
+            user::put(arg, &words(asked.kind, asked.number).ok_or(Errno::ENOENT)?)
+        }
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+fn words(kind: u32, number: u32) -> Option<Words> {
+    let n = number as usize;
+    let (flags, name, text) = match kind {
+        kind::MECHANISM => TABLE.guarded(n).map(|row| (flags(row), row.name, row.about))?,
+        kind::REASON => Reason::ALL.iter().find(|r| **r as usize == n).map(|r| (0, "", r.words()))?,
+        kind::FALLBACK => Fallback::ALL.guarded(n).map(|f| (0, f.name(), f.words()))?,
+        _ => return None,
+    };
+    Some(Words { kind, number, flags, reserved: 0, name: padded(name), text: padded(text) })
+}
+
+fn flags(row: &Row) -> u32 {
+    let flag = |holds, flag| if holds { flag } else { 0 };
+    flag(defaults().has(row.mechanism), about::DEFAULT)
+        | flag(row.who == Who::Root, about::ROOT)
+        | flag(row.scope == Scope::Vm, about::VM)
+}
+
+/// A test of `logic/chooser` holds that each fits, with a zero behind it.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut out = [0; N];
+    out.iter_mut().zip(text.bytes()).for_each(|(o, b)| *o = b);
+    out
+}
+
+/// The VM of that id, alive for the caller.
+fn find(id: u64) -> Result<KArc<Vm>> {
+    global::next_vm(id).filter(|vm| vm.id == id).ok_or(Errno::ENOENT)
+}
+
+fn list(arg: usize) -> Result<isize> {
+    let mut asked: Vms = user::get(arg)?;
+    if asked.record as usize != size_of::<VmRecord>() {
+        return Err(Errno::EINVAL);
+    }
+    let room = core::mem::take(&mut asked.count);
+    let (mut from, mut at) = (asked.from, asked.address as usize);
+    while asked.count < room
+        && let Some(vm) = global::next_vm(from)
+    {
+        let record = VmRecord {
+            id: vm.id,
+            wanted: vm.wanted.load(Relaxed),
+            pid: vm.pid,
+            uid: vm.uid,
+            vcpus: vm.vcpu_count() as u32,
+            reserved: 0,
+        };
+        user::put(at, &record)?;
+        at = user::at(at, size_of::<VmRecord>())?;
+        from = vm.id + 1;
+        asked.count += 1;
+    }
+    user::put(arg, &asked)
+}
+
+fn states(vm: &Vm, mut asked: States, arg: usize) -> Result<isize> {
+    if asked.record as usize != size_of::<State>() || asked.reserved != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let chosen = |v: &&VcpuObj| asked.vcpu == ALL_VCPUS || v.id == asked.vcpu;
+    if asked.vcpu != ALL_VCPUS && vm.each_vcpu().find(chosen).is_none() {
+        return Err(Errno::ENOENT);
+    }
+    let mut at = asked.address as usize;
+    let mut written = 0;
+    for row in TABLE.iter().take(asked.count as usize) {
+        user::put(at, &state_of(vm, row.mechanism, vm.each_vcpu().filter(chosen)))?;
+        at = user::at(at, size_of::<State>())?;
+        written += 1;
+    }
+    asked.count = written;
+    user::put(arg, &asked)
+}
+
+/// A mechanism in these vCPUs of the VM.
+fn state_of<'a>(vm: &Vm, m: Mechanism, vcpus: impl Iterator<Item = &'a VcpuObj>) -> State {
+    let wanted = Set(vm.wanted.load(Relaxed));
+    let mut s = State { mechanism: m as u32, ..bytemuck::Zeroable::zeroed() };
+    let mut first = None;
+    for v in vcpus {
+        let chosen = &v.shared.chosen;
+        let (active, reason) = shown(m, wanted, chosen.facts().map(|facts| (chosen.active(), facts)));
+        s.active += u32::from(active);
+        first = first.or((!active).then_some(reason));
+        let deeds = v.shared.stats.deeds(m);
+        s.hits = s.hits.wrapping_add(deeds.hits.get());
+        s.saved = s.saved.wrapping_add(deeds.saved.get());
+        s.added = s.added.wrapping_add(deeds.added.get());
+        for (sum, n) in s.fallbacks.iter_mut().zip(&deeds.fallbacks) {
+            *sum = sum.wrapping_add(n.get());
+        }
+    }
+    let nowhere = first.unwrap_or_else(|| shown(m, wanted, None).1);
+    s.reason = if s.active == 0 { nowhere } else { Reason::Active } as u32;
+    s.flags = if wanted.has(m) { state::WANTED } else { 0 } | if s.active != 0 { state::ACTIVE } else { 0 };
+    s
+}
+
+/// The sets of a [`Switch`], on and off.
+fn masks(s: &Switch) -> Result<(Set, Set)> {
+    let known = (s.on | s.off) & !Set::ALL.0 == 0;
+    if !known || s.on & s.off != 0 || s.reserved != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok((Set(s.on), Set(s.off)))
+}
+
+fn switch(s: &Switch) -> Result<isize> {
+    let (on, off) = masks(s)?;
+    match s.vm {
+        0 => move_defaults(on, off),
+        id => {
+            let vm = find(id)?;
+            may_control(&vm)?;
+            move_switches(&vm, on, off)
+        }
+    }
+}
+
+/// The VM is the caller's user's, or the caller may do anything.
+fn may_control(vm: &Vm) -> Result<()> {
+    if task::current_euid() == vm.uid || task::is_admin() { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+fn moved(word: &AtomicU64, on: Set, off: Set) {
+    word.fetch_or(on.0, Relaxed);
+    word.fetch_and(!off.0, Relaxed);
+}
+
+/// The caller may control the VM.
+fn move_switches(vm: &Vm, on: Set, off: Set) -> Result<isize> {
+    let roots = Set(on.0 | off.0).iter().any(|m| m.row().who == Who::Root);
+    if roots && !task::is_admin() {
+        return Err(Errno::EPERM);
+    }
+    moved(&vm.wanted, on, off);
+    vm.request_all(Request::MECHANISMS);
+    Ok(0)
+}
+
+fn move_defaults(on: Set, off: Set) -> Result<isize> {
+    if !task::is_admin() {
+        return Err(Errno::EPERM);
+    }
+    moved(&DEFAULTS, on, off);
+    Ok(0)
+}
+
+/// What is written to the device: a VM's id, or 0 for VMs to come, and changes as [`Set::changed`] reads them.
+pub fn written(text: &[u8]) -> Result<()> {
+    let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?.trim_start();
+    let (id, changes) = text.split_once([' ', '\t']).ok_or(Errno::EINVAL)?;
+    let vm = match id.parse().map_err(|_| Errno::EINVAL)? {
+        0 => None,
+        id => Some(find(id)?),
+    };
+    let before = vm.as_ref().map_or(defaults(), |vm| Set(vm.wanted.load(Relaxed)));
+    let after = before.changed(changes).map_err(|_| Errno::EINVAL)?;
+    let (on, off) = (Set(after.0 & !before.0), Set(before.0 & !after.0));
+    match vm {
+        None => move_defaults(on, off)?,
+        Some(vm) => {
+            may_control(&vm)?;
+            move_switches(&vm, on, off)?
+        }
+    };
+    Ok(())
+}
+
+/// The module's parameter is set: changes to the table's column. At load, or by who may write the file in sysfs.
+pub fn set_defaults(text: &[u8]) -> Result<()> {
+    let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+    match Set::DEFAULT.changed(text) {
+        Ok(set) => {
+            DEFAULTS.store(set.0, Relaxed);
+            Ok(())
+        }
+        Err(bad) => {
+            pr_err!("mechanisms: {} is no mechanism with + or - before it", bad.0);
+            Err(Errno::EINVAL)
+        }
+    }
+}
+
+/// The parameter's value, which written back changes nothing.
+pub fn show_defaults(buf: &mut [u8]) -> usize {
+    let mut out = Out::new(buf);
+    let _ = signed(&mut out, defaults());
+    out.written()
+}
+
+fn signed(out: &mut Out<'_>, set: Set) -> fmt::Result {
+    for (i, row) in TABLE.iter().enumerate() {
+        let sign = if set.has(row.mechanism) { '+' } else { '-' };
+        write!(out, "{}{sign}{}", if i == 0 { "" } else { "," }, row.name)?;
+    }
+    out.write_char('\n')
+}
+
+/// The text form. `buf` is full if it did not fit.
+pub fn text(buf: &mut [u8]) -> usize {
+    let mut out = Out::new(buf);
+    let _ = all(&mut out);
+    out.written()
+}
+
+fn all(out: &mut Out<'_>) -> fmt::Result {
+    write!(out, "exitless {VERSION}\ndefaults ")?;
+    signed(out, defaults())?;
+    let mut from = 0;
+    while let Some(vm) = global::next_vm(from) {
+        writeln!(out, "vm {} pid {} uid {} vcpus {}", vm.id, vm.pid, vm.uid, vm.vcpu_count())?;
+        TABLE.iter().try_for_each(|row| line(out, &vm, row))?;
+        from = vm.id + 1;
+    }
+    Ok(())
+}
+
+fn line(out: &mut Out<'_>, vm: &Vm, row: &Row) -> fmt::Result {
+    let s = state_of(vm, row.mechanism, vm.each_vcpu());
+    let switch = if s.flags & state::WANTED != 0 { "on" } else { "off" };
+    write!(out, "  {} {switch} active {}/{}", row.name, s.active, vm.vcpu_count())?;
+    write!(out, " hits {} saved {} added {}", s.hits, s.saved, s.added)?;
+    for (f, n) in Fallback::ALL.iter().zip(s.fallbacks).filter(|(_, n)| *n != 0) {
+        write!(out, " {} {n}", f.name())?;
+    }
+    match Reason::ALL.iter().find(|r| **r as u32 == s.reason) {
+        Some(r) => writeln!(out, ": {}", r.words()),
+        None => out.write_char('\n'),
+    }
+}
