@@ -93,6 +93,8 @@ fn operands_count() {
     assert_eq!(length(&[0xf3, 0x66, 0x6d], Mode::Bits32), Some((3, Kind::Io)));
     assert_eq!(length(&[0xe6, 0x80], Mode::Bits32), Some((2, Kind::Io)));
     assert_eq!(length(&[0x90], Mode::Bits64), Some((1, Kind::Other)));
+    assert_eq!(length(&[0x89, 0xd8], Mode::Bits64), Some((2, Kind::Other)), "a MOV between other registers");
+    assert_eq!(length(&[0xf3, 0x6f], Mode::Bits32), Some((2, Kind::Io)));
 }
 
 /// MOV to and from control and debug registers: both operands, with REX, and the 64-bit-only CR8.

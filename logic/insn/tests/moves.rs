@@ -243,3 +243,53 @@ fn random_bytes_do_not_panic() {
         m.step(&code[..valid]);
     }
 }
+
+/// Every general register is the one that its number says.
+#[test]
+fn every_register() {
+    const ALL: [Gpr; 16] = [
+        Gpr::Rax,
+        Gpr::Rcx,
+        Gpr::Rdx,
+        Gpr::Rbx,
+        Gpr::Rsp,
+        Gpr::Rbp,
+        Gpr::Rsi,
+        Gpr::Rdi,
+        Gpr::R8,
+        Gpr::R9,
+        Gpr::R10,
+        Gpr::R11,
+        Gpr::R12,
+        Gpr::R13,
+        Gpr::R14,
+        Gpr::R15,
+    ];
+    for (n, r) in (0u8..).zip(ALL) {
+        let mut m = Machine::new(Mode::Bits64);
+        // MOV [moffs], through the register: MOV [rip + disp32], r.
+        m.set(r, 0x1111_0000 + u64::from(n));
+        let disp = (RAM as u32).wrapping_sub(0x1007).to_le_bytes();
+        let code = [&[0x48 | n >> 3 << 2, 0x89, 0x05 | (n & 7) << 3][..], &disp].concat();
+        assert_eq!(m.step(&code), Outcome::Done, "{r:?}");
+        assert_eq!(m.peek_u64(RAM), 0x1111_0000 + u64::from(n), "{r:?}");
+    }
+}
+
+/// Code is 64-bit where the CPU is in long mode and the segment says so; neither alone will do.
+#[test]
+fn modes() {
+    use exitless_x86::regs::{Segment, efer};
+    let cs = |attrib: u16| Segment { attrib: Segment::P | Segment::S | 0xb | attrib, ..Segment::default() };
+    for (attrib, efer, mode) in [
+        (Segment::L, efer::LMA, Mode::Bits64),
+        (Segment::L, 0, Mode::Bits16),
+        (Segment::L, efer::LME, Mode::Bits16),
+        (0, efer::LMA, Mode::Bits16),
+        (Segment::DB, efer::LMA, Mode::Bits32),
+        (Segment::DB, 0, Mode::Bits32),
+        (0, 0, Mode::Bits16),
+    ] {
+        assert_eq!(Mode::of(&cs(attrib), efer), mode, "{attrib:x} {efer:x}");
+    }
+}

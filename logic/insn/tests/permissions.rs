@@ -81,6 +81,11 @@ fn bitmap_beyond_the_tss() {
     assert_eq!(with(104 + 0xf, busy, 0x7f), GP, "the second byte lies beyond the limit");
     assert_eq!(with(104 + 0x2000, busy, 0xffff), Outcome::Done);
     assert_eq!(with(102, busy, 0), GP, "no room for the bitmap's offset");
+    for (limit, end) in [(102, GP), (103, Outcome::Done)] {
+        let mut m = user(Mode::Bits32);
+        m.poke(TSS, &[0; 104]).segments[SegReg::Tr as usize].limit = limit;
+        assert_eq!(m.run(&[0xe4, 0]), end, "a bitmap at the start of a TSS of {limit} + 1 bytes");
+    }
     assert_eq!(with(104 + 0x2000, Segment::P | 9, 0), Outcome::Done);
     assert_eq!(with(104 + 0x2000, Segment::P | 3, 0), GP, "a 16-bit TSS has none");
     assert_eq!(with(104 + 0x2000, 11, 0), GP, "TR was never loaded");
@@ -100,6 +105,11 @@ fn ports_of_other_modes() {
     m.cr0 &= !cr0::PE;
     (m.protected, m.cpl) = (false, 0);
     assert_eq!(m.run(&[0xec]), Outcome::Done);
+    (m.protected, m.cpl) = (false, 3);
+    assert_eq!(m.run(&[0xec]), Outcome::Done, "real mode's CPL is 0, whatever SS holds");
+    let mut m = user(Mode::Bits32);
+    m.rflags |= 1 << 12;
+    assert_eq!(m.run(&[0xec]), GP, "IOPL 1 is not enough at 3");
     let mut m = user(Mode::Bits32);
     m.cpl = 1;
     assert_eq!(m.run(&[0xec]), GP);

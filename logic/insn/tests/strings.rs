@@ -223,3 +223,30 @@ fn blocks_keep_off_the_limit() {
     let bytes: Vec<u8> = m.device.log.iter().flat_map(|q| q.data[..q.len].to_vec()).collect();
     assert_eq!((m.peek(RAM + 0xfff8, 8), m.peek(RAM, 4)), (&bytes[..8], &bytes[8..]));
 }
+
+/// A block of INS into memory that may not be written, and one that would run beyond the address size: as element by element.
+#[test]
+fn blocks_keep_the_rules() {
+    let mut m = Machine::new(Mode::Bits32);
+    m.blocks = true;
+    m.segments[SegReg::Es as usize].attrib &= !2;
+    m.set(Gpr::Rdi, RAM).set(Gpr::Rdx, 0x1f0).set(Gpr::Rcx, 4);
+    assert_eq!(m.step(&[0xf3, 0x6c]), Outcome::Stop(Stop::Fault(Exception::gp(0))));
+    assert!(m.device.log.is_empty());
+    // 16-bit offsets: up to the last in one go, beyond it one by one, and around.
+    for (from, first) in [(0xfff8u64, 8), (0xfff9, 1), (0xfffc, 1), (0xffff, 1)] {
+        let mut m = Machine::new(Mode::Bits16);
+        m.blocks = true;
+        m.segments[SegReg::Es as usize].base = RAM + 8;
+        m.set(Gpr::Rdi, from).set(Gpr::Rdx, 0x1f0).set(Gpr::Rcx, 8);
+        assert_eq!(m.run(&[0xf3, 0x6c]), Outcome::Done);
+        assert_eq!(m.device.log[0].len, first, "{from:x}");
+        assert_eq!((m.get(Gpr::Rdi), m.get(Gpr::Rcx)), ((from + 8) & 0xffff, 0));
+    }
+    let mut m = Machine::new(Mode::Bits16);
+    m.blocks = true;
+    m.segments[SegReg::Es as usize].base = RAM + 16;
+    m.set(Gpr::Rdi, 0xfff0).set(Gpr::Rdx, 0x1f0).set(Gpr::Rcx, 4);
+    assert_eq!(m.run(&[0xf3, 0x66, 0x6d]), Outcome::Done);
+    assert_eq!(m.device.log.iter().map(|r| r.len).collect::<Vec<_>>(), [16], "four of four bytes end there");
+}

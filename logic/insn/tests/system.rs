@@ -86,6 +86,11 @@ fn scans() {
         assert_eq!((m.get(Gpr::Rax), m.rflags), (u64::MAX, 2 | rflags::CF | rflags::ZF), "BSF of zero");
         assert_eq!(m.step(&[&[0xf3], prefix, &[0x0f, 0xbd, 0x03]].concat()), Outcome::Done);
         assert_eq!((m.get(Gpr::Rax) as u16, m.rflags), (bits as u16, 2 | rflags::CF), "LZCNT of zero");
+        for (value, zf) in [(0u64, rflags::ZF), (1, 0)] {
+            m.poke(RAM, &value.to_le_bytes()).rflags = 0x8d7;
+            assert_eq!(m.step(&[&[0xf3], prefix, &[0x0f, 0xb8, 0x03]].concat()), Outcome::Done);
+            assert_eq!(m.rflags, 2 | zf, "POPCNT clears the others");
+        }
     }
     m.set(Gpr::Rbx, MMIO);
     assert_eq!(m.step(&[0x0f, 0xbc, 0x03]), Outcome::Done);
@@ -424,5 +429,43 @@ fn mmx_and_x87() {
     m.set(Gpr::Rbx, 0x10);
     for code in [&[0x0f, 0x6f, 0x2b][..], &[0x0f, 0x7f, 0x2b], &[0xd9, 0x3b], &[0xdd, 0x3b]] {
         assert_eq!(m.step(code), Outcome::Stop(Stop::Fault(Exception::plain(Vector::NM))), "{code:x?}");
+    }
+}
+
+/// Limit and base lie side by side, up to the segment's last byte; 16-bit operands have 24 bits of the base.
+#[test]
+fn pseudo_descriptors() {
+    for (limit, end) in [(RAM as u32 + 5, Outcome::Done), (RAM as u32 + 4, gp(0))] {
+        for code in [&[0x0f, 0x01, 0x13][..], &[0x0f, 0x01, 0x03]] {
+            let mut m = machine(Mode::Bits32);
+            let ds = &mut m.segments[SegReg::Ds as usize];
+            (ds.limit, ds.attrib) = (limit, ds.attrib & !Segment::G);
+            assert_eq!(m.step(code), end, "{code:x?} {limit:x}");
+        }
+    }
+    let mut m = machine(Mode::Bits32);
+    m.tables[0] = TableReg { base: 0x8912_3456, limit: 0x7f, ..TableReg::default() };
+    assert_eq!(m.step(&[0x66, 0x0f, 0x01, 0x03]), Outcome::Done);
+    assert_eq!(m.peek(RAM, 6), [0x7f, 0, 0x56, 0x34, 0x12, 0]);
+    assert_eq!(m.step(&[0x0f, 0x01, 0x03]), Outcome::Done);
+    assert_eq!(m.peek(RAM, 6), [0x7f, 0, 0x56, 0x34, 0x12, 0x89]);
+}
+
+/// The alignment of SGDT and SIDT is for 4 bytes, and checked outside of 64-bit code alone.
+#[test]
+fn aligned_pseudo_descriptors() {
+    for (mode, off, faults) in [
+        (Mode::Bits32, 0, false),
+        (Mode::Bits32, 2, true),
+        (Mode::Bits32, 4, false),
+        (Mode::Bits64, 2, false),
+    ] {
+        let mut m = machine(mode);
+        m.cpl = 3;
+        m.rflags |= rflags::AC;
+        m.cr0 |= cr0::AM;
+        m.set(Gpr::Rbx, RAM + off);
+        let end = m.step(&[0x0f, 0x01, 0x0b]);
+        assert_eq!(end == Outcome::Done, !faults, "{mode:?} {off}: {end:?}");
     }
 }
