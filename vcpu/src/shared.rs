@@ -125,11 +125,11 @@ impl Chosen {
 
     /// What it followed from; `None`: nothing was chosen yet.
     pub fn facts(&self) -> Option<Facts> {
-        let facts = Facts {
+        // First: who sees that it was done sees facts, of that choice or of a later one.
+        self.once.load(Ordering::Acquire).then(|| Facts {
             against: self.against.load(Ordering::Relaxed),
             features: self.features.load(Ordering::Relaxed),
-        };
-        self.once.load(Ordering::Acquire).then_some(facts)
+        })
     }
 
     pub(crate) fn set(&self, active: Set, facts: &Facts) {

@@ -110,7 +110,9 @@ fn the_words(e: &Env) -> R {
         let port = words(fd, kind::MECHANISM, number(fd, "port_fastpath")?)?.1;
         same!(port.flags, about::DEFAULT, "port_fastpath");
         let posted = words(fd, kind::MECHANISM, number(fd, "posted_timer")?)?.1;
-        same!(posted.flags, about::ROOT | about::VM, "posted_timer");
+        same!(posted.flags, about::ROOT, "posted_timer");
+        let boost = words(fd, kind::MECHANISM, number(fd, "boost")?)?.1;
+        same!(boost.flags, about::DEFAULT | about::VM, "boost");
         same!(words(fd, kind::REASON, 0)?.1.text[..7], *b"active\0", "reason 0");
         same!(words(fd, kind::FALLBACK, 0)?.0, "form", "fallback 0");
         for kind in 0..5 {

@@ -59,7 +59,7 @@ pub fn active(wanted: Set, facts: &Facts) -> Set {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{COUNT, Row, Who};
+    use crate::table::{COUNT, Row, Scope, Who};
     use crate::{Fallback, NotAMechanism};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -123,6 +123,15 @@ mod tests {
             std::fs::write(path, &want).unwrap();
         }
         assert!(have == want && tables.next().is_none(), "docs/mechanisms.md is out of date");
+    }
+
+    /// What is active in all of a VM's vCPUs or in none hangs on nothing that its vCPUs may differ in.
+    #[test]
+    fn a_vms_mechanism_looks_at_no_vcpu() {
+        let of_vcpus = [Reason::NoDelivery, Reason::NoTimer, Reason::NoDeadline];
+        for row in TABLE.iter().filter(|row| row.scope == Scope::Vm) {
+            assert!(row.feature == 0 && row.against.iter().all(|r| !of_vcpus.contains(r)), "{}", row.name);
+        }
     }
 
     /// What others pay for nobody gets unasked.

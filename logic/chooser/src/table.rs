@@ -92,7 +92,7 @@ rows! {
         "IN and OUT of chips in the kernel are done straight after the exit";
     DoorbellFastpath: "doorbell_fastpath", Vcpu, true, Owner, [], 0,
         "a write to a doorbell (ioeventfd) rings without a look at the instruction";
-    PostedTimer: "posted_timer", Vm, false, Root, [NotBuilt, NoIrqchip, NoDelivery, UnsteadyTsc, IdleExits, NoHousekeeping], 0,
+    PostedTimer: "posted_timer", Vcpu, false, Root, [NotBuilt, NoIrqchip, NoDelivery, UnsteadyTsc, IdleExits, NoHousekeeping], 0,
         "the APIC timer expires on a housekeeping CPU and is posted into the running vCPU";
     SleepUntil: "sleep_until", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
         "a deadline write followed by HLT is one sleep until then";
@@ -106,7 +106,7 @@ rows! {
         "guests leave the TLB flush of a preempted vCPU to the host";
     Boost: "boost", Vm, true, Owner, [NotBuilt], 0,
         "a spinning vCPU gives its time to one of the same VM that is ready: with an interrupt to take, or just sent an IPI";
-    QueueHeadBoost: "queue_head_boost", Vm, false, Owner, [NotBuilt], feature::PV_UNHALT,
+    QueueHeadBoost: "queue_head_boost", Vcpu, false, Owner, [NotBuilt], feature::PV_UNHALT,
         "who unlocks lets the next in the lock's queue run at once";
     HaltPollGuest: "halt_poll_guest", Vcpu, true, Owner, [NotBuilt], feature::POLL_CONTROL,
         "where the guest waits awake before HLT, the host does not (POLL_CONTROL)";

@@ -8,6 +8,7 @@ mod events;
 mod io;
 mod l1d;
 mod life;
+mod mechanisms;
 mod pv;
 mod registers;
 mod rewritten;
