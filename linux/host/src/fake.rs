@@ -159,3 +159,33 @@ fn the_helper_lists_agree() {
     assert!(c.len() > 100);
     assert_eq!(c, rust);
 }
+
+/// As a VM in the list of VMs, which it leaves when it drops: who finds it there then gets no owner, and before then one more.
+struct Listed(Option<&'static AtomicUsize>);
+
+// SAFETY: as for `Noted`.
+unsafe impl Zeroable for Listed {}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        // SAFETY: the value is not freed before this returns.
+        let found = unsafe { KArc::try_clone_raw(core::ptr::from_ref(self)) };
+        if let Some(counter) = self.0 {
+            counter.fetch_add(if found.is_none() { 1 } else { 100 }, Relaxed);
+        }
+        core::mem::forget(found);
+    }
+}
+
+#[test]
+fn nobody_owns_what_lost_its_last_owner() {
+    let dropped = counter();
+    let mut first = KArc::<Listed>::zeroed().expect("memory");
+    KArc::get_mut(&mut first).expect("one owner").0 = Some(dropped);
+    // SAFETY: `first` keeps it alive.
+    let second = unsafe { KArc::try_clone_raw(KArc::as_ptr(&first)) }.expect("it has an owner");
+    drop(first);
+    assert_eq!(dropped.load(Relaxed), 0);
+    drop(second);
+    assert_eq!(dropped.load(Relaxed), 1);
+}
