@@ -16,7 +16,7 @@ use crate::{arch::inside, dead::sources, paths};
 
 /// Crates without circles.
 const JUDGED: &[&str] =
-    &["vcpu", "logic/bus", "logic/chooser", "logic/deadline", "logic/irqchip", "logic/posted"];
+    &["vcpu", "logic/avic", "logic/bus", "logic/chooser", "logic/deadline", "logic/irqchip", "logic/posted"];
 
 /// A file's place in its crate: `[]` for the root, `[a, b]` for `a/b.rs` or `a/b/mod.rs`.
 type Place = Vec<String>;

@@ -10,6 +10,12 @@ pub struct CpuidResult {
     pub edx: u32,
 }
 
+/// The family that leaf 1's EAX tells (APM vol. 3, E.3.2).
+pub const fn family(eax: u32) -> u32 {
+    let base = eax >> 8 & 0xf;
+    if base == 0xf { base + (eax >> 20 & 0xff) } else { base }
+}
+
 /// Leaf numbers.
 #[allow(missing_docs)]
 pub mod leaf {

@@ -98,6 +98,7 @@ impl Msr {
     pub const VM_CR: Self = Self(0xc001_0114);
     pub const IGNNE: Self = Self(0xc001_0115);
     pub const VM_HSAVE_PA: Self = Self(0xc001_0117);
+    pub const AVIC_DOORBELL: Self = Self(0xc001_011b);
     pub const OSVW_ID_LENGTH: Self = Self(0xc001_0140);
     pub const OSVW_STATUS: Self = Self(0xc001_0141);
     /// First of twelve: control and counter alternate.

@@ -1,5 +1,7 @@
 //! SVM facts: the VMCB's layout, intercept bits, exit codes (APM vol. 2, chapter 15 and appendices B and C).
 
+pub mod avic;
+
 use bytemuck::{Pod, Zeroable};
 use core::mem::{offset_of, size_of};
 
@@ -140,6 +142,9 @@ const _: () = {
     assert!(offset_of!(VmcbControl, clean) == 0x0c0);
     assert!(offset_of!(VmcbControl, next_rip) == 0x0c8);
     assert!(offset_of!(VmcbControl, insn_bytes) == 0x0d1);
+    assert!(offset_of!(VmcbControl, avic_vapic_bar) == 0x098);
+    assert!(offset_of!(VmcbControl, avic_backing_page) == 0x0e0);
+    assert!(offset_of!(VmcbControl, avic_logical_id) == 0x0f0);
     assert!(offset_of!(VmcbControl, avic_physical_id) == 0x0f8);
     assert!(offset_of!(VmcbSave, cpl) == 0x0cb);
     assert!(offset_of!(VmcbSave, efer) == 0x0d0);
@@ -210,6 +215,9 @@ pub mod int_ctl {
     pub const V_INTR_PRIO: u32 = 15 << 16;
     pub const V_IGN_TPR: u32 = 1 << 20;
     pub const V_INTR_MASKING: u32 = 1 << 24;
+    /// The guest's APIC is one of MSRs (APM vol. 2, 15.29.10).
+    pub const X2AVIC: u32 = 1 << 30;
+    pub const AVIC: u32 = 1 << 31;
 }
 
 /// Bits of EXITINFO2 of a task switch (APM vol. 2, 15.14.1); the low half is the error code.
@@ -326,6 +334,8 @@ impl ExitCode {
     pub const RDPRU: Self = Self(0x8e);
     pub const INVPCID: Self = Self(0xa2);
     pub const NPF: Self = Self(0x400);
+    pub const AVIC_INCOMPLETE_IPI: Self = Self(0x401);
+    pub const AVIC_NOACCEL: Self = Self(0x402);
     pub const INVALID: Self = Self(u64::MAX);
 
     /// VMRUN refused the guest's state. -1 is 64 bits wide on hardware; QEMU's emulation stores 32.
@@ -373,6 +383,8 @@ impl ExitCode {
             Self::RDTSCP => "rdtscp",
             Self::INVPCID => "invpcid",
             Self::NPF => "npf",
+            Self::AVIC_INCOMPLETE_IPI => "avic_incomplete_ipi",
+            Self::AVIC_NOACCEL => "avic_unaccelerated_access",
             Self::INVALID => "invalid",
             _ => return None,
         })
@@ -417,5 +429,6 @@ pub mod feature {
     pub const PAUSE_THRESHOLD: u32 = 1 << 12;
     pub const AVIC: u32 = 1 << 13;
     pub const VGIF: u32 = 1 << 16;
+    pub const X2AVIC: u32 = 1 << 18;
     pub const SPEC_CTRL: u32 = 1 << 20;
 }
