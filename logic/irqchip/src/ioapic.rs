@@ -265,6 +265,12 @@ impl Ioapic {
         vectors
     }
 
+    /// One of the pins in `notified` sends edge-triggered interrupts: their EOIs are broadcast by nobody.
+    pub fn notifies_edges(&self, notified: u32) -> bool {
+        let edge = |(pin, entry): (u8, &Entry)| notified & bit(pin) != 0 && !entry.level() && !entry.masked();
+        (0u8..).zip(self.entries.iter()).any(edge)
+    }
+
     /// Reads `size` bytes (1, 2, 4 or 8) of the register at `offset` (0 to 0xff) of the window. Undefined offsets and
     /// registers read as zero, entries beyond the table as all ones.
     pub fn mmio_read(&self, offset: u64, size: u8) -> u64 {

@@ -546,6 +546,11 @@ impl Pit {
         self.pending
     }
 
+    /// A tick waits for the EOI of the one before.
+    pub fn reinjects(&self) -> bool {
+        self.reinject
+    }
+
     /// KVM_REINJECT_CONTROL: make up for ticks the guest was too slow to take (true), or discard them.
     pub fn set_reinject(&mut self, reinject: bool) {
         if reinject != self.reinject {

@@ -246,6 +246,19 @@ fn eoi_vectors_are_those_of_levels_and_of_notified_pins() {
     assert_eq!(members, [0x30, 0xf9]);
 }
 
+/// A masked pin ends nothing, and the ends of levels are broadcast.
+#[test]
+fn edges_that_somebody_listens_to() {
+    const MASKED: u64 = 1 << 16;
+    let mut chip = fresh();
+    program(&mut chip, 2, 0x30);
+    program(&mut chip, 3, MASKED | 0x31);
+    program(&mut chip, 9, LEVEL | 0xf9);
+    let listened = |pin: u8| chip.notifies_edges(1 << pin);
+    assert_eq!([2, 3, 9, 10].map(listened), [true, false, false, false]);
+    assert!(!chip.notifies_edges(0) && chip.notifies_edges(!0));
+}
+
 /// A guest that never silences its device (a driver not loaded yet) must not keep the host in EOI for ever.
 #[test]
 fn a_storm_pauses_and_goes_on() {

@@ -484,7 +484,9 @@ fn lost_ticks_are_made_up_for_one_by_one() {
 #[test]
 fn discarding_sends_every_tick_at_once_and_owes_none() {
     let mut pit = fresh();
+    assert!(pit.reinjects());
     pit.set_reinject(false);
+    assert!(!pit.reinjects());
     program(&mut pit, 0, 0, 2, 1193);
     assert!(pit.irq0_expire(ns_of(1193)));
     assert!(pit.irq0_expire(ns_of(1193 * 5)));

@@ -19,9 +19,11 @@ impl Lapic {
         self.update_ppr(s);
     }
 
-    /// Takes back the ICR of the page: hardware takes writes of its upper half, and of self-IPIs, without telling. Sends nothing.
+    /// Takes back the ICR of the page: hardware takes writes of its upper half, and of self-IPIs (AVIC: of others too), without
+    /// telling. Sends nothing.
     pub fn adopt_icr(&mut self, low: u32, high: u32) {
-        let icr = u64::from(low) | u64::from(high & 0xff00_0000) << 32;
+        let high = if self.mode() == Mode::X2Apic { high } else { high & 0xff00_0000 };
+        let icr = u64::from(low) | u64::from(high) << 32;
         self.icr = Icr::from(icr).with_pending(false).into();
     }
 

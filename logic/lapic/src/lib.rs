@@ -34,7 +34,7 @@ mod work;
 pub use base::{BaseCaps, Mode};
 pub use lapic::{Lapic, Reset};
 pub use page::ApicPage;
-pub use route::{Delivered, Targets, route, route_few};
+pub use route::{Delivered, Targets, named, route, route_few};
 pub use shared::{Accepted, Shared, Startup};
 pub use state::BadState;
 pub use timer::{Armed, Now};

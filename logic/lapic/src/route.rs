@@ -76,11 +76,26 @@ pub fn route<T: Targets>(
     targets: &T,
     sink: impl FnMut(usize, Accepted),
 ) -> Delivered {
-    let candidates = match targets.resolve(msg, sender) {
+    route_among(msg, sender, targets, &candidates(msg, sender, targets), sink)
+}
+
+/// Calls `sink` with each APIC that `msg` names, and changes none: hardware has made it pending there.
+pub fn named<T: Targets>(
+    msg: &InterruptMessage,
+    sender: Option<usize>,
+    targets: &T,
+    sink: impl FnMut(usize),
+) {
+    let candidates = candidates(msg, sender, targets);
+    let named = |index: &usize| targets.get(*index).is_some_and(|t| names(msg, sender, *index, t));
+    (0..candidates.len()).filter_map(|position| candidates.nth(position)).filter(named).for_each(sink);
+}
+
+fn candidates<T: Targets>(msg: &InterruptMessage, sender: Option<usize>, targets: &T) -> Candidates {
+    match targets.resolve(msg, sender) {
         Some(few) => Candidates::Few(few),
         None => Candidates::All(targets.len()),
-    };
-    route_among(msg, sender, targets, &candidates, sink)
+    }
 }
 
 /// As [`route`], but only to vCPUs that can be looked up, [`Few::MOST`] of them at most. `None`: they cannot, or are more; nothing was

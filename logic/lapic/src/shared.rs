@@ -99,6 +99,8 @@ pub struct Shared {
     posted: Descriptor,
     // Set before anybody knows of the APIC.
     page: Option<&'static ApicPage>,
+    // As `page`, where the IRR is there too.
+    irr: Option<&'static ApicPage>,
     tmr: [AtomicU32; 8],
     directory: Directory,
     // The rest: written by the owner at each interrupt (PPR), or rare.
@@ -115,6 +117,28 @@ impl Shared {
         self.page = Some(page);
     }
 
+    /// As [`Shared::use_page`], and the IRR's home is the page too: CPUs that send interrupts themselves know no other place (AVIC).
+    /// The descriptor announces, no more.
+    pub fn use_page_for_irr(&mut self, page: &'static ApicPage) {
+        self.use_page(page);
+        self.irr = Some(page);
+    }
+
+    /// Word `index` (0..8) of the IRR in the page, if it is there.
+    fn irr(&self, index: usize) -> Option<&AtomicU32> {
+        self.irr?.register(reg::IRR + index as u32 * 16)
+    }
+
+    /// Word `index` (0..4) of the IRR, 64 vectors to a word; 0 beyond.
+    fn requested(&self, index: usize) -> u64 {
+        let Some(page) = self.irr else { return self.posted.requested(index) };
+        let half = |i: usize| {
+            let word = page.register(reg::IRR + (2 * index + i) as u32 * 16);
+            word.map_or(0, |w| u64::from(w.load(Ordering::Acquire)))
+        };
+        half(0) | half(1) << 32
+    }
+
     /// Word `index` (0..8) of the TMR.
     fn tmr(&self, index: usize) -> Option<&AtomicU32> {
         let own = self.tmr.get(index)?;
@@ -126,7 +150,16 @@ impl Shared {
     ///
     /// Does not look at enables or at the vector's legality: senders use [`Shared::accept`].
     pub fn post(&self, vector: u8, level: bool) -> bool {
-        self.note_trigger(vector, level) && self.posted.request(vector)
+        self.note_trigger(vector, level) && self.request(vector)
+    }
+
+    /// Into the IRR; true if it was not there.
+    fn request(&self, vector: u8) -> bool {
+        let (index, bit) = place(vector);
+        match self.irr(index) {
+            Some(irr) => irr.fetch_or(bit, Ordering::AcqRel) & bit == 0,
+            None => self.posted.request(vector),
+        }
     }
 
     /// `vector` is accepted, as level or edge triggered.
@@ -154,22 +187,26 @@ impl Shared {
 
     /// Owner: clears the IRR bit; true if it was set.
     pub(crate) fn take(&self, vector: u8) -> bool {
-        self.posted.withdraw(vector)
+        let (index, bit) = place(vector);
+        match self.irr(index) {
+            Some(irr) => irr.fetch_and(!bit, Ordering::AcqRel) & bit != 0,
+            None => self.posted.withdraw(vector),
+        }
     }
 
     /// Any vector is pending. Exact for the owner; a hint for others.
     pub fn has_irr(&self) -> bool {
-        (0..4).any(|index| self.posted.requested(index) != 0)
+        (0..4).any(|index| self.requested(index) != 0)
     }
 
-    /// The IRR as the posted-interrupt descriptor that it is.
+    /// The IRR as the posted-interrupt descriptor that it is, unless [`Shared::use_page_for_irr`] moved it.
     pub fn posted(&self) -> &Descriptor {
         &self.posted
     }
 
     /// Highest pending vector, whatever the PPR.
     pub fn top_irr(&self) -> Option<u8> {
-        bitmap::highest_of_64((0..4).map(|index| self.posted.requested(index)))
+        bitmap::highest_of_64((0..4).map(|index| self.requested(index)))
     }
 
     /// The vector was last accepted as level triggered.
@@ -180,7 +217,7 @@ impl Shared {
 
     /// Word `index` (0..8) of the IRR; 0 beyond.
     pub(crate) fn irr_word(&self, index: usize) -> u32 {
-        (self.posted.requested(index / 2) >> (32 * (index % 2))) as u32
+        (self.requested(index / 2) >> (32 * (index % 2))) as u32
     }
 
     /// Word `index` (0..8) of the TMR; 0 beyond.
@@ -193,7 +230,10 @@ impl Shared {
         if let Some(tmr_word) = self.tmr(index) {
             tmr_word.store(tmr, Ordering::Relaxed);
             let shift = 32 * (index % 2);
-            self.posted.replace(index / 2, 0xffff_ffff << shift, u64::from(irr) << shift);
+            match self.irr(index) {
+                Some(word) => word.store(irr, Ordering::Release),
+                None => self.posted.replace(index / 2, 0xffff_ffff << shift, u64::from(irr) << shift),
+            }
         }
     }
 

@@ -80,8 +80,12 @@ fn bank(cpu: &Cpu, first: u32) -> Vec<u32> {
 
 proptest! {
     #[test]
-    fn histories(ops in prop::collection::vec(any_op(), 0..200)) {
+    fn histories(ops in prop::collection::vec(any_op(), 0..200), irr_in_page: bool) {
         let mut cpu = Cpu::xapic(0);
+        let page: &'static ApicPage = Box::leak(Box::new(bytemuck::Zeroable::zeroed()));
+        if irr_in_page {
+            cpu.s.use_page_for_irr(page);
+        }
         let mut naive = Naive::default();
         for op in ops {
             match op {
@@ -123,6 +127,11 @@ proptest! {
             prop_assert_eq!(cpu.l.top_isr(), naive.isr.last().copied());
             prop_assert_eq!(cpu.s.has_irr(), !naive.irr.is_empty());
             prop_assert_eq!(bank(&cpu, reg::IRR), words(&naive.irr));
+            if irr_in_page {
+                let in_page: Vec<_> = (0..8).map(|index| page.read(reg::IRR + index * 16)).collect();
+                prop_assert_eq!(in_page, words(&naive.irr));
+                prop_assert!((0..4).all(|index| cpu.s.posted().requested(index) == 0));
+            }
             prop_assert_eq!(bank(&cpu, reg::ISR), words(&naive.isr));
             prop_assert_eq!(bank(&cpu, reg::TMR), words(&naive.level));
             if let Some(vector) = cpu.l.can_pv_eoi(&cpu.s) {

@@ -133,6 +133,9 @@ fn expected(message: &InterruptMessage, m: &Model) -> Accepted {
 fn check(models: &[Model], message: &InterruptMessage, sender: Option<usize>) {
     let vm = Vm::new(models.iter().map(|m| Some(build(m))).collect());
     let named = reference(message, sender, models);
+    let mut told = BTreeSet::new();
+    exitless_lapic::named(message, sender, &vm, |index| assert!(told.insert(index), "told twice"));
+    assert_eq!(told, named, "{message:?} {models:?}");
     let (seen, delivered) = vm.send(message, sender);
     if message.mode == DeliveryMode::LOWEST {
         let able: BTreeSet<_> = named.into_iter().filter(|&index| models[index].sw).collect();
@@ -247,6 +250,10 @@ proptest! {
             build_vm(true).send(&message, Some(sender)),
             build_vm(false).send(&message, Some(sender))
         );
+        let [mut fast, mut slow] = [vec![], vec![]];
+        exitless_lapic::named(&message, Some(sender), &build_vm(true), |index| fast.push(index));
+        exitless_lapic::named(&message, Some(sender), &build_vm(false), |index| slow.push(index));
+        prop_assert_eq!(fast, slow);
     }
 }
 
