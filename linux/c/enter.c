@@ -4,6 +4,7 @@
  * runs while RCU believes this CPU is in user mode: no tracing, no instrumented function, so it is noinstr.
  */
 #include <linux/build_bug.h>
+#include <linux/moduleparam.h>
 #include <linux/stddef.h>
 #include <asm/asm.h>
 #include <asm/mce.h>
@@ -129,4 +130,14 @@ void ex_slice_end(void)
 	guest_timing_exit_irqoff();
 	local_irq_enable();
 	preempt_enable();
+}
+
+/* modprobe exitless avic=1. Off until somebody has run it: no emulator has AVIC. Read once, at load. */
+static bool ex_avic;
+module_param_named(avic, ex_avic, bool, 0444);
+MODULE_PARM_DESC(avic, "Let AMD CPUs deliver interrupts and send IPIs by themselves where they can (default: off; untested on hardware)");
+
+bool ex_svm_wants_avic(void)
+{
+	return ex_avic;
 }

@@ -7,6 +7,7 @@ pub use exitless_lapic::ApicPage;
 use exitless_x86::exception::Exception;
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::{Gprs, SegReg, Segment, TableReg};
+use exitless_x86::svm::avic::Incomplete;
 
 /// System registers that hardware switches with the guest and the policy table calls "vendor saved".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +171,8 @@ pub enum ApicKind {
     X2Apic = 2,
     /// As [`Self::X2Apic`], but self-IPIs exit: the APIC's enable bit in SVR is clear, of which the CPU knows nothing.
     X2ApicOff = 3,
+    /// As [`Self::X2Apic`], and the CPU sends IPIs: writes of the ICR exit only where it cannot (AVIC).
+    X2ApicIpis = 4,
 }
 
 /// The vectors that virtual-interrupt delivery compares (SDM vol. 3C, 25.4.2); 0: none.
@@ -240,6 +243,10 @@ pub enum Exit {
     ApicWrite(u32),
     /// An access to this offset of the APIC's page that hardware does not do.
     ApicAccess(u32),
+    /// The guest wrote this to the ICR, and hardware did not get it to all targets. The instruction is done.
+    IncompleteIpi(u64, Incomplete),
+    /// The guest wrote, or read, the APIC's register at this offset, and AVIC leaves it to us: before the instruction or behind it.
+    Unaccelerated(u32, bool),
     /// An intercepted exception, not yet delivered. #DB: its payload has at least what it is about, and DR6 is as it was.
     Exception(Exception),
     /// INT1 of this length in bytes, not executed: an intercepted #DB that is no exception.

@@ -140,6 +140,18 @@ pub trait Host {
     /// The guest changed its APIC's id, mode or logical id: whoever caches destinations must look again.
     fn apic_moved(&self);
 
+    // --- where the CPU is told where to send IPIs (AVIC) ---
+    /// The APIC id of this CPU (atomic; preemption is off).
+    fn apic_id(&self) -> u32;
+    /// From now on hardware senders find this vCPU's APIC, or not any more.
+    fn found_by_hardware(&self, found: bool);
+    /// They find every APIC of the VM, and what they send is not lost (atomic).
+    fn hardware_sends(&self) -> bool;
+    /// Hardware has made this vCPU's IPI pending everywhere: tells those that it names.
+    fn tell_ipi(&self, msg: &InterruptMessage);
+    /// Somebody wants to hear of the EOIs of edge-triggered interrupts (atomic).
+    fn edge_eois(&self) -> bool;
+
     // --- time ---
     /// Now (atomic).
     fn now(&self) -> Moment;

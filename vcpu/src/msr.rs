@@ -1,6 +1,6 @@
 //! Reading and writing any MSR: one line per kind.
 
-use crate::apic::{vapic, work};
+use crate::apic::{avic, vapic, work};
 use crate::backend::{Backend, Opened, SysReg};
 use crate::clock::tsc::{Rate, Scaling};
 use crate::host::Host;
@@ -255,6 +255,8 @@ impl<B: Backend> Vcpu<B> {
         host_caps: &GuestCaps,
     ) -> Result<(), Invalid> {
         vapic::take_back(self, sh);
+        // It may be disabled, and lose what is pending. Before the next slice it is looked at again.
+        avic::retire(self, host);
         let from_host = origin == Origin::Host;
         let caps = if from_host { host_caps } else { self.cpuid.caps() };
         let base = BaseCaps { x2apic: caps.x2apic, maxphyaddr: caps.maxphyaddr() };

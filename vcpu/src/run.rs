@@ -1,6 +1,6 @@
 //! The loop around one vCPU: requests, events, one slice of guest running, the exit; until user space is needed.
 
-use crate::apic::{choose, eoi, vapic};
+use crate::apic::{avic, choose, eoi, vapic};
 use crate::backend::{Backend, Exit};
 use crate::debug;
 use crate::entry;
@@ -108,6 +108,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     // Preemption is off: the slice stays on this CPU.
     let cpu = host.cpu();
     v.b.begin(cpu);
+    avic::runs(v, host);
     let exit = loop {
         entry::before(v);
         vapic::sync(v, sh);
@@ -133,6 +134,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     }
     take_log(v, host);
     sh.end_guest();
+    avic::stops(v);
     // Handlers of the host, and softirqs behind them, use the kernel's FPU: not before everything above is the host's again.
     v.b.end();
     host.slice_end();

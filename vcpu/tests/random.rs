@@ -7,7 +7,7 @@ use exitless_vcpu::backend::{By, Event, Exit, IoAccess, SlatFault, TaskSource, T
 use exitless_vcpu::shared::mp;
 use exitless_vcpu::{Request, RunExit};
 use exitless_x86::exception::{Exception, Vector};
-use exitless_x86::regs::Segment;
+use exitless_x86::regs::{Segment, rflags};
 use fake::cpu::Noise;
 use fake::guest::*;
 use fake::world::{CHIP_MMIO, CHIP_PORT, EVENT_PORT, ROM, USER_MMIO};
@@ -24,6 +24,7 @@ fn env() -> impl Strategy<Value = Env> {
     prop_oneof![
         6 => vector().prop_map(Env::Irq),
         3 => (vector(), 0..6u8).prop_map(|(v, gap)| Env::SlowIrq(v, gap)),
+        2 => (vector(), 0..6u8).prop_map(|(v, gap)| Env::SentByCpu(v, gap)),
         1 => vector().prop_map(Env::LateIrq),
         1 => (8..16u8).prop_map(Env::Pic),
         2 => Just(Env::Nmi),
@@ -104,14 +105,21 @@ fn operation() -> impl Strategy<Value = Op> {
 #[derive(Clone, Copy, Debug)]
 struct Hardware {
     apic: bool,
+    /// AMD's.
+    avic: bool,
     x2apic: bool,
     /// Ticks its timer counts at most, if there is one.
     timer: Option<u64>,
 }
 
 impl Hardware {
+    /// After power-up, on such a CPU.
+    fn power_up(self, bsp: bool, irqchip: bool) -> Machine {
+        Machine::power_up_with(bsp, irqchip, self.avic)
+    }
+
     fn install(self, m: &mut Machine) {
-        m.v.b.apic.able = self.apic;
+        m.v.b.apic.able = self.apic || self.avic;
         m.v.b.timer_limit = self.timer;
         if self.x2apic {
             m.set_x2apic();
@@ -121,7 +129,12 @@ impl Hardware {
 
 fn hardware() -> impl Strategy<Value = Hardware> {
     let timer = prop_oneof![Just(None), Just(Some(20_000)), Just(Some(1 << 24))];
-    (any::<bool>(), any::<bool>(), timer).prop_map(|(apic, x2apic, timer)| Hardware { apic, x2apic, timer })
+    (0..3u8, any::<bool>(), timer).prop_map(|(apic, x2apic, timer)| Hardware {
+        apic: apic == 1,
+        avic: apic == 2,
+        x2apic,
+        timer,
+    })
 }
 
 /// What a delivery may run into: exits that do not make it fail.
@@ -204,7 +217,10 @@ proptest! {
         wanted in proptest::option::of(vector()),
         hardware in hardware(),
     ) {
-        let mut m = Machine::new(ops);
+        let mut m = hardware.power_up(true, true);
+        m.boot();
+        m.v.b.rflags |= rflags::IF;
+        m.v.b.ops.extend(ops);
         hardware.install(&mut m);
         m.w.write_ram(0x8000, &RAM_DATA);
         if pv_eoi {
@@ -225,7 +241,8 @@ proptest! {
     fn user_interrupts(ops in vec(operation(), 1..40), breaks in vec(obstacle(), 0..25), vectors in vec(0x20..=0xff_u8, 0..6)) {
         let ours = |o: &Op| {
             let apic = matches!(o, Op::Deadline(_) | Op::Tpr(_) | Op::SelfIpi(_) | Op::Ipi(_) | Op::ReadCount | Op::Inhibit);
-            apic || matches!(o, Op::World(Env::Irq(_) | Env::SlowIrq(..) | Env::LateIrq(_) | Env::Pic(_)))
+            let sent = |e: &Env| matches!(e, Env::Irq(_) | Env::SlowIrq(..) | Env::SentByCpu(..) | Env::LateIrq(_));
+            apic || matches!(o, Op::World(e) if sent(e) || matches!(e, Env::Pic(_)))
         };
         let ops = ops.into_iter().filter(|o| !ours(o)).chain([Op::Cr8(0), Op::Sti]).chain([Op::Nop, Op::Nop]);
         let mut m = Machine::without_irqchip(ops);
@@ -259,7 +276,7 @@ proptest! {
         2 => Just(Env::Init), 2 => (0..=255u8).prop_map(Env::Sipi), 1 => Just(Env::Nmi), 1 => Just(Env::TlbFlush),
         1 => Just(Env::Signal), 1 => Just(Env::Work), 1 => (0..4u32).prop_map(Env::Move), 1 => vector().prop_map(Env::Irq),
     ]), 0..30)) {
-        let mut m = Machine::power_up(bsp, true);
+        let mut m = hardware.power_up(bsp, true);
         hardware.install(&mut m);
         m.v.b.handlers = false;
         let mut model = m.v.mp_state;
@@ -299,7 +316,7 @@ proptest! {
         want_window: bool,
         hardware in hardware(),
     ) {
-        let mut m = Machine::power_up(true, irqchip);
+        let mut m = hardware.power_up(true, irqchip);
         m.boot();
         hardware.install(&mut m);
         m.v.user_interrupt = user_interrupt;

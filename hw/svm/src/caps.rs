@@ -28,6 +28,10 @@ pub struct Caps {
     pub spec_ctrl: bool,
     /// The host takes machine checks (its CR4.MCE), so guests must not turn them off.
     pub machine_checks: bool,
+    /// CPUs virtualise APICs in x2APIC mode (AVIC), and somebody wants that.
+    pub avic: bool,
+    /// They send IPIs too.
+    pub avic_ipis: bool,
 }
 
 /// Why SVM cannot be used here.
@@ -66,7 +70,7 @@ impl Caps {
     /// What keeps a VMCB made for `self` from a CPU that has `other`; `None`: nothing. A new field must be given its line here.
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         #[rustfmt::skip]
-        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, invpcid, spec_ctrl, machine_checks } = *self;
+        let Self { asids, next_rip, decode_assists, flush_by_asid, tsc_rate, pause_filter, invpcid, spec_ctrl, machine_checks, avic, avic_ipis } = *self;
         let compared = [
             (asids == other.asids, "the number of ASIDs"),
             (next_rip == other.next_rip, "next-RIP save"),
@@ -77,6 +81,8 @@ impl Caps {
             (invpcid == other.invpcid, "INVPCID"),
             (spec_ctrl == other.spec_ctrl, "SPEC_CTRL by the VMCB"),
             (machine_checks == other.machine_checks, "the host's CR4.MCE"),
+            (avic == other.avic, "AVIC"),
+            (avic_ipis == other.avic_ipis, "IPIs by AVIC"),
         ];
         compared.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
     }
@@ -111,6 +117,8 @@ impl Caps {
             pause_filter: has(feature::PAUSE_FILTER) && has(feature::PAUSE_THRESHOLD),
             spec_ctrl: has(feature::SPEC_CTRL),
             machine_checks: false,
+            avic: false,
+            avic_ipis: false,
         })
     }
 }

@@ -7,7 +7,9 @@
 use crate::percpu::PerCpu;
 use crate::vcpu::{SpecCtrl, Svm};
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::{Backend, Event, Exit, Instructions, Opened, Stopped, SysReg};
+use exitless_vcpu::backend::{
+    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
+};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
 use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, VmcbSeg, event_inj, int_ctl, intercept1, tlb_control};
@@ -436,6 +438,8 @@ impl Backend for Svm {
     fn set_interrupt_window(&mut self, on: bool) {
         // A dummy virtual interrupt of the highest priority; its intercept fires when it could be taken.
         const DUMMY: u32 = int_ctl::V_IRQ | int_ctl::V_INTR_PRIO | int_ctl::V_IGN_TPR;
+        // AVIC ignores it (APM vol. 2, 15.29.3): who needs one has the entries without.
+        let on = on && !self.avic_on();
         let now = self.control().int_ctl;
         self.vmcb.set_int_ctl(if on { now | DUMMY } else { now & !DUMMY });
         self.vmcb.set_int_vector(0);
@@ -484,8 +488,21 @@ impl Backend for Svm {
     }
     fn set_opened(&mut self, opened: Opened) {
         self.spec_ctrl.open = u64::from(opened.has(Opened::SPEC_CTRL) && !self.virtual_spec_ctrl);
-        let maps = self.msrpm_pa.get(opened.index()).copied().unwrap_or_default();
-        self.vmcb.set_msrpm_base_pa(maps);
+        self.opened = opened;
+        self.choose_maps();
+    }
+    fn virtualizes_apic(&self) -> bool {
+        self.apic_page.is_some()
+    }
+    fn set_apic(&mut self, kind: ApicKind) {
+        self.apic(kind);
+    }
+    fn apic_page(&self) -> Option<&ApicPage> {
+        self.backing_page()
+    }
+    /// VMRUN computes both from the page.
+    fn set_interrupt_status(&mut self, _status: InterruptStatus) {
+        self.load_tpr();
     }
     fn switches_spec_ctrl(&self) -> bool {
         self.virtual_spec_ctrl

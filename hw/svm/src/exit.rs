@@ -5,6 +5,7 @@ use crate::vcpu::Svm;
 use exitless_vcpu::backend::{Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::dr6;
+use exitless_x86::svm::avic::{Incomplete, noaccel};
 use exitless_x86::svm::{ExitCode as C, ioio, npf, task_switch as ts};
 
 impl Svm {
@@ -22,6 +23,13 @@ impl Svm {
             C::MSR if c.exit_info_1 & 1 == 0 => Exit::Rdmsr,
             C::MSR => Exit::Wrmsr,
             C::NPF => Exit::Slat(slat(c.exit_info_1, c.exit_info_2)),
+            C::AVIC_INCOMPLETE_IPI if self.avic_on() => {
+                Exit::IncompleteIpi(c.exit_info_1, Incomplete((c.exit_info_2 >> 32) as u32))
+            }
+            C::AVIC_NOACCEL if self.avic_on() => Exit::Unaccelerated(
+                (c.exit_info_1 & noaccel::OFFSET) as u32,
+                c.exit_info_1 & noaccel::WRITE != 0,
+            ),
             C(0x18) => Exit::Cr8Write,
             C(0x00..=0x1f) | C::CR0_SEL_WRITE => Exit::CrAccess,
             C(0x20..=0x3f) => Exit::DrAccess,

@@ -4,6 +4,7 @@
 //! there is no preemption timer, and no acknowledge-on-exit (a host interrupt stays pending until interrupts are on).
 #![no_std]
 
+mod avic;
 pub mod caps;
 pub mod enter;
 pub mod exit;
@@ -14,9 +15,10 @@ pub mod state;
 pub mod vcpu;
 mod vmcb;
 
+pub use avic::MsrMaps;
 pub use caps::Caps;
 pub use percpu::PerCpu;
-pub use vcpu::{Pages, Svm};
+pub use vcpu::{AvicPages, Pages, Svm};
 
 #[cfg(test)]
 mod tests;

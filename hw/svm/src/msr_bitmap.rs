@@ -1,6 +1,8 @@
 //! The MSR permission map: two bits for each of 3 x 8192 MSRs, 1 = intercept (APM vol. 2, 15.11).
 
 use exitless_vcpu::backend::Opened;
+use exitless_x86::apic::reg;
+use exitless_x86::msr::Msr;
 
 /// Bytes of the map: two pages.
 pub const SIZE: usize = 8192;
@@ -36,6 +38,21 @@ pub fn open(map: &mut [u8], opened: Opened) {
             && let Some(b) = map.get_mut(byte)
         {
             let bits = if read { 3 } else { 2 };
+            *b &= !(bits << bit);
+        }
+    }
+}
+
+/// Opens the registers of an x2APIC that AVIC virtualises and that matter: TPR and EOI, and with `ipis` writes of the ICR. All others
+/// exit, and software answers.
+pub fn open_x2avic(map: &mut [u8], ipis: bool) {
+    const READ: u8 = 1;
+    const WRITE: u8 = 2;
+    let icr = if ipis { WRITE } else { 0 };
+    for (offset, bits) in [(reg::TPR, READ | WRITE), (reg::EOI, WRITE), (reg::ICR, icr)] {
+        if let Some((byte, bit)) = position(Msr::X2APIC.0 + (offset >> 4))
+            && let Some(b) = map.get_mut(byte)
+        {
             *b &= !(bits << bit);
         }
     }

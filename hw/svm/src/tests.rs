@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::vec::Vec;
 
+mod avic;
 mod clean;
 mod hands;
 mod registers;
@@ -126,6 +127,8 @@ const ALL: Caps = Caps {
     invpcid: true,
     spec_ctrl: false,
     machine_checks: false,
+    avic: false,
+    avic_ipis: false,
 };
 
 impl Machine {
@@ -133,8 +136,10 @@ impl Machine {
         let vmcb = NonNull::from(Box::leak(Box::new(Vmcb::zeroed())));
         let mut v = Svm::zeroed();
         let vmcb_pa = vmcb.as_ptr() as u64;
-        let msrpm_pa = core::array::from_fn(|set| 0x2000 + set as u64 * 0x10_0000);
-        v.init(Pages { vmcb, vmcb_pa, msrpm_pa, iopm_pa: 0x3000 }, caps);
+        let msrpm_pa = core::array::from_fn(|set| {
+            core::array::from_fn(|apic| 0x2000 + set as u64 * 0x10_0000 + apic as u64 * 0x100_0000)
+        });
+        v.init(Pages { vmcb, vmcb_pa, msrpm_pa, iopm_pa: 0x3000, avic: avic::pages(caps) }, caps);
         let cpu = PerCpu::zeroed();
         cpu.enable(0, caps.asids, 0);
         v.set_rip(0x1000);

@@ -1,8 +1,9 @@
 //! One SVM virtual CPU: its VMCB, its registers and what must outlive an exit.
 
+use crate::avic::MsrMaps;
 use crate::vmcb::Block;
 use core::ptr::NonNull;
-use exitless_vcpu::backend::{Instructions, Opened};
+use exitless_vcpu::backend::{ApicKind, ApicPage, Instructions, Opened};
 use exitless_x86::regs::{Gprs, dr6};
 use exitless_x86::svm::{
     NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2, intercept3,
@@ -16,9 +17,24 @@ pub struct Pages {
     /// Its physical address.
     pub vmcb_pa: u64,
     /// Physical addresses of the MSR permission maps (two pages each; may be shared by all vCPUs), for each set of [`Opened`].
-    pub msrpm_pa: [u64; Opened::SETS],
+    pub msrpm_pa: MsrMaps,
     /// Physical address of the I/O permission map (three pages of ones; may be shared).
     pub iopm_pa: u64,
+    /// With AVIC.
+    pub avic: Option<AvicPages>,
+}
+
+/// AVIC's pages, each zeroed; the owner frees them.
+#[derive(Clone, Copy, Debug)]
+pub struct AvicPages {
+    /// The backing page, for this vCPU alone; and its physical address.
+    pub backing: NonNull<ApicPage>,
+    /// See above.
+    pub backing_pa: u64,
+    /// The VM's tables. The logical one is read in xAPIC mode only.
+    pub physical_pa: u64,
+    /// See above.
+    pub logical_pa: u64,
 }
 
 /// SPEC_CTRL where the world switch carries it; `struct ex_spec_ctrl` in linux/c/enter.c is the same.
@@ -43,7 +59,9 @@ pub struct Svm {
     /// CR0.CD and NW as the guest set them.
     pub(crate) hidden_cr0: u64,
     pub(crate) spec_ctrl: SpecCtrl,
-    pub(crate) msrpm_pa: [u64; Opened::SETS],
+    pub(crate) msrpm_pa: MsrMaps,
+    /// The backing page, with AVIC.
+    pub(crate) apic_page: Option<NonNull<ApicPage>>,
     pub(crate) tsc_aux: u64,
     pub(crate) exit_code: u64,
     pub(crate) asid: u32,
@@ -77,7 +95,9 @@ pub struct Svm {
     pub(crate) invpcid: bool,
     /// The CPU switches SPEC_CTRL by the VMCB.
     pub(crate) virtual_spec_ctrl: bool,
-    pub(crate) pad: [bool; 3],
+    pub(crate) opened: Opened,
+    pub(crate) apic_kind: ApicKind,
+    pub(crate) pad: [bool; 1],
     /// The guest's DR6. The VMCB has it during entries in which the guest may read and write it.
     pub(crate) dr6: u64,
     /// Such an event of the last entry, as EVENTINJ, and where the entry left the guest.
@@ -151,9 +171,12 @@ impl Svm {
             c.set_pause_filter_threshold(128);
         }
         c.set_iopm_base_pa(pages.iopm_pa);
-        c.set_msrpm_base_pa(pages.msrpm_pa[Opened::NONE.index()]);
         c.set_int_ctl(int_ctl::V_INTR_MASKING);
         c.set_nested_ctl(NESTED_CTL_NP);
+        if let Some(pages) = pages.avic {
+            self.init_avic(pages);
+        }
+        self.choose_maps();
         self.dr6 = dr6::NEUTRAL;
         self.vmcb.set_g_pat(0x0007_0406_0007_0406);
     }

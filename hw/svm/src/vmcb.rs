@@ -148,6 +148,12 @@ impl Block {
             set_last_excp_from: save.last_excp_from: u64,
             set_last_excp_to: save.last_excp_to: u64,
         }
+        clean::AVIC => {
+            set_avic_vapic_bar: control.avic_vapic_bar: u64,
+            set_avic_backing_page: control.avic_backing_page: u64,
+            set_avic_logical_id: control.avic_logical_id: u64,
+            set_avic_physical_id: control.avic_physical_id: u64,
+        }
         // Read at each entry, the last of them by VMLOAD.
         clean::NONE => {
             set_tlb_control: control.tlb_control: u8,

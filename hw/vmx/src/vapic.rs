@@ -41,7 +41,7 @@ fn controls(kind: ApicKind) -> u32 {
         // The page may be mapped for other vCPUs: an access to it must exit.
         ApicKind::Software => secondary::VIRTUALIZE_APIC_ACCESSES,
         ApicKind::XApic => BOTH | secondary::VIRTUALIZE_APIC_ACCESSES,
-        ApicKind::X2Apic | ApicKind::X2ApicOff => BOTH | secondary::VIRTUALIZE_X2APIC,
+        ApicKind::X2Apic | ApicKind::X2ApicOff | ApicKind::X2ApicIpis => BOTH | secondary::VIRTUALIZE_X2APIC,
     }
 }
 
@@ -103,7 +103,8 @@ impl<M: Machine> Vmx<M> {
                 self.pages.msr_bitmaps.get(self.opened.index()).copied().unwrap_or_default();
             let bitmaps = match kind {
                 ApicKind::Software | ApicKind::XApic => plain,
-                ApicKind::X2Apic => x2apic,
+                // IPIs exit: nobody asks for X2ApicIpis here.
+                ApicKind::X2Apic | ApicKind::X2ApicIpis => x2apic,
                 ApicKind::X2ApicOff => x2apic_off,
             };
             self.m.put(f::MSR_BITMAPS, bitmaps);

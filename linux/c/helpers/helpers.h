@@ -219,6 +219,7 @@ u32 ex_svm_enter(const void *vmcb, u64 vmcb_pa, u64 *regs, u64 host_save_pa, str
 u32 ex_svm_save_host(u64 host_save_pa);
 u64 ex_svm_debugctl(void);
 void ex_svm_set_debugctl(u64 value);
+bool ex_svm_wants_avic(void);
 void ex_machine_check(void);
 void ex_slice_begin(void);
 void ex_slice_end(void);

@@ -270,6 +270,12 @@ pub fn restore_speculation() {
     unsafe { ffi::ex_svm_restore_speculation() }
 }
 
+/// The module's parameter `avic`.
+pub fn wants_avic() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { ffi::ex_svm_wants_avic() }
+}
+
 /// A VM is made: [`reduce_speculation`] lasts until [`guests_end`] says that none is left. Process context.
 pub fn guests_begin() {
     // SAFETY: counts.

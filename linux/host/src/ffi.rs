@@ -237,6 +237,7 @@ unsafe extern "C" {
     pub(crate) fn ex_svm_save_host(host_save_pa: u64) -> u32;
     pub(crate) fn ex_svm_debugctl() -> u64;
     pub(crate) fn ex_svm_set_debugctl(value: u64);
+    pub(crate) fn ex_svm_wants_avic() -> bool;
     pub(crate) fn ex_machine_check();
     pub(crate) fn ex_slice_begin();
     pub(crate) fn ex_slice_end();

@@ -24,6 +24,11 @@ pub fn defaults() -> Set {
     Set(DEFAULTS.load(Relaxed))
 }
 
+/// VMs to come have this one on: at load, where another parameter asks for it.
+pub fn want(m: Mechanism) {
+    DEFAULTS.fetch_or(Set::NONE.put(m, true).0, Relaxed);
+}
+
 /// ioctls on the device; `writable`: it was opened for writing.
 pub fn ioctl(cmd: u32, arg: usize, writable: bool) -> Result<isize> {
     match cmd {

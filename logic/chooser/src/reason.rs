@@ -36,5 +36,7 @@ reasons! {
     IdleExits = 9, "the guest leaves when it is idle: KVM_CAP_X86_DISABLE_EXITS lets it stay (QEMU: -overcommit cpu-pm=on)";
     NoHousekeeping = 10, "no CPU is set aside for housekeeping: the host's command line has no nohz_full= or isolcpus=";
     NotInCpuid = 11, "the guest's CPUID does not show it (leaf 0x40000001): the VMM leaves it out";
-    NoAvic = 12, "the CPU has no AVIC, or firmware turned it off";
+    NoAvic = 12, "AVIC was not asked for when the module was loaded (parameter avic), or the CPU has none for APICs in x2APIC mode: the kernel's log says which";
+    NoX2Apic = 13, "the guest's APIC is off, or in xAPIC mode: guests choose x2APIC mode where their CPUID shows it";
+    EdgeEois = 14, "the host wants to hear of ends of edge-triggered interrupts: the 8254 makes up for lost ticks (QEMU: -global kvm-pit.lost_tick_policy=discard), or a resample irqfd is on an edge";
 }

@@ -110,7 +110,7 @@ rows! {
         "who unlocks lets the next in the lock's queue run at once";
     HaltPollGuest: "halt_poll_guest", Vcpu, true, Owner, [NotBuilt], feature::POLL_CONTROL,
         "where the guest waits awake before HLT, the host does not (POLL_CONTROL)";
-    Avic: "avic", Vm, false, Root, [NotBuilt, NoIrqchip, NoAvic], 0,
+    Avic: "avic", Vcpu, false, Root, [NoIrqchip, NoAvic, NoX2Apic, EdgeEois], 0,
         "AMD's AVIC delivers interrupts and IPIs without exits; untested on hardware";
 }
 

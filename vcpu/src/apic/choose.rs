@@ -1,6 +1,6 @@
 //! What entries do with the APIC: hardware's or software's.
 
-use super::{eoi, vapic};
+use super::{avic, eoi, vapic};
 use crate::backend::ApicKind;
 use crate::backend::Backend;
 use crate::host::Host;
@@ -14,16 +14,7 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     if !v.b.virtualizes_apic() {
         return;
     }
-    let kind = match v.lapic.mode() {
-        _ if !host.irqchip() || v.debug.blocks_interrupts() => ApicKind::Software,
-        Mode::Disabled => ApicKind::Software,
-        // Hardware knows nothing of the enable bit in SVR, and would accept self-IPIs. As MSRs they can exit, all else is
-        // software's to refuse; as writes to the page they cannot.
-        Mode::XApic if !v.lapic.sw_enabled() => ApicKind::Software,
-        Mode::XApic => ApicKind::XApic,
-        Mode::X2Apic if !v.lapic.sw_enabled() => ApicKind::X2ApicOff,
-        Mode::X2Apic => ApicKind::X2Apic,
-    };
+    let kind = if v.vapic.keeps_irr() { avic::kind(v, sh, host) } else { kind(v, host) };
     if kind == v.vapic.kind {
         return;
     }
@@ -36,4 +27,18 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     // Senders that still see the old value do what is right for both: see `request::process`.
     sh.delivers.store(kind != ApicKind::Software, Release);
     v.event_dirty = true;
+}
+
+/// On CPUs that take what is posted.
+fn kind<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> ApicKind {
+    match v.lapic.mode() {
+        _ if !host.irqchip() || v.debug.blocks_interrupts() => ApicKind::Software,
+        Mode::Disabled => ApicKind::Software,
+        // Hardware knows nothing of the enable bit in SVR, and would accept self-IPIs. As MSRs they can exit, all else is
+        // software's to refuse; as writes to the page they cannot.
+        Mode::XApic if !v.lapic.sw_enabled() => ApicKind::Software,
+        Mode::XApic => ApicKind::XApic,
+        Mode::X2Apic if !v.lapic.sw_enabled() => ApicKind::X2ApicOff,
+        Mode::X2Apic => ApicKind::X2Apic,
+    }
 }

@@ -1,5 +1,6 @@
 //! The local APIC between its registers (`exitless_lapic`) and the CPU.
 
+pub mod avic;
 pub mod choose;
 pub mod eoi;
 pub mod page;

@@ -8,6 +8,7 @@ use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;
 use exitless_lapic::Mode;
+use exitless_x86::apic::reg;
 use exitless_x86::msr::Msr;
 
 /// Where in the APIC's page an access lies, if it does. The page is the APIC's in each of its modes.
@@ -79,7 +80,8 @@ pub fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) -> Next {
     vapic::take_back(v, sh);
     let Some(page) = v.b.apic_page() else { return Next::Again };
-    let value = page.read(offset);
+    // The only value that EOI takes, whatever stands there.
+    let value = if offset == reg::EOI { 0 } else { page.read(offset) };
     let now = timer::now(v, host.now());
     let asked = match (v.lapic.mode(), offset) {
         (Mode::X2Apic, _) => v

@@ -9,8 +9,9 @@
 //!      ▲  IRR: the descriptor               │       notification, in the guest: the same, by hardware
 //!      └──── take_back (software looks) ────┘
 //! ```
-//! The TMR is always in the page, where there is one: senders write it. The home stays the page over exits that have nothing to do with the APIC. All else of the hall sees software's registers,
-//! after `take_back`.
+//! The TMR is always in the page, where there is one: senders write it. So is the IRR with AVIC, where VMRUN looks at it and the
+//! descriptor announces only ([`super::avic`]). The home stays the page over exits that have nothing to do with the APIC. All else of
+//! the hall sees software's registers, after `take_back`.
 //!
 //! A sender whose target may be in the guest announces and notifies, without a request: whoever enters the guest looks at
 //! the descriptor after saying so ([`sync`] comes after `begin_guest`), and who goes to sleep looks once more
@@ -49,10 +50,12 @@ pub fn hand_over<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     page.write(reg::TPR, u32::from(v.lapic.tpr()));
     page.write(reg::PPR, u32::from(v.lapic.ppr()));
     let mut requests = [0; 4];
-    sh.apic.posted().drain(&mut requests);
+    if !v.vapic.keeps_irr() {
+        sh.apic.posted().drain(&mut requests);
+        (0..8).for_each(|i| page.write(bank(reg::IRR, i), half(&requests, i)));
+    }
     for (i, in_service) in v.lapic.in_service().into_iter().enumerate() {
         page.write(bank(reg::ISR, i), in_service);
-        page.write(bank(reg::IRR, i), half(&requests, i));
     }
     let status =
         InterruptStatus { requesting: highest(&requests), servicing: v.lapic.top_isr().unwrap_or(0) };
@@ -68,8 +71,15 @@ pub fn missed<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
 
 /// Before each entry, after `begin_guest`: what was posted and announced becomes requesting.
 pub fn sync<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    if !v.vapic.in_page {
+        return;
+    }
+    if v.vapic.keeps_irr() {
+        sh.apic.posted().settle();
+        return;
+    }
     let mut requests = [0; 4];
-    if !v.vapic.in_page || !sh.apic.posted().take(&mut requests) {
+    if !sh.apic.posted().take(&mut requests) {
         return;
     }
     let Some(page) = v.b.apic_page() else { return };
@@ -98,6 +108,9 @@ pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let mut requests = [0u64; 4];
     for (i, word) in in_service.iter_mut().enumerate() {
         *word = page.read(bank(reg::ISR, i));
+        if v.vapic.keeps_irr() {
+            continue;
+        }
         let at = bank(reg::IRR, i);
         let requested = page.read(at);
         if requested != 0 {
@@ -109,7 +122,7 @@ pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     }
     let tpr = page.read(reg::TPR) as u8;
     v.lapic.adopt(&sh.apic, tpr, in_service);
-    if v.vapic.kind == ApicKind::XApic {
+    if matches!(v.vapic.kind, ApicKind::XApic | ApicKind::X2ApicIpis) {
         v.lapic.adopt_icr(page.read(reg::ICR), page.read(reg::ICR2));
     }
     for (i, bits) in requests.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {

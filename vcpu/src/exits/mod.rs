@@ -16,7 +16,7 @@ pub mod slat;
 pub mod task;
 pub mod xsetbv;
 
-use crate::apic::{eoi, page};
+use crate::apic::{avic, eoi, page};
 use crate::backend::{Backend, Exit};
 use crate::host::Host;
 use crate::outcome::{Next, RunExit};
@@ -55,6 +55,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::EoiInduced(vector) => eoi::ended(v, sh, host, vector),
         Exit::ApicWrite(offset) => page::wrote(v, sh, host, offset),
         Exit::ApicAccess(offset) => apic_page::refused(v, sh, host, offset),
+        Exit::IncompleteIpi(icr, why) => avic::incomplete(v, sh, host, icr, why),
+        Exit::Unaccelerated(offset, write) => apic_page::unaccelerated(v, sh, host, offset, write),
         Exit::Exception(x) => exception::handle(v, sh, host, x),
         Exit::Int1(length) => exception::int1(v, length),
         Exit::Hypercall => hypercall::handle(v, sh, host),
@@ -91,6 +93,8 @@ fn leaves_l1d_clean(exit: Exit) -> bool {
         Exit::Nmi | Exit::HostEvent | Exit::Exception(_) => false,
         Exit::TaskSwitch(_) | Exit::DescriptorTable | Exit::ApicAccess(_) => false,
         Exit::Int1(_) | Exit::Rdpru | Exit::VirtInstruction => false,
+        // Of CPUs without that fault.
+        Exit::IncompleteIpi(..) | Exit::Unaccelerated(..) => false,
         Exit::Shutdown | Exit::FailEntry(_) | Exit::Disabled | Exit::Unknown(_) => false,
     }
 }

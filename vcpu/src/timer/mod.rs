@@ -91,9 +91,9 @@ pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
 }
 
 /// If the APIC's timer is due, it moves on, and its vector goes where the IRR is: nobody but the CPU in guest mode looks at the page,
-/// so what the thread itself posts needs no locked instruction there, and no announcement.
+/// so what the thread itself posts needs no locked instruction there, and no announcement. (With AVIC other CPUs write the IRR.)
 fn expire<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, now: &Now) -> bool {
-    if !v.vapic.in_page {
+    if !v.vapic.in_page || v.vapic.keeps_irr() {
         return v.lapic.expire(&sh.apic, now);
     }
     v.lapic.expire_into(&sh.apic, now, |vector| vapic::request(&mut v.b, vector))

@@ -1,6 +1,7 @@
 //! Where the APIC's registers are.
 
 use crate::backend::{ApicKind, Backend, InterruptStatus};
+use exitless_avic::Entry;
 use exitless_x86::apic::reg;
 
 /// What the hall remembers of it.
@@ -12,12 +13,28 @@ pub struct Vapic {
     pub(crate) in_page: bool,
     /// Registers that only software writes have changed since the page got them.
     pub(crate) stale: bool,
+    /// AVIC: what stood for and against it before the last slice.
+    pub(crate) x2apic: bool,
+    pub(crate) edge_eois: bool,
+    /// AVIC: hardware senders find the APIC.
+    pub(crate) found: bool,
+    /// AVIC: the vCPU's entry in the VM's table, and the address of its page.
+    pub(crate) entry: Option<&'static Entry>,
+    pub(crate) backing: u64,
 }
 
 impl Vapic {
     /// The CPU delivers interrupts by itself.
     pub fn on(&self) -> bool {
         self.kind != ApicKind::Software
+    }
+    /// The CPU has AVIC. Before the vCPU first runs.
+    pub fn use_avic(&mut self, entry: &'static Entry, backing: u64) {
+        (self.entry, self.backing) = (Some(entry), backing);
+    }
+    /// The IRR is in the page, whoever has the other registers.
+    pub(crate) fn keeps_irr(&self) -> bool {
+        self.entry.is_some()
     }
     /// Software wrote a register.
     pub fn written(&mut self) {

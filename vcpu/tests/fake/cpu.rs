@@ -937,7 +937,8 @@ impl Backend for Cpu {
         self.nmi_masked = on;
     }
     fn set_interrupt_window(&mut self, on: bool) {
-        self.window = on;
+        // AVIC ignores it.
+        self.window = on && !(self.apic.avic && self.apic.on());
     }
     fn set_nmi_window(&mut self, on: bool) {
         self.nmi_window = on && (!self.poor_nmi_window || self.nmi_masked || self.shadow);
@@ -981,6 +982,10 @@ impl Backend for Cpu {
         self.apic.status
     }
     fn set_interrupt_status(&mut self, status: InterruptStatus) {
+        if self.apic.avic {
+            assert_eq!(status.requesting, 0, "a plain store to an IRR that other CPUs write");
+            self.cr8 = (self.apic.page.read(exitless_x86::apic::reg::TPR) >> 4) as u8;
+        }
         self.apic.status = status;
     }
     fn set_eoi_exits(&mut self, vectors: [u64; 4]) {

@@ -5,6 +5,7 @@ use super::cpu::{Cpu, Op, PV_EOI_FLAG};
 use super::os::Os;
 use super::world::{Env, World, pattern};
 use bytemuck::Zeroable;
+use exitless_avic::Entry;
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
 use exitless_policy::{GuestCaps, Origin};
@@ -15,9 +16,13 @@ use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
 use exitless_x86::apic::{lvt, reg};
 use exitless_x86::regs::{SegReg, Segment, rflags};
 use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
 
 /// The APIC timer's vector.
 pub(crate) const TIMER_VECTOR: u8 = 0xec;
+
+/// The address of AVIC's backing page.
+pub(crate) const BACKING: u64 = 0x12_3000;
 
 /// Ticks that the CPU's timer counts at most.
 pub(crate) const TIMER_LIMIT: u64 = 1 << 24;
@@ -55,15 +60,26 @@ pub(crate) fn cpuid_entries() -> Vec<kvm_cpuid_entry2> {
 impl Machine {
     /// The boot CPU after power-up, nothing set.
     pub(crate) fn power_up(bsp: bool, irqchip: bool) -> Self {
+        Self::power_up_with(bsp, irqchip, false)
+    }
+
+    pub(crate) fn power_up_with(bsp: bool, irqchip: bool, avic: bool) -> Self {
         exitless_insn::init();
         let page: &'static ApicPage = Box::leak(Box::new(ApicPage::zeroed()));
         let mut sh = VcpuShared::zeroed();
-        sh.apic.use_page(page);
+        if avic {
+            sh.apic.use_page_for_irr(page);
+        } else {
+            sh.apic.use_page(page);
+        }
         let sh = Rc::new(sh);
         let w = World::new(sh.clone());
         w.irqchip.set(irqchip);
         let v = bare(Cpu::new(w.clone(), page));
         let mut m = Self { os: Os::new(w.clone()), w, sh, v: Box::new(v), answered: vec![] };
+        if avic {
+            m.install_avic();
+        }
         m.v.init(&m.sh, &m.os, 0, bsp);
         m.set_cpuid();
         m
@@ -87,6 +103,26 @@ impl Machine {
             m.set_x2apic();
         }
         m
+    }
+
+    /// The same on a CPU with AVIC, the APIC in x2APIC mode.
+    pub(crate) fn avic(ops: impl IntoIterator<Item = Op>) -> Self {
+        let mut m = Self::power_up_with(true, true, true);
+        m.boot();
+        m.set_x2apic();
+        m.v.b.rflags |= rflags::IF;
+        m.v.b.ops.extend(ops);
+        m
+    }
+
+    fn install_avic(&mut self) {
+        let word: &'static AtomicU64 = Box::leak(Box::default());
+        self.w.entry.set(Some(word));
+        self.v.b.apic.able = true;
+        self.v.b.apic.avic = true;
+        // SAFETY: an entry is such a word, and nothing else.
+        let entry = unsafe { &*core::ptr::from_ref(word).cast::<Entry>() };
+        self.v.vapic.use_avic(entry, BACKING);
     }
 
     /// KVM_SET_MSRS.

@@ -227,6 +227,25 @@ impl<C> Host for Os<C> {
         self.w.moved_apic.set(self.w.moved_apic.get() + 1);
     }
 
+    fn apic_id(&self) -> u32 {
+        assert!(self.w.in_slice.get(), "the CPU may change under a caller outside a slice");
+        100 + self.w.cpu.get()
+    }
+    fn found_by_hardware(&self, found: bool) {
+        self.w.may_sleep("found_by_hardware");
+        assert_ne!(self.w.found.replace(found), found, "told twice");
+    }
+    fn hardware_sends(&self) -> bool {
+        self.w.found.get() && !self.w.unfound.get()
+    }
+    fn tell_ipi(&self, msg: &InterruptMessage) {
+        self.w.may_sleep("tell_ipi");
+        self.w.ipis.borrow_mut().push(*msg);
+    }
+    fn edge_eois(&self) -> bool {
+        self.w.edge_eois.get()
+    }
+
     fn now(&self) -> Moment {
         self.w.ns.set(self.w.ns.get() + 1);
         Moment { ns: self.w.ns.get(), tsc: self.w.ns.get() * TICKS }
@@ -298,6 +317,8 @@ impl<C> Host for Os<C> {
     fn slice_end(&self) {
         assert!(self.w.in_slice.replace(false), "slice_end without slice_begin");
         assert!(self.w.loaded.get().is_none(), "the guest's state is still loaded");
+        let entry = self.w.entry.get().map_or(0, |e| e.load(std::sync::atomic::Ordering::SeqCst));
+        assert_eq!(entry >> 62 & 1, 0, "hardware senders take a vCPU outside a slice for running");
         assert!(!self.w.sh.needs_ipi(), "interrupts on in guest mode: kicks would find nobody");
         // Interrupts are on: a pending IPI is taken here, and a notification: the host has nothing to do for it.
         self.w.ipi.set(false);

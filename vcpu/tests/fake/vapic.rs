@@ -1,11 +1,15 @@
 //! The CPU's own APIC: virtual-interrupt delivery, register virtualisation, posted interrupts (SDM vol. 3C, chapter 30), and the
 //! VMX-preemption timer (26.5.1). Only what the manual lets hardware do: a vector is recognised when something evaluates it.
+//! Or AVIC (APM vol. 2, 15.29), which finds in the page what it delivers and serves.
 
 use super::cpu::{Cpu, Instruction};
+use super::machine::BACKING;
 use super::world::{APIC, TICKS};
 use exitless_vcpu::backend::{ApicKind, ApicPage, Event, Exit, InterruptStatus};
-use exitless_x86::apic::reg;
+use exitless_x86::apic::{Icr, reg};
 use exitless_x86::regs::Gpr;
+use exitless_x86::svm::avic::Incomplete;
+use std::sync::atomic::Ordering::SeqCst;
 
 /// SELF_IPI of the x2APIC, as an offset.
 const SELF_IPI: u32 = 0x3f0;
@@ -20,6 +24,10 @@ const SELF_FIXED: (u32, u32) = (0xfff3_3000 | 3 << 18 | 1 << 15 | 7 << 8, 1 << 1
 pub(crate) struct Apic {
     /// The CPU has all this.
     pub(crate) able: bool,
+    /// It is AMD's: the IRR is always in the page.
+    pub(crate) avic: bool,
+    /// It does nothing for writes of SELF_IPI and the error entry, and they are not intercepted.
+    pub(crate) stops: bool,
     pub(crate) kind: ApicKind,
     pub(crate) page: &'static ApicPage,
     pub(crate) status: InterruptStatus,
@@ -35,6 +43,8 @@ impl Apic {
     pub(crate) fn new(page: &'static ApicPage) -> Self {
         Self {
             able: false,
+            avic: false,
+            stops: false,
             kind: ApicKind::Software,
             page,
             status: InterruptStatus::default(),
@@ -69,8 +79,16 @@ impl Apic {
         (0..=255).rev().find(|v| self.has(first, *v)).unwrap_or(0)
     }
 
+    /// AVIC: what it delivers and serves is what the page says.
+    fn look(&mut self) {
+        if self.avic {
+            self.status = InterruptStatus { requesting: self.top(reg::IRR), servicing: self.top(reg::ISR) };
+        }
+    }
+
     /// PPR virtualisation (30.1.3), then the evaluation (30.2.1).
     fn evaluate(&mut self) {
+        self.look();
         self.ppr();
         self.recognized = self.status.requesting >> 4 > (self.page.read(reg::PPR) as u8) >> 4;
     }
@@ -98,11 +116,15 @@ impl Apic {
 
     /// 30.1.4.
     fn eoi(&mut self) -> Option<Exit> {
+        self.look();
         let v = self.status.servicing;
+        if self.avic && self.has(reg::TMR, v) {
+            return Some(Exit::Unaccelerated(reg::EOI, true));
+        }
         self.set(reg::ISR, v, false);
         self.status.servicing = self.top(reg::ISR);
         self.ppr();
-        if self.eoi_exits[usize::from(v >> 6)] >> (v & 63) & 1 != 0 {
+        if !self.avic && self.eoi_exits[usize::from(v >> 6)] >> (v & 63) & 1 != 0 {
             return Some(Exit::EoiInduced(v));
         }
         self.evaluate();
@@ -134,13 +156,29 @@ impl Cpu {
         let injected = |v: u8| self.event == Some(Event::Interrupt(v));
         for v in w.irr.borrow().iter() {
             let posted = w.sh.apic.posted().requested(usize::from(v >> 6)) >> (v & 63) & 1 != 0;
-            let there = posted || a.on() && a.has(reg::IRR, *v) || injected(*v);
+            let there = posted || (a.on() || a.avic) && a.has(reg::IRR, *v) || injected(*v);
             assert!(there, "vector {v:#x} is gone");
         }
+        let entry = w.entry.get().map_or(0, |e| e.load(SeqCst));
+        let runs = (entry >> 62 & 1 != 0).then_some(entry & 0xfff);
+        let sends = a.avic && a.kind == ApicKind::X2ApicIpis;
+        assert_eq!(runs, sends.then_some(100 + u64::from(w.cpu.get())), "where hardware senders ring");
+        assert!(runs.is_none() || entry >> 12 & 0xff_ffff_ffff == BACKING >> 12, "the backing page");
         if !a.on() {
             a.recognized = false;
             return;
         }
+        if a.avic {
+            // Rung before VMRUN, which looks anyway.
+            w.notified.set(false);
+        }
+        assert!(!a.avic || u32::from(self.cr8) == a.page.read(reg::TPR) >> 4, "V_TPR is not the page's");
+        let ext_int = w.pic.get().is_some() && w.sh.apic.accepts_ext_int();
+        assert!(
+            !a.avic || !ext_int || w.ipi.get() || w.sh.pending(),
+            "an ExtINT, and nothing tells when it can go in"
+        );
+        a.look();
         assert_eq!(a.page.read(reg::TPR), u32::from(w.tpr.get()), "TPR");
         assert_eq!(a.status.requesting, a.top(reg::IRR), "RVI is not the highest in the IRR");
         assert_eq!(a.status.servicing, a.top(reg::ISR), "SVI is not the highest in the ISR");
@@ -154,6 +192,13 @@ impl Cpu {
     /// A notification interrupt in guest mode (30.6). `true`: it is an exit, nobody asked for posted interrupts.
     pub(crate) fn notified(&mut self) -> bool {
         if !self.w.notified.take() {
+            return false;
+        }
+        if self.apic.avic {
+            // A doorbell; without AVIC in the guest, nothing.
+            if self.apic.on() {
+                self.apic.evaluate();
+            }
             return false;
         }
         if !self.apic.on() {
@@ -188,6 +233,26 @@ impl Cpu {
         let given = |r: Gpr| insn.set.iter().find(|(g, _)| *g == r).map_or(0, |(_, v)| *v);
         let (rax, rcx, len) = (given(Gpr::Rax) as u32, given(Gpr::Rcx), insn.bytes.len() as u64);
         let msr = u32::try_from(rcx.wrapping_sub(X2APIC) << 4).unwrap_or(0);
+        if self.apic.avic && self.apic.on() {
+            let rdx = given(Gpr::Rdx);
+            return match insn.exit {
+                Exit::Wrmsr if [reg::TPR, reg::EOI].contains(&msr) => self.virtual_write(len, msr, rax),
+                Exit::Wrmsr if msr == reg::ICR && self.apic.kind == ApicKind::X2ApicIpis => {
+                    self.plain(len);
+                    self.avic_icr(rdx << 32 | u64::from(rax))
+                }
+                Exit::Wrmsr if msr == SELF_IPI && self.apic.stops => {
+                    Some(self.exit(Instruction { exit: Exit::Unaccelerated(SELF_IPI, true), ..insn }))
+                }
+                Exit::Wrmsr if msr == reg::LVT_ERROR && self.apic.stops => {
+                    self.plain(len);
+                    self.apic.page.write(msr, rax);
+                    Some(Exit::Unaccelerated(msr, true))
+                }
+                Exit::Rdmsr if msr == reg::TPR => self.virtual_read(len, msr),
+                _ => Some(self.exit(insn)),
+            };
+        }
         match (self.apic.kind, insn.exit) {
             (kind, Exit::Slat(f)) if self.apic.able && f.gpa & !0xfff == APIC => {
                 let at = (f.gpa & 0xfff) as u32;
@@ -244,8 +309,26 @@ impl Cpu {
         }
     }
 
+    /// 15.29.6: to itself at once; others exist and do not run.
+    fn avic_icr(&mut self, value: u64) -> Option<Exit> {
+        self.apic.page.write(reg::ICR, value as u32);
+        self.apic.page.write(reg::ICR2, (value >> 32) as u32);
+        let icr = Icr::from(value);
+        if icr.delivery_mode() != 0 || icr.level() {
+            return Some(Exit::IncompleteIpi(value, Incomplete::INVALID_TYPE));
+        }
+        if icr.shorthand() == 1 || icr.shorthand() == 0 && icr.destination() == 0 {
+            self.w.irr.borrow_mut().push(icr.vector());
+            return self.virtual_ipi(icr.vector());
+        }
+        Some(Exit::IncompleteIpi(value, Incomplete::TARGET_NOT_RUNNING))
+    }
+
     pub(crate) fn virtual_tpr(&mut self, tpr: u8) {
         self.w.tpr.set(tpr);
+        if self.apic.avic {
+            self.cr8 = tpr >> 4;
+        }
         self.apic.page.write(reg::TPR, u32::from(tpr));
         self.apic.evaluate();
     }
@@ -258,6 +341,6 @@ impl Cpu {
     /// How often `v` is still to come: in the descriptor, or in the page's IRR (accepted twice and merged counts once).
     pub(crate) fn still_requested(&self, v: u8) -> bool {
         let posted = self.w.sh.apic.posted().requested(usize::from(v >> 6)) >> (v & 63) & 1 != 0;
-        posted || self.apic.on() && self.apic.has(reg::IRR, v)
+        posted || (self.apic.on() || self.apic.avic) && self.apic.has(reg::IRR, v)
     }
 }

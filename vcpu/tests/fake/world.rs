@@ -12,7 +12,7 @@ use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of RAM from address 0.
 pub(crate) const RAM: usize = 4 << 20;
@@ -47,6 +47,9 @@ pub(crate) enum Env {
     Irq(u8),
     /// The same, by a sender that takes its time: so many points between one step and the next.
     SlowIrq(u8, u8),
+    /// A vector that another vCPU's CPU sends (AVIC): so many points between its bit and its look at our entry, and so on. Elsewhere
+    /// as [`Env::SlowIrq`].
+    SentByCpu(u8, u8),
     /// A vector from a sender that took the CPU for one that delivers, and us for running: an announcement, and a notification
     /// that is spent on the host if we were not.
     LateIrq(u8),
@@ -80,6 +83,8 @@ pub(crate) enum Step {
     Request(u8),
     /// Asks whether the CPU delivers.
     Which,
+    /// Looks at our entry in the table.
+    LookUp,
     Announce,
     /// Asks whether the target is in the guest.
     Look,
@@ -181,6 +186,13 @@ pub(crate) struct World {
     pub(crate) split: Cell<bool>,
     /// What devices send is level triggered.
     pub(crate) level: Cell<bool>,
+    /// AVIC: the vCPU's entry in the table.
+    pub(crate) entry: Cell<Option<&'static AtomicU64>>,
+    /// Another vCPU's APIC is not found by hardware.
+    pub(crate) unfound: Cell<bool>,
+    /// Ours is.
+    pub(crate) found: Cell<bool>,
+    pub(crate) edge_eois: Cell<bool>,
     pub(crate) script_over: Cell<bool>,
 
     // --- time ---
@@ -292,6 +304,10 @@ impl World {
             exits_on_failure: Cell::new(false),
             split: Cell::new(false),
             level: Cell::new(false),
+            entry: Cell::default(),
+            unfound: Cell::default(),
+            found: Cell::default(),
+            edge_eois: Cell::default(),
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
@@ -402,12 +418,23 @@ impl World {
                 let next = self.send(Step::Request(v));
                 self.slow.borrow_mut().extend(next.map(|s| (gap, gap, s)));
             }
+            Env::SentByCpu(v, gap) => {
+                // Software sends where hardware does not find us.
+                let sends = self.entry.get().is_some_and(|e| e.load(Ordering::SeqCst) >> 63 != 0);
+                let next = self.send(Step::Request(v));
+                let next = if sends { Some(Step::LookUp) } else { next };
+                self.slow.borrow_mut().extend(next.map(|s| (gap, gap, s)));
+            }
             Env::LateIrq(v) => {
                 if self.sh.apic.post(v, false) {
                     self.irr.borrow_mut().push(v);
                 }
                 let _ = self.sh.apic.posted().announce();
-                self.notified.set(self.sh.needs_ipi());
+                if self.rings() {
+                    self.notified.set(self.sh.needs_ipi());
+                } else if self.sh.needs_ipi() {
+                    self.ipi.set(true);
+                }
             }
             Env::Pic(v) => {
                 self.pic.set(Some(v));
@@ -460,6 +487,11 @@ impl World {
         }
     }
 
+    /// A notification is as good as a kick: but a doorbell means nothing to a CPU whose guest is without AVIC by now.
+    fn rings(&self) -> bool {
+        self.entry.get().is_none() || self.sh.delivers.load(Ordering::Acquire)
+    }
+
     /// One step of a sender, as `VcpuObj::notify` in `linux/module` takes them; what comes next.
     fn send(&self, step: Step) -> Option<Step> {
         match step {
@@ -471,11 +503,15 @@ impl World {
             Step::Which => {
                 Some(if self.sh.delivers.load(Ordering::Acquire) { Step::Announce } else { Step::Ask })
             }
+            Step::LookUp => {
+                let runs = self.entry.get().is_some_and(|e| e.load(Ordering::SeqCst) >> 62 & 1 != 0);
+                Some(if runs { Step::Notify } else { Step::Which })
+            }
             Step::Announce => {
                 let _ = self.sh.apic.posted().announce();
                 Some(Step::Look)
             }
-            Step::Look if self.sh.needs_ipi() => Some(Step::Notify),
+            Step::Look if self.sh.needs_ipi() => Some(if self.rings() { Step::Notify } else { Step::Kick }),
             Step::Look => Some(Step::Ask),
             Step::Notify => {
                 self.notified.set(true);

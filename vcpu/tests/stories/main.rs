@@ -3,6 +3,7 @@
 #[path = "../fake/mod.rs"]
 mod fake;
 
+mod avic;
 mod debug;
 mod events;
 mod io;

@@ -55,6 +55,12 @@ fn both(ops: &[Op], check: impl Fn(Machine)) {
     }
 }
 
+/// And on CPUs with AVIC.
+fn each(ops: &[Op], check: impl Fn(Machine)) {
+    both(ops, &check);
+    check(Machine::avic(ops.iter().cloned()));
+}
+
 /// KVM_GET_LAPIC: the register at `offset`.
 fn saved(m: &Machine, offset: u32) -> u32 {
     let mut page = [0; 1024];
@@ -72,7 +78,7 @@ fn saved_bit(m: &Machine, bank: u32, v: u8) -> bool {
 /// went into the page, it would wait for the next one.
 #[test]
 fn posted_outside() {
-    both(&[Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Nop, Op::Nop], |mut m| {
         m.happen(Env::Irq(0x41));
         m.go();
         assert_eq!((m.events(), &m.v.b.apic.virtually[..]), (vec![int(0x41)], &[0x41][..]));
@@ -83,7 +89,7 @@ fn posted_outside() {
 /// Posted while the guest runs: a notification, no request, no exit. With a request the guest would come out each time.
 #[test]
 fn posted_in_the_guest() {
-    both(&[Op::Nop, irq(0x41), Op::Nop, irq(0x42), Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Nop, irq(0x41), Op::Nop, irq(0x42), Op::Nop, Op::Nop], |mut m| {
         m.go();
         assert_eq!(m.events(), [int(0x41), int(0x42)]);
         assert_eq!((m.v.b.entries, m.v.b.apic.virtually.len()), (1, 2));
@@ -93,7 +99,7 @@ fn posted_in_the_guest() {
 /// Level triggered or not, as the guest reads it in the TMR, though nobody but hardware handles the vector.
 #[test]
 fn trigger_mode_in_the_page() {
-    both(&[Op::Nop, irq(0x41), Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Nop, irq(0x41), Op::Nop, Op::Nop], |mut m| {
         m.w.level.set(true);
         m.go();
         assert!(m.v.b.apic.has(reg::TMR, 0x41));
@@ -109,7 +115,7 @@ fn trigger_mode_in_the_page() {
 #[test]
 fn posted_around_the_entry() {
     for (points, gap) in (0..24).flat_map(|p| (0..5).map(move |g| (p, g))) {
-        both(&[wbinvd(), Op::Nop, cpuid(0, 0), Op::Nop, wbinvd(), Op::Nop], |mut m| {
+        each(&[wbinvd(), Op::Nop, cpuid(0, 0), Op::Nop, wbinvd(), Op::Nop], |mut m| {
             m.later(points, Env::SlowIrq(0x41, gap));
             m.later(points / 2, Env::SlowIrq(0x91, gap));
             m.go();
@@ -126,7 +132,7 @@ fn posted_around_the_entry() {
 #[test]
 fn posted_while_going_to_sleep() {
     for (points, gap) in (0..24).flat_map(|p| (0..6).map(move |g| (p, g))) {
-        both(&[Op::Nop, hlt(), Op::Nop, Op::Nop], |mut m| {
+        each(&[Op::Nop, hlt(), Op::Nop, Op::Nop], |mut m| {
             m.later(points, Env::SlowIrq(0x41, gap));
             m.go();
             assert_eq!(m.events(), [int(0x41)], "{points}, {gap}");
@@ -138,7 +144,7 @@ fn posted_while_going_to_sleep() {
 /// sleep on it.
 #[test]
 fn halt_in_the_shadow() {
-    both(&[Op::Cli, irq(0x41), Op::Nop, Op::Sti, hlt(), Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Cli, irq(0x41), Op::Nop, Op::Sti, hlt(), Op::Nop, Op::Nop], |mut m| {
         m.go();
         assert_eq!((m.events(), m.w.blocks.get()), (vec![int(0x41)], 0));
     });
@@ -149,7 +155,7 @@ fn halt_in_the_shadow() {
 #[test]
 fn masked_by_tpr() {
     for lower in [Op::Cr8(3), Op::Tpr(0x3f)] {
-        both(&[Op::Cr8(4), irq(0x41), Op::Nop, Op::Nop], |mut m| {
+        each(&[Op::Cr8(4), irq(0x41), Op::Nop, Op::Nop], |mut m| {
             m.go();
             assert_eq!(m.events(), []);
             assert!(saved_bit(&m, reg::IRR, 0x41));
@@ -164,12 +170,12 @@ fn masked_by_tpr() {
 /// One after the other by priority, a higher one into the handler of a lower one: RVI must be the highest after each merge.
 #[test]
 fn by_priority() {
-    both(&[Op::Cli, irq(0x41), irq(0x92), irq(0x93), Op::Sti, Op::Nop, Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Cli, irq(0x41), irq(0x92), irq(0x93), Op::Sti, Op::Nop, Op::Nop, Op::Nop], |mut m| {
         m.go();
         assert_eq!(m.events(), [int(0x93), int(0x92), int(0x41)]);
     });
     let nested = [irq(0x41), Op::Nop, Op::Sti, Op::Nop, irq(0x35), irq(0x92), Op::Nop, Op::Nop];
-    both(&nested, |mut m| {
+    each(&nested, |mut m| {
         m.v.b.handlers = false;
         m.go();
         assert_eq!(m.events(), [int(0x41), int(0x92)]);
@@ -182,7 +188,7 @@ fn by_priority() {
 #[test]
 fn lower_behind_higher() {
     for points in 0..16 {
-        both(&[irq(0x92), wbinvd(), Op::Nop, wbinvd(), Op::Nop], |mut m| {
+        each(&[irq(0x92), wbinvd(), Op::Nop, wbinvd(), Op::Nop], |mut m| {
             m.v.b.rflags &= !exitless_x86::regs::rflags::IF;
             m.later(points, Env::Irq(0x31));
             m.later(0, Env::Irq(0x41));
@@ -207,7 +213,7 @@ fn tpr_of_software() {
 /// The same vector again before its turn is one interrupt; again in its handler is another.
 #[test]
 fn same_vector_again() {
-    both(&[Op::Cli, irq(0x41), Op::Nop, irq(0x41), Op::Sti, Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Cli, irq(0x41), Op::Nop, irq(0x41), Op::Sti, Op::Nop, Op::Nop], |mut m| {
         m.go();
         assert_eq!(m.events(), [int(0x41)]);
         m.v.b.handlers = false;
@@ -221,7 +227,7 @@ fn same_vector_again() {
 #[test]
 fn level_eoi() {
     for split in [false, true] {
-        both(&[Op::Nop, irq(0x41), Op::Nop, Op::Nop], |mut m| {
+        each(&[Op::Nop, irq(0x41), Op::Nop, Op::Nop], |mut m| {
             m.w.split.set(split);
             m.w.wanted_eoi.set(Some(0x52));
             m.happen(Env::Irq(0x52));
@@ -240,10 +246,11 @@ fn level_eoi() {
 /// A chip begins to listen while its vector is in service: the vCPU is asked to look, and the EOI exits.
 #[test]
 fn listener_comes_late() {
-    both(&[irq(0x52), Op::Nop], |mut m| {
+    each(&[irq(0x52), Op::Nop], |mut m| {
         m.v.b.handlers = false;
         m.go();
         m.w.wanted_eoi.set(Some(0x52));
+        m.w.edge_eois.set(true);
         m.happen(Env::Ask(exitless_vcpu::Request::EVENT));
         m.then([Op::Eoi, Op::Iret, Op::Nop]);
         assert_eq!(*m.w.eois.borrow(), [(0x52, false)]);
@@ -259,7 +266,7 @@ fn software_looks() {
     for look in
         [Op::ReadCount, Op::World(Env::Signal), load(crate::fake::world::USER_MMIO), Op::Deadline(1 << 20)]
     {
-        both(&ops, |mut m| {
+        each(&ops, |mut m| {
             m.v.b.handlers = false;
             m.then([look.clone(), irq(0x92)]);
             assert_eq!(m.events(), [int(0x91)], "{look:?}");
@@ -302,7 +309,7 @@ fn self_ipi() {
         m.go();
         assert_eq!((m.events(), m.v.b.entries), (vec![int(0x61)], 1));
     });
-    both(&[Op::Nop, Op::SelfIpi(0x61), Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Nop, Op::SelfIpi(0x61), Op::Nop, Op::Nop], |mut m| {
         m.v.b.apic.able = false;
         m.go();
         assert_eq!(m.events(), [int(0x61)]);
@@ -419,7 +426,7 @@ fn mode_changes() {
 /// INIT with one in service and one pending, while the page is home: all of it is gone, and does not come back from the page.
 #[test]
 fn init_empties_the_page() {
-    both(&[irq(0x91), Op::Nop, irq(0x41), Op::Nop, Op::World(Env::Init), Op::Nop], |mut m| {
+    each(&[irq(0x91), Op::Nop, irq(0x41), Op::Nop, Op::World(Env::Init), Op::Nop], |mut m| {
         m.v.b.handlers = false;
         m.go();
         assert_eq!(m.events(), [int(0x91)]);
@@ -447,7 +454,7 @@ fn interrupted_virtual_delivery() {
         .into_iter()
         .flat_map(|e| (0..12).map(move |p| (e, p)))
     {
-        both(&[irq(0x41), Op::Nop, Op::Nop, wbinvd(), Op::Nop], |mut m| {
+        each(&[irq(0x41), Op::Nop, Op::Nop, wbinvd(), Op::Nop], |mut m| {
             m.v.b.breaks.extend([Some(exit), Some(exit)]);
             m.later(points, Env::Signal);
             m.later(points / 2, Env::Irq(0x91));
@@ -464,7 +471,7 @@ fn interrupted_virtual_delivery() {
 /// The 8259 pair beside the APIC: its vector is injected, with a window, and the CPU delivers the APIC's by itself.
 #[test]
 fn ext_int_beside() {
-    both(&[Op::Cli, irq(0x91), Op::World(Env::Pic(8)), Op::Sti, Op::Nop, Op::Nop], |mut m| {
+    each(&[Op::Cli, irq(0x91), Op::World(Env::Pic(8)), Op::Sti, Op::Nop, Op::Nop], |mut m| {
         m.go();
         assert_eq!(m.events(), [int(8), int(0x91)]);
         assert_eq!(m.v.b.apic.virtually, [0x91]);
@@ -475,7 +482,7 @@ fn ext_int_beside() {
 /// An exception on its way does not hold up what the CPU delivers behind it, nor does it get lost.
 #[test]
 fn exception_beside() {
-    both(&[irq(0x41), Op::Nop, Op::Nop], |mut m| {
+    each(&[irq(0x41), Op::Nop, Op::Nop], |mut m| {
         m.v.exception = Some(Exception::ud());
         m.happen(Env::Irq(0x91));
         m.go();
@@ -488,7 +495,7 @@ fn exception_beside() {
 /// PV EOI is not offered: hardware would never see that EOI. An offer made while software had the APIC is withdrawn.
 #[test]
 fn no_pv_eoi() {
-    both(&[irq(0x41), Op::Nop, Op::Nop], |mut m| {
+    each(&[irq(0x41), Op::Nop, Op::Nop], |mut m| {
         m.enable_pv_eoi();
         m.go();
         assert_eq!(m.events(), [int(0x41)]);

@@ -253,6 +253,21 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn apic_moved(&self) {
         self.vm.apic_moved(self.me);
     }
+    fn apic_id(&self) -> u32 {
+        crate::vendor::svm::apic_id(cpu::id())
+    }
+    fn found_by_hardware(&self, found: bool) {
+        self.vm.found_by_hardware(self.me, found);
+    }
+    fn hardware_sends(&self) -> bool {
+        self.vm.all_found() && global::get().is_some_and(|g| g.svm.caps.avic_ipis)
+    }
+    fn tell_ipi(&self, msg: &InterruptMessage) {
+        self.vm.tell(msg, self.me.index as usize);
+    }
+    fn edge_eois(&self) -> bool {
+        self.vm.edge_eois.load(Ordering::Acquire)
+    }
 
     fn now(&self) -> Moment {
         let now = Moment { ns: time::monotonic_ns(), tsc: ops::rdtsc() };

@@ -9,7 +9,7 @@ pub mod vmx;
 use crate::global::{CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
 use exitless_host::mem::Pages;
-use exitless_host::{Errno, pr_err};
+use exitless_host::{Errno, cpu, pr_err, pr_warn};
 use exitless_hw_ops as ops;
 use exitless_policy::nested;
 use exitless_slat::{Ept, Format, Grant, Level, MemType, Npt, Perm};
@@ -75,6 +75,11 @@ pub fn probe(g: &mut Global) -> Result<(), Errno> {
             return Err(Errno::EOPNOTSUPP);
         }
     };
+    if g.kind == Kind::Vmx && cpu::wants_avic() {
+        pr_warn!(
+            "avic=1 has no effect: AVIC is AMD's; what Intel's CPUs have in its place is parameter apicv"
+        );
+    }
     match g.kind {
         Kind::Svm => svm::probe(g),
         Kind::Vmx => vmx::probe(g),

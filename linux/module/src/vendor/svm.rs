@@ -1,22 +1,25 @@
 //! AMD SVM: permission maps, per-CPU pages, VMCBs, and the change of hands on a CPU.
 
 use super::Vendor;
-use crate::global::{CpuSlot, Global};
+use crate::global::{self, CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
+use exitless_avic::Entry;
 use exitless_host::mem::{KSlice, Pages, encryption_bit};
-use exitless_host::{Errno, cpu, enter, pr_err};
+use exitless_host::{Errno, cpu, enter, pr_err, pr_warn};
 use exitless_hw_ops as ops;
 use exitless_policy::nested;
 use exitless_slat::{Level, Npt};
 use exitless_svm::enter::TSC_RATIO;
-use exitless_svm::{Caps, PerCpu, Svm, msr_bitmap};
+use exitless_svm::{AvicPages, Caps, PerCpu, Svm, msr_bitmap};
 use exitless_vcpu::Vcpu;
-use exitless_vcpu::backend::{Backend, Opened};
+use exitless_vcpu::backend::{ApicPage, Backend, Opened};
+use exitless_vcpu::chooser::Mechanism;
 use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::cr4;
+use exitless_x86::svm::avic::{DOORBELL_ID, MAX_INDEX};
 
 const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
@@ -28,8 +31,8 @@ const VM_HSAVE_PA: u32 = 0xc001_0117;
 pub struct Shared {
     /// What the CPUs can do.
     pub caps: Caps,
-    /// The MSR permission maps, one for each set of what guests have for themselves.
-    msrpms: [Option<Pages>; Opened::SETS],
+    /// The MSR permission maps, as [`exitless_svm::MsrMaps`] has their addresses.
+    msrpms: [[Option<Pages>; 3]; Opened::SETS],
     /// The I/O permission map: every port exits.
     iopm: Option<Pages>,
     /// Per-CPU pages: for each CPU the one VMRUN saves to and the one VMSAVE saves to.
@@ -44,6 +47,8 @@ pub struct Cpu {
     per_cpu: PerCpu,
     /// Physical address of the page VMRUN saves the host to.
     hsave_pa: AtomicU64,
+    /// Its APIC id, for the doorbell.
+    apic_id: AtomicU64,
 }
 
 /// One vCPU's part.
@@ -51,6 +56,38 @@ pub struct Cpu {
 #[repr(C)]
 pub struct Parts {
     vmcb: Option<Pages>,
+    /// AVIC's backing page.
+    backing: Option<Pages>,
+}
+
+impl Parts {
+    /// The vCPU's interrupts are in a page that its CPU looks at.
+    pub fn has_avic(&self) -> bool {
+        self.backing.is_some()
+    }
+}
+
+/// AVIC's tables of one VM, where it is used.
+#[derive(bytemuck::Zeroable)]
+pub struct AvicTables {
+    physical: Option<Pages>,
+    /// Without entries: CPUs read it for APICs in xAPIC mode only, which stay software's.
+    logical: Option<Pages>,
+}
+
+impl AvicTables {
+    /// AVIC is used.
+    pub fn there(&self) -> bool {
+        self.physical.is_some()
+    }
+
+    /// The entry of an APIC id; `None`: beyond the table, or AVIC is not used.
+    fn entry(&self, id: u32) -> Option<&'static Entry> {
+        let table = self.physical.as_ref().filter(|_| id <= MAX_INDEX)?;
+        // SAFETY: the page is 512 zeroed words, which are entries, and the index is below 512. The page lives as long as the VM, which
+        // frees its vCPUs first, and they alone keep the reference.
+        unsafe { table.as_ptr().cast::<Entry>().add(id as usize).as_ref() }
+    }
 }
 
 impl Vendor for Svm {
@@ -72,8 +109,13 @@ impl Vendor for Svm {
         let pages = exitless_svm::Pages {
             vmcb: NonNull::new(vmcb.as_ptr().cast()).ok_or(Errno::ENOMEM)?,
             vmcb_pa: vmcb.hardware_address(),
-            msrpm_pa: g.svm.msrpms.each_ref().map(|p| p.as_ref().map_or(0, Pages::hardware_address)),
+            msrpm_pa: g
+                .svm
+                .msrpms
+                .each_ref()
+                .map(|set| set.each_ref().map(|p| p.as_ref().map_or(0, Pages::hardware_address))),
             iopm_pa: g.svm.iopm.as_ref().map_or(0, Pages::hardware_address),
+            avic: use_avic(v)?,
         };
         v.svm.vmcb = Some(vmcb);
         // SAFETY: the caller's object alone refers to it.
@@ -88,6 +130,23 @@ impl Vendor for Svm {
     }
 }
 
+/// With AVIC: the backing page, and the vCPU's place in the VM's table. Nobody knows the vCPU yet.
+fn use_avic(v: &mut VcpuObj) -> Result<Option<AvicPages>, Errno> {
+    let tables = &v.vm().avic;
+    let Some(entry) = tables.entry(v.id) else { return Ok(None) };
+    let [physical_pa, logical_pa] =
+        [&tables.physical, &tables.logical].map(|t| t.as_ref().map_or(0, Pages::hardware_address));
+    let page = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    let backing_pa = page.hardware_address();
+    let backing = NonNull::new(page.as_ptr().cast::<ApicPage>()).ok_or(Errno::ENOMEM)?;
+    // SAFETY: a zeroed page is one; it is the vCPU's, like `shared`, which gets the reference: both end in `free`.
+    v.shared.apic.use_page_for_irr(unsafe { backing.as_ref() });
+    v.svm.backing = Some(page);
+    // SAFETY: the caller's object alone refers to it.
+    unsafe { v.own::<Svm>() }.vapic.use_avic(entry, backing_pa);
+    Ok(Some(AvicPages { backing, backing_pa, physical_pa, logical_pa }))
+}
+
 /// What this CPU can do; the kernel's log says why it is no use.
 fn negotiate() -> Result<Caps, Errno> {
     // SAFETY: asked only when CPUID shows SVM, which brings VM_CR.
@@ -97,12 +156,68 @@ fn negotiate() -> Result<Caps, Errno> {
         Errno::EOPNOTSUPP
     })?;
     caps.machine_checks = ops::cr4() & cr4::MCE != 0;
+    if let (true, Ok(ipis)) = (cpu::wants_avic(), offered()) {
+        (caps.avic, caps.avic_ipis) = (true, ipis);
+    }
     Ok(caps)
+}
+
+/// Whether this CPU has AVIC as we use it, and sends IPIs by it.
+fn offered() -> Result<bool, exitless_avic::Absent> {
+    exitless_avic::offer(|leaf| ops::cpuid(leaf, 0))
 }
 
 pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
     g.svm.caps = negotiate()?;
+    if g.svm.caps.avic {
+        crate::control::want(Mechanism::Avic);
+    }
+    if cpu::wants_avic() {
+        match offered() {
+            Err(why) => pr_warn!("{}", why.message()),
+            Ok(true) => pr_warn!("avic=1: AVIC is on, untested on hardware so far"),
+            Ok(false) => {
+                pr_warn!("avic=1: AVIC is on, untested on hardware so far; IPIs exit (erratum 1235)");
+            }
+        }
+    }
     Ok(())
+}
+
+/// The two tables of a VM.
+pub fn avic_tables(g: &Global) -> Result<AvicTables, Errno> {
+    let table = || if g.svm.caps.avic { Pages::zeroed(0).ok_or(Errno::ENOMEM).map(Some) } else { Ok(None) };
+    Ok(AvicTables { physical: table()?, logical: table()? })
+}
+
+/// The host's APIC id of a CPU that runs guests.
+pub fn apic_id(cpu: u32) -> u32 {
+    let slot = global::get().and_then(|g| g.cpus.get(cpu as usize));
+    slot.map_or(0, |s| s.svm.apic_id.load(Ordering::Relaxed) as u32)
+}
+
+/// Has the CPU, if it is in guest mode, look at its guest's backing page. Only where AVIC is on.
+pub fn ring(cpu: u32) {
+    // SAFETY: CPUs with AVIC have the register; it takes the ids that `cpu_on` let pass.
+    unsafe { ops::wrmsr(Msr::AVIC_DOORBELL.0, u64::from(apic_id(cpu))) };
+}
+
+/// The maps of a set; see [`exitless_svm::MsrMaps`].
+fn maps(opened: Opened, avic: bool) -> Result<[Option<Pages>; 3], Errno> {
+    let mut plain = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
+    msr_bitmap::fill(plain.bytes_mut(), exitless_policy::msr::passthrough());
+    msr_bitmap::open(plain.bytes_mut(), opened);
+    if !avic {
+        return Ok([Some(plain), None, None]);
+    }
+    let with = |ipis| {
+        let mut pages = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
+        pages.bytes_mut().copy_from_slice(plain.bytes());
+        msr_bitmap::open_x2avic(pages.bytes_mut(), ipis);
+        Ok(Some(pages))
+    };
+    let (delivers, sends) = (with(false)?, with(true)?);
+    Ok([Some(plain), delivers, sends])
 }
 
 pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
@@ -115,11 +230,8 @@ pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
         slot.svm.per_cpu.host_save_pa.store(save.hardware_address(), Ordering::Relaxed);
         *own = [Some(hsave), Some(save)];
     }
-    for (msrpm, opened) in svm.msrpms.iter_mut().zip(Opened::all()) {
-        let mut pages = Pages::zeroed(1).ok_or(Errno::ENOMEM)?;
-        msr_bitmap::fill(pages.bytes_mut(), exitless_policy::msr::passthrough());
-        msr_bitmap::open(pages.bytes_mut(), opened);
-        *msrpm = Some(pages);
+    for (set, opened) in svm.msrpms.iter_mut().zip(Opened::all()) {
+        *set = maps(opened, svm.caps.avic)?;
     }
     let mut iopm = Pages::zeroed(2).ok_or(Errno::ENOMEM)?;
     iopm.bytes_mut().fill(0xff);
@@ -133,6 +245,14 @@ pub(super) fn cpu_on(g: &Global, slot: &CpuSlot, id: u32) -> Result<(), Errno> {
     if let Some(what) = g.svm.caps.difference(&here) {
         pr_err!("cpu {id} is not like the CPU that loaded the module: {what}");
         return Err(Errno::EOPNOTSUPP);
+    }
+    if here.avic {
+        let apic_id = cpu::apic_id(id).ok_or(Errno::EIO)?;
+        if apic_id > DOORBELL_ID {
+            pr_err!("cpu {id} has APIC id {apic_id}, which AVIC's doorbell does not take: load with avic=0");
+            return Err(Errno::EOPNOTSUPP);
+        }
+        slot.svm.apic_id.store(u64::from(apic_id), Ordering::Relaxed);
     }
     // SAFETY: every x86-64 CPU has EFER.
     let efer = unsafe { ops::rdmsr(EFER) };

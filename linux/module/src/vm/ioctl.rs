@@ -333,6 +333,7 @@ fn set_pit2(vm: &Vm, arg: usize) -> Result<isize> {
 fn reinject(vm: &Vm, c: &kvm_reinject_control) -> Result<isize> {
     pit_ready(vm)?;
     vm.chips.lock().pit.set_reinject(c.pit_reinject != 0);
+    vm.rescan_eoi();
     Ok(0)
 }
 

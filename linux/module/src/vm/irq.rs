@@ -2,6 +2,7 @@
 
 use super::Vm;
 use crate::vcpu::VcpuObj;
+use crate::vendor::svm;
 use core::sync::atomic::Ordering;
 use exitless_host::mem::KSlice;
 use exitless_host::timer::Cancelled;
@@ -16,7 +17,7 @@ use exitless_irqchip::pic::{Pic, PicId};
 use exitless_irqchip::pit::Pit;
 use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors, lookup, message};
 use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
-use exitless_lapic::{Accepted, Delivered, Shared, Targets, route, route_few};
+use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_few};
 use exitless_vcpu::Request;
 use exitless_x86::apic::InterruptMessage;
 
@@ -77,7 +78,12 @@ impl VcpuObj {
     fn post(&self) {
         let at = self.shared.cpu.load(Ordering::Relaxed);
         if at >= 0 && at as u32 != cpu::id() {
-            cpu::post(at as u32);
+            match self.svm.has_avic() {
+                false => cpu::post(at as u32),
+                // A CPU whose guest is (by now) without AVIC ignores the doorbell.
+                true if self.shared.delivers.load(Ordering::Acquire) => svm::ring(at as u32),
+                true => cpu::kick(at as u32),
+            }
         }
     }
 
@@ -116,6 +122,27 @@ impl Vm {
         if let Some(v) = self.vcpu(index) {
             v.notify(accepted);
         }
+    }
+
+    /// Hardware has made this IPI of a vCPU pending in each APIC that it names.
+    pub fn tell(&self, msg: &InterruptMessage, sender: usize) {
+        named(msg, Some(sender), self, |i| self.notify(i, Accepted::Event));
+    }
+
+    /// CPUs find the APIC of `v`, or not any more: only while they find all do they send IPIs.
+    pub fn found_by_hardware(&self, v: &VcpuObj, found: bool) {
+        if found {
+            self.unfound.fetch_sub(1, Ordering::SeqCst);
+        } else {
+            self.unfound.fetch_add(1, Ordering::SeqCst);
+            // They look again before the next slice.
+            self.request_each(self.each_vcpu().filter(|o| o.index != v.index), Request::EVENT);
+        }
+    }
+
+    /// CPUs find the APICs of all vCPUs.
+    pub fn all_found(&self) -> bool {
+        self.unfound.load(Ordering::SeqCst) == 0
     }
 
     fn effect(&self, e: Effect) -> u32 {
@@ -272,16 +299,22 @@ impl Vm {
             // Under a lock, so that of two at once the one with the older routes does not have the last word.
             let _chips = self.chips.lock();
             let set = self.with_routes(|routes, _| ioapic_eoi_vectors(routes, pins));
-            return self.store_eoi(&set);
+            return self.store_eoi(&set, false);
         }
-        let notified = self.notified_pins();
-        let set = self.chips.lock().irq.ioapic.eoi_vectors(notified);
-        self.store_eoi(&set);
+        let pit = self.pit.load(Ordering::Acquire);
+        let (notified, resampled) = (self.notified_pins(pit), self.notified_pins(false));
+        let (set, edges) = {
+            let chips = self.chips.lock();
+            let heard = if chips.pit.reinjects() { notified } else { resampled };
+            (chips.irq.ioapic.eoi_vectors(notified), chips.irq.ioapic.notifies_edges(heard))
+        };
+        let other = self.edge_eois.swap(edges, Ordering::AcqRel) != edges;
+        self.store_eoi(&set, other);
     }
 
-    fn notified_pins(&self) -> u32 {
+    /// With the 8254's, if `pit`.
+    fn notified_pins(&self, pit: bool) -> u32 {
         let watched = self.resample_gsis.load(Ordering::Acquire);
-        let pit = self.pit.load(Ordering::Acquire);
         self.with_routes(|_, map| {
             let Some(map) = map else { return 0 };
             (0..24u8)
@@ -292,8 +325,8 @@ impl Vm {
         })
     }
 
-    fn store_eoi(&self, set: &VectorSet) {
-        let mut changed = false;
+    /// `changed`: something else that vCPUs look at with it has.
+    fn store_eoi(&self, set: &VectorSet, mut changed: bool) {
         for (a, v) in self.eoi_vectors.iter().zip(set.0) {
             changed |= a.swap(v, Ordering::AcqRel) != v;
         }

@@ -16,6 +16,7 @@ pub mod memory;
 use crate::publish::Published;
 use crate::stats::VmStats;
 use crate::vcpu::VcpuObj;
+use crate::vendor::svm::AvicTables;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use exitless_host::cpu::VmCount;
 use exitless_host::debugfs::Dir;
@@ -137,6 +138,12 @@ pub struct Vm {
     mm: Option<Mm>,
     /// The page behind the APIC's registers where the CPU virtualises them.
     apic_access: Option<Pages>,
+    /// AVIC's tables.
+    pub avic: AvicTables,
+    /// vCPUs whose APICs CPUs do not find in them.
+    pub unfound: AtomicU32,
+    /// Someone is to be notified of the EOIs of edge-triggered interrupts.
+    pub edge_eois: AtomicBool,
     /// The page of the coalesced writes' ring.
     pub ring: Option<Pages>,
     built: AtomicBool,
@@ -186,6 +193,7 @@ impl Vm {
         vm.counted = Some(VmCount::one()?);
         let g = crate::global::get().ok_or(Errno::ENXIO)?;
         vm.apic_access = crate::vendor::apic_access_page(g)?;
+        vm.avic = crate::vendor::svm::avic_tables(g)?;
         vm.mm = Some(Mm::current().ok_or(Errno::EINVAL)?);
         vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
         // Everything that `drop` uses exists; what fails from here on is taken down there.
@@ -230,6 +238,11 @@ impl Vm {
     pub fn add_vcpu(&self, v: *mut VcpuObj) -> bool {
         let n = self.vcpu_count();
         let Some(slot) = self.vcpus.get(n) else { return false };
+        if self.avic.there() {
+            // Broadcasts are for the new one too.
+            self.unfound.fetch_add(1, Ordering::SeqCst);
+            self.request_all(Request::EVENT);
+        }
         slot.store(v, Ordering::Release);
         self.nvcpus.store(n as u32 + 1, Ordering::Release);
         self.vcpu(n).inspect(|v| self.apic_moved(v));
@@ -312,7 +325,7 @@ impl Vm {
         Facts::default()
             .with(Reason::IdleExits, true)
             .with(Reason::NoHousekeeping, true)
-            .with(Reason::NoAvic, true)
+            .with(Reason::NoAvic, !self.avic.there())
     }
 
     /// The address space, for looking at how the host maps it.
