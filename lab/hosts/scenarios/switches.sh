@@ -8,6 +8,7 @@
 check load load_module
 # One sends and waits with timers, IPIs, EOIs and HLT, on up to 4 vCPUs; ports and doorbells beside.
 GUESTS="ipi/ deadline/ timer/ lapic/self smp/ pio/ ioeventfd/"
+[ $SLOW = 1 ] || GUESTS="ipi/ deadline/"
 # Stock KVM has no switches: there both are the plain guests.
 defaults() { [ $MODULE = kvm ] || echo "0 $1" >/dev/exitless; }
 none() { defaults -all && runner run $GUESTS; }
