@@ -605,6 +605,11 @@ fn an_own_event_after_a_delivered_one() {
             assert_eq!(m.v.rip(), at);
         }
     }
+    // INT 3 was given, INT3 is the guest's own: the same vector, of another type.
+    let mut m = Machine::new(&Caps { next_rip: true, ..ALL });
+    m.v.inject(Event::Software(By::IntN, 3, 2));
+    m.enter(|vmcb| vmcb.control.exit_int_info = encode(Event::Software(By::Int3OrInto, 3, 1)).0);
+    assert_eq!((m.v.take_interrupted(), m.v.runs_again()), (None, true));
 }
 
 /// CALL, JMP and IRET by EXITINFO2; an event in EXITINTINFO met a task gate. INT3 and INTO are told as exceptions.

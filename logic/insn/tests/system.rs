@@ -200,6 +200,13 @@ fn far_pointers() {
     m.poke(RAM, &[0x78, 0x56, 0x34, 0x12, 0x20, 0]);
     assert_eq!(m.step(&[0x0f, 0xb2, 0x0b]), fault(Vector::SS, 0x20));
     assert_eq!(m.get(Gpr::Rcx), 0);
+    for (limit, end) in [(5, Outcome::Done), (4, gp(0))] {
+        let mut m = machine(Mode::Bits32);
+        m.poke(RAM, &[0, 0, 0, 0, 0x18, 0]);
+        let ds = &mut m.segments[SegReg::Ds as usize];
+        (ds.limit, ds.attrib) = (RAM as u32 + limit, ds.attrib & !Segment::G);
+        assert_eq!(m.step(&[0xc4, 0x0b]), end, "six bytes, up to the segment's last");
+    }
 }
 
 /// Far JMP through memory.
@@ -221,6 +228,19 @@ fn far_jumps() {
     assert_eq!(jump(0, 0x38, 0).0, fault(Vector::NP, 0x38));
     assert_eq!((jump(0, 0x08, 0).0, jump(0, 0, 0).0, jump(0, 0x78, 0).0), (gp(8), gp(0), gp(0x78)));
     assert_eq!(jump(0, 0x50, 0).0, Outcome::Stop(Stop::Unhandled), "a task switch");
+    assert_eq!(jump(0, 0x33, 0x5000), (Outcome::Done, 0x5000, 0x30), "conforming: RPL is nobody's business");
+    // From long mode to 32-bit code, which has a limit; and to code that is 64-bit and 32-bit at once.
+    for (flags, offset, end) in [
+        (4u64, 0x5000u32, Outcome::Done),
+        (4, 0x10_0000, gp(0)),
+        (2, 0x10_0000, Outcome::Done),
+        (6, 0x5000, gp(0x28)),
+    ] {
+        let mut m = machine(Mode::Bits64);
+        m.poke(GDT + 0x28, &(0x000f_9a00_0000_ffff | flags << 52).to_le_bytes());
+        m.poke(RAM, &[&offset.to_le_bytes()[..], &[0x28, 0]].concat());
+        assert_eq!(m.step(&[0xff, 0x2b]), end, "{flags} {offset:x}");
+    }
 }
 
 /// Far CALL pushes CS and the next instruction; RETF takes them back, and more.
@@ -273,6 +293,12 @@ fn system_segments() {
     }
     m.poke(GDT + 0x45, &[0x02]);
     assert_eq!(run(&mut m, 0x40, ldt), fault(Vector::NP, 0x40));
+    // A type in the upper half, and a base that is not canonical.
+    for upper in [0x0100_ffff_8000u64, 0x1_0000, 0x1f00_ffff_8000] {
+        let mut m = machine(Mode::Bits64);
+        m.poke(GDT + 0x58, &upper.to_le_bytes());
+        assert_eq!(run(&mut m, 0x50, tr), gp(0x50), "{upper:x}");
+    }
     // The upper half lies beyond the limit.
     let mut m = machine(Mode::Bits64);
     m.tables[0].limit = 0x57;

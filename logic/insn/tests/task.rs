@@ -169,6 +169,7 @@ fn local_tables() {
 fn code_segments() {
     let load = |selector, access| code_segment(selector, descriptor(access, 0b0100), 0);
     assert_eq!(load(0x18, 0x98).map(|s| s.attrib), Ok(0x499), "accessed from now on");
+    assert_eq!(load(0x18, 0x99).map(|s| s.attrib), Ok(0x499), "as before");
     assert!(load(0x1b, 0xfa).is_ok() && load(0x1b, 0x9e).is_ok());
     assert_eq!(load(0x1b, 0x9a), Err(x(Vector::TS, 0x18)), "DPL is not the RPL");
     assert_eq!(load(0x18, 0xfe), Err(x(Vector::TS, 0x18)), "conforming, but of less privilege");
@@ -208,6 +209,7 @@ fn made_up_segments() {
     assert_eq!(vm86_segment(0x1234), s);
     let cs = provisional_code(&s, 0x1b, 3);
     assert_eq!((cs.selector, cs.typ(), cs.dpl(), cs.present()), (0x1b, 0xb, 3, true));
+    assert_eq!(provisional_code(&Segment { attrib: 0xc13, ..s }, 8, 0).attrib, 0xc9b, "its size stays");
     let ss = provisional_stack(0x23, 3);
     assert_eq!((ss.selector, ss.dpl(), ss.present()), (0x23, 3, false));
 }
