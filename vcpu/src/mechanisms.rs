@@ -21,7 +21,7 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
     Facts { features: caps.pv, ..host.facts() }
         .with(Reason::NoIrqchip, !host.irqchip())
         .with(Reason::NoDelivery, !v.vapic.on())
-        .with(Reason::NoX2Apic, !v.vapic.x2apic)
+        .with(Reason::NoX2Apic, v.vapic.keeps_irr() && !v.vapic.x2apic)
         .with(Reason::EdgeEois, v.vapic.edge_eois)
         .with(Reason::NoTimer, !v.b.has_timer())
         .with(Reason::NoDeadline, !caps.tsc_deadline)
