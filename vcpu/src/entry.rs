@@ -3,6 +3,7 @@
 //! Order of precedence: an interrupted delivery; an exception; an NMI; an external interrupt. At most one is
 //! programmed per entry; for the rest a window is requested, so that the guest comes out when it could take them.
 
+use crate::apic::eoi;
 use crate::backend::{Backend, Event};
 use crate::host::Host;
 use crate::outcome::RunExit;
@@ -72,11 +73,24 @@ pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         }
     } else if host.irqchip() {
         update_tpr_threshold(v, sh);
-        crate::apic::eoi::offer(v, sh, host);
+        eoi::offer(v, sh, host);
     } else {
         // User space hears of every lowering of CR8.
         v.b.set_cr8_intercept(true);
     }
+}
+
+/// The same in a slice, for an interrupt of the APIC's: what else may wait is not for a slice, or not for the next entry. `false`:
+/// something else may, and nothing was decided.
+pub fn prepare_now<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    let in_flight = v.injecting.is_some() || v.reinject.is_some() || v.exception.is_some();
+    let users = v.user_interrupt.is_some() || v.user_eoi.is_some() || v.want_window || v.debug.acts();
+    let pic = host.pic_pending() && sh.apic.accepts_ext_int();
+    if in_flight || users || pic || v.nmi_pending != 0 || !host.irqchip() || eoi::may_offer(v) {
+        return false;
+    }
+    prepare(v, sh, host);
+    true
 }
 
 fn put<B: Backend>(v: &mut Vcpu<B>, event: Event) {

@@ -100,7 +100,7 @@ pub trait Host {
     fn mark_dirty(&self, gpa: u64);
     /// Somebody hears of any write to `gpa`, whatever its length and data (KVM_IOEVENTFD).
     fn is_doorbell(&self, gpa: u64) -> bool;
-    /// A write to `gpa` is told to whom [`Host::is_doorbell`] means; `false`: nobody.
+    /// A write to `gpa` is told to whom [`Host::is_doorbell`] means; `false`: nobody, or not in a slice (atomic).
     fn ring(&self, gpa: u64) -> bool;
     /// No memory is at `gpa`: faults there are marked from now on, if the tables can. May sleep.
     fn mark_device(&self, gpa: u64);
@@ -113,7 +113,8 @@ pub trait Host {
     fn pio_read(&self, port: u16, data: &mut [u8]) -> bool;
     /// Writes a port of a chip in the kernel; `false`: nobody there (atomic).
     fn pio_write(&self, port: u16, data: &[u8]) -> bool;
-    /// A port write that needs no exit: it signals an eventfd or waits in the coalesced ring; `false`: it needs one.
+    /// A port write that needs no exit: it signals an eventfd or waits in the coalesced ring; `false`: it needs one, or cannot in
+    /// a slice (atomic).
     fn pio_event(&self, port: u16, data: &[u8]) -> bool;
     /// Reads a chip's registers; `false`: nobody in the kernel.
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool;

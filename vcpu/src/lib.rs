@@ -30,6 +30,7 @@ pub mod entry;
 pub mod exits;
 pub mod fastpath;
 pub mod host;
+mod ipi;
 pub mod journal;
 pub mod mechanisms;
 pub mod memory;

@@ -118,7 +118,8 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         match fastpath::try_handle(v, sh, host, exit) {
             Fast::Reenter => {
                 sh.stats.fast.bump();
-                if sh.pending() || v.event_dirty || host.work_pending() {
+                if sh.pending() || host.work_pending() || (v.event_dirty && !entry::prepare_now(v, sh, host))
+                {
                     break None;
                 }
             }

@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::host::Host;
 use crate::memory::{AtomicMemory, PagedMemory};
 use crate::vcpu::Vcpu;
+use exitless_chooser::Fallback;
 use exitless_insn::walk::missing_table;
 use exitless_insn::{Access, Mode, WalkError, instruction_length, translate};
 use exitless_x86::exception::Exception;
@@ -160,6 +161,55 @@ pub fn next_rip<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, atomic
     let (bytes, valid) = fetch(v, host, atomic).ok()?;
     let (len, _) = instruction_length(&bytes, valid, mode)?;
     Some(wrap(v.b.rip().wrapping_add(len as u64), mode))
+}
+
+/// Moves on behind the exiting instruction, in a slice.
+///
+/// # Errors
+/// Where that is cannot be told there, and nothing was done.
+pub fn over<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) -> Result<(), Fallback> {
+    if !v.b.skip_instruction() {
+        let next = next_rip(v, host, true).ok_or(Fallback::Length)?;
+        v.finish_skip(next);
+    }
+    Ok(())
+}
+
+/// Where the guest goes on behind what exited.
+#[derive(Clone, Copy, Debug)]
+pub enum Behind {
+    /// Behind the instruction that exited.
+    Exiting,
+    /// There.
+    At(u64),
+    /// It is there already: the exit came behind the instruction.
+    Here,
+}
+
+impl Behind {
+    /// The same, found before an effect that cannot be taken back.
+    ///
+    /// # Errors
+    /// It cannot be told in a slice.
+    pub fn known<B: Backend, H: Host<Cpu = B::Cpu>>(self, v: &Vcpu<B>, host: &H) -> Result<Self, Fallback> {
+        match self {
+            Self::Exiting => next_rip(v, host, true).map(Self::At).ok_or(Fallback::Length),
+            other => Ok(other),
+        }
+    }
+
+    /// Goes on there.
+    ///
+    /// # Errors
+    /// It cannot be told in a slice, and nothing was done.
+    pub fn go<B: Backend, H: Host<Cpu = B::Cpu>>(self, v: &mut Vcpu<B>, host: &H) -> Result<(), Fallback> {
+        match self {
+            Self::Exiting => return over(v, host),
+            Self::At(next) => v.finish_skip(next),
+            Self::Here => {}
+        }
+        Ok(())
+    }
 }
 
 /// All 15 bytes at once, where they lie in one resident page: two loads.

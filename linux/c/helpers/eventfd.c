@@ -19,7 +19,13 @@ void ex_eventfd_put(void *ctx)
 	eventfd_ctx_put(ctx);
 }
 
-/* Any context. */
+/* May ex_eventfd_signal() be called? On PREEMPT_RT its lock sleeps. */
+bool ex_eventfd_may_signal(void)
+{
+	return !IS_ENABLED(CONFIG_PREEMPT_RT) || !irqs_disabled();
+}
+
+/* Any context, see above. */
 void ex_eventfd_signal(void *ctx)
 {
 #ifdef EX_HAVE_EVENTFD_SIGNAL_COUNT

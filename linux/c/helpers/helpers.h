@@ -65,6 +65,7 @@ void ex_debugfs_u64(void *dir, const char *name, u64 *value);
 int ex_eventfd_get(int fd, void **ctx);
 void ex_eventfd_put(void *ctx);
 void ex_eventfd_signal(void *ctx);
+bool ex_eventfd_may_signal(void);
 
 /* fd.c */
 int ex_fd_reserve(u32 flags);

@@ -7,6 +7,12 @@ use bytemuck::ZeroableInOption;
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
+/// Events may be signalled now: with interrupts off not on every kernel.
+pub fn may_signal() -> bool {
+    // SAFETY: reads a flag of the CPU.
+    unsafe { ffi::ex_eventfd_may_signal() }
+}
+
 /// A counted reference to an eventfd, kept after its descriptor is closed.
 pub struct EventFd(NonNull<c_void>);
 
@@ -26,7 +32,7 @@ impl EventFd {
         NonNull::new(ctx).map(EventFd).ok_or(Errno::EINVAL)
     }
 
-    /// Adds one. Any context.
+    /// Adds one. Any context in which [`may_signal`] says so.
     pub fn signal(&self) {
         // SAFETY: we hold a reference.
         unsafe { ffi::ex_eventfd_signal(self.0.as_ptr()) }

@@ -72,6 +72,7 @@ unsafe extern "C" {
     pub(crate) fn ex_eventfd_get(fd: c_int, ctx: *mut *mut c_void) -> c_int;
     pub(crate) fn ex_eventfd_put(ctx: *mut c_void);
     pub(crate) fn ex_eventfd_signal(ctx: *mut c_void);
+    pub(crate) fn ex_eventfd_may_signal() -> bool;
 
     // fd.c
     pub(crate) fn ex_fd_reserve(flags: u32) -> c_int;

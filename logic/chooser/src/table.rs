@@ -76,22 +76,22 @@ use Reason::*;
 // Variant: name, scope, default, who switches it, what can stand against it, features of the guest's CPUID, what it does.
 // A row that stands for what is still to be written begins its list with NotBuilt.
 rows! {
-    IpiFastpath: "ipi_fastpath", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
+    IpiFastpath: "ipi_fastpath", Vcpu, true, Owner, [NoIrqchip], 0,
         "an IPI (write of the ICR) is sent straight after the exit, interrupts off";
     DeadlineFastpath: "deadline_fastpath", Vcpu, true, Owner, [NoIrqchip, NoDeadline], 0,
         "a write of the TSC deadline is done straight after the exit";
     TimerFastpath: "timer_fastpath", Vcpu, true, Owner, [NoIrqchip, NoTimer, UnsteadyTsc], 0,
         "the CPU's timer that ran out delivers the guest's interrupt straight after the exit";
-    HaltFastpath: "halt_fastpath", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
+    HaltFastpath: "halt_fastpath", Vcpu, true, Owner, [NoIrqchip], 0,
         "HLT with an interrupt waiting goes on straight after the exit";
-    EoiFastpath: "eoi_fastpath", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
+    EoiFastpath: "eoi_fastpath", Vcpu, true, Owner, [NoIrqchip], 0,
         "an EOI that exits is done straight after the exit";
-    MsrFastpath: "msr_fastpath", Vcpu, true, Owner, [NotBuilt], 0,
+    MsrFastpath: "msr_fastpath", Vcpu, true, Owner, [], 0,
         "MSRs that need nothing but the vCPU are read and written straight after the exit";
     PortFastpath: "port_fastpath", Vcpu, true, Owner, [], 0,
-        "IN and OUT of chips in the kernel are done straight after the exit";
+        "IN and OUT of chips in the kernel, and OUT to an ioeventfd, are done straight after the exit";
     DoorbellFastpath: "doorbell_fastpath", Vcpu, true, Owner, [], 0,
-        "a write to a doorbell (ioeventfd) rings without a look at the instruction";
+        "a write to a doorbell (ioeventfd) rings straight after the exit, without a look at the instruction";
     PostedTimer: "posted_timer", Vcpu, false, Root, [NotBuilt, NoIrqchip, NoDelivery, UnsteadyTsc, IdleExits, NoHousekeeping], 0,
         "the APIC timer expires on a housekeeping CPU and is posted into the running vCPU";
     SleepUntil: "sleep_until", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,

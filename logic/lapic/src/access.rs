@@ -163,35 +163,51 @@ impl Lapic {
 
     /// Keeps the value with delivery status clear and sends what it says.
     fn write_icr(&mut self, s: &Shared, value: u64) -> Work {
-        let icr = Icr::from(value).with_pending(false);
-        self.icr = icr.into();
-        self.send(s, icr.message(self.mode() == Mode::X2Apic))
+        self.keep_icr(value);
+        self.send(s, Icr::from(value).message(self.mode() == Mode::X2Apic))
+    }
+
+    /// The ICR.
+    pub fn icr(&self) -> u64 {
+        self.icr
+    }
+
+    /// What a write of `value` to the ICR sends. `None`: it does not just send, [`Lapic::msr_write`] and [`Lapic::mmio_write`]
+    /// know the rest: reserved bits, an illegal vector.
+    pub fn icr_message(&self, value: u64) -> Option<InterruptMessage> {
+        let x2apic = self.mode() == Mode::X2Apic;
+        let reserved = if x2apic { X2APIC_ICR_RESERVED } else { 0 };
+        let mut message = Icr::from(value).message(x2apic);
+        settle_trigger(&mut message);
+        (value & reserved == 0 && !is_illegal(&message)).then_some(message)
+    }
+
+    /// The ICR was written, and its message is sent.
+    pub fn keep_icr(&mut self, value: u64) {
+        self.icr = Icr::from(value).with_pending(false).into();
     }
 
     fn write_self_ipi(&mut self, s: &Shared, vector: u8) -> Work {
-        self.send(
-            s,
-            InterruptMessage {
-                destination: 0,
-                logical: false,
-                mode: DeliveryMode::FIXED,
-                vector,
-                level: false,
-                assert: true,
-                shorthand: Shorthand::SelfOnly,
-                x2apic: true,
-            },
-        )
+        self.send(s, self_ipi(vector))
+    }
+
+    /// A write of `value` to SELF_IPI, if it is an interrupt for this APIC and nothing else: requested now. `false`: nothing was
+    /// done, see [`Lapic::icr_message`].
+    pub fn interrupt_self(&mut self, s: &Shared, value: u64) -> bool {
+        let message = self_ipi(value as u8);
+        let plain = value <= 0xff && self.mode() == Mode::X2Apic && !is_illegal(&message);
+        if plain {
+            s.accept(&message);
+        }
+        plain
     }
 
     fn send(&mut self, s: &Shared, mut message: InterruptMessage) -> Work {
-        let carries_vector = matches!(message.mode, DeliveryMode::FIXED | DeliveryMode::LOWEST);
-        if carries_vector && message.vector < FIRST_LEGAL_VECTOR {
+        if is_illegal(&message) {
             s.raise_error(esr::SEND_ILLEGAL_VECTOR);
             return Work { rescan: true, ..Work::default() };
         }
-        // The trigger mode means something for INIT level de-assert only (SDM vol. 3A, 11.6.1).
-        message.level &= message.mode == DeliveryMode::INIT;
+        settle_trigger(&mut message);
         if message.shorthand == Shorthand::SelfOnly && message.mode == DeliveryMode::FIXED {
             s.accept(&message);
             return Work { rescan: true, ..Work::default() };
@@ -233,6 +249,31 @@ impl Lapic {
         let forced = if self.svr & svr::ENABLE == 0 { lvt::MASKED } else { 0 };
         value & writable | forced
     }
+}
+
+/// What SELF_IPI sends.
+fn self_ipi(vector: u8) -> InterruptMessage {
+    InterruptMessage {
+        destination: 0,
+        logical: false,
+        mode: DeliveryMode::FIXED,
+        vector,
+        level: false,
+        assert: true,
+        shorthand: Shorthand::SelfOnly,
+        x2apic: true,
+    }
+}
+
+/// A vector that no APIC can take (SDM vol. 3A, 11.5.2).
+fn is_illegal(message: &InterruptMessage) -> bool {
+    let carries_vector = matches!(message.mode, DeliveryMode::FIXED | DeliveryMode::LOWEST);
+    carries_vector && message.vector < FIRST_LEGAL_VECTOR
+}
+
+/// The trigger mode means something for INIT level de-assert only (SDM vol. 3A, 11.6.1).
+fn settle_trigger(message: &mut InterruptMessage) {
+    message.level &= message.mode == DeliveryMode::INIT;
 }
 
 impl Lvt {

@@ -4,7 +4,7 @@
 use crate::bitmap::Bitmap;
 use crate::shared::Shared;
 use crate::{Lapic, Mode};
-use exitless_x86::apic::{Icr, reg};
+use exitless_x86::apic::reg;
 
 impl Lapic {
     /// The ISR, word n for vectors `32 * n` upwards.
@@ -24,7 +24,7 @@ impl Lapic {
     pub fn adopt_icr(&mut self, low: u32, high: u32) {
         let high = if self.mode() == Mode::X2Apic { high } else { high & 0xff00_0000 };
         let icr = u64::from(low) | u64::from(high) << 32;
-        self.icr = Icr::from(icr).with_pending(false).into();
+        self.keep_icr(icr);
     }
 
     /// Shows the registers that change only when software writes them, each at its offset in the page. Not among them: TPR,

@@ -10,6 +10,11 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
 use exitless_pv_abi::KVM_PV_EOI_ADDRESS;
 
+/// An offer may have to be made, in the guest's memory: not in a slice.
+pub fn may_offer<B: Backend>(v: &Vcpu<B>) -> bool {
+    enabled(v.pv.eoi) && !v.vapic.on()
+}
+
 /// After injection: lets the guest skip the EOI of an edge-triggered interrupt behind which nothing waits.
 pub fn offer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if !enabled(v.pv.eoi) {

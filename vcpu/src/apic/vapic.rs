@@ -97,6 +97,15 @@ pub fn sync<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     }
 }
 
+/// In a slice: hardware would deliver one of the requests now, if interrupts were open.
+pub fn deliverable<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) -> bool {
+    sync(v, sh);
+    let (Some(page), true) = (v.b.apic_page(), v.vapic.in_page) else { return false };
+    let tpr = page.read(reg::TPR) as u8;
+    let now = v.b.interrupt_status();
+    now.requesting >> 4 > (tpr >> 4).max(now.servicing >> 4)
+}
+
 /// Makes software the home again.
 pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     if !v.vapic.in_page {

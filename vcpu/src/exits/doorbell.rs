@@ -6,7 +6,7 @@
 //! CPL 0 to 2 in 64-bit code, where alone stores become known, that is the doing of the system that owns the doorbell.
 //! Where the exit tells the bytes (decode assists) even that cannot be.
 
-use crate::backend::{Backend, Stopped};
+use crate::backend::{Backend, SlatFault};
 use crate::host::Host;
 use crate::shared::VcpuShared;
 use crate::skip;
@@ -15,24 +15,18 @@ use exitless_chooser::{Fallback, Mechanism::DoorbellFastpath};
 use exitless_insn::{Mode, instruction_length};
 use exitless_x86::regs::Segment;
 
-/// A write to a marked page, at `gpa`: rings, and moves on. `false`: nothing was done.
-pub(super) fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    sh: &VcpuShared,
-    host: &H,
-    gpa: u64,
-) -> bool {
+/// The fault is a write to a marked page, and the instruction's own access: not one of a page walk.
+pub fn may_ring(fault: SlatFault) -> bool {
+    fault.marked && fault.write && !fault.table_walk
+}
+
+/// A write to a marked page, at `gpa`: a known store rings, and the guest moves on. `false`: nothing was done. In slices too.
+pub fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, gpa: u64) -> bool {
     if !sh.active(DoorbellFastpath) || v.reinject.is_some() || v.watches() {
         return false;
     }
     let Some(at) = v.b.stopped() else { return false };
-    let Some(length) = v.stores.length(&at) else {
-        if host.is_doorbell(gpa) {
-            sh.count_fallback(DoorbellFastpath, Fallback::Length);
-            learn(v, host, at);
-        }
-        return false;
-    };
+    let Some(length) = v.stores.length(&at) else { return false };
     if !host.ring(gpa) {
         return false;
     }
@@ -41,8 +35,14 @@ pub(super) fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(
     true
 }
 
-/// Looks at the instruction, so that it is known the next time.
-fn learn<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, at: Stopped) {
+/// Nothing rang: looks at the instruction, so that it is known the next time.
+pub(super) fn learn<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, gpa: u64) {
+    let Some(at) = v.b.stopped() else { return };
+    let idle = sh.active(DoorbellFastpath) && v.reinject.is_none() && !v.watches();
+    if !idle || v.stores.length(&at).is_some() || !host.is_doorbell(gpa) {
+        return;
+    }
+    sh.count_fallback(DoorbellFastpath, Fallback::Length);
     if v.mode() != Mode::Bits64 || !privileged(at.code) {
         return;
     }

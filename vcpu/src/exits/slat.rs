@@ -17,9 +17,11 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     fault: SlatFault,
 ) -> Next {
     sh.stats.pf_taken.bump();
-    // A page walk is not the instruction's own access.
-    if fault.marked && fault.write && !fault.table_walk && doorbell::rung(v, sh, host, fault.gpa) {
-        return Next::Again;
+    if doorbell::may_ring(fault) {
+        if doorbell::rung(v, sh, host, fault.gpa) {
+            return Next::Again;
+        }
+        doorbell::learn(v, sh, host, fault.gpa);
     }
     // Whatever it takes to have the page: reclaim, swap, the pages that look like it.
     v.b.dirty_l1d();

@@ -7,9 +7,8 @@ use crate::skip;
 use crate::vcpu::Vcpu;
 
 pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) -> Fast {
-    if !v.b.skip_instruction() {
-        let Some(next) = skip::next_rip(v, host, true) else { return Fast::Slow };
-        v.finish_skip(next);
+    if skip::over(v, host).is_err() {
+        return Fast::Slow;
     }
     crate::exits::cpuid::execute(v);
     Fast::Reenter

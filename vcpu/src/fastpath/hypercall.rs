@@ -14,9 +14,8 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vc
     if v.b.efer() & efer::LMA == 0 {
         return Fast::Slow;
     }
-    if !v.b.skip_instruction() {
-        let Some(next) = skip::next_rip(v, host, true) else { return Fast::Slow };
-        v.finish_skip(next);
+    if skip::over(v, host).is_err() {
+        return Fast::Slow;
     }
     hypercall::execute(v, sh);
     Fast::Reenter

@@ -1,7 +1,11 @@
 //! Exits answered with interrupts off, followed by an immediate re-entry: no lock beyond a chip's own, no allocation,
 //! no indirect call. One line per arm; what is not here is slow.
 
+mod apic;
+mod count;
 mod cpuid;
+mod doorbell;
+mod halt;
 mod hypercall;
 mod interrupt;
 mod msr;
@@ -28,7 +32,11 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Cpuid => cpuid::handle(v, host),
         Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Io(io) => port::handle(v, sh, host, io),
+        Exit::Rdmsr => msr::read(v, sh, host),
         Exit::Wrmsr => msr::write(v, sh, host),
+        Exit::ApicWrite(offset) => apic::wrote(v, sh, host, offset),
+        Exit::Slat(fault) => doorbell::handle(v, sh, host, fault),
+        Exit::Hlt => halt::handle(v, sh, host),
         Exit::Timer => timer::handle(v, sh, host),
         Exit::ExternalInterrupt => interrupt::handle(sh),
         Exit::InterruptWindow => interrupt::window(v, sh),

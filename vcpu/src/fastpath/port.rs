@@ -1,4 +1,4 @@
-//! IN and OUT to chips in the kernel without leaving the slice.
+//! IN and OUT to chips in the kernel, and OUT that somebody waits for, without leaving the slice.
 
 use crate::backend::{Backend, IoAccess};
 use crate::exits::io;
@@ -32,7 +32,7 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             return slow(sh, Fallback::Nobody);
         }
         io::finish_in(v, access.size, u32::from_le_bytes(data));
-    } else if !host.pio_write(access.port, part) {
+    } else if !host.pio_write(access.port, part) && !host.pio_event(access.port, part) {
         return slow(sh, Fallback::Nobody);
     }
     sh.count_hit(PortFastpath);

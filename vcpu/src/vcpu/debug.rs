@@ -48,6 +48,11 @@ impl Debug {
         self.control & bits != 0
     }
 
+    /// A debugger steps, has breakpoints, has interrupts wait, or is to be told of a stop.
+    pub(crate) fn acts(&self) -> bool {
+        self.control != 0 || self.due != 0
+    }
+
     /// Interrupts and NMIs wait.
     pub fn blocks_interrupts(&self) -> bool {
         self.has(KVM_GUESTDBG_BLOCKIRQ)

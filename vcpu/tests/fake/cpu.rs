@@ -59,6 +59,8 @@ pub(crate) enum Op {
     ApicBase(u64),
     /// Through SELF_IPI or the ICR.
     SelfIpi(u8),
+    /// What sends this vector to the vCPU itself, and nothing else.
+    Own(u8, Box<Op>),
     /// A fixed interrupt to this physical id.
     Ipi(u8),
     /// The timer's current count, which no hardware reads for us.
@@ -565,6 +567,10 @@ impl Cpu {
                     self.apic_write(0x300, 1 << 18 | u32::from(v))
                 };
                 self.execute(op)
+            }
+            Op::Own(v, op) => {
+                self.w.irr.borrow_mut().push(v);
+                self.execute(*op)
             }
             Op::Ipi(to) => self.send_ipi(to),
             Op::ReadCount if self.w.x2apic.get() => self.execute(super::guest::rdmsr(0x839)),

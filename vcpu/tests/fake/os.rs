@@ -134,8 +134,7 @@ impl<C> Host for Os<C> {
         gpa == DOORBELL || gpa == ROM_DOORBELL
     }
     fn ring(&self, gpa: u64) -> bool {
-        self.w.may_sleep("ring");
-        self.is_doorbell(gpa) && {
+        (gpa == DOORBELL || gpa == ROM_DOORBELL) && {
             self.w.rings.set(self.w.rings.get() + 1);
             true
         }
@@ -165,7 +164,6 @@ impl<C> Host for Os<C> {
         }
     }
     fn pio_event(&self, port: u16, data: &[u8]) -> bool {
-        self.w.may_sleep("pio_event");
         port == EVENT_PORT && {
             self.w.touch(false, true, u64::from(port), data);
             true
@@ -193,8 +191,10 @@ impl<C> Host for Os<C> {
         self.w.ipis.borrow_mut().push(*msg);
     }
     fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool {
-        self.w.ipis.borrow_mut().push(*msg);
-        true
+        if self.w.few.get() {
+            self.w.ipis.borrow_mut().push(*msg);
+        }
+        self.w.few.get()
     }
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
         self.w.may_sleep("ioapic_eoi");
@@ -307,6 +307,7 @@ impl<C> Host for Os<C> {
     fn slice_begin(&self) {
         self.w.point();
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
+        self.w.slices.set(self.w.slices.get() + 1);
         self.w.trail.borrow_mut().clear();
         // Interrupts were on until here: a pending IPI was taken.
         self.w.ipi.set(false);

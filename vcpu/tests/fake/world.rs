@@ -250,6 +250,9 @@ pub(crate) struct World {
     /// The CPU has an indirect branch prediction barrier.
     pub(crate) has_barrier: Cell<bool>,
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
+    /// Whom they name can be looked up, and is few.
+    pub(crate) few: Cell<bool>,
+    pub(crate) slices: Cell<u32>,
     /// Destinations that the guest meant.
     pub(crate) ipis_owed: RefCell<Vec<u32>>,
     pub(crate) eois: RefCell<Vec<(u8, bool)>>,
@@ -341,6 +344,8 @@ impl World {
             memory_errors: RefCell::default(),
             has_barrier: Cell::new(true),
             ipis: RefCell::default(),
+            few: Cell::new(true),
+            slices: Cell::new(0),
             ipis_owed: RefCell::default(),
             eois: RefCell::default(),
             wanted_eoi: Cell::new(None),

@@ -6,6 +6,7 @@ mod fake;
 mod avic;
 mod debug;
 mod events;
+mod fast;
 mod io;
 mod l1d;
 mod life;

@@ -10,7 +10,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 use exitless_bus::{self as bus, Key, Write};
-use exitless_host::eventfd::EventFd;
+use exitless_host::eventfd::{EventFd, may_signal};
 use exitless_host::mem::{KArc, KBox, KSlice};
 use exitless_host::{Errno, Result};
 use exitless_kvm_abi::{
@@ -108,10 +108,10 @@ impl Event {
 }
 
 impl Vm {
-    /// A write that ends in the kernel: an eventfd's, or one that may wait in the ring. `false`: neither, or the ring is
-    /// full. The caller is in a read section.
+    /// A write that ends in the kernel: an eventfd's, or one that may wait in the ring. `false`: neither, the ring is full, or
+    /// not in this context. The caller is in a read section.
     pub fn quiet_write(&self, pio: bool, addr: u64, data: &[u8]) -> bool {
-        self.event_write(pio, addr, data) || self.coalesce(pio, addr, data)
+        may_signal() && (self.event_write(pio, addr, data) || self.coalesce(pio, addr, data))
     }
 
     /// The registrations. The caller is in a read section, or holds the wiring lock.
@@ -125,9 +125,10 @@ impl Vm {
         hit.inspect(|e| e.signal()).is_some()
     }
 
-    /// Whoever hears of any write at `gpa` hears of one. `false`: nobody. The caller is in a read section.
+    /// Whoever hears of any write at `gpa` hears of one. `false`: nobody, or not in this context. The caller is in a read section.
     pub fn ring(&self, gpa: u64) -> bool {
-        bus::find_any(self.events(), |e| e.key, gpa).inspect(|e| e.signal()).is_some()
+        let hit = bus::find_any(self.events(), |e| e.key, gpa);
+        hit.filter(|_| may_signal()).inspect(|e| e.signal()).is_some()
     }
 
     /// Somebody hears of any write at `gpa`. The caller is in a read section.
