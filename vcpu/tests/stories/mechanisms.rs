@@ -26,7 +26,7 @@ fn chosen_before_the_first_entry() {
 /// Each fact that changes is looked at before the next entry. Left out, a mechanism goes on where it must not.
 #[test]
 fn facts_that_change() {
-    let mut m = Machine::virtual_apic(false, [Op::Nop]);
+    let mut m = Machine::virtual_apic(true, [Op::Nop]);
     m.go();
     assert_eq!(facts(&m).against, 0);
     assert_ne!(facts(&m).features & 1 << 11, 0);
