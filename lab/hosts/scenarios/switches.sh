@@ -8,7 +8,7 @@
 check load load_module
 # One sends and waits with timers, IPIs, EOIs and HLT, on up to 4 vCPUs; ports and doorbells beside.
 GUESTS="ipi/ deadline/ timer/ lapic/self smp/ pio/ ioeventfd/"
-[ $SLOW = 1 ] || GUESTS="ipi/ deadline/"
+[ $SLOW = 1 ] || GUESTS="ipi/sent ipi/rounds ipi/init deadline/each deadline/rewrite deadline/swept deadline/past deadline/of_four"
 # Stock KVM has no switches: there both are the plain guests.
 defaults() { [ $MODULE = kvm ] || echo "0 $1" >/dev/exitless; }
 none() { defaults -all && runner run $GUESTS; }
