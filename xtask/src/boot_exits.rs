@@ -4,7 +4,7 @@
 //! Exitless counts by itself (debugfs). Stock KVM does not count by reason: a histogram on its `kvm_exit` tracepoint
 //! does, keyed by the same exit numbers of the processor's manual. On VMX the tracepoint's own table names them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail};
 use exitless_x86::svm::ExitCode;
@@ -175,7 +175,16 @@ fn table(all: &BTreeMap<String, [Boots; 2]>) {
         let ratio = if mean(stock) == 0.0 { "-".into() } else { format!("{:.2}", mean(ours) / mean(stock)) };
         println!("{name:<20} {:>24}   {:>24} {ratio:>7}", shown(ours), shown(stock));
     }
-    println!();
+    let [ours, stock] = total.each_ref().map(mean);
+    println!("\nin total {}\n", verdict(ours, stock));
+}
+
+fn verdict(ours: f64, stock: f64) -> &'static str {
+    match ours.total_cmp(&stock) {
+        Ordering::Less => "Exitless takes fewer exits than stock KVM",
+        Ordering::Equal => "both take the same number of exits",
+        Ordering::Greater => "Exitless takes MORE exits than stock KVM",
+    }
 }
 
 fn mean(boots: &Boots) -> f64 {
