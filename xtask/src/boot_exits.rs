@@ -93,7 +93,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     };
     let options = Options { module: Module::Exitless, machine: choice.machine, ..Options::default() };
     let kernel = deps::kernel(options.kernel)?;
-    let dir = paths::made(paths::target().join("bench"))?;
+    let dir = paths::made(paths::target().join("boot-exits"))?;
     let Choice { vcpus, machine, cpus, rounds } = choice;
     println!("-> boot-exits ({machine}, {vcpus} vCPU on {cpus} CPU, {rounds} boots each)");
     let machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir, None)?;

@@ -29,6 +29,9 @@ pub struct Choice {
     /// Measurements of two seconds of the machine on each module.
     #[arg(long, default_value = "3")]
     pub rounds: u32,
+    /// The vCPUs ask the host by hypercall to let those run that have not answered.
+    #[arg(long)]
+    pub hypercall: bool,
     /// This module file, instead of building one.
     #[arg(long)]
     pub ko: Option<std::path::PathBuf>,
@@ -38,7 +41,7 @@ pub struct Choice {
 }
 
 const SCRIPT: &str = r#"
-work() { runner bench --json --exact overcommit/work | sed "s/^{/=== JSON $MODULE {/"; }
+work() { runner bench --json --exact overcommit/$WORK | sed "s/^{/=== JSON $MODULE {/"; }
 for MODULE in kvm exitless; do
     [ $MODULE = kvm ] && PARAMS= || PARAMS=$ARGS
     check load-$MODULE load_module
@@ -58,7 +61,8 @@ done
 /// Measures, prints the table.
 pub fn run(choice: &Choice) -> Result<()> {
     deps::host_packages()?;
-    let Choice { machine, cpus, rounds, ko, module_args } = choice;
+    let Choice { machine, cpus, rounds, hypercall, ko, module_args } = choice;
+    let work_of = if *hypercall { "work_yield" } else { "work" };
     let scenario = Scenario {
         name: "overcommit-work".into(),
         cpus: *cpus,
@@ -66,13 +70,13 @@ pub fn run(choice: &Choice) -> Result<()> {
         timeout: Duration::from_secs(120 + 60 * u64::from(*rounds)),
         needs: vec!["runner".into()],
         modules: vec![Module::Kvm, Module::Exitless],
-        script: format!("ROUNDS={rounds} ARGS='{module_args}'\n{SCRIPT}"),
+        script: format!("ROUNDS={rounds} WORK={work_of} ARGS='{module_args}'\n{SCRIPT}"),
         ..Scenario::default()
     };
     let options =
         Options { module: Module::Exitless, machine: *machine, ko: ko.clone(), ..Options::default() };
     let kernel = deps::kernel(options.kernel)?;
-    let dir = paths::made(paths::target().join("bench"))?;
+    let dir = paths::made(paths::target().join("overcommit"))?;
     println!("-> overcommit ({machine}, 2 guests of 4 vCPUs on {cpus} CPU, {rounds} rounds on each module)");
     let machine = lab::prepare(&scenario, &options, &kernel, *cpus, dir, None)?;
     let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Report::default())?;

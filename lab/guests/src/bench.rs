@@ -176,10 +176,14 @@ fn b_cr0_wp() {
     });
 }
 
+fn amd() -> bool {
+    cpuid(0, 0)[1] == 0x6874_7541
+}
+
 test!(b_vmcall, "bench/hypercall", BENCH);
 fn b_vmcall() {
     // An unknown hypercall number returns -KVM_ENOSYS; the module patches or accepts either instruction.
-    let amd = cpuid(0, 0)[1] == 0x6874_7541;
+    let amd = amd();
     measure("hypercall", N, || unsafe {
         if amd {
             asm!("vmmcall", inout("rax") 1000u64 => _, options(nostack))

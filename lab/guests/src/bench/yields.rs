@@ -3,11 +3,12 @@
 use super::*;
 
 const HC_KICK_CPU: u64 = 5;
-const HC_SCHED_YIELD: u64 = 11;
+pub const HC_SCHED_YIELD: u64 = 11;
 /// -KVM_ENOSYS.
 const ENOSYS: u64 = 1000u64.wrapping_neg();
 
-fn hypercall(amd: bool, number: u64, a0: u64, a1: u64) -> u64 {
+/// By VMMCALL or VMCALL.
+pub fn hypercall(amd: bool, number: u64, a0: u64, a1: u64) -> u64 {
     let result;
     unsafe {
         if amd {
@@ -24,7 +25,7 @@ fn hypercall(amd: bool, number: u64, a0: u64, a1: u64) -> u64 {
 /// In a window; skips the row where the hypercall is not there.
 fn measured_call(number: u64, a0: u64, a1: u64) {
     // CPUID exits.
-    let amd = cpuid(0, 0)[1] == 0x6874_7541;
+    let amd = amd();
     open(Of::ThisCpu);
     let result = hypercall(amd, number, a0, a1);
     close();
