@@ -9,6 +9,7 @@ use crate::host::Host;
 use crate::outcome::RunExit;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{cr0, dr7, rflags};
 
@@ -197,7 +198,8 @@ pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 /// May a halted vCPU go on?
 pub fn wakes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
     let nmi = v.nmi_pending != 0 && !v.b.nmi_masked();
-    nmi || v.exception.is_some()
+    nmi || sh.unhalted.load(Relaxed)
+        || v.exception.is_some()
         || v.reinject.is_some()
         || (v.b.rflags() & rflags::IF != 0 && candidate(v, sh, host).is_some())
 }

@@ -124,6 +124,10 @@ pub trait Host {
     fn send_ipi(&self, msg: &InterruptMessage);
     /// The same, if whom it names can be looked up and is not more than 16 vCPUs; `false`: otherwise, and nothing was done (atomic).
     fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool;
+    /// Delivers a message to the vCPU whose APIC has the physical id `id`. `true`: it took it (atomic).
+    fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool;
+    /// Ends the halt of the vCPU whose APIC has that id: of the present one, else of its next (atomic).
+    fn unhalt(&self, id: u32);
     /// This vCPU ended an interrupt; `level`: it was level triggered. `true`: the I/O APIC that must hear of it is in
     /// user space.
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool;
@@ -174,6 +178,8 @@ pub trait Host {
     fn bring_timers(&self, armed: bool);
     /// The VM's clock pair.
     fn master_clock(&self) -> MasterClock;
+    /// The host's wall clock, ns since the epoch, and its TSC at that moment; `None`: the host does not count by its TSC.
+    fn wall_clock_pair(&self) -> Option<(u64, u64)>;
     /// Wall-clock time of guest time zero, ns since the epoch.
     fn wall_clock_base(&self) -> u64;
     /// The host's TSC counts the same on all CPUs, as far as the host knows (atomic).
@@ -215,8 +221,12 @@ pub trait Host {
     fn reload_tsc_aux(&self, value: u64);
     /// Gives up and retakes the lock on slots and routes, so that an update may finish.
     fn quiesce(&self);
-    /// This vCPU spins on a lock: lets one run that may hold it.
-    fn spin(&self);
+    /// This vCPU spins: lets one run for which it may wait. `false`: it found none.
+    fn spin(&self) -> bool;
+    /// No other thread waits for this CPU (atomic).
+    fn alone(&self) -> bool;
+    /// Lets the vCPU whose APIC has that id run in this one's place, if it is ready. `false`: it did not.
+    fn yield_to(&self, id: u32) -> bool;
     /// Waits awake for a moment, at most until `until` (ns on the host's monotonic clock), because sleeping and waking up cost
     /// more; `true`: the vCPU has something to do. Never waits while another thread or a signal does.
     fn poll(&self, until: u64) -> bool;

@@ -76,6 +76,7 @@ impl<B: Backend> Vcpu<B> {
             K::PvSystemTime(_) => Ok(self.pv.system_time),
             K::PvStealTime => Ok(self.pv.steal),
             K::PvEoi => Ok(self.pv.eoi),
+            K::PvPollControl => Ok(u64::from(!self.pv.polls_itself)),
             K::Const(v) => Ok(v),
             _ => Err(Invalid),
         }
@@ -149,7 +150,7 @@ impl<B: Backend> Vcpu<B> {
                 sh.request(Request::CLOCK);
             }
             K::PvStealTime => {
-                self.pv.steal = value;
+                pv::steal::set(self, sh, value);
                 self.pv.last_delay = host.run_delay();
                 sh.request(Request::STEAL);
             }
@@ -157,6 +158,7 @@ impl<B: Backend> Vcpu<B> {
                 self.pv.eoi = value;
                 self.pv.eoi_offered = false;
             }
+            K::PvPollControl => self.pv.polls_itself = value == 0,
             K::Const(_) => {}
             _ => return Err(Invalid),
         }

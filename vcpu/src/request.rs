@@ -56,7 +56,7 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         crate::pv::clock::write(v, host);
     }
     if has(R::STEAL) {
-        crate::pv::steal::write(v, host);
+        crate::pv::steal::write(v, sh, host);
     }
     take_nmis(v, sh);
     v.event_dirty = true;

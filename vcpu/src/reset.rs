@@ -55,6 +55,7 @@ impl<B: Backend> Vcpu<B> {
         let _ = sh.apic.take_nmis();
         // Whoever runs after INIT has not told us about its memory.
         self.pv = Pv::default();
+        sh.steal.set(None);
         self.forget_instruction();
         self.dr = [0; 4];
         self.flush = true;

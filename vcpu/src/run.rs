@@ -10,15 +10,18 @@ use crate::host::Host;
 use crate::journal::Access;
 use crate::mechanisms;
 use crate::outcome::{Fast, Next, RunExit};
+use crate::pv::steal;
 use crate::request;
 use crate::shared::{VcpuShared, mp};
 use crate::timer;
 use crate::vcpu::{PendingPort, Vcpu};
+use exitless_chooser::Mechanism::HaltPollGuest;
 
 /// Runs the vCPU until user space is needed. The caller has loaded the vCPU and its FPU state, and holds the lock on
 /// slots and routes.
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
     let exit = until_exit(v, sh, host);
+    sh.steal.at_boundary(false);
     eoi::withdraw(v, host);
     vapic::take_back(v, sh);
     exit
@@ -43,13 +46,15 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
             sh.stats.user.bump();
             return exit;
         }
-        if do_work(v, host) {
+        if do_work(v, sh, host) {
             sh.stats.signal_exits.bump();
             return RunExit::Interrupted;
         }
         if let Next::Leave(exit) = request::process(v, sh, host) {
             return exit;
         }
+        // What follows may read the guest's page tables.
+        sh.steal.at_boundary(false);
         if v.mp_state != mp::RUNNABLE {
             if let Next::Leave(exit) = wait(v, sh, host) {
                 return exit;
@@ -77,10 +82,12 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
 }
 
 /// Does what the host has for this thread, whoever's data that is about. `true`: a signal must be taken.
-fn do_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> bool {
+fn do_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
     if !host.work_pending() {
         return false;
     }
+    // Perhaps that another thread wants the CPU.
+    sh.hints.came_out(v.b.cpl() == 0);
     v.b.dirty_l1d();
     !host.do_work()
 }
@@ -136,6 +143,8 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     take_log(v, host);
     sh.end_guest();
     avic::stops(v);
+    // Whatever was handled ended with its instruction. From here on the CPU may be taken away.
+    sh.steal.at_boundary(exit.is_none() && steal::tells(v, sh));
     // Handlers of the host, and softirqs behind them, use the kernel's FPU: not before everything above is the host's again.
     v.b.end();
     host.slice_end();
@@ -158,7 +167,7 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if sh.pending() {
         return Next::Again;
     }
-    if host.poll(timer::next_ns(v, sh, host)) {
+    if waits_awake(v, sh) && host.poll(timer::next_ns(v, sh, host)) {
         sh.stats.halt_polled.bump();
         return Next::Again;
     }
@@ -170,6 +179,15 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     }
     sh.stats.signal_exits.bump();
     Next::Leave(RunExit::Interrupted)
+}
+
+/// The host waits awake before the thread sleeps, unless the guest does so itself.
+fn waits_awake<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
+    if !v.pv.polls_itself || !sh.active(HaltPollGuest) {
+        return true;
+    }
+    sh.count_hit(HaltPollGuest);
+    false
 }
 
 /// Finishes what user space was asked to do before this call.

@@ -140,6 +140,36 @@ impl Chosen {
     }
 }
 
+/// Where the guest wants to read that its vCPU was preempted. By the vCPU's own thread only, which the scheduler takes away in the
+/// middle of anything.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Steal {
+    /// Address of the byte; 0: nowhere.
+    byte: AtomicU64,
+    /// The guest is between two instructions, and nothing that the module holds came of its page tables: whoever is told that the vCPU
+    /// was preempted leaves a TLB flush to its return (CVE-2022-39189).
+    at_boundary: AtomicBool,
+}
+
+impl Steal {
+    /// The guest's wish; `None`: it has none.
+    pub fn set(&self, byte: Option<u64>) {
+        self.byte.store(byte.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Between two instructions, or not any more.
+    pub fn at_boundary(&self, is: bool) {
+        self.at_boundary.store(is, Ordering::Relaxed);
+    }
+
+    /// The thread loses its CPU to another: where that may be told.
+    pub fn to_tell(&self) -> Option<u64> {
+        let byte = self.byte.load(Ordering::Relaxed);
+        (byte != 0 && self.at_boundary.load(Ordering::Relaxed)).then_some(byte)
+    }
+}
+
 /// The shared part of one vCPU.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -156,6 +186,8 @@ pub struct VcpuShared {
     pub cpu: AtomicI32,
     /// From where to where the thread may use published tables.
     pub section: crate::section::Section,
+    /// A sibling ends its halt (KVM_HC_KICK_CPU): the next, if it is not halted.
+    pub unhalted: AtomicBool,
     /// While in the guest, the CPU delivers what is posted to `apic`: a notification is enough. Written by the owner.
     pub delivers: AtomicBool,
     /// The TSC. Written by the owner, under the VM's clock lock read by all.
@@ -164,6 +196,10 @@ pub struct VcpuShared {
     pub timer: exitless_deadline::Owner,
     /// The APIC's mailbox.
     pub apic: ApicShared,
+    /// Steal time, as whoever takes the CPU away needs it.
+    pub steal: Steal,
+    /// What it shows those that wait for it.
+    pub hints: exitless_yielding::Hints,
     /// Which mechanisms are active: beside the counters, on lines that only the owner writes.
     pub chosen: Chosen,
     /// Counters; written by the owner alone.

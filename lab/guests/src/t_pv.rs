@@ -190,16 +190,23 @@ fn pv_eoi() {
     check(SKIPPED.load(Ordering::SeqCst) > 0, "no EOI was skipped");
 }
 
-fn hypercall(nr: u64) -> i64 {
+fn amd() -> bool {
+    cpuid(0, 0)[1] == 0x6874_7541
+}
+
+/// With operands in RBX, RCX, RDX, RSI.
+fn hypercall4(nr: u64, [b, c, d, s]: [u64; 4]) -> i64 {
     let r: i64;
+    // SAFETY: the host changes RAX and nothing else.
     unsafe {
-        if cpuid(0, 0)[1] == 0x6874_7541 {
-            core::arch::asm!("vmmcall", inout("rax") nr => r, options(nostack))
-        } else {
-            core::arch::asm!("vmcall", inout("rax") nr => r, options(nostack))
-        }
+        core::arch::asm!("xchg rbx, {b}", "test {amd:e}, {amd:e}", "jz 2f", "vmmcall", "jmp 3f", "2: vmcall", "3:", "xchg rbx, {b}",
+            b = inout(reg) b => _, amd = in(reg) amd() as u32, inout("rax") nr => r, in("rcx") c, in("rdx") d, in("rsi") s)
     }
     r
+}
+
+fn hypercall(nr: u64) -> i64 {
+    hypercall4(nr, [0; 4])
 }
 
 test!(hyper_unknown, "pv/hypercall_unknown");
@@ -213,13 +220,18 @@ fn hyper_patch() {
     // The other vendor's instruction raises #UD, which the module turns into its own one.
     let r: i64;
     unsafe {
-        if cpuid(0, 0)[1] == 0x6874_7541 {
+        if amd() {
             core::arch::asm!("vmcall", inout("rax") 1000u64 => r, options(nostack))
         } else {
             core::arch::asm!("vmmcall", inout("rax") 1000u64 => r, options(nostack))
         }
     }
     check_eq(r as u64, -1000i64 as u64, "-KVM_ENOSYS");
+}
+
+/// KVM_HC_SEND_IPI: bitmap low, bitmap high, lowest APIC id, ICR.
+fn send_ipi(low: u64, high: u64, lowest: u64, icr: u64) -> i64 {
+    hypercall4(10, [low, high, lowest, icr])
 }
 
 test!(hyper_ipi, "pv/send_ipi", cpus(4));
@@ -243,21 +255,245 @@ fn hyper_ipi() {
         smp::run(i, open);
     }
     check(host::wait_ms(10_000, || READY.load(Ordering::SeqCst) == 3), "ready");
-    let r: u64;
-    let amd = cpuid(0, 0)[1] == 0x6874_7541;
-    unsafe {
-        // KVM_HC_SEND_IPI: bitmap low, bitmap high, lowest APIC id, ICR.
-        core::arch::asm!("push rbx", "mov rbx, 0xe", "test {amd:e}, {amd:e}", "jz 2f", "vmmcall", "jmp 3f", "2: vmcall", "3:",
-            "pop rbx", amd = in(reg) amd as u32, inout("rax") 10u64 => r, in("rcx") 0u64, in("rdx") 0u64, in("rsi") 0x40u64)
-    }
-    check_eq(r, 3, "CPUs reached");
+    check_eq(send_ipi(0xe, 0, 0, 0x40) as u64, 3, "CPUs reached");
     check(host::wait_ms(5000, || (1..4).all(|i| HITS[i].load(Ordering::SeqCst) == 1)), "not all got it");
+}
+
+test!(ipi_forms, "pv/send_ipi_forms", cpus(2));
+fn ipi_forms() {
+    need(11, "no PV IPIs");
+    static NMIS: AtomicU64 = AtomicU64::new(0);
+    trap::on(2, |_| {
+        NMIS.fetch_add(1, Ordering::SeqCst);
+    });
+    trap::on(0x41, |_| {
+        NMIS.fetch_add(100, Ordering::SeqCst);
+        apic::eoi();
+    });
+    smp::start_all(2);
+    smp::run(1, sti);
+    check(host::wait_ms(10_000, || smp::taken(1)), "ready");
+    check_eq(send_ipi(!1, 0, 1, 0x41) as u64, 0, "ids that nobody has");
+    check_eq(send_ipi(0, !0, 0, 0x41) as u64, 0, "in the other word too");
+    check_eq(send_ipi(1, 0, u32::MAX as u64, 0x41) as u64, 0, "the last id is no broadcast");
+    check_eq(send_ipi(3, 0, 0x1_0000_0001, 0x441) as u64, 1, "an NMI; the lowest id has 32 bits");
+    check(host::wait_ms(5000, || NMIS.load(Ordering::SeqCst) == 1), "the NMI, once, and no interrupt");
+    for (what, bit) in [("a logical destination", 11), ("a shorthand", 18), ("another", 19)] {
+        check_eq(send_ipi(2, 0, 0, 1 << bit | 0x41) as u64, -22i64 as u64, what);
+    }
+    check_eq(NMIS.load(Ordering::SeqCst), 1, "what is refused is not sent");
+}
+
+/// Where the application processor is.
+static PHASE: AtomicU64 = AtomicU64::new(0);
+/// How far it may go.
+static GO: AtomicU64 = AtomicU64::new(0);
+
+fn phase(n: u64, what: &str) {
+    check(host::wait_ms(10_000, || PHASE.load(Ordering::SeqCst) >= n), what);
+}
+
+/// KVM_HC_KICK_CPU.
+fn kick(id: u64) {
+    check_eq(hypercall4(5, [0, id, 0, 0]) as u64, 0, "KICK_CPU");
+}
+
+test!(kick_cpu, "pv/kick_cpu", cpus(2));
+fn kick_cpu() {
+    need(7, "no PV unhalt");
+    fn sleeper() {
+        cli();
+        PHASE.store(1, Ordering::SeqCst);
+        hlt();
+        PHASE.store(2, Ordering::SeqCst);
+        while GO.load(Ordering::SeqCst) == 0 {
+            pause();
+        }
+        hlt();
+        PHASE.store(3, Ordering::SeqCst);
+        hlt();
+        PHASE.store(4, Ordering::SeqCst);
+    }
+    smp::start_all(2);
+    smp::run(1, sleeper);
+    phase(1, "asleep");
+    host::wait_ms(5, || false);
+    check_eq(PHASE.load(Ordering::SeqCst), 1, "nothing wakes it with interrupts off");
+    kick(3);
+    kick(1);
+    phase(2, "a kick ends the halt");
+    kick(1);
+    GO.store(1, Ordering::SeqCst);
+    phase(3, "a kick before it ends the next");
+    host::wait_ms(5, || false);
+    check_eq(PHASE.load(Ordering::SeqCst), 3, "and that one only");
+    kick(1);
+    phase(4, "again");
+}
+
+test!(sched_yield, "pv/sched_yield", cpus(2));
+fn sched_yield() {
+    need(13, "no PV yield");
+    fn spinner() {
+        host::must(op::MIGRATE, &[0]);
+        PHASE.store(1, Ordering::SeqCst);
+        while GO.load(Ordering::SeqCst) == 0 {
+            PHASE.fetch_add(1, Ordering::SeqCst);
+        }
+        cli();
+        hlt();
+    }
+    let yield_to = |id: u64, what: &str| check_eq(hypercall4(11, [id, 0, 0, 0]) as u64, 0, what);
+    host::must(op::MIGRATE, &[0]);
+    smp::start_all(2);
+    smp::run(1, spinner);
+    phase(1, "spinning");
+    // Both want one CPU: one of them waits for it at any time.
+    for _ in 0..20 {
+        let before = PHASE.load(Ordering::SeqCst);
+        let ran = host::wait_ms(10_000, || {
+            yield_to(1, "to one that is ready");
+            PHASE.load(Ordering::SeqCst) != before
+        });
+        check(ran, "it never ran");
+    }
+    yield_to(0, "to oneself");
+    yield_to(3, "to nobody");
+    yield_to(u64::MAX, "to an id that cannot be");
+    GO.store(1, Ordering::SeqCst);
+    host::wait_ms(5, || false);
+    yield_to(1, "to one that sleeps");
+}
+
+/// Steal time of each CPU.
+static STEAL: Shared<[Clock; 4]> = Shared::new([Clock([0; 16]); 4]);
+
+/// Address of the byte that says whether a CPU was preempted.
+fn preempted_byte(cpu: usize) -> u64 {
+    &STEAL.get()[cpu] as *const _ as u64 + 16
+}
+
+/// This CPU's thread shares the host's first CPU with others, and says when it waits for it.
+fn share() {
+    host::must(op::MIGRATE, &[0]);
+    wrmsr(0x4b56_4d03, &STEAL.get()[index()] as *const _ as u64 | 1);
+}
+
+/// Rounds of the application processor; of these, those in which it was said to be preempted though it ran.
+static ROUNDS: AtomicU64 = AtomicU64::new(0);
+static WRONG: AtomicU64 = AtomicU64::new(0);
+
+fn round() {
+    if mem::r8(preempted_byte(1)) != 0 {
+        WRONG.fetch_add(1, Ordering::SeqCst);
+    }
+    ROUNDS.fetch_add(1, Ordering::SeqCst);
+}
+
+/// It goes round twice at least.
+fn turns() {
+    let n = ROUNDS.load(Ordering::SeqCst) + 2;
+    check(host::wait_ms(20_000, || ROUNDS.load(Ordering::SeqCst) >= n), "it never runs");
+}
+
+test!(preempted, "pv/preempted", cpus(2));
+fn preempted() {
+    need(5, "no steal time");
+    fn runner() {
+        share();
+        loop {
+            round();
+        }
+    }
+    share();
+    smp::start_all(2);
+    smp::run(1, runner);
+    for _ in 0..5 {
+        turns();
+        check(
+            host::wait_ms(20_000, || mem::r8(preempted_byte(1)) == 1),
+            "it waits for its CPU and does not say so",
+        );
+    }
+    check_eq(WRONG.load(Ordering::SeqCst), 0, "said to be preempted while it ran");
+    check_eq(mem::r8(preempted_byte(0)) as u64, 0, "nor am I");
+}
+
+test!(tlb_flush, "pv/tlb_flush", cpus(2));
+fn tlb_flush() {
+    need(5, "no steal time");
+    need(9, "no PV flush");
+    static AT: AtomicU64 = AtomicU64::new(mem::FREE_VA);
+    /// The page it read last, and what was there.
+    static READ: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    fn reader() {
+        share();
+        loop {
+            let at = AT.load(Ordering::SeqCst);
+            READ[1].store(mem::r64(at), Ordering::SeqCst);
+            READ[0].store(at, Ordering::SeqCst);
+            round();
+        }
+    }
+    const TRIES: u64 = 40;
+    let (old, new) = (mem::page(), mem::page());
+    mem::w64(old, 1);
+    mem::w64(new, 2);
+    let pages = (0..TRIES).map(|n| mem::FREE_VA + n * 4096);
+    pages.clone().for_each(|va| mem::map(va, old, mem::P | mem::W));
+    share();
+    smp::start_all(2);
+    smp::run(1, reader);
+    let mut flushes = 0;
+    for va in pages {
+        AT.store(va, Ordering::SeqCst);
+        check(host::wait_ms(20_000, || READ[0].load(Ordering::SeqCst) == va), "it never runs");
+        check(
+            host::wait_ms(20_000, || mem::r8(preempted_byte(1)) == 1),
+            "it waits for its CPU and does not say so",
+        );
+        // SAFETY: the entry that `map` made.
+        unsafe { mem::entry(va, 1).write_volatile(new | mem::P | mem::W) };
+        // SAFETY: an aligned byte of a static.
+        let byte = unsafe { &*(preempted_byte(1) as *const core::sync::atomic::AtomicU8) };
+        // Who has its CPU again by now would have to be interrupted.
+        if byte.compare_exchange(1, 3, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            turns();
+            check_eq(READ[1].load(Ordering::SeqCst), 2, "it runs on the old translation");
+            flushes += 1;
+        }
+        if flushes == 3 {
+            break;
+        }
+    }
+    check_eq(flushes, 3, "flushes left to it");
+    check_eq(WRONG.load(Ordering::SeqCst), 0, "said to be preempted while it ran");
+}
+
+test!(clock_pairing, "pv/clock_pairing");
+fn clock_pairing() {
+    let p = mem::page();
+    let pair = |at, kind| hypercall4(9, [at, kind, 0, 0]);
+    mem::w64(p + 56, 1);
+    let before = rdtsc();
+    check_eq(pair(p, 0) as u64, 0, "KVM_HC_CLOCK_PAIRING");
+    let after = rdtsc();
+    check(mem::r64(p) > 1_600_000_000 && mem::r64(p) < 1 << 33, "seconds since 1970");
+    check(mem::r64(p + 8) < 1_000_000_000, "nanoseconds");
+    let tsc = mem::r64(p + 16);
+    check(tsc >= before && tsc <= after, "the guest's TSC at that moment");
+    check_eq((3..8).map(|i| mem::r64(p + 8 * i)).sum(), 0, "nothing else");
+    check_eq(pair(p, 1) as u64, -95i64 as u64, "another clock");
+    check_eq(pair(1 << 40, 0) as u64, -14i64 as u64, "an address without memory");
 }
 
 test!(poll_control, "pv/poll_control");
 fn poll_control() {
     need(12, "no poll control");
-    wrmsr(0x4b56_4d05, 0);
-    wrmsr(0x4b56_4d05, 1);
+    check_eq(rdmsr(0x4b56_4d05), 1, "the host waits awake");
+    for value in [0, 1] {
+        wrmsr(0x4b56_4d05, value);
+        check_eq(rdmsr(0x4b56_4d05), value, "as written");
+    }
     trap::expect(13, 0, "reserved bits", || wrmsr(0x4b56_4d05, 2));
 }

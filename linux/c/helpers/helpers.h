@@ -198,6 +198,7 @@ int ex_user_write(unsigned long addr, const void *src, unsigned long len);
 int ex_user_clear(unsigned long addr, unsigned long len);
 int ex_user_read_atomic(void *dst, unsigned long addr, unsigned long len);
 bool ex_user_read_u64_atomic(unsigned long addr, u64 *value);
+bool ex_user_write_u8_atomic(unsigned long addr, u8 value);
 int ex_user_cmpxchg_u8(unsigned long addr, u8 old, u8 new);
 int ex_user_cmpxchg_u16(unsigned long addr, u16 old, u16 new);
 int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);

@@ -211,6 +211,7 @@ unsafe extern "C" {
     pub(crate) fn ex_user_clear(addr: usize, len: usize) -> c_int;
     pub(crate) fn ex_user_read_atomic(dst: *mut c_void, addr: usize, len: usize) -> c_int;
     pub(crate) fn ex_user_read_u64_atomic(addr: usize, value: *mut u64) -> bool;
+    pub(crate) fn ex_user_write_u8_atomic(addr: usize, value: u8) -> bool;
     pub(crate) fn ex_user_cmpxchg_u8(addr: usize, old: u8, new: u8) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u16(addr: usize, old: u16, new: u16) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u32(addr: usize, old: u32, new: u32) -> c_int;

@@ -112,3 +112,12 @@ pub unsafe fn read_u64_atomic(hva: u64) -> Option<u64> {
     // SAFETY: the caller's promise; a page that is missing makes the helper return false.
     unsafe { ffi::ex_user_read_u64_atomic(hva as usize, &raw mut value) }.then_some(value)
 }
+
+/// One store of a byte, never sleeping: `false` when the page is not resident or not writable. The scheduler's lock may be held.
+///
+/// # Safety
+/// `hva` lies in the user half of the address space.
+pub unsafe fn write_u8_atomic(hva: u64, value: u8) -> bool {
+    // SAFETY: the caller's promise; a page that is missing makes the helper return false.
+    unsafe { ffi::ex_user_write_u8_atomic(hva as usize, value) }
+}

@@ -96,19 +96,19 @@ rows! {
         "the APIC timer expires on a housekeeping CPU and is posted into the running vCPU";
     SleepUntil: "sleep_until", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
         "a deadline write followed by HLT is one sleep until then";
-    PvUnhalt: "pv_unhalt", Vcpu, true, Owner, [NotBuilt, NoIrqchip], feature::PV_UNHALT,
+    PvUnhalt: "pv_unhalt", Vcpu, true, Owner, [NoIrqchip], feature::PV_UNHALT,
         "guests sleep in contended locks and wake each other by hypercall (KICK_CPU)";
-    PvIpi: "pv_ipi", Vcpu, true, Owner, [NotBuilt, NoIrqchip], feature::PV_SEND_IPI,
+    PvIpi: "pv_ipi", Vcpu, true, Owner, [NoIrqchip], feature::PV_SEND_IPI,
         "guests send IPIs to many vCPUs by one hypercall (SEND_IPI)";
-    PvYield: "pv_yield", Vcpu, true, Owner, [NotBuilt], feature::PV_SCHED_YIELD,
+    PvYield: "pv_yield", Vcpu, true, Owner, [], feature::PV_SCHED_YIELD,
         "a guest that waits for a preempted vCPU lets it run, by hypercall (SCHED_YIELD)";
-    PvTlbFlush: "pv_tlb_flush", Vcpu, true, Owner, [NotBuilt], feature::PV_TLB_FLUSH | feature::STEAL_TIME,
+    PvTlbFlush: "pv_tlb_flush", Vcpu, true, Owner, [], feature::PV_TLB_FLUSH | feature::STEAL_TIME,
         "guests leave the TLB flush of a preempted vCPU to the host";
-    Boost: "boost", Vm, true, Owner, [NotBuilt], 0,
+    Boost: "boost", Vm, true, Owner, [], 0,
         "a spinning vCPU gives its time to one of the same VM that is ready: with an interrupt to take, or just sent an IPI";
-    QueueHeadBoost: "queue_head_boost", Vcpu, false, Owner, [NotBuilt], feature::PV_UNHALT,
+    QueueHeadBoost: "queue_head_boost", Vcpu, true, Owner, [], feature::PV_UNHALT,
         "who unlocks lets the next in the lock's queue run at once";
-    HaltPollGuest: "halt_poll_guest", Vcpu, true, Owner, [NotBuilt], feature::POLL_CONTROL,
+    HaltPollGuest: "halt_poll_guest", Vcpu, true, Owner, [], feature::POLL_CONTROL,
         "where the guest waits awake before HLT, the host does not (POLL_CONTROL)";
     Avic: "avic", Vcpu, false, Root, [NoIrqchip, NoAvic, NoX2Apic, EdgeEois], 0,
         "AMD's AVIC delivers interrupts and IPIs without exits; untested on hardware";

@@ -78,6 +78,11 @@ enum Place {
 }
 
 impl Address {
+    /// Physical destinations name it by `id`.
+    pub fn has_id(self, id: u32) -> bool {
+        self.stands_at(Place::Id(id))
+    }
+
     fn stands_at(self, place: Place) -> bool {
         let bit = |bit: u8| self.logical_id() >> bit & 1 != 0;
         match (self.x2apic(), place) {
@@ -118,6 +123,14 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
         let xapic = |a: Address| a.hw_enabled() && !a.x2apic();
         if xapic(old) != xapic(new) {
             self.xapics.set(claims.known().filter(|&a| xapic(a)).count() as u16);
+        }
+    }
+
+    /// Who has this physical id, if that is one vCPU; to be asked by [`Address::has_id`].
+    pub fn holder(&self, id: u32) -> Option<usize> {
+        match self.slot(Place::Id(id))?.get() {
+            NOBODY | SEVERAL => None,
+            slot => Some(usize::from(slot - 1)),
         }
     }
 

@@ -76,7 +76,7 @@ fn undefined<B: Backend, H: Host<Cpu = B::Cpu>>(
     let next = skip::wrap(v.b.rip().wrapping_add(len as u64), v.mode());
     let caps = v.cpuid.caps();
     match kind {
-        Kind::Vmcall | Kind::Vmmcall => hypercall::answer(v, sh, next),
+        Kind::Vmcall | Kind::Vmmcall => hypercall::answer(v, sh, host, next),
         Kind::Movbe if caps.movbe => emulate::run(v, sh, host),
         Kind::Rdpid(to) if caps.rdpid => read_pid(v, to, next),
         _ => reflect(v, sh, x),

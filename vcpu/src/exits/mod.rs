@@ -23,6 +23,7 @@ use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use ending::{fault, skip_over, unexpected};
+use exitless_chooser::{Fallback, Mechanism::Boost};
 use exitless_x86::exception::Exception;
 
 /// Handles what the fast path left.
@@ -100,7 +101,14 @@ fn leaves_l1d_clean(exit: Exit) -> bool {
 }
 
 fn pause<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
-    host.spin();
+    if sh.active(Boost) && !host.alone() {
+        sh.hints.came_out(v.b.cpl() == 0);
+        if host.spin() {
+            sh.count_hit(Boost);
+        } else {
+            sh.count_fallback(Boost, Fallback::Elsewhere);
+        }
+    }
     skip_over(v, sh, host)
 }
 

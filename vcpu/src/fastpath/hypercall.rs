@@ -1,7 +1,7 @@
-//! Hypercalls without leaving the slice: none of those there are needs more than registers.
+//! Hypercalls without leaving the slice: those that need registers and other vCPUs' mailboxes, and nobody to yield to.
 
 use crate::backend::Backend;
-use crate::exits::hypercall;
+use crate::exits::hypercall::{self, Call};
 use crate::host::Host;
 use crate::outcome::Fast;
 use crate::shared::VcpuShared;
@@ -14,9 +14,10 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vc
     if v.b.efer() & efer::LMA == 0 {
         return Fast::Slow;
     }
-    if skip::over(v, host).is_err() {
+    let call = Call::of(v);
+    if !call.is_quick(sh, host) || skip::over(v, host).is_err() {
         return Fast::Slow;
     }
-    hypercall::execute(v, sh);
+    hypercall::execute(v, sh, host, call, false);
     Fast::Reenter
 }

@@ -1,12 +1,12 @@
-//! kvmclock: the clock page of a vCPU, the wall clock of the boot.
+//! kvmclock: the clock page of a vCPU, the wall clock of the boot, and the wall clock of now (KVM_HC_CLOCK_PAIRING).
 
 use crate::backend::Backend;
 use crate::host::Host;
 use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
 use exitless_pv_abi::{
-    KVM_MSR_ENABLED, PVCLOCK_GUEST_STOPPED, PVCLOCK_TSC_STABLE_BIT, pvclock_vcpu_time_info,
-    pvclock_wall_clock,
+    KVM_EFAULT, KVM_EOPNOTSUPP, KVM_MSR_ENABLED, PVCLOCK_GUEST_STOPPED, PVCLOCK_TSC_STABLE_BIT,
+    kvm_clock_pairing, pvclock_vcpu_time_info, pvclock_wall_clock,
 };
 
 /// Writes this vCPU's clock page. The version is odd while the rest changes (ABI: pvclock).
@@ -65,4 +65,14 @@ pub fn write_wall<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) 
     if v.write_guest(host, gpa, bytemuck::bytes_of(&wc)) {
         v.write_guest(host, gpa, &odd.wrapping_add(1).to_le_bytes());
     }
+}
+
+/// Writes what the host's wall clock and the guest's TSC are at one moment; 0, or a negative error.
+pub fn pair<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, gpa: u64) -> i64 {
+    let Some((ns, tsc)) = host.wall_clock_pair() else { return -KVM_EOPNOTSUPP };
+    let mut pair: kvm_clock_pairing = bytemuck::Zeroable::zeroed();
+    pair.sec = (ns / 1_000_000_000) as i64;
+    pair.nsec = (ns % 1_000_000_000) as i64;
+    pair.tsc = v.guest_tsc(tsc);
+    if v.write_guest(host, gpa, bytemuck::bytes_of(&pair)) { 0 } else { -KVM_EFAULT }
 }

@@ -1,5 +1,6 @@
-//! Paravirtual features of the KVM ABI that lie in guest memory which the guest named by MSR; a bad address hurts only the guest.
-//! The EOI that needs no exit stands beside the APIC.
+//! Paravirtual features of the KVM ABI: what lies in guest memory that the guest named by MSR (a bad address hurts only the guest), and
+//! what hypercalls do. The EOI that needs no exit stands beside the APIC.
 
 pub mod clock;
+pub mod ipi;
 pub mod steal;

@@ -16,7 +16,7 @@ use crate::cpuid::CpuidState;
 use crate::host::{Extended, Host};
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
-use core::sync::atomic::Ordering::Release;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
 use exitless_policy::GuestCaps;
@@ -183,8 +183,11 @@ impl<B: Backend> Vcpu<B> {
         self.rate.guest_ticks(host_tsc).wrapping_add(self.tsc_offset)
     }
 
-    /// Changes the activity state.
+    /// Changes the activity state. Whoever runs needs nobody to end its halt.
     pub fn set_mp(&mut self, sh: &VcpuShared, state: u32) {
+        if state == mp::RUNNABLE && sh.unhalted.load(Relaxed) {
+            sh.unhalted.store(false, Relaxed);
+        }
         self.mp_state = state;
         sh.mp_state.store(state, Release);
     }

@@ -18,7 +18,9 @@ pub struct Pv {
     pub eoi_offered: bool,
     /// KVM_KVMCLOCK_CTRL: tell the guest that it was stopped.
     pub stopped: bool,
-    pad: [u8; 6],
+    /// MSR_KVM_POLL_CONTROL is 0: the guest waits awake before it halts, so the host need not.
+    pub polls_itself: bool,
+    pad: [u8; 5],
     /// Run delay already accounted, ns.
     pub last_delay: u64,
 }

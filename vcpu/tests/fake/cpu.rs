@@ -746,6 +746,7 @@ impl Backend for Cpu {
             if self.w.cpu_timer.get().is_some_and(|at| at <= self.tsc()) {
                 return Exit::Timer;
             }
+            self.w.runs();
             assert!(!self.w.flush_owed.get(), "the guest runs on translations that are gone");
             if self.nmi_window && !self.nmi_masked && !self.shadow {
                 return Exit::NmiWindow;

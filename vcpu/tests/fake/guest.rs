@@ -69,6 +69,12 @@ pub(crate) fn hypercall(n: u64) -> Op {
     op(Instruction { set: vec![(Gpr::Rax, n)], ..insn(&[0x0f, 0x01, 0xd9], Exit::Hypercall) })
 }
 
+/// With operands in RBX, RCX, RDX, RSI.
+pub(crate) fn hypercall_with(n: u64, [b, c, d, s]: [u64; 4]) -> Op {
+    let set = vec![(Gpr::Rax, n), (Gpr::Rbx, b), (Gpr::Rcx, c), (Gpr::Rdx, d), (Gpr::Rsi, s)];
+    op(Instruction { set, ..insn(&[0x0f, 0x01, 0xd9], Exit::Hypercall) })
+}
+
 /// An instruction with an argument in RAX.
 pub(crate) fn with_rax(n: u64, bytes: &[u8], exit: Exit) -> Op {
     op(Instruction { set: vec![(Gpr::Rax, n)], ..insn(bytes, exit) })

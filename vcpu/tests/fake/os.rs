@@ -16,6 +16,9 @@ use std::rc::Rc;
 /// Where user space has the guest's memory.
 pub(crate) const HVA: u64 = 0x7000_0000_0000;
 
+/// APIC ids below this are there.
+const VCPUS: u32 = 100;
+
 /// The backend's part of one physical CPU: its number.
 pub(crate) struct Core(pub(crate) u32);
 
@@ -91,6 +94,7 @@ impl<C> Host for Os<C> {
         self.w.write_ram(gpa, data)
     }
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.w.walks();
         !self.w.swapped.get() && !self.lost(gpa) && self.w.read_ram(gpa, buf)
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
@@ -196,6 +200,14 @@ impl<C> Host for Os<C> {
         }
         self.w.few.get()
     }
+    fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool {
+        assert_eq!(id, msg.destination);
+        self.w.ipis.borrow_mut().push(*msg);
+        id < VCPUS
+    }
+    fn unhalt(&self, id: u32) {
+        self.w.unhalted.borrow_mut().push(id);
+    }
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
         self.w.may_sleep("ioapic_eoi");
         self.w.eois.borrow_mut().push((vector, level));
@@ -280,6 +292,10 @@ impl<C> Host for Os<C> {
     fn master_clock(&self) -> MasterClock {
         self.w.may_sleep("master_clock");
         MasterClock { tsc: 1000, ns: 500, stable: !self.w.unsteady.get() }
+    }
+    fn wall_clock_pair(&self) -> Option<(u64, u64)> {
+        self.w.may_sleep("wall_clock_pair");
+        (!self.w.unsteady.get()).then_some((1_700_000_000_123_456_789, 5000))
     }
     fn wall_clock_base(&self) -> u64 {
         self.w.may_sleep("wall_clock_base");
@@ -369,8 +385,18 @@ impl<C> Host for Os<C> {
         self.w.quiesced.set(self.w.quiesced.get() + 1);
         self.w.point();
     }
-    fn spin(&self) {
+    fn spin(&self) -> bool {
         self.w.may_sleep("spin");
+        self.w.spins.set(self.w.spins.get() + 1);
+        true
+    }
+    fn alone(&self) -> bool {
+        self.w.alone.get()
+    }
+    fn yield_to(&self, id: u32) -> bool {
+        self.w.may_sleep("yield_to");
+        self.w.yields.borrow_mut().push(id);
+        id < VCPUS
     }
     fn memory_error(&self, hva: u64) {
         self.w.strange("memory_error");
@@ -379,6 +405,7 @@ impl<C> Host for Os<C> {
     }
     fn poll(&self, _until: u64) -> bool {
         self.w.may_sleep("poll");
+        self.w.polls.set(self.w.polls.get() + 1);
         self.w.point();
         self.w.sh.must_wake()
     }

@@ -56,6 +56,10 @@ pub(crate) enum Env {
     /// The 8259 pair asserts its output; acknowledging gives this vector.
     Pic(u8),
     Nmi,
+    /// The scheduler takes the CPU away as soon as that may be told; when the thread has one again the guest's byte has this value.
+    Preempt(u8),
+    /// A sibling ends the halt.
+    Unhalt,
     Init,
     Sipi(u8),
     /// Second-level translations changed: nothing may run on old ones.
@@ -253,6 +257,17 @@ pub(crate) struct World {
     /// Whom they name can be looked up, and is few.
     pub(crate) few: Cell<bool>,
     pub(crate) slices: Cell<u32>,
+    /// APIC ids whose halt was ended, and those that the thread gave its time to.
+    pub(crate) unhalted: RefCell<Vec<u32>>,
+    pub(crate) yields: RefCell<Vec<u32>>,
+    pub(crate) spins: Cell<u32>,
+    pub(crate) polls: Cell<u32>,
+    /// See [`Env::Preempt`].
+    pub(crate) preempts: Cell<Option<u8>>,
+    /// Where the guest's byte is, and after how many exits it was told.
+    pub(crate) told: Cell<Option<(u64, u64)>>,
+    /// No other thread wants the CPU.
+    pub(crate) alone: Cell<bool>,
     /// Destinations that the guest meant.
     pub(crate) ipis_owed: RefCell<Vec<u32>>,
     pub(crate) eois: RefCell<Vec<(u8, bool)>>,
@@ -346,6 +361,13 @@ impl World {
             ipis: RefCell::default(),
             few: Cell::new(true),
             slices: Cell::new(0),
+            unhalted: RefCell::default(),
+            yields: RefCell::default(),
+            spins: Cell::new(0),
+            polls: Cell::new(0),
+            preempts: Cell::new(None),
+            told: Cell::new(None),
+            alone: Cell::new(true),
             ipis_owed: RefCell::default(),
             eois: RefCell::default(),
             wanted_eoi: Cell::new(None),
@@ -368,6 +390,21 @@ impl World {
     pub(crate) fn strange(&self, what: &str) {
         self.may_sleep(what);
         self.strangers.set(true);
+    }
+
+    /// While the guest runs nobody may take it for preempted.
+    pub(crate) fn runs(&self) {
+        let byte = self.told.get().map_or(0, |(at, _)| self.ram.borrow()[at as usize]);
+        assert_eq!(byte, 0, "siblings still leave flushes to a vCPU that runs");
+    }
+
+    /// The guest's page tables are read outside of a slice: whoever reads them holds what they said.
+    pub(crate) fn walks(&self) {
+        let told = !self.in_slice.get() && self.sh.steal.to_tell().is_some();
+        assert!(
+            !told,
+            "a sibling may leave a flush to us while what was translated is still in use (CVE-2022-39189)"
+        );
     }
 
     /// An entry flushes what must not be found (L1TF).
@@ -448,6 +485,11 @@ impl World {
             Env::Nmi => {
                 self.sh.apic.queue_nmi();
                 self.nmi_owed.set(true);
+                self.ask(Request::EVENT);
+            }
+            Env::Preempt(byte) => self.preempts.set(Some(byte)),
+            Env::Unhalt => {
+                self.sh.unhalted.store(true, Ordering::Relaxed);
                 self.ask(Request::EVENT);
             }
             Env::Init => {
@@ -576,6 +618,15 @@ impl World {
             let Some(e) = due else { break };
             self.schedule.borrow_mut().pop_front();
             self.happen(e);
+        }
+        if !self.in_slice.get()
+            && let Some(byte) = self.sh.steal.to_tell()
+            && let Some(value) = self.preempts.take()
+        {
+            self.write_ram(byte, &[value]);
+            self.told.set(Some((byte, self.sh.stats.exits.get())));
+            self.flush_owed.set(self.flush_owed.get() || value & 2 != 0);
+            self.sh.returned.store(true, Ordering::Relaxed);
         }
         if !self.in_slice.get() && self.cpu.get() != self.next_cpu.get() {
             self.cpu.set(self.next_cpu.get());

@@ -2,11 +2,18 @@
 
 use crate::fake::cpu::PV_EOI_FLAG;
 use crate::fake::guest::*;
-use crate::fake::world::TICKS;
+use crate::fake::world::{TICKS, USER_MMIO};
 use crate::fake::{Env, Machine, Op};
-use exitless_vcpu::backend::Event;
+use core::sync::atomic::Ordering::Relaxed;
+use exitless_vcpu::backend::{Backend, Event};
+use exitless_vcpu::chooser::Mechanism::{Boost, HaltPollGuest, PvTlbFlush};
+use exitless_vcpu::chooser::Set;
 use exitless_vcpu::clock::tsc::{Rate, Scaling};
+use exitless_vcpu::shared::mp;
 use exitless_vcpu::{Request, RunExit};
+use exitless_x86::apic::DeliveryMode;
+use exitless_x86::exception::Exception;
+use exitless_x86::regs::{Gpr, SegReg, Segment, efer};
 
 fn irq(v: u8) -> Op {
     Op::World(Env::Irq(v))
@@ -295,4 +302,259 @@ fn steal_time() {
     m.happen(Env::Ask(Request::STEAL));
     m.then([Op::Nop]);
     assert_eq!((m.w.u32_at(0x4_1000), m.w.u32_at(0x4_1020)), (500, 0xeeee_eeee));
+}
+
+const SEND_IPI: u64 = 10;
+const KICK_CPU: u64 = 5;
+const SCHED_YIELD: u64 = 11;
+
+/// A machine in long mode, in 64-bit or 32-bit code; hypercalls may be answered in the slice.
+fn in_long_mode(wide: bool, ops: impl IntoIterator<Item = Op>) -> Machine {
+    let mut m = Machine::new(ops);
+    m.v.b.efer |= efer::LMA;
+    if wide {
+        let cs = m.v.b.segment(SegReg::Cs);
+        m.v.b.set_segment(SegReg::Cs, &Segment { attrib: cs.attrib & !Segment::DB | Segment::L, ..cs });
+    }
+    m
+}
+
+fn answer(m: &Machine) -> i64 {
+    m.v.b.gprs.get(Gpr::Rax) as i64
+}
+
+/// KVM_HC_SEND_IPI: bits of two words name APIC ids from the lowest on; those that are there count. Few are sent to in the slice.
+#[test]
+fn ipis_by_hypercall() {
+    let sent = |m: &Machine| m.w.ipis.borrow().iter().map(|i| (i.destination, i.vector)).collect::<Vec<_>>();
+    let mut m = in_long_mode(true, [hypercall_with(SEND_IPI, [0b101, 0b10, 97, 0xfd]), Op::Cli]);
+    m.go();
+    assert_eq!(sent(&m), [(97, 0xfd), (99, 0xfd), (97 + 65, 0xfd)]);
+    assert_eq!((answer(&m), m.sh.stats.fast.get()), (2, 1), "id 162 is nobody's");
+    let mut m =
+        in_long_mode(false, [hypercall_with(SEND_IPI, [0xff_0000_0001, 1, 0xff_0000_0000, 0x4fd]), Op::Cli]);
+    m.go();
+    assert_eq!(sent(&m), [(0, 0xfd), (32, 0xfd)], "words of 32 bits");
+    assert!(m.w.ipis.borrow().iter().all(|i| i.mode == DeliveryMode::NMI && !i.logical && !i.level));
+    let mut m =
+        in_long_mode(true, [hypercall_with(SEND_IPI, [!0, !0, u64::from(u32::MAX) - 63, 0xfd]), Op::Cli]);
+    m.go();
+    assert_eq!(
+        (sent(&m).len(), m.sh.stats.fast.get()),
+        (64, 0),
+        "no id behind the last; many are sent to with interrupts on"
+    );
+    for icr in [1 << 11, 1 << 18, 2 << 18, 3 << 18] {
+        let mut m = in_long_mode(true, [hypercall_with(SEND_IPI, [1, 0, 0, icr | 0xfd]), Op::Cli]);
+        m.go();
+        assert_eq!((sent(&m), answer(&m)), (vec![], -22), "a destination of its own makes no sense");
+    }
+}
+
+/// KVM_HC_KICK_CPU ends a halt, and who was kicked may run in our place: not where nobody else wants the CPU. KVM_HC_SCHED_YIELD likewise.
+#[test]
+fn kick_and_yield() {
+    for (alone, yields) in [(true, vec![]), (false, vec![4, 6])] {
+        let calls =
+            [hypercall_with(KICK_CPU, [0, 4, 0, 0]), hypercall_with(SCHED_YIELD, [6, 0, 0, 0]), Op::Cli];
+        let mut m = in_long_mode(true, calls);
+        m.w.alone.set(alone);
+        m.go();
+        assert_eq!((&*m.w.unhalted.borrow(), &*m.w.yields.borrow()), (&vec![4], &yields));
+        assert_eq!((answer(&m), m.sh.stats.fast.get()), (0, if alone { 2 } else { 0 }));
+    }
+}
+
+/// What the guest's CPUID does not show is unknown, and in user mode there is nothing at all.
+#[test]
+fn hypercalls_by_feature() {
+    for (n, bit) in [(SEND_IPI, 11), (KICK_CPU, 7), (SCHED_YIELD, 13)] {
+        let call = || [hypercall_with(n, [1, 0, 0, 0xfd]), Op::Cli];
+        let untouched = |m: &Machine| {
+            assert!(
+                m.w.ipis.borrow().is_empty()
+                    && m.w.unhalted.borrow().is_empty()
+                    && m.w.yields.borrow().is_empty()
+            );
+        };
+        let mut m = in_long_mode(true, call());
+        m.w.alone.set(false);
+        m.set_cpuid_with(|e| {
+            if e.function == 0x4000_0001 {
+                e.eax &= !(1 << bit);
+            }
+        });
+        m.go();
+        assert_eq!(answer(&m), -1000);
+        untouched(&m);
+        let mut m = in_long_mode(true, call());
+        m.set_cpl(3);
+        m.go();
+        assert_eq!(answer(&m), -1);
+        untouched(&m);
+    }
+}
+
+/// A sibling ends the halt, with interrupts off too: once. Before the halt it ends the next one. What runs for another reason keeps
+/// nothing of it.
+#[test]
+fn halt_ended_by_a_sibling() {
+    let unhalt = || Op::World(Env::Unhalt);
+    let mut m = Machine::new([Op::Cli, unhalt(), hlt(), Op::Nop, hlt(), Op::Nop]);
+    m.go();
+    assert_eq!(
+        (m.v.mp_state, m.sh.stats.halt_wakeup.get(), m.v.b.ops.len()),
+        (mp::HALTED, 1, 1),
+        "asleep in the second"
+    );
+    m.w.happen(Env::Unhalt);
+    m.go();
+    assert_eq!((m.sh.stats.halt_wakeup.get(), m.v.b.ops.len()), (2, 0));
+    assert!(!m.sh.unhalted.load(Relaxed));
+}
+
+const STEAL: u64 = 0x4_1000;
+/// Where siblings look.
+const PREEMPTED: usize = STEAL as usize + 16;
+
+/// A guest with steal time.
+fn stealing(ops: impl IntoIterator<Item = Op>) -> Machine {
+    let mut m = Machine::new([]);
+    m.w.write_ram(STEAL, &[0; 64]);
+    m.then([wrmsr(0x4b56_4d03, STEAL | 1), Op::Nop]);
+    m.v.b.ops.extend(ops);
+    m
+}
+
+fn flush_hits(m: &Machine) -> u64 {
+    m.sh.stats.deeds(PvTlbFlush).hits.get()
+}
+
+/// A vCPU that lost its CPU at a host's interrupt is told to be preempted; before the guest runs again that is taken back, whoever
+/// changed it meanwhile, and a flush that was left to it is done. The fakes ask the same at every entry.
+#[test]
+fn a_flush_left_to_a_preempted_vcpu() {
+    for (byte, flushes) in [(1, 0), (3, 1)] {
+        let mut m = stealing([]);
+        let before = m.v.b.flushes;
+        m.then([Op::World(Env::Preempt(byte)), Op::World(Env::Work), Op::Nop, Op::Nop]);
+        assert_eq!(m.w.told.get(), Some((PREEMPTED as u64, m.sh.stats.exits.get() - 1)));
+        assert_eq!(m.w.ram.borrow()[PREEMPTED], 0);
+        assert_eq!((m.v.b.flushes - before, flush_hits(&m)), (flushes, u64::from(flushes)));
+    }
+}
+
+/// Where siblings win each race for the byte the flush is done unasked.
+#[test]
+fn a_flush_left_in_a_race() {
+    let mut m = stealing([]);
+    m.w.contended.set(true);
+    m.then([Op::World(Env::Preempt(1)), Op::World(Env::Work), Op::Nop, Op::Nop]);
+    assert_eq!((flush_hits(&m), m.w.ram.borrow()[PREEMPTED]), (1, 0));
+}
+
+/// Within an instruction that is emulated nobody is told, but behind it; and not before the guest asks, nor when it asks no more.
+#[test]
+fn not_told_in_the_middle() {
+    // After the last exit, with which the script ends, at an instruction boundary.
+    let told = |ops: Vec<Op>| {
+        let mut m = stealing([Op::World(Env::Preempt(3))].into_iter().chain(ops));
+        m.go();
+        m.w.told.get().map(|(_, exits)| m.sh.stats.exits.get() - exits)
+    };
+    let work = || Op::World(Env::Work);
+    assert_eq!(told(vec![work(), Op::Nop]), Some(1));
+    assert_eq!(told(vec![input(0x80, 1), Op::Nop]), Some(0), "out to user space and back");
+    assert_eq!(told(vec![store(USER_MMIO, 4), Op::Nop]), Some(0), "emulated");
+    assert_eq!(told(vec![hlt()]), None, "asleep of its own will");
+    assert_eq!(told(vec![wrmsr(0x4b56_4d03, 0), work(), Op::Nop]), None, "steal time is off");
+    let mut m = stealing([Op::World(Env::Init), Op::Nop]);
+    m.go();
+    m.then([Op::World(Env::Preempt(3)), work(), Op::Nop]);
+    assert_eq!(m.w.told.get(), None, "whoever runs after INIT asked for nothing");
+}
+
+/// With the switch off siblings are not told, so they send IPIs; a guest that cannot leave flushes to others is told all the same.
+#[test]
+fn switch_of_flushes() {
+    let told = |m: &mut Machine| {
+        m.happen(Env::Switch(Set::ALL.put(PvTlbFlush, false).0));
+        m.then([Op::Nop]);
+        m.then([Op::World(Env::Preempt(1)), Op::World(Env::Work), Op::Nop]);
+        m.w.told.get().is_some()
+    };
+    assert!(!told(&mut stealing([])));
+    let mut m = stealing([]);
+    m.set_cpuid_with(|e| {
+        if e.function == 0x4000_0001 {
+            e.eax &= !(1 << 9);
+        }
+    });
+    assert!(told(&mut m));
+}
+
+/// MSR_KVM_POLL_CONTROL is 1 at first; 0, and the host does not wait awake before it sleeps. Only bit 0 exists.
+#[test]
+fn poll_control() {
+    let polls = |ops: Vec<Op>, on: Set| {
+        let mut m =
+            Machine::new([Op::World(Env::Switch(on.0)), Op::Nop].into_iter().chain(ops).chain([hlt()]));
+        m.go();
+        (m.w.polls.get() != 0, m.sh.stats.deeds(HaltPollGuest).hits.get())
+    };
+    let control = |value| wrmsr(0x4b56_4d05, value);
+    assert_eq!(polls(vec![], Set::ALL), (true, 0));
+    assert_eq!(polls(vec![control(0)], Set::ALL), (false, 1));
+    assert_eq!(polls(vec![control(0), control(1)], Set::ALL), (true, 0));
+    assert_eq!(polls(vec![control(0)], Set::ALL.put(HaltPollGuest, false)), (true, 0));
+    let mut m = Machine::new([rdmsr(0x4b56_4d05), Op::Cli]);
+    m.go();
+    assert_eq!(m.v.b.gprs.get(Gpr::Rax), 1);
+    m.then([faulting(control(2)), Op::Cli]);
+    assert_eq!(m.events(), [Event::Exception(Exception::gp(0))]);
+}
+
+/// KVM_HC_CLOCK_PAIRING: the host's wall clock and the guest's TSC of one moment; where the host does not count by its TSC, no such thing.
+#[test]
+fn clock_pairing() {
+    let call = |at, kind| hypercall_with(9, [at, kind, 0, 0]);
+    let mut m = in_long_mode(true, [call(0x4_3000, 0), Op::Cli]);
+    m.w.write_ram(0x4_3000, &[0xff; 64]);
+    m.go();
+    let words = [0, 4, 8, 16, 20, 24].map(|i| m.w.u32_at(0x4_3000 + i));
+    let tsc = m.v.guest_tsc(5000);
+    assert_eq!(answer(&m), 0);
+    assert_eq!(words, [1_700_000_000, 0, 123_456_789, tsc as u32, (tsc >> 32) as u32, 0]);
+    assert!(m.w.ram.borrow()[0x4_3018..0x4_3040].iter().all(|&b| b == 0));
+    for (unsteady, at, kind, error) in
+        [(true, 0x4_3000, 0, -95), (false, 0x4_3000, 1, -95), (false, 0xf000_0000, 0, -14)]
+    {
+        let mut m = in_long_mode(true, [call(at, kind), Op::Cli]);
+        m.w.unsteady.set(unsteady);
+        m.go();
+        assert_eq!(answer(&m), error);
+    }
+}
+
+/// A loop of PAUSEs: somebody else may run, where somebody else wants the CPU and the switch is on.
+#[test]
+fn spinning() {
+    for (alone, on, spins) in
+        [(false, Set::ALL, 1), (true, Set::ALL, 0), (false, Set::ALL.put(Boost, false), 0)]
+    {
+        let mut m = Machine::new([Op::World(Env::Switch(on.0)), Op::Nop, pause(), Op::Nop]);
+        m.w.alone.set(alone);
+        m.go();
+        assert_eq!((m.w.spins.get(), m.sh.stats.deeds(Boost).hits.get()), (spins, u64::from(spins)));
+    }
+}
+
+/// Under a debugger's steps the next instruction is read before each entry, through the guest's tables: nobody is told by then.
+#[test]
+fn not_told_while_looking_ahead() {
+    let mut m = stealing([Op::World(Env::Work), Op::Nop, Op::Nop]);
+    m.v.set_guest_debug(3, [0; 8]).unwrap();
+    for _ in 0..3 {
+        m.run();
+    }
 }

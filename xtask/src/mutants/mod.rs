@@ -35,6 +35,7 @@ const PACKAGES: &[&str] = &[
     "exitless-memslots",
     "exitless-posted",
     "exitless-policy",
+    "exitless-yielding",
     "exitless-vcpu",
     "exitless-slat",
     "exitless-svm",

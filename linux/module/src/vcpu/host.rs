@@ -225,6 +225,14 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool {
         self.vm.deliver_to_few(msg, Some(self.me.index as usize))
     }
+    fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool {
+        self.vm.deliver_to(id, msg, self.me.index as usize)
+    }
+    fn unhalt(&self, id: u32) {
+        if let Some(v) = self.vm.vcpu_with_id(id) {
+            v.unhalt();
+        }
+    }
     fn ioapic_eoi(&self, vector: u8, level: bool) -> bool {
         if !self.vm.wants_eoi(vector) {
             return false;
@@ -302,6 +310,10 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
     fn master_clock(&self) -> MasterClock {
         self.vm.master_clock()
+    }
+    fn wall_clock_pair(&self) -> Option<(u64, u64)> {
+        let now = time::snapshot();
+        now.by_tsc.then_some((now.real_ns, now.tsc))
     }
     fn wall_clock_base(&self) -> u64 {
         let now = self.vm.read_clock();
@@ -400,8 +412,15 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.unlock();
         self.lock();
     }
-    fn spin(&self) {
-        poll::spins(self.vm, self.me);
+    fn spin(&self) -> bool {
+        poll::spins(self.vm, self.me)
+    }
+    fn alone(&self) -> bool {
+        task::single_task_running()
+    }
+    fn yield_to(&self, id: u32) -> bool {
+        let other = self.vm.vcpu_with_id(id).filter(|v| v.index != self.me.index);
+        other.is_some_and(poll::yield_to)
     }
     fn memory_error(&self, hva: u64) {
         task::memory_error(hva);

@@ -23,6 +23,7 @@ use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
 use exitless_host::{Errno, Result, cpu, time};
 use exitless_hw_ops as ops;
+use exitless_pv_abi::KVM_VCPU_PREEMPTED;
 use exitless_svm::Svm;
 use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::host::Moment;
@@ -72,8 +73,6 @@ pub struct VcpuObj {
     left_ns: AtomicU64,
     /// Millionths of a tick that were cut off the times between CPUs so far.
     left_rest: AtomicU32,
-    /// The thread was preempted and waits for a CPU.
-    pub preempted: AtomicBool,
     /// `sigmask` counts.
     pub has_sigmask: AtomicBool,
     /// The thread came to a CPU whose TSC may be another than the one it left, and its offset is that one's still.
@@ -183,13 +182,16 @@ impl VcpuObj {
         if let Some(g) = global::get() {
             self.load_on(g, cpu);
         }
-        self.preempted.store(false, Ordering::Relaxed);
+        self.shared.hints.came();
         self.shared.returned.store(true, Ordering::Relaxed);
     }
 
     /// The thread leaves its CPU, still runnable or not.
     pub fn sched_out(&self, preempted: bool) {
-        self.preempted.store(preempted, Ordering::Relaxed);
+        self.shared.hints.left(preempted);
+        if preempted && let Some(byte) = self.shared.steal.to_tell() {
+            self.vm().write_byte_atomic(byte, KVM_VCPU_PREEMPTED);
+        }
         self.leave_tsc();
         if let Some(g) = global::get() {
             self.put_on(g);

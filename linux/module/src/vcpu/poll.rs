@@ -9,12 +9,10 @@ use crate::vm::Vm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::task::WorkWord;
 use exitless_host::{task, time};
+use exitless_yielding::Seen;
 
 /// The first step from 0, ns.
 const FIRST_NS: u64 = 10_000;
-/// Yields that fail before a spinning vCPU goes on.
-const TRIES: u32 = 3;
-
 /// Waits at most until `until` (ns). `true`: the vCPU has something to do.
 pub fn halted(v: &VcpuObj, work: &WorkWord, until: u64) -> bool {
     let limit = v.poll_ns.load(Relaxed).min(most(v));
@@ -48,19 +46,21 @@ pub fn slept(v: &VcpuObj, ns: u64) {
     v.poll_ns.store(next, Relaxed);
 }
 
-/// `me` spins: lets a vCPU run that was preempted, the next one after the last that got the chance.
-pub fn spins(vm: &Vm, me: &VcpuObj) {
-    let n = vm.vcpu_count();
-    let first = vm.last_boosted.load(Relaxed) as usize + 1;
-    let mut tries = 0;
-    for i in (first..first + n).map(|i| i % n.max(1)) {
-        let Some(v) = vm.vcpu(i).filter(|v| v.index != me.index && v.preempted.load(Relaxed)) else {
-            continue;
-        };
-        match v.task.yield_to(true) {
-            Ok(true) => return vm.last_boosted.store(i as u32, Relaxed),
-            _ if tries == TRIES => return,
-            _ => tries += 1,
-        }
-    }
+/// `me` spins: lets a vCPU of its VM run that is ready; `false`: found none. Touches nothing of the others but what they publish.
+pub fn spins(vm: &Vm, me: &VcpuObj) -> bool {
+    let look = |i: usize| {
+        let v = vm.vcpu(i)?;
+        Seen::of(&v.shared.hints, || v.shared.apic.has_irr() || v.shared.apic.has_nmis())
+    };
+    let hints = &me.shared.hints;
+    let few = vm.turns.choose(me.index as usize, vm.vcpu_count(), hints.take_receiver(), look);
+    hints.spins(true);
+    let yielded = few.iter().filter_map(|i| vm.vcpu(i)).any(yield_to);
+    hints.spins(false);
+    yielded
+}
+
+/// Lets `v` run in this thread's place if it is ready; `true`: it does.
+pub fn yield_to(v: &VcpuObj) -> bool {
+    v.shared.hints.is_ready() && v.task.yield_to(true) == Ok(true)
 }

@@ -217,7 +217,9 @@ impl<B: Vendor> Call<'_, B> {
 
     pub(super) fn get_mp_state(&mut self, arg: usize) -> Result<isize> {
         exitless_vcpu::request::apic_state(self.inner, &self.v.shared, &self.host);
-        user::put(arg, &kvm_mp_state { mp_state: self.inner.mp_state })
+        let ends = self.inner.mp_state == mp::HALTED && self.v.shared.unhalted.load(Ordering::Relaxed);
+        let mp_state = if ends { mp::RUNNABLE } else { self.inner.mp_state };
+        user::put(arg, &kvm_mp_state { mp_state })
     }
 
     pub(super) fn set_mp_state(&mut self, m: &kvm_mp_state) -> Result<isize> {

@@ -68,10 +68,22 @@ impl VcpuObj {
 
     /// The same, but for the IPI: which other CPU needs it. Interrupts or preemption off, or any answer is as good as the other.
     pub fn wake_or_interrupt(&self) -> Option<u32> {
-        if self.task.wake() || !self.shared.needs_ipi() {
+        if self.task.wake() {
+            self.shared.hints.woken();
+            return None;
+        }
+        if !self.shared.needs_ipi() {
             return None;
         }
         u32::try_from(self.shared.cpu.load(Ordering::Relaxed)).ok().filter(|&at| at != cpu::id())
+    }
+
+    /// A sibling ends the vCPU's halt. Any context.
+    pub fn unhalt(&self) {
+        // The request, a full barrier, comes behind it: whoever sees that sees this.
+        self.shared.unhalted.store(true, Ordering::Relaxed);
+        self.shared.request(Request::EVENT);
+        self.kick();
     }
 
     /// Notifies the CPU where the vCPU is in the guest. On this CPU it is not: it will look before it enters.
@@ -110,15 +122,32 @@ impl VcpuObj {
 impl Vm {
     /// Delivers a message; `sender` is a vCPU's index.
     pub fn deliver(&self, msg: &InterruptMessage, sender: Option<usize>) -> Delivered {
-        route(msg, sender, self, |i, accepted| self.notify(i, accepted))
+        route(msg, sender, self, |i, accepted| self.notify(sender, i, accepted))
     }
 
     /// The same, if all who are named can be looked up and are few. `false`: they cannot or are not, and nothing was done.
     pub fn deliver_to_few(&self, msg: &InterruptMessage, sender: Option<usize>) -> bool {
-        route_few(msg, sender, self, |i, accepted| self.notify(i, accepted)).is_some()
+        route_few(msg, sender, self, |i, accepted| self.notify(sender, i, accepted)).is_some()
     }
 
-    fn notify(&self, index: usize, accepted: Accepted) {
+    /// The vCPU whose APIC has this physical id.
+    pub fn vcpu_with_id(&self, id: u32) -> Option<&VcpuObj> {
+        let v = self.vcpu(self.map.holder(id)?)?;
+        v.shared.apic.address().has_id(id).then_some(v)
+    }
+
+    /// Delivers a message to the vCPU with that id. `false`: there is none, or it does not take it.
+    pub fn deliver_to(&self, id: u32, msg: &InterruptMessage, sender: usize) -> bool {
+        let Some(v) = self.vcpu_with_id(id) else { return false };
+        let accepted = v.shared.apic.accept(msg);
+        self.notify(Some(sender), v.index as usize, accepted);
+        accepted != Accepted::None
+    }
+
+    fn notify(&self, sender: Option<usize>, index: usize, accepted: Accepted) {
+        if let Some(sender) = sender.and_then(|i| self.vcpu(i)) {
+            sender.shared.hints.sent_to(index);
+        }
         if let Some(v) = self.vcpu(index) {
             v.notify(accepted);
         }
@@ -126,7 +155,7 @@ impl Vm {
 
     /// Hardware has made this IPI of a vCPU pending in each APIC that it names.
     pub fn tell(&self, msg: &InterruptMessage, sender: usize) {
-        named(msg, Some(sender), self, |i| self.notify(i, Accepted::Event));
+        named(msg, Some(sender), self, |i| self.notify(Some(sender), i, Accepted::Event));
     }
 
     /// CPUs find the APIC of `v`, or not any more: only while they find all do they send IPIs.

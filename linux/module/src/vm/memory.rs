@@ -730,6 +730,17 @@ impl Vm {
         result
     }
 
+    /// Writes a byte without sleeping, from any context of a thread of this address space, in a read section or not.
+    pub fn write_byte_atomic(&self, gpa: u64, value: u8) {
+        let _srcu = self.srcu.read();
+        let Some(slot) = self.slot_of(gpa >> 12).filter(Slot::writable) else { return };
+        // SAFETY: the slot's range passed `access_ok` when it was set.
+        let write = |hva: u64| unsafe { uaccess::write_u8_atomic(hva | gpa & 4095, value) };
+        if slot.hva_of(gpa >> 12).is_some_and(write) {
+            mark(&slot, gpa >> 12);
+        }
+    }
+
     /// Backed by a slot (and writable)?
     pub fn is_ram(&self, gpa: u64, write: bool) -> bool {
         // SAFETY: the callers are in a read section.

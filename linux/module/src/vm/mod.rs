@@ -34,6 +34,7 @@ use exitless_vcpu::Request;
 use exitless_vcpu::chooser::{Facts, Reason};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
+use exitless_yielding::Rotation;
 
 /// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
 pub const MAX_VCPUS: usize = 255;
@@ -120,8 +121,8 @@ pub struct Vm {
     pub logging: AtomicBool,
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
-    /// The vCPU that a spinning one let run last.
-    pub last_boosted: AtomicU32,
+    /// Whose turn it is when a vCPU spins.
+    pub turns: Rotation,
     /// `KVM_CAP_HALT_POLL`: longest wait awake in HLT, ns; `u32::MAX`: as the module's parameter.
     pub halt_poll_ns: AtomicU32,
     /// Mechanisms whose switch is on: an [`exitless_vcpu::chooser::Set`].

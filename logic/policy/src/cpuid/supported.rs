@@ -19,6 +19,11 @@ const PV_FEATURES: u32 = feature::CLOCKSOURCE
     | feature::CLOCKSOURCE2
     | feature::STEAL_TIME
     | feature::PV_EOI
+    | feature::PV_UNHALT
+    | feature::PV_SEND_IPI
+    | feature::PV_SCHED_YIELD
+    | feature::PV_TLB_FLUSH
+    | feature::POLL_CONTROL
     | feature::CLOCKSOURCE_STABLE;
 
 /// The caller's slice is too short for the list.

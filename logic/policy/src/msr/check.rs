@@ -67,6 +67,7 @@ fn stored(kind: MsrKind, value: u64, origin: Origin, caps: &GuestCaps) -> Result
         MsrKind::DebugCtl => debug_ctl(value),
         MsrKind::Hwcr => hwcr_value(value),
         MsrKind::PvStealTime => only_if(value & KVM_STEAL_RESERVED_MASK == 0),
+        MsrKind::PvPollControl => only_if(value <= 1),
         MsrKind::PvEoi => only_if(value & !(KVM_PV_EOI_ADDRESS | u64::from(KVM_PV_EOI_ENABLED)) == 0),
         _ => Ok(value),
     }

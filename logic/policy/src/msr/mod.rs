@@ -71,6 +71,7 @@ pub enum MsrKind {
     PvSystemTime(bool),
     PvStealTime,
     PvEoi,
+    PvPollControl,
     // --- no state ---
     /// Reads as this; a write that passed the check changes nothing.
     Const(u64),

@@ -3,8 +3,8 @@
 use super::MsrKind;
 use crate::{GuestCaps, mtrr};
 use exitless_pv_abi::{
-    MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME, MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK,
-    MSR_KVM_WALL_CLOCK_NEW, feature,
+    MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME, MSR_KVM_SYSTEM_TIME,
+    MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW, feature,
 };
 use exitless_x86::apic::apic_base;
 use exitless_x86::msr::{Msr, de_cfg, feature_control, misc_enable, vm_cr};
@@ -211,6 +211,7 @@ pub static TABLE: &[Row] = &[
     pv(MSR_KVM_SYSTEM_TIME_NEW, MsrKind::PvSystemTime(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_STEAL_TIME, MsrKind::PvStealTime, feature::STEAL_TIME),
     pv(MSR_KVM_PV_EOI_EN, MsrKind::PvEoi, feature::PV_EOI),
+    pv(MSR_KVM_POLL_CONTROL, MsrKind::PvPollControl, feature::POLL_CONTROL).reset(1),
     row(Msr::EFER, MsrKind::Efer),
     row(Msr::STAR, MsrKind::Star).listed().passthrough(),
     row(Msr::LSTAR, MsrKind::Lstar).need(Need::LongMode).listed().passthrough(),
