@@ -3,6 +3,7 @@
 
 mod ipi;
 mod overcommit;
+mod queues;
 mod timer;
 mod yields;
 

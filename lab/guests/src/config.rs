@@ -195,4 +195,6 @@ pub mod op {
     pub const BENCH_HOST: u64 = 53;
     /// Result = CPU time of the runner's process so far, all its vCPUs, in nanoseconds.
     pub const CPU_TIME: u64 = 54;
+    /// a0 = GSI, a1 = id: an irqfd on an eventfd that is there.
+    pub const IRQFD_OF: u64 = 55;
 }

@@ -68,6 +68,7 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::IOEVENTFD_OFF => ioeventfd_off(m, a),
         op::EVENT_READ => Ok(kvm::event_read(event(m, a[0])?) as i64),
         op::IRQFD => irqfd(m, a[0], a[1] != 0),
+        op::IRQFD_OF => irqfd_call(m, event(m, a[1])?, a[0], 0, -1),
         op::IRQFD_OFF => irqfd_call(m, event(m, a[1])?, a[0], KVM_IRQFD_FLAG_DEASSIGN, -1),
         op::EVENT_SIGNAL => Ok(i64::from(kvm::event_write(event(m, a[0])?, 1)) - 1),
         op::TSC_KHZ => Ok(v.fd.call(nr::GET_TSC_KHZ, 0)?.into()),
