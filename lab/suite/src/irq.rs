@@ -216,15 +216,19 @@ fn irqfd_closed_high(e: &Env) -> R {
     let (a, b) = (kvm::eventfd()?, kvm::eventfd()?);
     irqfd(&vm, a.raw(), 5, KVM_IRQFD_FLAG_RESAMPLE, b.raw())?;
     kvm::event_write(a.raw(), 1);
-    ensure!(high()?, "not raised");
+    // Both in the kernel's own time.
+    let becomes = |level: bool| -> kvm::Result<bool> {
+        for _ in 0..500 {
+            if high()? == level {
+                return Ok(true);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Ok(false)
+    };
+    ensure!(becomes(true)?, "not raised");
     drop(a);
-    // In the kernel's own time.
-    let mut waits = 0;
-    while high()? && waits < 500 {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        waits += 1;
-    }
-    ensure!(!high()?, "still raised");
+    ensure!(becomes(false)?, "still raised");
     Ok(())
 }
 
@@ -269,15 +273,9 @@ fn whom_messages_reach(e: &Env) -> R {
         let a = kvm::eventfd()?;
         irqfd(&vm, a.raw(), 24, 0, -1)?;
         kvm::event_write(a.raw(), 1);
-        // A work item may have to do it.
-        for _ in 0..500 {
-            if pending(vcpus, vector)?.len() >= want.len() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        same!(pending(vcpus, vector)?, want, "{what}, destination {destination:#x}");
+        // A work item may have to deliver it; this waits for that.
         irqfd(&vm, a.raw(), 24, KVM_IRQFD_FLAG_DEASSIGN, -1)?;
+        same!(pending(vcpus, vector)?, want, "{what}, destination {destination:#x}");
         Ok(())
     };
     let all: Vec<_> = (0..CPUS).collect();

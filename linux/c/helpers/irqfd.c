@@ -132,8 +132,8 @@ void ex_irqfd_free(void *handle)
 	eventfd_ctx_remove_wait_queue(irqfd->eventfd, &irqfd->wait, &count);
 	if (current_work() != &irqfd->hangup)
 		cancel_work_sync(&irqfd->hangup);
-	if (current_work() != &irqfd->inject)
-		cancel_work_sync(&irqfd->inject);
+	/* What was signalled before is delivered. */
+	flush_work(&irqfd->inject);
 	eventfd_ctx_put(irqfd->eventfd);
 	kfree(irqfd);
 }

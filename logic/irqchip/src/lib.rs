@@ -6,9 +6,9 @@
 //! resampling irqfds.
 //!
 //! ```text
-//!  set_gsi ── routes ──┬─> Pic (0x20, 0xa0, 0x4d0) ── output level ──> LINT0 of the boot CPU (ExtINT)
+//!  GSI ────── routes ──┬─> Pic (0x20, 0xa0, 0x4d0) ── output level ──> LINT0 of the boot CPU (ExtINT)
 //!                      ├─> Ioapic (0xfec00000)     ── InterruptMessage ──> local APICs
-//!                      └─> MSI                     ── InterruptMessage ──> local APICs
+//!                      └─> MSI (without a chip)    ── InterruptMessage ──> local APICs
 //!  Pit (0x40, 0x61) ── edge on GSI 0
 //! ```
 //!
