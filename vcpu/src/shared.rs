@@ -150,12 +150,16 @@ pub struct Steal {
     /// The guest is between two instructions, and nothing that the module holds came of its page tables: whoever is told that the vCPU
     /// was preempted leaves a TLB flush to its return (CVE-2022-39189).
     at_boundary: AtomicBool,
+    /// The byte says preempted, perhaps with a flush that a sibling left there: it is not written until it was exchanged. A thread that
+    /// loses its CPU once more on its way to the guest would wipe that flush out.
+    told: AtomicBool,
 }
 
 impl Steal {
     /// The guest's wish; `None`: it has none.
     pub fn set(&self, byte: Option<u64>) {
         self.byte.store(byte.unwrap_or(0), Ordering::Relaxed);
+        self.told.store(false, Ordering::Relaxed);
     }
 
     /// Between two instructions, or not any more.
@@ -166,7 +170,23 @@ impl Steal {
     /// The thread loses its CPU to another: where that may be told.
     pub fn to_tell(&self) -> Option<u64> {
         let byte = self.byte.load(Ordering::Relaxed);
-        (byte != 0 && self.at_boundary.load(Ordering::Relaxed)).then_some(byte)
+        let may = self.at_boundary.load(Ordering::Relaxed) && !self.told.load(Ordering::Relaxed);
+        (byte != 0 && may).then_some(byte)
+    }
+
+    /// The byte was written.
+    pub fn note_told(&self) {
+        self.told.store(true, Ordering::Relaxed);
+    }
+
+    /// The byte must be exchanged before the guest runs.
+    pub fn told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// It was.
+    pub fn taken_back(&self) {
+        self.told.store(false, Ordering::Relaxed);
     }
 }
 

@@ -102,6 +102,7 @@ u64 ex_timer_expires(const void *timer);
 /* irqfd.c */
 void *ex_irqfd_new(void *vm, unsigned long cookie, int fd, int *err);
 void ex_irqfd_free(void *irqfd);
+void ex_irqfd_settle(void);
 bool ex_irqfd_is(const void *irqfd, const void *ctx);
 
 /* lock.c */

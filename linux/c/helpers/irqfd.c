@@ -138,6 +138,12 @@ void ex_irqfd_free(void *handle)
 	kfree(irqfd);
 }
 
+/* Process context, not from a hangup callback. On return none runs that took its irqfd before. */
+void ex_irqfd_settle(void)
+{
+	flush_workqueue(ex_irqfd_wq);
+}
+
 bool ex_irqfd_is(const void *handle, const void *ctx)
 {
 	const struct ex_irqfd *irqfd = handle;

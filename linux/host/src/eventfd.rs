@@ -75,7 +75,7 @@ impl Irqfd {
     /// Callbacks may run before this returns; create it under the lock that the hangup callback takes, and put it in the
     /// list before unlocking. If the eventfd is already signalled, `ex_rs_irqfd_inject` is queued.
     ///
-    /// `vm` must stay valid until the Irqfd is dropped. `EBADF`, `EINVAL` as in [`EventFd::from_fd`]; `ENOMEM`.
+    /// `vm` must stay valid until the Irqfd is dropped and [`settle_hangups`] returned behind that. `EBADF`, `EINVAL` as in [`EventFd::from_fd`]; `ENOMEM`.
     pub fn create(vm: *mut c_void, cookie: usize, fd: i32) -> Result<Self> {
         let mut err = 0;
         // SAFETY: err is ours to fill; vm is only handed back to the callbacks.
@@ -95,4 +95,10 @@ impl Drop for Irqfd {
         // SAFETY: freed once, here; the helper waits for callbacks.
         unsafe { ffi::ex_irqfd_free(self.0.as_ptr()) }
     }
+}
+
+/// Waits until no hangup of an eventfd is being served that was told of before. Process context, not from one of them.
+pub fn settle_hangups() {
+    // SAFETY: no precondition; may sleep.
+    unsafe { ffi::ex_irqfd_settle() }
 }

@@ -115,6 +115,7 @@ unsafe extern "C" {
     // irqfd.c
     pub(crate) fn ex_irqfd_new(vm: *mut c_void, cookie: usize, fd: c_int, err: *mut c_int) -> *mut c_void;
     pub(crate) fn ex_irqfd_free(irqfd: *mut c_void);
+    pub(crate) fn ex_irqfd_settle();
     pub(crate) fn ex_irqfd_is(irqfd: *const c_void, ctx: *const c_void) -> bool;
 
     // lock.c

@@ -199,21 +199,21 @@ extern "C" fn ex_rs_vcpu_fault(p: *mut c_void, pgoff: usize) -> *mut c_void {
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_irqfd_wakeup(p: *mut c_void, irqfd: usize) -> bool {
-    // SAFETY: irqfds are dropped before their VM.
+    // SAFETY: irqfds are dropped, and hangups settled, before their VM goes (`Vm::fd_closed`).
     let vm = unsafe { vm(p) };
     crate::vm::irqfd::fire_at_once(vm, irqfd)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_irqfd_inject(p: *mut c_void, irqfd: usize) {
-    // SAFETY: irqfds are dropped before their VM.
+    // SAFETY: irqfds are dropped, and hangups settled, before their VM goes (`Vm::fd_closed`).
     let vm = unsafe { vm(p) };
     crate::vm::irqfd::fire(vm, irqfd);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_irqfd_hangup(p: *mut c_void, irqfd: usize) {
-    // SAFETY: irqfds are dropped before their VM.
+    // SAFETY: irqfds are dropped, and hangups settled, before their VM goes (`Vm::fd_closed`).
     let vm = unsafe { vm(p) };
     crate::vm::irqfd::hangup(vm, irqfd);
 }

@@ -43,8 +43,13 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     if !v.read_guest(host, gpa, bytemuck::bytes_of_mut(&mut st)) {
         return;
     }
-    // Where it is 0 nobody asks for a flush.
-    if st.preempted != 0 && runs(v, host, gpa + BYTE, st.preempted) {
+    // Before the read above or behind it, the byte is ours until it is exchanged. Else who finds 0 has nothing to take back.
+    let told = sh.steal.told();
+    let left = (told || st.preempted != 0) && runs(v, host, gpa + BYTE, st.preempted);
+    if told {
+        sh.steal.taken_back();
+    }
+    if left {
         v.flush = true;
         sh.stats.tlb_flush.bump();
         if sh.active(PvTlbFlush) {

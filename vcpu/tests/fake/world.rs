@@ -624,6 +624,11 @@ impl World {
             && let Some(value) = self.preempts.take()
         {
             self.write_ram(byte, &[value]);
+            self.sh.steal.note_told();
+            // A sibling had its turn, and the CPU is lost once more on the way to the guest.
+            if let Some(byte) = self.sh.steal.to_tell() {
+                self.write_ram(byte, &[1]);
+            }
             self.told.set(Some((byte, self.sh.stats.exits.get())));
             self.flush_owed.set(self.flush_owed.get() || value & 2 != 0);
             self.sh.returned.store(true, Ordering::Relaxed);

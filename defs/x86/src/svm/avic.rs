@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn layout() {
         let entry = PhysicalEntry::new().with_host_id(0x123).with_backing(0xa_bcde_f012).with_valid(true);
-        assert_eq!(entry.into_bits(), 0x800a_bcde_f012_0123);
+        assert_eq!(entry.into_bits(), 0x8000_abcd_ef01_2123);
         assert_eq!(PhysicalEntry::new().with_is_running(true).into_bits(), 1 << 62);
     }
 }

@@ -731,14 +731,16 @@ impl Vm {
     }
 
     /// Writes a byte without sleeping, from any context of a thread of this address space, in a read section or not.
-    pub fn write_byte_atomic(&self, gpa: u64, value: u8) {
+    pub fn write_byte_atomic(&self, gpa: u64, value: u8) -> bool {
         let _srcu = self.srcu.read();
-        let Some(slot) = self.slot_of(gpa >> 12).filter(Slot::writable) else { return };
+        let Some(slot) = self.slot_of(gpa >> 12).filter(Slot::writable) else { return false };
         // SAFETY: the slot's range passed `access_ok` when it was set.
         let write = |hva: u64| unsafe { uaccess::write_u8_atomic(hva | gpa & 4095, value) };
-        if slot.hva_of(gpa >> 12).is_some_and(write) {
+        let written = slot.hva_of(gpa >> 12).is_some_and(write);
+        if written {
             mark(&slot, gpa >> 12);
         }
+        written
     }
 
     /// Backed by a slot (and writable)?

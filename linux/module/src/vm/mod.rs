@@ -20,6 +20,7 @@ use crate::vendor::svm::AvicTables;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use exitless_host::cpu::VmCount;
 use exitless_host::debugfs::Dir;
+use exitless_host::eventfd;
 use exitless_host::lock::{LockClass, Mutex, SpinLock};
 use exitless_host::mem::{KArc, Pages};
 use exitless_host::mmu::MmuNotifier;
@@ -305,6 +306,8 @@ impl Vm {
     /// The VM's fd closed: nothing new can be wired, irqfds end.
     pub fn fd_closed(&self) {
         irqfd::drop_all(self);
+        // One that hung up before is out of the list, and its worker, which holds no reference to the VM, may still be at it.
+        eventfd::settle_hangups();
         *self.debugfs.lock() = bytemuck::Zeroable::zeroed();
     }
 
