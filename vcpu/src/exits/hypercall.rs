@@ -17,13 +17,13 @@ use exitless_pv_abi::{
 use exitless_x86::exception::Exception;
 use exitless_x86::regs::{Gpr, cr0};
 
-/// What the guest asks for: numbers are of 64 bits in 64-bit mode, of 32 elsewhere.
+/// What the guest asks for: small, so that it stays in registers. Work is out of the line of who only gets an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// The answer is known.
     Answer(i64),
-    /// Many IPIs: to whom, and what.
-    SendIpi(u128, u32, u64),
+    /// Many IPIs; the operands say to whom.
+    SendIpi,
     /// The halt of the vCPU with this APIC id ends.
     Kick(u32),
     /// That one may run instead.
@@ -35,20 +35,23 @@ pub enum Call {
 impl Call {
     /// What RAX and the operands ask for. In user mode nothing.
     pub fn of<B: Backend>(v: &Vcpu<B>) -> Self {
-        let wide = v.mode() == Mode::Bits64;
-        let register = |r| if wide { v.b.gprs().get(r) } else { v.b.gprs().get(r) & 0xffff_ffff };
-        let [b, c, d] = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(register);
-        let has = |bit| v.cpuid.caps().pv & bit != 0;
         if v.b.cpl() != 0 {
             return Self::Answer(-KVM_EPERM);
         }
-        match register(Gpr::Rax) {
+        match v.b.gprs().get(Gpr::Rax) {
             // The exit itself was the point.
             KVM_HC_VAPIC_POLL_IRQ => Self::Answer(0),
-            KVM_HC_SEND_IPI if has(feature::PV_SEND_IPI) => {
-                let bits = u128::from(b) | u128::from(c) << if wide { 64 } else { 32 };
-                Self::SendIpi(bits, d as u32, register(Gpr::Rsi))
-            }
+            number @ KVM_HC_KICK_CPU..=KVM_HC_SCHED_YIELD => Self::with_operands(v, number),
+            _ => Self::Answer(-KVM_ENOSYS),
+        }
+    }
+
+    #[inline(never)]
+    fn with_operands<B: Backend>(v: &Vcpu<B>, number: u64) -> Self {
+        let [b, c] = [Gpr::Rbx, Gpr::Rcx].map(|r| operand(v, r));
+        let has = |bit| v.cpuid.caps().pv & bit != 0;
+        match number {
+            KVM_HC_SEND_IPI if has(feature::PV_SEND_IPI) => Self::SendIpi,
             KVM_HC_KICK_CPU if has(feature::PV_UNHALT) => Self::Kick(c as u32),
             KVM_HC_SCHED_YIELD if has(feature::PV_SCHED_YIELD) => Self::Yield(b as u32),
             KVM_HC_CLOCK_PAIRING if c == u64::from(KVM_CLOCK_PAIRING_WALLCLOCK) => Self::ClockPairing(b),
@@ -58,10 +61,21 @@ impl Call {
     }
 
     /// Needs no moment with interrupts on.
-    pub fn is_quick<H: Host>(self, sh: &VcpuShared, host: &H) -> bool {
+    #[inline(always)]
+    pub fn is_quick<B: Backend, H: Host<Cpu = B::Cpu>>(self, v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+        matches!(self, Self::Answer(_)) || self.is_quick_work(v, sh, host)
+    }
+
+    #[inline(never)]
+    fn is_quick_work<B: Backend, H: Host<Cpu = B::Cpu>>(
+        self,
+        v: &Vcpu<B>,
+        sh: &VcpuShared,
+        host: &H,
+    ) -> bool {
         match self {
             Self::Answer(_) => true,
-            Self::SendIpi(bits, ..) => sh.active(PvIpi) && ipi::are_few(bits),
+            Self::SendIpi => sh.active(PvIpi) && ipi::are_few(targets(v)),
             Self::Kick(_) => sh.active(PvUnhalt) && (!sh.active(QueueHeadBoost) || host.alone()),
             Self::Yield(_) => !sh.active(PvYield) || host.alone(),
             Self::ClockPairing(_) => false,
@@ -69,7 +83,8 @@ impl Call {
     }
 
     /// Does it. `slow`: interrupts are on.
-    fn execute<B: Backend, H: Host<Cpu = B::Cpu>>(
+    #[inline(never)]
+    fn work<B: Backend, H: Host<Cpu = B::Cpu>>(
         self,
         v: &Vcpu<B>,
         sh: &VcpuShared,
@@ -78,8 +93,9 @@ impl Call {
     ) -> i64 {
         match self {
             Self::Answer(answer) => answer,
-            Self::SendIpi(bits, lowest, icr) => {
-                let sent = ipi::send(host, bits, lowest, icr);
+            Self::SendIpi => {
+                let lowest = operand(v, Gpr::Rdx) as u32;
+                let sent = ipi::send(host, targets(v), lowest, operand(v, Gpr::Rsi));
                 ipi::count(sh, sent, slow);
                 sent
             }
@@ -103,6 +119,18 @@ impl Call {
             Self::ClockPairing(gpa) => clock::pair(v, host, gpa),
         }
     }
+}
+
+/// An operand, as wide as the mode has it.
+fn operand<B: Backend>(v: &Vcpu<B>, r: Gpr) -> u64 {
+    let wide = v.b.gprs().get(r);
+    if v.mode() == Mode::Bits64 { wide } else { wide & 0xffff_ffff }
+}
+
+/// The bits of SEND_IPI, in two words.
+fn targets<B: Backend>(v: &Vcpu<B>) -> u128 {
+    let width = if v.mode() == Mode::Bits64 { 64 } else { 32 };
+    u128::from(operand(v, Gpr::Rbx)) | u128::from(operand(v, Gpr::Rcx)) << width
 }
 
 /// The vCPU with this APIC id may run in our place, as `m` has it.
@@ -148,7 +176,7 @@ pub fn execute<B: Backend, H: Host<Cpu = B::Cpu>>(
     slow: bool,
 ) {
     sh.stats.hypercalls.bump();
-    let answer = call.execute(v, sh, host, slow);
+    let answer = if let Call::Answer(answer) = call { answer } else { call.work(v, sh, host, slow) };
     let narrow = answer < 0 && v.mode() != Mode::Bits64;
     v.b.gprs_mut().set(Gpr::Rax, if narrow { u64::from(answer as u32) } else { answer as u64 });
 }

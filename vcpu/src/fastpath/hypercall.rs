@@ -15,7 +15,7 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vc
         return Fast::Slow;
     }
     let call = Call::of(v);
-    if !call.is_quick(sh, host) || skip::over(v, host).is_err() {
+    if !call.is_quick(v, sh, host) || skip::over(v, host).is_err() {
         return Fast::Slow;
     }
     hypercall::execute(v, sh, host, call, false);
