@@ -116,6 +116,19 @@ pub struct Instructions {
     pub xsaves: bool,
 }
 
+/// What a guest does without an exit although it idles or spins meanwhile, by its owner's wish (KVM_CAP_X86_DISABLE_EXITS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
+pub struct InGuest {
+    /// HLT.
+    pub hlt: bool,
+    /// MONITOR and MWAIT.
+    pub mwait: bool,
+    /// PAUSE in loops.
+    pub pause: bool,
+    /// Reading how long the CPU's core was in C-states.
+    pub cstates: bool,
+}
+
 /// MSRs that a guest reaches without an exit once it uses them: a set of them, of which each has its own maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Zeroable)]
 #[repr(transparent)]
@@ -130,8 +143,10 @@ impl Opened {
     pub const PRED_CMD: Self = Self(2);
     /// Only written.
     pub const FLUSH_CMD: Self = Self(4);
+    /// Only read: how long the core was in C1, C3, C6 and C7 (Intel).
+    pub const CSTATES: Self = Self(8);
     /// How many sets there are.
-    pub const SETS: usize = 8;
+    pub const SETS: usize = 16;
 
     /// Every set, by its index.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -147,7 +162,7 @@ impl Opened {
     pub const fn put(self, other: Self, on: bool) -> Self {
         Self(if on { self.0 | other.0 } else { self.0 & !other.0 })
     }
-    /// Each MSR of the set, and whether it is read as well.
+    /// Each MSR of the set that is written, and whether it is read as well.
     pub fn msrs(self) -> impl Iterator<Item = (u32, bool)> {
         let each = [
             (Self::SPEC_CTRL, Msr::SPEC_CTRL, true),

@@ -3,6 +3,7 @@
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::GuestCaps;
 use exitless_policy::cpuid::{CpuidIndex, Dynamic, GuestCpuid, MAX_ENTRIES};
+use exitless_pv_abi::{KVM_CPUID_FEATURES, feature};
 use exitless_x86::cpuid::CpuidResult;
 
 /// Answers kept.
@@ -39,11 +40,15 @@ impl CpuidState {
         &mut self.entries
     }
 
-    /// The first `len` entries count from now on; `host` bounds what reaches registers.
-    pub(crate) fn commit(&mut self, len: usize, host: &GuestCaps) {
+    /// The first `len` entries count from now on; `host` bounds what reaches registers. A guest that `halts` without an exit is
+    /// not shown PV_UNHALT: nobody would hear that it waits to be kicked.
+    pub(crate) fn commit(&mut self, len: usize, host: &GuestCaps, halts: bool) {
         self.memos = [Memo::default(); MEMOS];
         self.len = len.min(MAX_ENTRIES);
-        let used = self.entries.get(..self.len).unwrap_or(&[]);
+        let used = self.entries.get_mut(..self.len).unwrap_or(&mut []);
+        if halts && let Some(e) = used.iter_mut().find(|e| e.function == KVM_CPUID_FEATURES) {
+            e.eax &= !feature::PV_UNHALT;
+        }
         self.index.build(used);
         self.caps.compute(GuestCpuid::new(used, &self.index), Some(host));
     }

@@ -35,6 +35,10 @@ impl Msr {
     pub const PERF_STATUS: Self = Self(0x198);
     pub const PERF_CTL: Self = Self(0x199);
     pub const MISC_ENABLE: Self = Self(0x1a0);
+    pub const CORE_C3_RESIDENCY: Self = Self(0x3fc);
+    pub const CORE_C6_RESIDENCY: Self = Self(0x3fd);
+    pub const CORE_C7_RESIDENCY: Self = Self(0x3fe);
+    pub const CORE_C1_RESIDENCY: Self = Self(0x660);
     pub const DEBUGCTL: Self = Self(0x1d9);
     pub const LASTBRANCHFROMIP: Self = Self(0x1db);
     pub const LASTBRANCHTOIP: Self = Self(0x1dc);

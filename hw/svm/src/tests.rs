@@ -7,6 +7,7 @@ use crate::{Caps, caps, msr_bitmap};
 use bytemuck::Zeroable;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
+use exitless_vcpu::backend::InGuest;
 use exitless_vcpu::backend::{
     Backend, By, Event, Exit, Instructions, IoAccess, Opened, SlatFault, Stopped, SysReg, TaskSource,
     TaskSwitch,
@@ -133,13 +134,17 @@ const ALL: Caps = Caps {
 
 impl Machine {
     fn new(caps: &Caps) -> Self {
+        Self::with(caps, InGuest::default())
+    }
+
+    fn with(caps: &Caps, own: InGuest) -> Self {
         let vmcb = NonNull::from(Box::leak(Box::new(Vmcb::zeroed())));
         let mut v = Svm::zeroed();
         let vmcb_pa = vmcb.as_ptr() as u64;
         let msrpm_pa = core::array::from_fn(|set| {
             core::array::from_fn(|apic| 0x2000 + set as u64 * 0x10_0000 + apic as u64 * 0x100_0000)
         });
-        v.init(Pages { vmcb, vmcb_pa, msrpm_pa, iopm_pa: 0x3000, avic: avic::pages(caps) }, caps);
+        v.init(Pages { vmcb, vmcb_pa, msrpm_pa, iopm_pa: 0x3000, avic: avic::pages(caps) }, caps, own);
         let cpu = PerCpu::zeroed();
         cpu.enable(0, caps.asids, 0);
         v.set_rip(0x1000);

@@ -3,7 +3,7 @@
 use crate::avic::MsrMaps;
 use crate::vmcb::Block;
 use core::ptr::NonNull;
-use exitless_vcpu::backend::{ApicKind, ApicPage, Instructions, Opened};
+use exitless_vcpu::backend::{ApicKind, ApicPage, InGuest, Instructions, Opened};
 use exitless_x86::regs::{Gprs, dr6};
 use exitless_x86::svm::{
     NESTED_CTL_NP, Vmcb, VmcbControl, VmcbSave, int_ctl, intercept1, intercept2, intercept3,
@@ -115,7 +115,7 @@ unsafe impl Send for Svm {}
 
 impl Svm {
     /// Sets up the VMCB: every intercept the hall needs and the state the controls fix. Registers come later.
-    pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
+    pub fn init(&mut self, pages: Pages, caps: &crate::Caps, own: InGuest) {
         self.vmcb.init(pages.vmcb);
         self.vmcb_pa = pages.vmcb_pa;
         self.next_rip = caps.next_rip;
@@ -141,7 +141,6 @@ impl Svm {
                 | intercept1::RDPMC
                 | intercept1::CPUID
                 | intercept1::INVD
-                | intercept1::HLT
                 | intercept1::INVLPGA
                 | intercept1::IOIO_PROT
                 | intercept1::MSR_PROT
@@ -157,15 +156,16 @@ impl Svm {
                 | intercept2::CLGI
                 | intercept2::SKINIT
                 | intercept2::WBINVD
-                | intercept2::MONITOR
-                | intercept2::MWAIT
                 | intercept2::XSETBV
                 | intercept2::RDPRU,
         );
+        let unless = |own: bool, bits: u32| if own { 0 } else { bits };
+        c.set_intercept1(c.control().intercept1 | unless(own.hlt, intercept1::HLT));
+        c.set_intercept2(c.control().intercept2 | unless(own.mwait, intercept2::MONITOR | intercept2::MWAIT));
         self.invpcid = caps.invpcid;
         self.show_instructions(Instructions::default());
         let c = &mut self.vmcb;
-        if caps.pause_filter {
+        if caps.pause_filter && !own.pause {
             c.set_intercept1(c.control().intercept1 | intercept1::PAUSE);
             c.set_pause_filter_count(3000);
             c.set_pause_filter_threshold(128);

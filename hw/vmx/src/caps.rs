@@ -3,6 +3,7 @@
 //! A needed control that the CPU does not let us set, or does not let us clear, refuses the module with its name.
 
 use crate::vapic::SECONDARY as SECONDARY_APIC;
+use exitless_vcpu::backend::InGuest;
 use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
 use exitless_x86::msr::Msr;
@@ -164,6 +165,14 @@ impl Caps {
     /// How the guest's TSC can be scaled.
     pub fn tsc_scaling(&self) -> Option<Scaling> {
         (self.secondary & secondary::USE_TSC_SCALING != 0).then_some(Scaling::VMX)
+    }
+    /// For a vCPU whose guest does `own` without an exit.
+    pub(crate) fn leaving(&self, own: InGuest) -> Self {
+        let off = |on: bool, bits: u32| if on { bits } else { 0 };
+        let primary = off(own.hlt, primary::HLT_EXITING)
+            | off(own.mwait, primary::MWAIT_EXITING | primary::MONITOR_EXITING);
+        let secondary = off(own.pause, secondary::PAUSE_LOOP_EXITING);
+        Self { primary: self.primary & !primary, secondary: self.secondary & !secondary, ..*self }
     }
     /// PAUSE loops exit.
     pub fn pause_loop(&self) -> bool {

@@ -277,6 +277,7 @@ impl<M: Machine> Backend for Vmx<M> {
         self.take_event()
     }
     fn inject(&mut self, event: Event) {
+        self.awake();
         self.put_event(event);
     }
     fn withdraw(&mut self) {
@@ -320,6 +321,7 @@ impl<M: Machine> Backend for Vmx<M> {
         self.cache.get(&self.m, c::RIP)
     }
     fn set_rip(&mut self, v: u64) {
+        self.awake();
         self.cache.set(c::RIP, v);
     }
     fn rflags(&self) -> u64 {
@@ -336,6 +338,7 @@ impl<M: Machine> Backend for Vmx<M> {
         self.get_segment(r)
     }
     fn set_segment(&mut self, r: SegReg, s: &Segment) {
+        self.awake();
         self.put_segment(r, s);
     }
     fn code_attributes(&self) -> u16 {
@@ -423,6 +426,7 @@ impl<M: Machine> Backend for Vmx<M> {
         self.cache.get(&self.m, c::INTERRUPTIBILITY) & (block::STI | block::MOV_SS) != 0
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
+        self.awake();
         if !on {
             return self.cast_shadow(0);
         }
@@ -431,6 +435,7 @@ impl<M: Machine> Backend for Vmx<M> {
         self.cast_shadow(if open { block::STI } else { block::MOV_SS });
     }
     fn hold_by_mov_ss(&mut self) {
+        self.awake();
         self.cast_shadow(block::MOV_SS);
     }
     fn shadow_of(&self) -> (bool, bool) {

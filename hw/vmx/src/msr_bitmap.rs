@@ -9,6 +9,7 @@
 
 use crate::residence::Travelling;
 use exitless_vcpu::backend::Opened;
+use exitless_x86::msr::Msr;
 
 /// Bytes of the bitmaps: one page.
 pub const SIZE: usize = 4096;
@@ -44,7 +45,11 @@ const WRITABLE: [u32; 3] = {
 
 const SELF_IPI: u32 = X2APIC + (exitless_x86::apic::reg::SELF_IPI >> 4);
 
-const X2APIC: u32 = exitless_x86::msr::Msr::X2APIC.0;
+const X2APIC: u32 = Msr::X2APIC.0;
+
+/// Residencies of C-states, read by guests that idle in them.
+const CSTATES: [Msr; 4] =
+    [Msr::CORE_C1_RESIDENCY, Msr::CORE_C3_RESIDENCY, Msr::CORE_C6_RESIDENCY, Msr::CORE_C7_RESIDENCY];
 
 /// Opens what a guest has for itself.
 pub fn open(map: &mut [u8], opened: Opened) {
@@ -54,6 +59,13 @@ pub fn open(map: &mut [u8], opened: Opened) {
             if let Some(b) = map.get_mut(at) {
                 *b &= !(1 << bit);
             }
+        }
+    }
+    for (byte, bit) in
+        CSTATES.into_iter().filter(|_| opened.has(Opened::CSTATES)).filter_map(|m| position(m.0))
+    {
+        if let Some(b) = map.get_mut(byte) {
+            *b &= !(1 << bit);
         }
     }
 }

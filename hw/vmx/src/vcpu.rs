@@ -7,7 +7,7 @@ use crate::residence::Residence;
 use core::cell::Cell;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use exitless_vcpu::backend::{ApicPage, Instructions, Opened};
+use exitless_vcpu::backend::{ApicPage, InGuest, Instructions, Opened};
 use exitless_vcpu::clock::tsc::Scaling;
 use exitless_x86::apic::reg::TPR;
 use exitless_x86::regs::Gprs;
@@ -148,6 +148,8 @@ pub struct Vmx<M = Hardware> {
     /// An interrupt that the last exit acknowledged and the host has yet to hear of; 0: none (vectors below 16 are not
     /// interrupts').
     pub(crate) acknowledged: u8,
+    /// The guest halts without an exit.
+    pub(crate) halts: bool,
     /// The guest set CR4.UMIP, which the CPU does not have.
     pub(crate) umip: bool,
     /// Pages that the guest writes are logged.
@@ -176,7 +178,9 @@ pub(crate) const PLE_WINDOW: u32 = 4096;
 
 impl<M: Machine> Vmx<M> {
     /// Sets up everything in memory; the VMCS gets it with the first entry. Registers come later.
-    pub fn init(&mut self, pages: Pages, caps: &crate::Caps) {
+    pub fn init(&mut self, pages: Pages, caps: &crate::Caps, own: InGuest) {
+        let caps = &caps.leaving(own);
+        self.halts = own.hlt;
         self.residence = Some(pages.residence);
         self.virtual_apic = Some(pages.virtual_apic);
         self.msr_areas = Some(pages.msr_areas);
@@ -205,6 +209,13 @@ impl<M: Machine> Vmx<M> {
         self.dr6 = 0xffff_0ff0;
         self.set_cr0_field(0);
         self.set_cr4_field(0);
+    }
+
+    /// A guest that halts without an exit is halted no more: an event goes in, or its registers are others (SDM vol. 3C, 27.3.1.5).
+    pub(crate) fn awake(&mut self) {
+        if self.halts && self.prepared {
+            self.m.put(f::GUEST_ACTIVITY, activity::ACTIVE);
+        }
     }
 
     /// Where the VMCS is.

@@ -37,6 +37,9 @@ pub const FEW: u64 = 1 << 13;
 /// Something has to happen to the host meanwhile: run only if its whole name is asked for.
 pub const BY_NAME: u64 = 1 << 14;
 
+/// The guest idles without exits: all that KVM_CAP_X86_DISABLE_EXITS offers.
+pub const IDLE: u64 = 1 << 15;
+
 /// Time limit in seconds (bits 16-23), 0 for the default.
 pub const TIMEOUT_SHIFT: u64 = 16;
 pub const fn timeout(seconds: u64) -> u64 {
@@ -190,6 +193,8 @@ pub mod op {
     pub const PROCESS: u64 = 51;
     /// Result = instructions that the module emulated for this VM so far (statistics).
     pub const EMULATIONS: u64 = 52;
+    /// Result = HLT exits of this VM so far (statistics).
+    pub const HALTS: u64 = 65;
     /// a0 = GPA of the name, a1 = its length, a2 = operations of a batch, a3 = the first batch's mark, a4 = batches: one
     /// measurement of what an emulator counted.
     pub const BENCH_HOST: u64 = 53;

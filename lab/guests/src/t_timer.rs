@@ -770,3 +770,75 @@ fn shot_if0() {
     sti();
     exactly(1, "interrupts");
 }
+
+// ---- idle without exits ----
+
+test!(idle_timer_x, "idle/timer_in_hlt_xapic", IDLE | BY_NAME);
+fn idle_timer_x() {
+    idle_timer(false)
+}
+test!(idle_timer_x2, "idle/timer_in_hlt_x2apic", IDLE | BY_NAME);
+fn idle_timer_x2() {
+    idle_timer(true)
+}
+/// HLT does not exit, and each of these wakes it: the deadline, a one-shot count, a message of a device, an NMI.
+fn idle_timer(x2: bool) {
+    deadline_setup(x2);
+    let halts = host::must(op::HALTS, &[]);
+    for n in 1..=20 {
+        cli();
+        arm(rdtsc() + us(200 * (n % 4)));
+        while count() < n {
+            // SAFETY: an interrupt ends it.
+            unsafe { core::arch::asm!("sti", "hlt", "cli") };
+        }
+        check_eq(count(), n, "more than one interrupt of one deadline");
+        check_eq(deadline(), 0, "MSR after firing");
+    }
+    write(LVTT, 0x40);
+    write(TDCR, 0xb);
+    for n in 21..=24 {
+        write(TMICT, 300_000);
+        while count() < n {
+            unsafe { core::arch::asm!("sti", "hlt", "cli") };
+        }
+    }
+    host::after(1000, op::MSI, &[0xfee0_0000, 0x30]);
+    while OTHERS.load(Ordering::SeqCst) == 0 {
+        unsafe { core::arch::asm!("sti", "hlt", "cli") };
+    }
+    host::after(1000, op::NMI, &[0]);
+    while NMIS.load(Ordering::SeqCst) == 0 {
+        // IF stays set: Bochs's guests in HLT with IF clear are not woken by what exits.
+        unsafe { core::arch::asm!("sti", "hlt", "cli") };
+    }
+    check_eq(host::must(op::HALTS, &[]) - halts, 0, "HLT exits");
+    check_eq(count(), 24, "interrupts of the timer");
+}
+
+test!(idle_ipi, "idle/ipi_in_hlt", cpus(2) | IDLE | BY_NAME);
+/// Two CPUs that wake each other out of HLT, by turns: none is lost, none sleeps for ever.
+fn idle_ipi() {
+    static TURNS: AtomicU64 = AtomicU64::new(0);
+    const ROUNDS: u64 = 200;
+    fn turn(own: u64) {
+        trap::on(0x30, other);
+        loop {
+            cli();
+            let now = TURNS.load(Ordering::SeqCst);
+            if now >= ROUNDS {
+                return;
+            }
+            if now % 2 == own {
+                TURNS.fetch_add(1, Ordering::SeqCst);
+                icr(0x30, 1 - own as u32);
+            } else {
+                unsafe { core::arch::asm!("sti", "hlt", "cli") };
+            }
+        }
+    }
+    smp::start_all(2);
+    smp::run(1, || turn(1));
+    turn(0);
+    check_eq(host::must(op::HALTS, &[]), 0, "HLT exits");
+}

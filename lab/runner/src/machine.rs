@@ -146,6 +146,11 @@ impl Machine {
         let vm = kvm::create_vm(&sys).map_err(at("KVM_CREATE_VM"))?;
         vm.call(nr::SET_TSS_ADDR, 0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
         let config = test.config;
+        if config & IDLE != 0 {
+            let offered = vm.cap(KVM_CAP_X86_DISABLE_EXITS).max(0) as u64;
+            vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 0, [offered, 0, 0, 0])
+                .map_err(at("KVM_CAP_X86_DISABLE_EXITS"))?;
+        }
         if config & SPLIT != 0 {
             vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, 0, [24, 0, 0, 0]).map_err(at("KVM_CAP_SPLIT_IRQCHIP"))?;
         } else if config & NO_IRQCHIP == 0 {

@@ -78,6 +78,7 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
         op::INTERRUPT => Ok(v.fd.set(nr::INTERRUPT, &(a[0] as u32))?.into()),
         op::EXITS => count(m, "exits"),
         op::EMULATIONS => count(m, "insn_emulation"),
+        op::HALTS => count(m, "halt_exits"),
         op::SLEEP_US => {
             std::thread::sleep(Duration::from_micros(a[0]));
             Ok(0)

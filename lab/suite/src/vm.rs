@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("vm/enable_capability_flags", enable_flags),
     ("vm/split_irqchip", split),
     ("vm/split_irqchip_limits", split_limits),
+    ("vm/disable_exits", disable_exits),
     ("vm/mmu_pages", mmu_pages),
     ("vm/bad_pointers", bad_pointers),
     ("vm/two_vms", two_vms),
@@ -297,6 +298,28 @@ fn split_limits(e: &Env) -> R {
     errno!(vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, 0, [100_000, 0, 0, 0]), EINVAL, "too many pins");
     let _v = vcpu(&s, &vm, 0)?;
     errno!(vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, 0, [24, 0, 0, 0]), EEXIST, "after a vCPU");
+    Ok(())
+}
+
+/// Before vCPUs alone; unknown bits are refused, and what the host cannot let guests do is offered to nobody.
+fn disable_exits(e: &Env) -> R {
+    let (s, vm) = e.vm()?;
+    let offered = u64::from(vm.cap(KVM_CAP_X86_DISABLE_EXITS) as u32);
+    let always =
+        u64::from(KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_CSTATE);
+    let all = always | u64::from(KVM_X86_DISABLE_EXITS_MWAIT);
+    ensure!(offered & always == always && offered & !all == 0, "offers {offered:#x}");
+    errno!(vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 0, [1 << 4, 0, 0, 0]), EINVAL, "an unknown bit");
+    errno!(vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 1, [0; 4]), EINVAL, "flags");
+    for exits in [0, always, all] {
+        vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 0, [exits, 0, 0, 0])?;
+    }
+    let _v = vcpu(&s, &vm, 0)?;
+    // Stock KVM takes it without an effect on this vCPU; its later versions refuse.
+    match vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 0, [all, 0, 0, 0]) {
+        Ok(_) | Err(Errno(EINVAL)) => {}
+        other => return Err(Stop::Fail(format!("after a vCPU: {other:?}"))),
+    }
     Ok(())
 }
 

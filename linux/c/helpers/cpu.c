@@ -4,6 +4,8 @@
 #include <linux/cpumask.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/irqflags.h>
+#include <linux/kvm.h>
+#include <linux/moduleparam.h>
 #include <linux/preempt.h>
 #include <linux/percpu.h>
 #include <linux/smp.h>
@@ -323,6 +325,26 @@ bool ex_host_has_spec_ctrl(void)
 bool ex_host_has_ibpb(void)
 {
 	return boot_cpu_has(X86_FEATURE_IBPB);
+}
+
+/* KVM_X86_DISABLE_EXITS_* that guests may have here. Idle in a guest: the other thread of the core may find its return predictions used. */
+static bool ex_mitigate_smt_rsb;
+module_param_named(mitigate_smt_rsb, ex_mitigate_smt_rsb, bool, 0444);
+MODULE_PARM_DESC(mitigate_smt_rsb, "Guests never idle without an exit, on CPUs with X86_BUG_SMT_RSB (default: 0)");
+
+u64 ex_exits_to_disable(void)
+{
+	u64 exits = KVM_X86_DISABLE_EXITS_PAUSE;
+
+#ifdef X86_BUG_SMT_RSB
+	if (ex_mitigate_smt_rsb && boot_cpu_has_bug(X86_BUG_SMT_RSB) && cpu_smt_possible())
+		return exits;
+#endif
+	exits |= KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_CSTATE;
+	/* The CPU wakes by a store it monitors, and the APIC's timer counts in every C-state. */
+	if (boot_cpu_has(X86_FEATURE_MWAIT) && !boot_cpu_has_bug(X86_BUG_MONITOR) && boot_cpu_has(X86_FEATURE_ARAT))
+		exits |= KVM_X86_DISABLE_EXITS_MWAIT;
+	return exits;
 }
 
 /* Bits that SPEC_CTRL takes on this CPU, which has it: more than CPUID tells of. Process context. */

@@ -29,6 +29,7 @@ bool ex_cpu_is_possible(u32 cpu);
 bool ex_cpu_is_online(u32 cpu);
 u32 ex_cpu_online_count(void);
 u32 ex_cpu_apic_id(u32 cpu);
+u64 ex_exits_to_disable(void);
 u32 ex_cpu_microcode(void);
 u64 ex_arch_capabilities(void);
 u64 ex_immunities(void);

@@ -51,6 +51,12 @@ pub fn apic_id(cpu: u32) -> Option<u32> {
     (id != u32::MAX).then_some(id)
 }
 
+/// KVM_X86_DISABLE_EXITS_* that guests may have on this host.
+pub fn exits_to_disable() -> u64 {
+    // SAFETY: reads CPU features and a parameter.
+    unsafe { ffi::ex_exits_to_disable() }
+}
+
 /// The microcode's revision.
 pub fn microcode() -> u32 {
     // SAFETY: reads a variable.

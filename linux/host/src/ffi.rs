@@ -31,6 +31,7 @@ unsafe extern "C" {
     pub(crate) fn ex_cpu_is_online(cpu: u32) -> bool;
     pub(crate) fn ex_cpu_online_count() -> u32;
     pub(crate) fn ex_cpu_apic_id(cpu: u32) -> u32;
+    pub(crate) fn ex_exits_to_disable() -> u64;
     pub(crate) fn ex_cpu_microcode() -> u32;
     pub(crate) fn ex_arch_capabilities() -> u64;
     pub(crate) fn ex_immunities() -> u64;

@@ -143,6 +143,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_NR_VCPUS => (cpu::online_count() as isize).min(MAX_VCPUS as isize),
         KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as isize,
         KVM_CAP_MCE => MAX_BANKS as isize,
+        KVM_CAP_X86_DISABLE_EXITS => cpu::exits_to_disable() as isize,
         KVM_CAP_NESTED_STATE => nested::SIZE as isize,
         _ => 0,
     }

@@ -125,6 +125,7 @@ pub fn place<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     let facts = Facts {
         runs: v.mp_state == mp::RUNNABLE,
         cpu_timer: v.b.has_timer(),
+        deep_idle: v.in_guest.mwait,
         steady_tsc: host.steady_tsc(),
         ..Facts::default()
     };

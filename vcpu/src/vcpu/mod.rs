@@ -11,7 +11,7 @@ pub mod vapic;
 use msrs::MsrState;
 use pv::Pv;
 
-use crate::backend::{Backend, Event, Instructions, Opened};
+use crate::backend::{Backend, Event, InGuest, Instructions, Opened};
 use crate::cpuid::CpuidState;
 use crate::host::{Extended, Host};
 use crate::journal::Journal;
@@ -97,6 +97,8 @@ pub struct Vcpu<B> {
     pub msrs: MsrState,
     /// Paravirtual features.
     pub pv: Pv,
+    /// What the guest does without an exit by its owner's wish.
+    pub in_guest: InGuest,
     /// MSRs that the guest has for itself.
     pub opened: Opened,
     /// The vCPU has entered the guest at least once.
@@ -114,7 +116,7 @@ impl<B: Backend> Vcpu<B> {
 
     /// The first `len` entries of CPUID count from now on; `host` bounds what reaches registers.
     pub fn commit_cpuid(&mut self, len: usize, host: &GuestCaps) {
-        self.cpuid.commit(len, host);
+        self.cpuid.commit(len, host, self.in_guest.hlt);
         self.chosen = false;
         let c = self.cpuid.caps();
         let GuestCaps { rdtscp, rdpid, invpcid, rdrand, rdseed, xsaves, .. } = *c;
@@ -122,7 +124,8 @@ impl<B: Backend> Vcpu<B> {
         let spec_ctrl =
             c.spec_ctrl != 0 && (self.opened.has(Opened::SPEC_CTRL) || self.b.switches_spec_ctrl());
         let pred_cmd = c.ibpb && self.opened.has(Opened::PRED_CMD);
-        let opened = Opened::NONE.put(Opened::SPEC_CTRL, spec_ctrl).put(Opened::PRED_CMD, pred_cmd);
+        let opened = Opened::NONE.put(Opened::CSTATES, self.in_guest.cstates);
+        let opened = opened.put(Opened::SPEC_CTRL, spec_ctrl).put(Opened::PRED_CMD, pred_cmd);
         self.open(opened.put(Opened::FLUSH_CMD, c.flush_l1d));
     }
 

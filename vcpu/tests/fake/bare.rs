@@ -33,6 +33,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         debug: Default::default(),
         xcr0: 0,
         pkru: 0,
+        in_guest: Default::default(),
         opened: Default::default(),
         rate: Rate::host(0),
         tsc_offset: 0,

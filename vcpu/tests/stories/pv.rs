@@ -556,5 +556,17 @@ fn not_told_while_looking_ahead() {
     m.v.set_guest_debug(3, [0; 8]).unwrap();
     for _ in 0..3 {
         m.run();
+
+/// A guest that halts without an exit is not shown PV_UNHALT: nobody would hear that it waits for a kick.
+#[test]
+fn no_unhalt_where_hlt_stays_in_the_guest() {
+    use exitless_pv_abi::feature::PV_UNHALT;
+    for hlt in [false, true] {
+        let mut m = Machine::new([]);
+        m.v.in_guest.hlt = hlt;
+        m.set_cpuid_with(|_| {});
+        assert_eq!(m.v.cpuid.caps().pv & PV_UNHALT == 0, hlt);
+        let shown = m.v.cpuid.entries().iter().find(|e| e.function == 0x4000_0001).unwrap().eax;
+        assert_eq!(shown & PV_UNHALT == 0, hlt);
     }
 }

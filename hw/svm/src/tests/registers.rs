@@ -168,3 +168,21 @@ fn a_step_of_both() {
         m.enter(|vmcb| assert_ne!(vmcb.save.rflags & 0x100, 0));
     }
 }
+
+/// What the guest does by its owner's wish without an exit, each by itself: no other intercept moves.
+#[test]
+fn in_guest() {
+    use exitless_vcpu::backend::InGuest;
+    use exitless_x86::svm::{intercept1, intercept2};
+    let intercepts = |own| {
+        let m = Machine::with(&ALL, own);
+        (m.v.control().intercept1, m.v.control().intercept2)
+    };
+    let (one, two) = intercepts(InGuest::default());
+    assert!(one & intercept1::HLT != 0 && one & intercept1::PAUSE != 0 && two & intercept2::MWAIT != 0);
+    let own = InGuest::default();
+    assert_eq!(intercepts(InGuest { hlt: true, ..own }), (one & !intercept1::HLT, two));
+    assert_eq!(intercepts(InGuest { pause: true, ..own }), (one & !intercept1::PAUSE, two));
+    let monitor = intercept2::MONITOR | intercept2::MWAIT;
+    assert_eq!(intercepts(InGuest { mwait: true, ..own }), (one, two & !monitor));
+}

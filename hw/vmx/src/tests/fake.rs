@@ -8,6 +8,7 @@ use crate::vcpu::Run;
 use crate::{Caps, HostState, Pages, PerCpu, Residence, Vmx};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
+use exitless_vcpu::backend::InGuest;
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{entry, exit};
@@ -391,7 +392,7 @@ impl Bench {
             descriptor_pa: 0x7040,
             apic_access_pa: 0x8000,
         };
-        v.init(pages, caps);
+        v.init(pages, caps, InGuest::default());
         Self { v, at, percpu, cpu, m }
     }
     /// Loaded on CPU 0.

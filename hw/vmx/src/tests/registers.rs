@@ -714,3 +714,32 @@ fn error_codes_are_protected_modes() {
         assert_eq!(b.cpu.field(f::ENTRY_INTERRUPTION_INFO) >> 11 & 1 != 0, code);
     }
 }
+
+/// What the guest does by its owner's wish without an exit, each by itself: no other control moves. One that halts is woken by what
+/// changes its registers or goes in: entries refuse most of that in the HLT state.
+#[test]
+fn in_guest() {
+    use exitless_vcpu::backend::{Backend, Event, InGuest};
+    use exitless_x86::vmx::control::{primary as p, secondary as s};
+    let caps = negotiate(&skylake()).unwrap();
+    let rest = (caps.primary, caps.secondary);
+    let hlt = caps.leaving(InGuest { hlt: true, ..InGuest::default() });
+    assert_eq!((hlt.primary, hlt.secondary), (rest.0 & !p::HLT_EXITING, rest.1));
+    let mwait = caps.leaving(InGuest { mwait: true, ..InGuest::default() });
+    assert_eq!((mwait.primary, mwait.secondary), (rest.0 & !(p::MWAIT_EXITING | p::MONITOR_EXITING), rest.1));
+    let pause = caps.leaving(InGuest { pause: true, ..InGuest::default() });
+    assert_eq!((pause.primary, pause.secondary), (rest.0, rest.1 & !s::PAUSE_LOOP_EXITING));
+    assert!(!pause.pause_loop());
+    let wakes: [fn(&mut Bench); 3] =
+        [|b| b.v.inject(Event::Nmi), |b| b.v.set_rip(0x2000), |b| b.v.set_interrupt_shadow(true)];
+    for halts in [true, false] {
+        for wake in wakes {
+            let mut b = Bench::new();
+            b.v.halts = halts;
+            b.run(12, 0);
+            b.cpu.store(f::GUEST_ACTIVITY, 1);
+            wake(&mut b);
+            assert_eq!(b.cpu.field(f::GUEST_ACTIVITY) == 0, halts);
+        }
+    }
+}

@@ -363,6 +363,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
         B::create(g, &mut v, root)?;
         // SAFETY: nobody else knows the object yet.
         let inner = unsafe { v.own::<B>() };
+        inner.in_guest = vm.in_guest();
         inner.commit_cpuid(0, &g.supported().caps);
         let host = host::RunHost::<B>::new(vm, &v);
         inner.init(&v.shared, &host, id, bsp);

@@ -120,7 +120,7 @@ impl Vendor for Svm {
         v.svm.vmcb = Some(vmcb);
         // SAFETY: the caller's object alone refers to it.
         let inner = unsafe { v.own::<Svm>() };
-        inner.b.init(pages, &g.svm.caps);
+        inner.b.init(pages, &g.svm.caps, v.vm().in_guest());
         inner.b.set_slat_root(root | encryption_bit());
         Ok(())
     }

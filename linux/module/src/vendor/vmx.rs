@@ -105,7 +105,7 @@ impl Vendor for Vmx {
         v.shared.request(Request::LOGGING);
         // SAFETY: the caller's object alone refers to it.
         let inner = unsafe { v.own::<Vmx>() };
-        inner.b.init(pages, &g.vmx.caps);
+        inner.b.init(pages, &g.vmx.caps, v.vm().in_guest());
         inner.b.set_slat_root(root);
         Ok(())
     }

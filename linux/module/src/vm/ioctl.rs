@@ -138,6 +138,7 @@ fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
         KVM_CAP_SPLIT_IRQCHIP => split_irqchip(vm, c.args[0]),
         KVM_CAP_HALT_POLL => set_halt_poll(vm, c.args[0]),
         KVM_CAP_EXIT_ON_EMULATION_FAILURE => set_exit_on_failure(vm, c.args[0]),
+        KVM_CAP_X86_DISABLE_EXITS => disable_exits(vm, c.args[0]),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -154,6 +155,19 @@ fn set_exit_on_failure(vm: &Vm, on: u64) -> Result<isize> {
         return Err(Errno::EINVAL);
     }
     vm.exit_on_failure.store(on != 0, Ordering::Relaxed);
+    Ok(0)
+}
+
+/// What the host cannot let guests do is left out without a word, as on stock KVM; what was allowed stays so.
+fn disable_exits(vm: &Vm, exits: u64) -> Result<isize> {
+    if exits & !KVM_X86_DISABLE_VALID_EXITS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let config = vm.lock.lock();
+    if config.vcpus != 0 {
+        return Err(Errno::EINVAL);
+    }
+    vm.idle_in_guest.fetch_or((exits & exitless_host::cpu::exits_to_disable()) as u32, Ordering::Relaxed);
     Ok(0)
 }
 

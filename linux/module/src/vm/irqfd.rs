@@ -135,7 +135,12 @@ fn listen(vm: &Vm) -> Result<()> {
             .store(heard().fold(0, |m, e| m | 1u64 << (e.gsi % RESAMPLE_GSIS)), Ordering::Release);
         old
     };
-    vm.retire(old);
+    if old.is_some() {
+        // Its only readers hold the SRCU. Not vCPUs' sections: those last over faults for which user space takes its time, and this may be
+        // the worker that serves all VMs.
+        vm.srcu.synchronize_expedited();
+    }
+    drop(old);
     vm.rescan_eoi();
     Ok(())
 }

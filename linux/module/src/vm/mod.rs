@@ -30,8 +30,13 @@ use exitless_host::timer::Timer;
 use exitless_host::wait::WaitQueue;
 use exitless_host::{Errno, Result, cpu, task, time};
 use exitless_ipi::{Claims, Map};
+use exitless_kvm_abi::{
+    KVM_X86_DISABLE_EXITS_CSTATE, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_MWAIT,
+    KVM_X86_DISABLE_EXITS_PAUSE,
+};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
+use exitless_vcpu::backend::InGuest;
 use exitless_vcpu::chooser::{Facts, Reason};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
@@ -114,6 +119,8 @@ pub struct Vm {
     pub dead: AtomicBool,
     /// `KVM_CAP_EXIT_ON_EMULATION_FAILURE`.
     pub exit_on_failure: AtomicBool,
+    /// `KVM_CAP_X86_DISABLE_EXITS`: KVM_X86_DISABLE_EXITS_*. Set before vCPUs exist.
+    pub idle_in_guest: AtomicU32,
     /// Pages of devices can be marked in the second-level tables.
     can_mark: bool,
     /// CPUs can log guests' writes.
@@ -324,10 +331,22 @@ impl Vm {
         self.apic_access.as_ref().map_or(0, Pages::phys)
     }
 
+    /// What its guest does without an exit.
+    pub fn in_guest(&self) -> InGuest {
+        let has = |bit: u64| u64::from(self.idle_in_guest.load(Ordering::Relaxed)) & bit != 0;
+        InGuest {
+            hlt: has(KVM_X86_DISABLE_EXITS_HLT),
+            mwait: has(KVM_X86_DISABLE_EXITS_MWAIT),
+            pause: has(KVM_X86_DISABLE_EXITS_PAUSE),
+            cstates: has(KVM_X86_DISABLE_EXITS_CSTATE),
+        }
+    }
+
     /// What stands against mechanisms in this VM and on this host.
     pub fn facts(&self) -> Facts {
+        let own = self.in_guest();
         Facts::default()
-            .with(Reason::IdleExits, true)
+            .with(Reason::IdleExits, !(own.hlt || own.mwait))
             .with(Reason::NoHousekeeping, true)
             .with(Reason::NoAvic, !self.avic.there())
     }
