@@ -556,6 +556,8 @@ fn not_told_while_looking_ahead() {
     m.v.set_guest_debug(3, [0; 8]).unwrap();
     for _ in 0..3 {
         m.run();
+    }
+}
 
 /// A guest that halts without an exit is not shown PV_UNHALT: nobody would hear that it waits for a kick.
 #[test]

@@ -189,10 +189,11 @@ impl VcpuObj {
     /// The thread leaves its CPU, still runnable or not.
     pub fn sched_out(&self, preempted: bool) {
         self.shared.hints.left(preempted);
-        if preempted && let Some(byte) = self.shared.steal.to_tell() {
-            if self.vm().write_byte_atomic(byte, KVM_VCPU_PREEMPTED) {
-                self.shared.steal.note_told();
-            }
+        if preempted
+            && let Some(byte) = self.shared.steal.to_tell()
+            && self.vm().write_byte_atomic(byte, KVM_VCPU_PREEMPTED)
+        {
+            self.shared.steal.note_told();
         }
         self.leave_tsc();
         if let Some(g) = global::get() {
