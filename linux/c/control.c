@@ -2,6 +2,8 @@
 /* /dev/exitless, which shows and switches mechanisms, and the module's parameter with their defaults. */
 #define pr_fmt(fmt) "exitless: " fmt
 
+#include <linux/capability.h>
+#include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -33,11 +35,24 @@ static int ex_control_open(struct inode *inode, struct file *file)
 	return single_open_size(file, ex_control_show, NULL, EX_TEXT_FIRST);
 }
 
+/*
+ * Who writes has no more rights than who opened it: else whoever holds a descriptor could make it the standard error of a program that
+ * has more.
+ */
+static bool ex_control_same_hands(struct file *file)
+{
+	return uid_eq(file->f_cred->euid, current_euid()) &&
+	       (!ns_capable_noaudit(&init_user_ns, CAP_SYS_ADMIN) ||
+		file_ns_capable(file, &init_user_ns, CAP_SYS_ADMIN));
+}
+
 static ssize_t ex_control_write(struct file *file, const char __user *buf, size_t count, loff_t *pos)
 {
 	char *words;
 	int err;
 
+	if (!ex_control_same_hands(file))
+		return -EPERM;
 	if (count >= EX_WORDS_MAX)
 		return -E2BIG;
 	words = memdup_user_nul(buf, count);

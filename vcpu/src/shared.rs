@@ -164,7 +164,9 @@ impl Steal {
 
     /// Between two instructions, or not any more.
     pub fn at_boundary(&self, is: bool) {
-        self.at_boundary.store(is, Ordering::Relaxed);
+        if self.at_boundary.load(Ordering::Relaxed) != is {
+            self.at_boundary.store(is, Ordering::Relaxed);
+        }
     }
 
     /// The thread loses its CPU to another: where that may be told.

@@ -279,16 +279,20 @@ fn permissions(e: &Env) -> R {
     let (_sys, roots) = e.vm()?;
     let id = mine(&d)?.id;
     let (port, posted) = (bit(&d, "port_fastpath")?, bit(&d, "posted_timer")?);
+    let mut words =
+        std::fs::OpenOptions::new().write(true).open(DEVICE).map_err(|e| Stop::Fail(e.to_string()))?;
     // SAFETY: this process is the test's own, and ends with it.
     same!(unsafe { libc::seteuid(1000) }, 0, "seteuid");
+    let own = kvm::create_vm(&sys)?;
+    let record = vms(&d, id + 1, 100)?.into_iter().find(|vm| vm.uid == 1000);
+    let Some(record) = record else { return Err(Stop::Fail("the user's VM is not listed".into())) };
+    let written = words.write(format!("{} -port_fastpath", record.id).as_bytes());
+    same!(written.map_err(|e| e.raw_os_error()), Err(Some(libc::EPERM)), "words by another than who opened");
     errno!(kvm::open(DEVICE).map(drop), libc::EACCES, "opened by another user");
     errno!(kvm::open_read(DEVICE).map(drop), libc::EACCES, "opened by another user for reading");
     same!(get_states(&d, id, ALL_VCPUS)?.len(), count(&d), "read by a descriptor that was given");
     errno!(switch(&d, id, 0, port), libc::EPERM, "another user's VM");
     errno!(switch(&d, 0, 0, port), libc::EPERM, "the defaults");
-    let own = kvm::create_vm(&sys)?;
-    let record = vms(&d, id + 1, 100)?.into_iter().find(|vm| vm.uid == 1000);
-    let Some(record) = record else { return Err(Stop::Fail("the user's VM is not listed".into())) };
     for (fd, vm) in [(&d, record.id), (&own, 0)] {
         switch(fd, vm, 0, port)?;
         switch(fd, vm, port, 0)?;

@@ -3,9 +3,9 @@
 use bytemuck::Zeroable;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-/// See the file's head. All-zero: not ready.
+/// See the file's head. All-zero: not ready. On a line of its own: wakers write it, and who spins reads it.
 #[derive(Debug, Default, Zeroable)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Hints {
     /// The last vCPU that it sent an IPI to, one more than its index; 0: none.
     receiver: AtomicU32,

@@ -34,23 +34,26 @@ pub enum Call {
 
 impl Call {
     /// What RAX and the operands ask for. In user mode nothing.
-    pub fn of<B: Backend>(v: &Vcpu<B>) -> Self {
+    pub fn of<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Self {
         if v.b.cpl() != 0 {
             return Self::Answer(-KVM_EPERM);
         }
         match v.b.gprs().get(Gpr::Rax) {
             // The exit itself was the point.
             KVM_HC_VAPIC_POLL_IRQ => Self::Answer(0),
-            number @ KVM_HC_KICK_CPU..=KVM_HC_SCHED_YIELD => Self::with_operands(v, number),
+            number @ KVM_HC_KICK_CPU..=KVM_HC_SCHED_YIELD => Self::with_operands(v, host, number),
             _ => Self::Answer(-KVM_ENOSYS),
         }
     }
 
     #[inline(never)]
-    fn with_operands<B: Backend>(v: &Vcpu<B>, number: u64) -> Self {
+    fn with_operands<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, number: u64) -> Self {
         let [b, c] = [Gpr::Rbx, Gpr::Rcx].map(|r| operand(v, r));
         let has = |bit| v.cpuid.caps().pv & bit != 0;
         match number {
+            // User space has the APICs, and nobody here knows whose id is whose.
+            KVM_HC_SEND_IPI if has(feature::PV_SEND_IPI) && !host.irqchip() => Self::Answer(-KVM_EOPNOTSUPP),
+            KVM_HC_KICK_CPU if has(feature::PV_UNHALT) && !host.irqchip() => Self::Answer(0),
             KVM_HC_SEND_IPI if has(feature::PV_SEND_IPI) => Self::SendIpi,
             KVM_HC_KICK_CPU if has(feature::PV_UNHALT) => Self::Kick(c as u32),
             KVM_HC_SCHED_YIELD if has(feature::PV_SCHED_YIELD) => Self::Yield(b as u32),
@@ -161,7 +164,7 @@ pub(super) fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(
     if v.b.cr0() & cr0::PE == 0 {
         return fault(v, sh, Exception::ud());
     }
-    let call = Call::of(v);
+    let call = Call::of(v, host);
     v.finish_skip(next);
     execute(v, sh, host, call, true);
     Next::Again

@@ -14,7 +14,7 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vc
     if v.b.efer() & efer::LMA == 0 {
         return Fast::Slow;
     }
-    let call = Call::of(v);
+    let call = Call::of(v, host);
     if !call.is_quick(v, sh, host) || skip::over(v, host).is_err() {
         return Fast::Slow;
     }

@@ -41,6 +41,8 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     let gpa = v.pv.steal & KVM_STEAL_VALID_BITS;
     let mut st: kvm_steal_time = bytemuck::Zeroable::zeroed();
     if !v.read_guest(host, gpa, bytemuck::bytes_of_mut(&mut st)) {
+        // Whatever was left there cannot be seen.
+        v.flush = true;
         return;
     }
     // Before the read above or behind it, the byte is ours until it is exchanged. Else who finds 0 has nothing to take back.

@@ -365,6 +365,18 @@ fn kick_and_yield() {
     }
 }
 
+/// User space has the APICs: who has which id is its business, and a kick that nobody takes must not keep HLT from it for ever.
+#[test]
+fn hypercalls_without_apics() {
+    for (n, want) in [(SEND_IPI, -95), (KICK_CPU, 0)] {
+        let mut m = Machine::without_irqchip([hypercall_with(n, [1, 0, 0, 0xfd]), Op::Cli]);
+        m.v.b.efer |= efer::LMA;
+        m.go();
+        assert_eq!(i64::from(answer(&m) as i32), want);
+        assert!(m.w.ipis.borrow().is_empty() && m.w.unhalted.borrow().is_empty());
+    }
+}
+
 /// What the guest's CPUID does not show is unknown, and in user mode there is nothing at all.
 #[test]
 fn hypercalls_by_feature() {
