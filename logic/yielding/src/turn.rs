@@ -95,7 +95,8 @@ impl Few {
 #[derive(Debug, Default, Zeroable)]
 #[repr(C)]
 pub struct Rotation {
-    place: AtomicU32,
+    /// Of looks that count ranks, and of those that do not.
+    places: [AtomicU32; 2],
     looks: AtomicU32,
 }
 
@@ -113,19 +114,19 @@ impl Rotation {
         self.looks.store(looks.wrapping_add(1), Relaxed);
         let plain = looks.is_multiple_of(PLAIN);
         let window = len.min(WINDOW);
-        let Some(place) = (self.place.load(Relaxed) as usize).checked_rem(len) else { return few };
+        let [ranked, unranked] = &self.places;
+        let from = if plain { unranked } else { ranked };
+        let Some(place) = (from.load(Relaxed) as usize).checked_rem(len) else { return few };
         let at = |step: usize| (place + step) % len;
         for index in (0..window).map(at).filter(|&index| index != me) {
             if let Some(seen) = look(index) {
                 few.add(if plain { Rank::Interrupt } else { seen.rank(receiver == Some(index)) }, index);
             }
         }
-        match few.iter().last() {
-            None => self.move_to(at(window)),
-            // Those that it tries are in the order of the window.
-            Some(last) if plain => self.move_to((last + 1) % len),
-            Some(_) => {}
-        }
+        // Those that a plain look tries are in the order of the window. Of equals the next is the first the next time.
+        let behind = if plain { few.iter().last() } else { few.iter().next() };
+        let next = behind.map_or(at(window), |index| (index + 1) % len);
+        from.store(next as u32, Relaxed);
         // One beyond the window is as good as one in it; it has no part in the rotation.
         let beyond = receiver.filter(|&r| !plain && r < len && r != me && (r + len - place) % len >= window);
         if let Some(r) = beyond
@@ -134,9 +135,5 @@ impl Rotation {
             few.add(seen.rank(true), r);
         }
         few
-    }
-
-    fn move_to(&self, place: usize) {
-        self.place.store(place as u32, Relaxed);
     }
 }
