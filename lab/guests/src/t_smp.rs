@@ -268,8 +268,9 @@ fn storm() {
     }
     sti();
     check(host::wait_ms(25_000, || READY.load(Ordering::SeqCst) >> 4 == 3), "the senders did not finish");
+    // One that sent all of its own in one go and lost its CPU then takes those of the others when it is back.
     for i in 0..4 {
-        check(hits(i) > 0, "each CPU got some");
+        check(host::wait_ms(10_000, || hits(i) > 0), "each CPU got some");
     }
 }
 
