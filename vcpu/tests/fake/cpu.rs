@@ -597,7 +597,11 @@ impl Cpu {
     /// Two registers in the xAPIC's page, and anything may come between the writes.
     fn send_ipi(&mut self, to: u8) -> Option<Exit> {
         const VECTOR: u32 = 0x77;
-        self.w.ipis_owed.borrow_mut().push(u32::from(to));
+        // Hardware finds the vCPU that it runs by itself.
+        let found = self.apic.kind == ApicKind::X2ApicIpis && to == 0;
+        if !found {
+            self.w.ipis_owed.borrow_mut().push(u32::from(to));
+        }
         if self.w.x2apic.get() {
             return self.execute(super::guest::wrmsr(0x830, u64::from(to) << 32 | u64::from(VECTOR)));
         }
