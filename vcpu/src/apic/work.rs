@@ -11,9 +11,7 @@ use exitless_lapic::Work;
 /// Does what a register access left to do.
 pub fn apply<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, work: Work) {
     v.vapic.written();
-    if let Some(msg) = work.ipi
-        && !host.send_ipi_to_few(&msg)
-    {
+    if let Some(msg) = work.ipi {
         host.send_ipi(&msg);
     }
     if let Some(eoi) = work.eoi

@@ -1,5 +1,5 @@
-//! Exits answered with interrupts off, followed by an immediate re-entry: no lock beyond a chip's own, no allocation,
-//! no indirect call. One line per arm; what is not here is slow.
+//! Exits answered with interrupts off, followed by an immediate re-entry: no allocation, no lock of the VM's but a chip's own, and of the
+//! kernel's those of an eventfd (with whoever waits for it), a timer's base and a wake-up. One line per arm; what is not here is slow.
 
 mod apic;
 mod count;
