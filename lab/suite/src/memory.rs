@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory/log_flag_toggle", log_toggle),
     ("memory/dirty_log_errors", dirty_errors),
     ("memory/dirty_log_size", dirty_size),
+    ("memory/moved_while_written", moved_while_written),
     ("memory/unmapped_host_memory", unmapped),
 ];
 
@@ -203,6 +204,48 @@ fn dirty_size(e: &Env) -> R {
     same!(b[1], 0, "second word");
     same!(b[2], !0, "nothing behind it");
     Ok(())
+}
+
+/// The guest writes a page of a slot that logs and stays in the guest; the slot moves by a page. Where the CPU logs writes, it has
+/// written down the old address: the page is dirty in the slot, wherever that is now.
+fn moved_while_written(e: &Env) -> R {
+    const SLOT: u64 = 0x10_0000;
+    // 1000: mov es:[0x1000], al; out 0x10, al; mov es:[0x1000], al; mov [0x1100], al
+    // 100c: cmp [0x1100], al; je 100c; hlt
+    let code = [
+        0x26, 0xa2, 0, 0x10, 0xe6, 0x10, 0x26, 0xa2, 0, 0x10, 0xa2, 0, 0x11, 0x38, 0x06, 0, 0x11, 0x74, 0xfa,
+        0xf4,
+    ];
+    let g = e.guest(Chips::None, &code)?;
+    let m = Map::anon(0x10000)?;
+    set_slot(&g.vm, 1, 1, SLOT, 4 * PAGE, m.addr())?;
+    let mut s: kvm_sregs = g.vcpu.fd.get(nr::GET_SREGS)?;
+    s.es.base = SLOT;
+    g.vcpu.fd.set(nr::SET_SREGS, &s)?;
+    let mut r: kvm_regs = g.vcpu.fd.get(nr::GET_REGS)?;
+    r.rax = 1;
+    g.vcpu.fd.set(nr::SET_REGS, &r)?;
+    g.vcpu.run_to(KVM_EXIT_IO)?;
+    let mut bits = [0u64];
+    log(&g.vm, 1, &mut bits)?;
+    same!(bits, [0b10], "the first write");
+    std::thread::scope(|s| {
+        let runs = s.spawn(|| g.vcpu.run_to(KVM_EXIT_HLT));
+        let moved = (|| -> R {
+            let mut there = [0];
+            while there != [1] && !runs.is_finished() {
+                std::thread::yield_now();
+                g.mem.read(0x1100, &mut there);
+            }
+            set_slot(&g.vm, 1, 1, SLOT + PAGE, 4 * PAGE, m.addr())?;
+            log(&g.vm, 1, &mut bits)?;
+            ensure!(bits[0] & 0b10 != 0, "the second write is lost: {:#b}", bits[0]);
+            Ok(())
+        })();
+        g.mem.write(0x1100, &[0]);
+        runs.join().map_err(|_| Stop::Fail("the vCPU's thread".into()))??;
+        moved
+    })
 }
 
 /// A slot may be made over addresses without memory; only the access fails.

@@ -325,7 +325,9 @@ impl Vm {
     }
 
     fn retire_slot(&self, slot: Option<&Slot>) {
-        self.mmu.lock().retiring = slot.copied().unwrap_or_default();
+        let slot = slot.copied().unwrap_or_default();
+        self.retiring_logs.store(slot.logs_dirty(), Ordering::Release);
+        self.mmu.lock().retiring = slot;
     }
 
     /// Pays for a counted `owed`: nobody can use what was removed when this returns.
@@ -404,11 +406,20 @@ impl Vm {
         }
     }
 
-    /// The guest wrote the page of `gpa`, the CPU's log says. The caller is in a read section.
+    /// The guest wrote the page of `gpa`, the CPU's log says; perhaps while another slot was there: a page too many is copied, none is
+    /// lost. The caller is in a read section, interrupts off.
     pub fn mark_dirty(&self, gpa: u64) {
+        let gfn = gpa >> 12;
         // SAFETY: see above.
-        if let Some(slot) = unsafe { self.table() }.find(gpa >> 12) {
-            mark(slot, gpa >> 12);
+        if let Some(slot) = unsafe { self.table() }.find(gfn) {
+            mark(slot, gfn);
+        }
+        // Whoever sees the new table sees this too: it is stored first.
+        if self.retiring_logs.load(Ordering::Acquire) {
+            let m = self.mmu.lock();
+            if m.retiring.contains(gfn) {
+                mark(&m.retiring, gfn);
+            }
         }
     }
 

@@ -127,6 +127,8 @@ pub struct Vm {
     cpu_logs: bool,
     /// Some slot logs writes, and CPUs do it.
     pub logging: AtomicBool,
+    /// The slot that is retiring (head of `memory.rs`) logs writes.
+    retiring_logs: AtomicBool,
     /// The routes of GSIs below this are the pins of user space's I/O APIC, which wants their EOIs.
     pub user_pins: AtomicU32,
     /// Whose turn it is when a vCPU spins.
