@@ -121,6 +121,8 @@ impl Hardware {
     fn install(self, m: &mut Machine) {
         m.v.b.apic.able = self.apic || self.avic;
         m.v.b.timer_limit = self.timer;
+        // CPUs with such a timer do not tell bytes.
+        m.v.b.tells_bytes = self.timer.is_none();
         if self.x2apic {
             m.set_x2apic();
         }

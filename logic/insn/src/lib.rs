@@ -26,6 +26,7 @@ pub mod emulate;
 pub mod length;
 mod mov;
 mod operand;
+pub mod plain;
 mod ports;
 mod segment;
 mod stack;
@@ -37,6 +38,7 @@ pub mod walk;
 pub use decode::{CrAccess, CrAccessKind, Mode, decode_cr_access};
 pub use emulate::{Cpu, Outcome, Stop, emulate};
 pub use length::{Kind, instruction_length};
+pub use plain::{Plain, plain_mov};
 pub use walk::{Access, GuestMemory, PagingMode, WalkError, translate};
 
 /// Builds the decoder's tables. Call once at module load, from a context that may sleep: this is the only

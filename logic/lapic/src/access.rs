@@ -157,8 +157,13 @@ impl Lapic {
     }
 
     fn write_icr2(&mut self, value: u32) -> Work {
-        self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
+        self.keep_destination(value);
         Work::default()
+    }
+
+    /// The upper half of the xAPIC's ICR was written.
+    pub fn keep_destination(&mut self, value: u32) {
+        self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
     }
 
     /// Keeps the value with delivery status clear and sends what it says.

@@ -17,6 +17,11 @@ fn offset<B: Backend>(v: &Vcpu<B>, gpa: u64) -> Option<u32> {
     (gpa & !0xfff == base).then_some((gpa & 0xfff) as u32)
 }
 
+/// A register begins at `gpa`: the page is there, and has them.
+pub fn is_register<B: Backend>(v: &Vcpu<B>, gpa: u64) -> bool {
+    offset(v, gpa).is_some_and(|at| at & 0xf == 0) && !hole(v)
+}
+
 /// The page has no registers: the APIC is off, or they are MSRs. Nobody else answers there then, least of all user space, for
 /// which a store is an MSI: loads give ones and stores are lost, as with stock KVM's quirk LAPIC_MMIO_HOLE (its default).
 fn hole<B: Backend>(v: &Vcpu<B>) -> bool {

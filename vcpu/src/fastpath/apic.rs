@@ -17,7 +17,7 @@ use exitless_x86::apic::reg;
 /// (`apic::vapic`, `apic::eoi`).
 fn mechanism(offset: u32, all: bool) -> Option<Mechanism> {
     match offset {
-        reg::ICR => Some(Mechanism::IpiFastpath),
+        reg::ICR | reg::ICR2 => Some(Mechanism::IpiFastpath),
         reg::SELF_IPI if all => Some(Mechanism::IpiFastpath),
         reg::EOI if all => Some(Mechanism::EoiFastpath),
         reg::TPR if all => Some(Mechanism::MsrFastpath),
@@ -42,6 +42,7 @@ pub(super) fn write<B: Backend, H: Host<Cpu = B::Cpu>>(
     let Some(m) = mechanism(offset, all).filter(|m| sh.active(*m)) else { return Fast::Slow };
     let done = match offset {
         reg::ICR => ipi::send(v, sh, host, value, behind),
+        reg::ICR2 => icr2(v, host, value, behind),
         reg::SELF_IPI => self_ipi(v, sh, host, value, behind),
         reg::EOI => eoi(v, sh, host, value, behind),
         _ => tpr(v, sh, host, value, behind),
@@ -109,6 +110,20 @@ fn tpr<B: Backend, H: Host<Cpu = B::Cpu>>(
     let _ = v.lapic.set_tpr(&sh.apic, value as u8);
     look_again(v, sh);
     Ok(())
+}
+
+/// The half of the command that sends nothing; there is none in x2APIC mode.
+fn icr2<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    host: &H,
+    value: u64,
+    behind: Behind,
+) -> Result<(), Fallback> {
+    if v.lapic.mode() == Mode::X2Apic {
+        return Err(Fallback::Form);
+    }
+    v.lapic.keep_destination(value as u32);
+    behind.go(v, host)
 }
 
 fn self_ipi<B: Backend, H: Host<Cpu = B::Cpu>>(

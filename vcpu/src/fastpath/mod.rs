@@ -9,6 +9,7 @@ mod halt;
 mod hypercall;
 mod interrupt;
 mod msr;
+mod page;
 mod port;
 mod timer;
 
@@ -35,6 +36,7 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Rdmsr => msr::read(v, sh, host),
         Exit::Wrmsr => msr::write(v, sh, host),
         Exit::ApicWrite(offset) => apic::wrote(v, sh, host, offset),
+        Exit::Slat(fault) if page::holds(v, fault) => page::handle(v, sh, host, fault),
         Exit::Slat(fault) => doorbell::handle(v, sh, host, fault),
         Exit::Hlt => halt::handle(v, sh, host),
         Exit::Timer => timer::handle(v, sh, host),

@@ -146,6 +146,8 @@ pub(crate) struct Cpu {
     pub(crate) entries: u64,
     pub(crate) flushes: u32,
     pub(crate) fetched: Vec<u8>,
+    /// As AMD: exits of memory operands tell the instruction's bytes, and those behind it.
+    pub(crate) tells_bytes: bool,
     /// As VMX: the linear address of a second-level fault.
     pub(crate) linear: Option<u64>,
     /// As VMX: exits tell an instruction's length.
@@ -217,6 +219,7 @@ impl Cpu {
             entries: 0,
             flushes: 0,
             fetched: Vec::new(),
+            tells_bytes: false,
             gprs: Gprs::default(),
             rip: 0,
             rflags: 2,
@@ -699,6 +702,11 @@ impl Cpu {
         let (at, next) = (self.rip, self.rip + insn.bytes.len() as u64);
         self.next = insn.next_rip.then_some(next);
         let exit = insn.exit;
+        if self.tells_bytes {
+            let told = if matches!(exit, Exit::Slat(_)) { &insn.bytes[..] } else { &[] };
+            self.fetched =
+                told.iter().copied().chain([0x90; 15]).take(if told.is_empty() { 0 } else { 15 }).collect();
+        }
         assert_eq!(*self.w.log.borrow(), [], "accesses of no instruction");
         self.open = Some(Open { at, next, insn, depth: self.frames.len() });
         exit

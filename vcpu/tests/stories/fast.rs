@@ -2,10 +2,10 @@
 
 use crate::fake::cpu::CODE;
 use crate::fake::guest::*;
-use crate::fake::world::APIC;
+use crate::fake::world::{APIC, Touch};
 use crate::fake::{Env, Machine, Op};
 use exitless_kvm_abi::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP};
-use exitless_vcpu::backend::{Backend, Event};
+use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
 use exitless_vcpu::chooser::{Fallback, Mechanism, Set};
 use exitless_vcpu::host::Host;
 use exitless_vcpu::{RunExit, timer};
@@ -156,6 +156,165 @@ fn each_icr_of_the_page() {
             assert_eq!(m.v.b.gprs.get(Gpr::Rax) as u32 & 1 << 12, 0, "{command:x}");
         }
     }
+}
+
+/// Software has the APIC, in xAPIC mode, and exits tell the bytes of what touches its page.
+fn by_bytes(ops: impl IntoIterator<Item = Op>) -> Machine {
+    let mut m = Machine::new(ops);
+    m.v.b.tells_bytes = true;
+    m
+}
+
+/// The same where exits tell the bytes of the store.
+#[test]
+fn each_icr_by_bytes() {
+    for (n, command) in commands().enumerate() {
+        let destination = [0, 1, 0xff, 3][n % 4] << 24;
+        let write = |at: u32, v| store(APIC + u64::from(at), v);
+        let illegal = (command & 0xff) < 16 && command & 0x600 == 0;
+        for ops in [
+            [
+                write(reg::ICR2, destination),
+                own(command, write(reg::ICR, command)),
+                apic_load(reg::ICR),
+                Op::Nop,
+            ],
+            [
+                write(reg::ICR2, destination),
+                own(command, constant(reg::ICR, command)),
+                apic_load(reg::ICR2),
+                Op::Nop,
+            ],
+        ] {
+            for m in same(by_bytes, &ops) {
+                let left = fallbacks(&m, Mechanism::IpiFastpath, Fallback::Form);
+                let of = (hits(&m, Mechanism::IpiFastpath), left, hits(&m, Mechanism::MsrFastpath));
+                assert_eq!(of, if illegal { (1, 1, 1) } else { (2, 0, 1) }, "{command:x}");
+            }
+        }
+    }
+}
+
+/// MOV [APIC + at], v with the value in the instruction.
+fn constant(at: u32, v: u32) -> Op {
+    let code = [&[0xc7, 0x05][..], &((APIC as u32) + at).to_le_bytes(), &v.to_le_bytes()].concat();
+    change(store(APIC + u64::from(at), v), |i| i.bytes = code)
+}
+
+/// Interrupts, their ends and the TPR by the page, none of which leaves the slice. Other registers, and what is no register, do.
+#[test]
+fn the_page_by_bytes() {
+    let ops = [
+        Op::SelfIpi(0x41),
+        Op::Nop,
+        Op::Tpr(0x50),
+        Op::SelfIpi(0x42),
+        Op::SelfIpi(0x61),
+        Op::Nop,
+        Op::Tpr(0),
+        Op::Nop,
+    ];
+    for m in same(by_bytes, &ops) {
+        let of =
+            [Mechanism::IpiFastpath, Mechanism::EoiFastpath, Mechanism::MsrFastpath].map(|of| hits(&m, of));
+        assert_eq!(of, [3, 3, 2]);
+    }
+    let all = (0..0x400).step_by(4).filter(|at| ![reg::ICR, reg::EOI, reg::TPR].contains(at));
+    for op in
+        all.flat_map(|at| [apic_load(at), store(APIC + u64::from(at), 0x10_0031), constant(at, 0x10_0031)])
+    {
+        same(by_bytes, &[op, Op::Nop]);
+    }
+}
+
+/// What the timer has left is told by a clock.
+#[test]
+fn the_count_by_bytes() {
+    let write = |at: u32, v| store(APIC + u64::from(at), v);
+    let ops = [
+        write(reg::LVT_TIMER, 0x1_0031),
+        write(reg::TMICT, 1 << 30),
+        Op::World(Env::Time(1000)),
+        apic_load(reg::TMCCT),
+        Op::Nop,
+    ];
+    for m in same(by_bytes, &ops) {
+        let count = m.v.b.gprs.get(Gpr::Rax);
+        assert!(count > 1 << 29 && count < 1 << 30, "{count}");
+    }
+}
+
+/// The page is where the guest has put it, and memory hides it.
+#[test]
+fn where_the_page_is() {
+    const MOVED: u64 = 0xfed0_0000;
+    let moved = |ops: Vec<Op>| {
+        let mut m = by_bytes(ops);
+        m.user_msr(0x1b, MOVED | 0x900);
+        m
+    };
+    let there = change(store(MOVED + u64::from(reg::ICR), 0x51), |i| i.owes.clear());
+    for m in same(moved, &[there, Op::Nop]) {
+        assert_eq!(hits(&m, Mechanism::IpiFastpath), 1);
+    }
+    let at = APIC + u64::from(reg::ICR);
+    let left = change(store(at, 0x51), |i| {
+        i.owes = vec![Touch { user: true, write: true, at, data: vec![0x51, 0, 0, 0] }];
+    });
+    for m in same(moved, &[left, Op::Nop]) {
+        assert!(m.w.ipis.borrow().is_empty());
+    }
+    let mut m = Machine::new([]);
+    let (ram, offset) = (0x30_0000, u64::from(reg::ICR));
+    m.user_msr(0x1b, ram | 0x900);
+    m.v.b.fetched = [0xc7, 0x05, 0, 3, 0x30, 0, 0x51, 0, 0, 0].to_vec();
+    let fault = SlatFault {
+        gpa: ram + offset,
+        write: true,
+        fetch: false,
+        present: false,
+        table_walk: false,
+        marked: false,
+    };
+    m.then([Op::Event(Exit::Slat(fault)), Op::Nop]);
+    assert!(m.w.ipis.borrow().is_empty() && m.w.mapped.borrow().contains(&(ram >> 12)));
+}
+
+/// Whatever is not the plain store or load of the kernel's: read-modify-write, other sizes, an operand that another kind of access
+/// faulted for, user code, breakpoints on data.
+#[test]
+fn not_by_bytes() {
+    let icr = APIC + u64::from(reg::ICR);
+    let slow = |make: &dyn Fn(Vec<Op>) -> Machine, op: Op| {
+        for m in same(make, &[op.clone(), Op::Nop]) {
+            assert_eq!(m.sh.stats.fast.get(), 0, "{op:x?}");
+        }
+    };
+    let address = (icr as u32).to_le_bytes();
+    let code = |front: &[u8]| change(store(icr, 0x51), |i| i.bytes = [front, &address].concat());
+    for front in [&[0x66, 0xa3][..], &[0x01, 0x05], &[0xf2, 0x89, 0x05]] {
+        slow(&by_bytes, change(code(front), |i| i.owes.clear()));
+    }
+    let user = |ops: Vec<Op>| {
+        let mut m = by_bytes(ops);
+        m.set_cpl(3);
+        m
+    };
+    slow(&user, store(icr, 0x51));
+    let watched = |ops: Vec<Op>| {
+        let mut m = by_bytes(ops);
+        m.v.dr[1] = icr;
+        m.v.set_guest_dr7(0x10_0408);
+        m.v.settle_debug_registers();
+        m
+    };
+    slow(&watched, store(icr, 0x51));
+    let reads = change(store(icr, 0x51), |i| {
+        if let Exit::Slat(fault) = &mut i.exit {
+            fault.write = false;
+        }
+    });
+    slow(&by_bytes, reads);
 }
 
 /// Reserved bits fault, registers that are not there too, and nothing is sent.
