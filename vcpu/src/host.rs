@@ -170,6 +170,8 @@ pub trait Host {
     fn timer_advance_ns(&self) -> Option<u32>;
     /// Arms the vCPU's timer for an absolute time in ns (atomic).
     fn arm_timer(&self, ns: u64);
+    /// The same, to fire on a CPU that keeps house for others; it is queued there in a moment (atomic).
+    fn arm_timer_elsewhere(&self, ns: u64);
     /// Stops the vCPU's timer, without waiting for one that is firing: that one finds by [`crate::VcpuShared::timer`] that it is not
     /// meant (atomic).
     fn cancel_timer(&self);

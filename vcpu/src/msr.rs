@@ -58,7 +58,10 @@ impl<B: Backend> Vcpu<B> {
         match kind {
             K::Tsc => Ok(self.guest_tsc(host.now().tsc)),
             K::TscAdjust => Ok(self.msrs.tsc_adjust),
-            K::TscDeadline => Ok(self.lapic.tsc_deadline()),
+            K::TscDeadline => {
+                timer::show(self, sh);
+                Ok(self.lapic.tsc_deadline())
+            }
             K::ApicBase => Ok(self.lapic.apic_base()),
             K::X2Apic(_) => {
                 vapic::take_back(self, sh);

@@ -62,6 +62,7 @@ impl<B: Backend> Vcpu<B> {
         self.event_dirty = true;
         self.registers_after_reset(init);
         if init {
+            crate::timer::stop(self, sh);
             self.lapic.reset(&sh.apic, Reset::Init);
             crate::timer::sync(self, sh, host);
             host.apic_moved();

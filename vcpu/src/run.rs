@@ -22,6 +22,7 @@ use exitless_chooser::Mechanism::HaltPollGuest;
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
     let exit = until_exit(v, sh, host);
     sh.steal.at_boundary(false);
+    timer::leave(v, sh, host);
     eoi::withdraw(v, host);
     vapic::take_back(v, sh);
     exit
@@ -63,6 +64,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         }
         choose::choose(v, sh, host);
         mechanisms::choose(v, sh, host);
+        timer::follow(v, sh, host);
         if v.event_dirty {
             entry::prepare(v, sh, host);
         }

@@ -12,7 +12,7 @@
 //! loads the requests. Both are SeqCst, so at least one sees the other: either the vCPU notices the request and does
 //! not enter, or the requester sees IN_GUEST and sends the IPI. `tests/loom.rs` holds this.
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use exitless_chooser::{Facts, Fallback, Mechanism, Set};
 use exitless_lapic::Shared as ApicShared;
 
@@ -216,6 +216,8 @@ pub struct VcpuShared {
     pub tsc: Tsc,
     /// Who has the APIC's timer.
     pub timer: exitless_deadline::Owner,
+    /// The vector that the host's timer posts. Written by the owner, not while that may be firing.
+    pub timer_vector: AtomicU8,
     /// The APIC's mailbox.
     pub apic: ApicShared,
     /// Steal time, as whoever takes the CPU away needs it.

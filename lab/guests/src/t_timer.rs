@@ -816,6 +816,22 @@ fn idle_timer(x2: bool) {
     check_eq(count(), 24, "interrupts of the timer");
 }
 
+test!(idle_deadlines, "idle/deadlines", IDLE);
+/// For about a second: each deadline wakes HLT once, and not before it has come.
+fn idle_deadlines() {
+    deadline_setup(true);
+    for n in 1..=200 {
+        cli();
+        let at = rdtsc() + us(4000);
+        arm(at);
+        while count() < n {
+            unsafe { core::arch::asm!("sti", "hlt", "cli") };
+        }
+        check(rdtsc() >= at, "too early");
+        check_eq(count(), n, "interrupts of one deadline");
+    }
+}
+
 test!(idle_ipi, "idle/ipi_in_hlt", cpus(2) | IDLE | BY_NAME);
 /// Two CPUs that wake each other out of HLT, by turns: none is lost, none sleeps for ever.
 fn idle_ipi() {

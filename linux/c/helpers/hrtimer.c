@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* linux/hrtimer.h: timers on CLOCK_MONOTONIC that fire in hard interrupt context, also on PREEMPT_RT. */
 #include <linux/hrtimer.h>
+#include <linux/sched/isolation.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include "helpers.h"
 
 struct ex_timer {
 	struct hrtimer timer;
 	void *cookie;
 	u32 kind;
+	/* To be queued by another CPU: which it was last, plus one; for when. */
+	u32 elsewhere;
+	u64 expires;
+	call_single_data_t csd;
 };
 
 static enum hrtimer_restart ex_timer_fire(struct hrtimer *timer)
@@ -24,6 +30,26 @@ static enum hrtimer_restart ex_timer_fire(struct hrtimer *timer)
 	return HRTIMER_NORESTART;
 }
 
+/* On the CPU that shall have it. */
+static void ex_timer_queue(void *info)
+{
+	struct ex_timer *t = info;
+
+	u64 expires;
+
+	/* From here on the sender may call again, this CPU or another: the last one to start the timer has the newest time. */
+	do {
+		smp_mb();
+		expires = READ_ONCE(t->expires);
+		hrtimer_start(&t->timer, ns_to_ktime(expires), HRTIMER_MODE_ABS_PINNED_HARD);
+		smp_mb();
+	} while (READ_ONCE(t->expires) != expires);
+}
+
+static void ex_timer_nothing(void *info)
+{
+}
+
 void *ex_timer_new(void *cookie, u32 kind)
 {
 	struct ex_timer *t = kzalloc(sizeof(*t), GFP_KERNEL_ACCOUNT);
@@ -38,6 +64,7 @@ void *ex_timer_new(void *cookie, u32 kind)
 	hrtimer_init(&t->timer, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
 	t->timer.function = ex_timer_fire;
 #endif
+	INIT_CSD(&t->csd, ex_timer_queue, t);
 	return t;
 }
 
@@ -45,6 +72,9 @@ void ex_timer_free(void *timer)
 {
 	struct ex_timer *t = timer;
 
+	/* A call that is still on its way is over before this one; one to a CPU that went offline was over then. */
+	if (t->elsewhere)
+		smp_call_function_single(t->elsewhere - 1, ex_timer_nothing, NULL, 1);
 	hrtimer_cancel(&t->timer);
 	kfree(t);
 }
@@ -55,6 +85,31 @@ void ex_timer_start(void *timer, u64 expires_ns, bool pinned)
 
 	hrtimer_start(&t->timer, ns_to_ktime(min_t(u64, expires_ns, KTIME_MAX)),
 		      pinned ? HRTIMER_MODE_ABS_PINNED_HARD : HRTIMER_MODE_ABS_HARD);
+}
+
+/*
+ * Queues, or moves, the timer to a CPU that keeps house: by a call there, as this CPU may program another's for later than its next
+ * event only. Preemption off, by one starter at a time.
+ */
+void ex_timer_start_elsewhere(void *timer, u64 expires_ns)
+{
+	struct ex_timer *t = timer;
+	int cpu = housekeeping_any_cpu(HK_TYPE_TIMER), err;
+
+	WRITE_ONCE(t->expires, min_t(u64, expires_ns, KTIME_MAX));
+	/* Against the first barrier in ex_timer_queue(): a call that is busy still has not read it. */
+	smp_mb();
+	err = smp_call_function_single_async(cpu, &t->csd);
+	if (!err)
+		t->elsewhere = cpu + 1;
+	else if (err != -EBUSY)
+		ex_timer_start(timer, expires_ns, true);
+}
+
+/* Some CPUs are isolated, and others keep house for them. */
+bool ex_keeps_house(void)
+{
+	return housekeeping_enabled(HK_TYPE_TIMER);
 }
 
 /* Waits for a running callback. True when the timer was queued. */

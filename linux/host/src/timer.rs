@@ -23,6 +23,12 @@ pub struct Timer {
 
 handle_type!(Timer, ffi::ex_timer_free);
 
+/// Some CPUs are isolated, and others keep house for them.
+pub fn keeps_house() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { ffi::ex_keeps_house() }
+}
+
 /// What [`Timer::try_cancel`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cancelled {
@@ -51,6 +57,13 @@ impl Timer {
     pub fn start(&self, expires_ns: u64, pinned: bool) {
         // SAFETY: the handle is live.
         unsafe { ffi::ex_timer_start(self.handle.get(), expires_ns, pinned) }
+    }
+
+    /// As [`Timer::start`], on a CPU that keeps house, in a moment. By one starter at a time, preemption off.
+    #[inline]
+    pub fn start_elsewhere(&self, expires_ns: u64) {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_start_elsewhere(self.handle.get(), expires_ns) }
     }
 
     /// Stops it and waits for a running callback. True when it was queued. Not inside the callback, nor under a lock

@@ -188,6 +188,20 @@ mod tests {
         );
     }
 
+    /// Posting timers takes all of its conditions. A host with isolated CPUs alone makes no VM post: taking that for enough switched the
+    /// CPU's timer, and its fast paths, off for every VM of hosts that isolate CPUs for packet processing.
+    #[test]
+    fn posting_timers_needs_all() {
+        use Reason::*;
+        let conditions = [NoIrqchip, NoDelivery, UnsteadyTsc, IdleExits, NoHousekeeping];
+        for bits in 0..64u32 {
+            let against = conditions.iter().enumerate().filter(|(i, _)| bits >> i & 1 != 0);
+            let facts = against.fold(Facts::default(), |facts, (_, r)| facts.with(*r, true));
+            let wanted = Set::NONE.put(Mechanism::PostedTimer, bits & 32 != 0);
+            assert_eq!(active(wanted, &facts).has(Mechanism::PostedTimer), bits == 32, "{bits:06b}");
+        }
+    }
+
     proptest! {
         /// Active is wanted; nothing that stands against it holds; the guest was shown what it needs. And nothing else keeps it.
         #[test]

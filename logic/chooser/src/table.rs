@@ -92,10 +92,10 @@ rows! {
         "IN and OUT of chips in the kernel, and OUT to an ioeventfd, are done straight after the exit";
     DoorbellFastpath: "doorbell_fastpath", Vcpu, true, Owner, [], 0,
         "a write to a doorbell (ioeventfd) rings straight after the exit, without a look at the instruction";
-    PostedTimer: "posted_timer", Vcpu, false, Root, [NotBuilt, NoIrqchip, NoDelivery, UnsteadyTsc, IdleExits, NoHousekeeping], 0,
+    PostedTimer: "posted_timer", Vcpu, false, Root, [NoIrqchip, NoDelivery, UnsteadyTsc, IdleExits, NoHousekeeping], 0,
         "the APIC timer expires on a housekeeping CPU and is posted into the running vCPU";
-    SleepUntil: "sleep_until", Vcpu, true, Owner, [NotBuilt, NoIrqchip], 0,
-        "a deadline write followed by HLT is one sleep until then";
+    SleepUntil: "sleep_until", Vcpu, true, Owner, [NoIrqchip, UnsteadyTsc], 0,
+        "the host's timer stays queued over deadlines that move away and wake-ups: a deadline and HLT are one sleep until then";
     PvUnhalt: "pv_unhalt", Vcpu, true, Owner, [NoIrqchip], feature::PV_UNHALT,
         "guests sleep in contended locks and wake each other by hypercall (KICK_CPU)";
     PvIpi: "pv_ipi", Vcpu, true, Owner, [NoIrqchip], feature::PV_SEND_IPI,

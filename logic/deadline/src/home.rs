@@ -22,8 +22,7 @@ pub struct Facts {
     pub deep_idle: bool,
     /// One TSC for all CPUs: a moment of one means the same on the next.
     pub steady_tsc: bool,
-    /// The administrator allows posting, the host has CPUs that keep house for others, the guest idles without an exit, and the CPU
-    /// delivers what is posted.
+    /// The VM's timers are posted: the chooser's decision.
     pub posts: bool,
     /// The APIC's timer is in TSC-deadline mode and not masked: it expires once, with nothing to compute.
     pub plain: bool,

@@ -121,14 +121,12 @@ impl<W: Word> Owner<W> {
     }
 
     /// The thread's: the host's timer has it and posts, or has posted.
-    #[cfg(test)]
-    pub(crate) fn is_posted(&self) -> bool {
+    pub fn is_posted(&self) -> bool {
         self.0.load() & KIND >= POSTED
     }
 
     /// The thread's: the host's timer has posted what the APIC does not know of yet. Waits for one that is about to.
-    #[cfg(test)]
-    pub(crate) fn has_fired(&self) -> bool {
+    pub fn has_fired(&self) -> bool {
         self.settled() & KIND == FIRED
     }
 

@@ -6,7 +6,7 @@
 //! ```
 
 use crate::bitmap::Bitmap;
-use crate::shared::Shared;
+use crate::shared::{FIRST_LEGAL_VECTOR, Shared};
 use crate::timer::{Armed, Now, Timer};
 use crate::{Config, EoiWork, Mode, Work};
 use bytemuck::Zeroable;
@@ -260,6 +260,18 @@ impl Lapic {
             put(vector);
         }
         fired
+    }
+
+    /// The vector, where the timer expires once, in TSC-deadline mode, with nothing to be computed then: not masked, a legal one.
+    pub fn plain_deadline(&self) -> Option<u8> {
+        let vector = self.lvt.timer as u8;
+        let open = self.lvt.timer & lvt::MASKED == 0 && vector >= FIRST_LEGAL_VECTOR;
+        (open && self.timer.is_deadline_mode() && self.mode() != Mode::Disabled).then_some(vector)
+    }
+
+    /// Somebody else has posted the vector of the deadline: that is over.
+    pub fn deadline_posted(&mut self) {
+        self.timer.set_deadline(0);
     }
 
     /// The TSC-deadline MSR as the guest reads it: 0 when disarmed, expired, in another mode or with the APIC disabled.

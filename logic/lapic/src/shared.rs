@@ -301,6 +301,11 @@ impl Shared {
         }
     }
 
+    /// An edge of this vector from somewhere else than the owner.
+    pub fn accept_edge(&self, vector: u8) -> Accepted {
+        self.accept_vector(vector, false)
+    }
+
     /// A fixed interrupt from outside: needs an enabled APIC and a legal vector.
     fn accept_vector(&self, vector: u8, level: bool) -> Accepted {
         if !self.sw_enabled() {

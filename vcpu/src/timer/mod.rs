@@ -9,6 +9,10 @@
 //!      ▲                       ▲                                   │
 //!      └──── disarmed, due ────┴────────── runnable again ─────────┘    armed, no timer in the CPU: the host at once
 //! ```
+//! *Posted*: the host's timer is on a CPU that keeps house and posts the vector into the running guest, which has no exit then. Only in
+//! VMs that idle without exits ([`exitless_chooser`] has all conditions), and only while the vCPU is in its run loop: whoever leaves
+//! for user space leaves the timer with the host, and all else in the APIC's registers.
+//!
 //! *The CPU*: a timer that runs while the vCPU is in the guest and then exits (VMX-preemption timer, SDM vol. 3C, 26.5.1). It
 //! holds a moment of the host's TSC (a little before the deadline: [`early`]), and counts from there anew at each entry: on whatever CPU, after however long a
 //! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
@@ -24,17 +28,58 @@ use crate::clock::units::{ns_to_ticks, ticks_to_ns};
 use crate::host::{Host, Moment};
 use crate::shared::{VcpuShared, mp};
 use crate::vcpu::{Vcpu, vapic};
+use core::sync::atomic::Ordering;
+use exitless_chooser::Mechanism::{PostedTimer, SleepUntil};
 pub use exitless_deadline::Due;
 use exitless_deadline::{Facts, Home, Place};
-use exitless_lapic::{Armed, Now};
+use exitless_lapic::{Accepted, Armed, Now};
 
 /// Both clocks as the guest's APIC sees them.
 pub fn now<B: Backend>(v: &Vcpu<B>, m: Moment) -> Now {
     Now { ns: m.ns, guest_tsc: v.guest_tsc(m.tsc) }
 }
 
+/// Takes a posted timer from the host's: what has fired until now is over, and nothing fires from here on. Whoever changes what the APIC
+/// waits for, or asks whether that is due, comes here first, and [`place`] follows.
+fn harvest<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    if sh.timer.is_posted() {
+        give(v, sh, Home::Nobody);
+    }
+}
+
+/// What the host's timer has posted shows in the APIC's registers: before somebody reads the deadline.
+pub fn show<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    if sh.timer.is_posted() && sh.timer.has_fired() {
+        v.lapic.deadline_posted();
+    }
+}
+
+/// The APIC is about to be reset: nothing of the timer comes behind that.
+pub fn stop<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    harvest(v, sh);
+}
+
+/// The vCPU leaves for user space, whose ioctls find all in the APIC: the host's timer asks, from here on.
+pub fn leave<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if sh.timer.is_posted() {
+        harvest(v, sh);
+        place_as(v, sh, host, host.now(), false);
+    }
+}
+
+/// Posted or not any more, as a switch or a fact has moved; before a slice.
+pub fn follow<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    let posted = sh.timer.is_posted();
+    if posted != sh.active(PostedTimer)
+        && (posted || v.lapic.plain_deadline().is_some() && v.lapic.armed() != Armed::None)
+    {
+        sync(v, sh, host);
+    }
+}
+
 /// Brings the timer in line with the APIC: what is due expires, what is next is armed.
 pub fn sync<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    harvest(v, sh);
     let m = host.now();
     if v.lapic.armed().is_due(&now(v, m)) {
         fired(v, sh, host);
@@ -45,6 +90,7 @@ pub fn sync<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
 
 /// The host's timer fired, or the deadline is past: posts the vector if it is time, and arms the next.
 pub fn fired<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    harvest(v, sh);
     let m = host.now();
     let n = now(v, m);
     expire(v, sh, &n);
@@ -60,6 +106,7 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
     deadline: u64,
     m: Moment,
 ) -> bool {
+    harvest(v, sh);
     if !v.lapic.set_tsc_deadline(deadline) {
         return false;
     }
@@ -116,6 +163,16 @@ fn due_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u6
 
 /// The one function that changes who has the timer. It is armed for what the APIC waits for, which is not due at `m`.
 pub fn place<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, m: Moment) {
+    place_as(v, sh, host, m, v.mp_state == mp::RUNNABLE);
+}
+
+fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    m: Moment,
+    runs: bool,
+) {
     let Some(left) = left(v, host, m) else {
         v.b.set_timer(None);
         give(v, sh, Home::Nobody);
@@ -123,11 +180,12 @@ pub fn place<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     };
     let at = m.tsc.saturating_add(left);
     let facts = Facts {
-        runs: v.mp_state == mp::RUNNABLE,
+        runs,
         cpu_timer: v.b.has_timer(),
         deep_idle: v.in_guest.mwait,
         steady_tsc: host.steady_tsc(),
-        ..Facts::default()
+        posts: sh.active(PostedTimer),
+        plain: v.lapic.plain_deadline().is_some(),
     };
     match exitless_deadline::place(facts) {
         Place::Cpu => {
@@ -137,27 +195,64 @@ pub fn place<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
                 unqueue(v, host, m.tsc);
             }
         }
-        Place::Host | Place::Posted => {
+        Place::Posted => post(v, sh, host, at),
+        Place::Host => {
             v.b.set_timer(None);
             if !sh.timer.is_host() {
                 give(v, sh, Home::Host);
             }
-            if !facts.steady_tsc {
+            if !facts.steady_tsc || !sh.active(SleepUntil) {
                 v.queue.gone();
             }
-            if v.queue.want(m.tsc, at, host.tsc_khz())
-                && let Some(ns) = due_ns(v, host)
-            {
+            if !v.queue.want(m.tsc, at, host.tsc_khz()) {
+                sh.count_hit(SleepUntil);
+            } else if let Some(ns) = due_ns(v, host) {
                 host.arm_timer(ns);
             }
         }
     }
 }
 
+/// The host's timer posts the vector at `at`, on a CPU that keeps house. It is queued for that very moment: fired early it would have to
+/// ask. The word is nobody's or the CPU's or the host's here: see [`harvest`].
+fn post<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, at: u64) {
+    let Some(vector) = v.lapic.plain_deadline() else { return };
+    v.b.set_timer(None);
+    sh.timer_vector.store(vector, Ordering::Relaxed);
+    give(v, sh, Home::Posted(at));
+    v.queue.gone();
+    if v.queue.want(0, at, host.tsc_khz())
+        && let Some(ns) = due_ns(v, host)
+    {
+        host.arm_timer_elsewhere(ns);
+    }
+    sh.count_hit(PostedTimer);
+}
+
 /// Gives it to somebody, and learns what the host's timer has done until then.
 fn give<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, to: Home) {
-    if sh.timer.give(to, v.queue.queued()).gone {
+    let found = sh.timer.give(to, v.queue.queued());
+    if found.gone {
         v.queue.gone();
+    }
+    if found.fired {
+        v.lapic.deadline_posted();
+    }
+}
+
+/// The host's timer fired, in hard interrupt context on whatever CPU: the requester's side. What its CPU then does is in the answer;
+/// [`Due::Post`]: the vector is in the IRR, and the owner is to be told as of any message that was `Accepted` so.
+pub fn host_fired(sh: &VcpuShared, mut tsc: impl FnMut() -> u64, patience: u64) -> (Due, Accepted) {
+    loop {
+        match sh.timer.take_due(tsc(), patience) {
+            Due::Wait(_) => core::hint::spin_loop(),
+            Due::Post => {
+                let accepted = sh.apic.accept_edge(sh.timer_vector.load(Ordering::Relaxed));
+                sh.timer.posted();
+                return (Due::Post, accepted);
+            }
+            due => return (due, Accepted::None),
+        }
     }
 }
 
@@ -170,6 +265,10 @@ fn unqueue<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, now: u6
 
 /// The thread came to another CPU: what is queued on the one that it left comes along, or goes.
 pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if sh.timer.is_posted() {
+        // It stays where it is, with those who keep house.
+        return host.bring_timers(false);
+    }
     let meant = sh.timer.is_host();
     if v.queue.queued() && !meant {
         v.queue.gone();
@@ -180,7 +279,7 @@ pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
 
 /// Until when a vCPU that is about to sleep may be waited for awake, ns on the host's clock; never, if the host has the timer.
 pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> u64 {
-    if sh.timer.is_host() {
+    if sh.timer.is_host() || sh.timer.is_posted() {
         return u64::MAX;
     }
     due_ns(v, host).unwrap_or(u64::MAX)
@@ -188,7 +287,7 @@ pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, 
 
 /// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.
 pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
-    if sh.timer.is_host() || v.lapic.armed() == Armed::None {
+    if sh.timer.is_host() || sh.timer.is_posted() || v.lapic.armed() == Armed::None {
         return true;
     }
     let m = host.now();

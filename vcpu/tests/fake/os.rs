@@ -5,9 +5,10 @@
 use std::prelude::v1::*;
 
 use super::world::{
-    CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, Hand, ROM, ROM_DOORBELL, TICKS, World, pattern,
+    CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, HOUSEKEEPER, Hand, ROM, ROM_DOORBELL, TICKS,
+    World, pattern,
 };
-use exitless_vcpu::chooser::{Facts, Set};
+use exitless_vcpu::chooser::{Facts, Reason, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_x86::apic::InterruptMessage;
@@ -79,6 +80,8 @@ impl<C> Host for Os<C> {
     }
     fn facts(&self) -> Facts {
         Facts::default()
+            .with(Reason::IdleExits, !self.w.idles_in_guest.get())
+            .with(Reason::NoHousekeeping, !self.w.housekeeping.get())
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
@@ -281,10 +284,17 @@ impl<C> Host for Os<C> {
         self.w.timer_starts.set(self.w.timer_starts.get() + 1);
         self.w.timer_cpu.set(self.w.cpu.get());
     }
+    fn arm_timer_elsewhere(&self, ns: u64) {
+        self.arm_timer(ns);
+        self.w.timer_cpu.set(HOUSEKEEPER);
+    }
     fn bring_timers(&self, armed: bool) {
         self.w.may_sleep("bring_timers");
-        assert!(armed || self.w.timer.get().is_none(), "a timer that is left behind");
-        self.w.timer_cpu.set(self.w.cpu.get());
+        let elsewhere = self.w.timer_cpu.get() == HOUSEKEEPER;
+        assert!(armed || elsewhere || self.w.timer.get().is_none(), "a timer that is left behind");
+        if armed {
+            self.w.timer_cpu.set(self.w.cpu.get());
+        }
     }
     fn cancel_timer(&self) {
         self.w.timer.set(None);

@@ -6,7 +6,7 @@ use std::prelude::v1::*;
 
 use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
-use exitless_vcpu::timer::Due;
+use exitless_vcpu::timer::{self, Due};
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
@@ -32,6 +32,8 @@ pub(crate) const APIC: u64 = 0xfee0_0000;
 pub(crate) const CHIP_PORT: u16 = 0x20;
 /// A port with an eventfd.
 pub(crate) const EVENT_PORT: u16 = 0x60;
+/// A CPU that keeps house, and runs no vCPU.
+pub(crate) const HOUSEKEEPER: u32 = 99;
 /// Host TSC ticks a nanosecond.
 pub(crate) const TICKS: u64 = 2;
 
@@ -202,6 +204,11 @@ pub(crate) struct World {
     // --- time ---
     pub(crate) ns: Cell<u64>,
     pub(crate) timer: Cell<Option<u64>>,
+    /// How often it posted its vector.
+    pub(crate) posts: Cell<u32>,
+    /// The guest idles without exits; some CPU keeps house for others.
+    pub(crate) idles_in_guest: Cell<bool>,
+    pub(crate) housekeeping: Cell<bool>,
     /// How often it was started.
     pub(crate) timer_starts: Cell<u32>,
     /// The CPU that the host's timer fires on.
@@ -329,6 +336,9 @@ impl World {
             script_over: Cell::new(false),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
+            posts: Cell::new(0),
+            idles_in_guest: Cell::new(false),
+            housekeeping: Cell::new(false),
             timer_starts: Cell::new(0),
             timer_cpu: Cell::new(0),
             cpu_timer: Cell::new(None),
@@ -440,10 +450,29 @@ impl World {
         }
     }
 
+    fn host_timer(&self) {
+        if self.timer.get().is_some_and(|t| t <= self.ns.get()) {
+            self.timer.set(None);
+            self.timer_fired();
+        }
+    }
+
     /// The host's timer fires, as `VcpuObj::timer_fired` in `linux/module` takes it.
     fn timer_fired(&self) {
-        if self.sh.timer.take_due(self.ns.get() * TICKS, 0) == Due::Ask {
-            self.ask(Request::TIMER);
+        let tsc = || {
+            self.ns.set(self.ns.get() + 1);
+            self.ns.get() * TICKS
+        };
+        match timer::host_fired(&self.sh, tsc, 1000) {
+            (Due::Ask, _) => self.ask(Request::TIMER),
+            (_, accepted) if accepted.is_new() => {
+                self.posts.set(self.posts.get() + 1);
+                let mut step = Some(Step::Which);
+                while let Some(s) = step {
+                    step = self.send(s);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -530,7 +559,13 @@ impl World {
                 self.work.set(true);
                 self.ipi.set(true);
             }
-            Env::Time(ns) => self.ns.set(self.ns.get() + ns),
+            Env::Time(ns) => {
+                self.ns.set(self.ns.get() + ns);
+                // Whoever keeps house does so while the guest runs.
+                if self.timer_cpu.get() == HOUSEKEEPER {
+                    self.host_timer();
+                }
+            }
         }
     }
 
@@ -639,10 +674,7 @@ impl World {
             self.sh.returned.store(true, Ordering::Relaxed);
             self.sh.request(Request::MOVED);
         }
-        if self.timer.get().is_some_and(|t| t <= self.ns.get()) {
-            self.timer.set(None);
-            self.timer_fired();
-        }
+        self.host_timer();
     }
 
     pub(crate) fn touch(&self, user: bool, write: bool, at: u64, data: &[u8]) {

@@ -27,6 +27,8 @@ fn chosen_before_the_first_entry() {
 #[test]
 fn facts_that_change() {
     let mut m = Machine::virtual_apic(true, [Op::Nop]);
+    m.w.idles_in_guest.set(true);
+    m.w.housekeeping.set(true);
     m.go();
     assert_eq!(facts(&m).against, 0);
     assert_ne!(facts(&m).features & 1 << 11, 0);

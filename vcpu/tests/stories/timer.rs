@@ -393,3 +393,98 @@ fn one_queue_for_many_sleeps() {
         }
     });
 }
+
+/// A VM that idles without exits, on a host with CPUs that keep house for others.
+fn posted(ops: &[Op], check: impl Fn(Machine)) {
+    for x2apic in [false, true] {
+        let m = Machine::virtual_apic(x2apic, ops.iter().cloned());
+        m.w.idles_in_guest.set(true);
+        m.w.housekeeping.set(true);
+        check(m);
+    }
+}
+
+/// It expires on a housekeeping CPU and is posted into the running guest: no exit for it, one vector, and the MSR reads 0 then. Whoever
+/// leaves for user space meanwhile leaves it with the host's timer that asks.
+#[test]
+fn posted_into_the_guest() {
+    posted(&[Op::Deadline(10_000), Op::Nop], |mut m| {
+        m.go();
+        assert_eq!((homes(&m), m.w.posts.get()), ((false, true), 0));
+        assert_eq!(m.w.cpu_timer.get(), None);
+        let slices = m.sh.stats.irq_exits.get();
+        m.then([Op::Nop, time(20_000), Op::Nop, Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), m.w.posts.get()), (vec![TIMER], 1));
+        // The one at the script's end.
+        assert_eq!(m.sh.stats.irq_exits.get(), slices + 1, "an exit for the host's interrupt");
+        assert_eq!(m.v.b.apic.virtually, [TIMER_VECTOR]);
+        assert_eq!((homes(&m), m.v.lapic.armed()), ((false, false), Armed::None));
+    });
+}
+
+/// Rewritten, disarmed, masked and unmasked, its vector changed, in each order with its end: what is armed last comes once, what was
+/// replaced in time does not.
+#[test]
+fn posted_and_rewritten() {
+    posted(&[Op::Deadline(10_000), Op::Deadline(500_000), time(20_000), Op::Nop], |mut m| {
+        m.go();
+        assert_eq!((m.events(), m.w.posts.get()), (vec![], 0));
+        m.then([time(600_000), Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), m.w.posts.get()), (vec![TIMER], 1));
+        m.then([Op::Deadline(10_000), wrmsr(DEADLINE, 0), time(20_000), Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), m.w.posts.get(), homes(&m)), (vec![], 1, (false, false)));
+    });
+}
+
+/// A VM that sleeps in the host keeps the CPU's timer, although the host isolates CPUs: that it does so for others, packet processing
+/// say, made every VM there lose the CPU's timer and its fast paths once.
+#[test]
+fn isolated_cpus_alone_change_nothing() {
+    for idles in [false, true] {
+        let mut m =
+            Machine::virtual_apic(true, [Op::Deadline(10_000), time(20_000), Op::Nop, Op::Nop, Op::Nop]);
+        m.w.housekeeping.set(true);
+        m.w.idles_in_guest.set(idles);
+        m.go();
+        assert_eq!((m.events(), m.w.posts.get() == 1), (vec![TIMER], idles));
+        assert_eq!(
+            m.sh.stats.deeds(exitless_vcpu::chooser::Mechanism::TimerFastpath).hits.get() == 1,
+            !idles
+        );
+    }
+}
+
+/// The switch moves while a deadline is armed, at any point on the way to its end: one vector, whoever has it.
+#[test]
+fn posting_switched_under_an_armed_timer() {
+    use exitless_vcpu::chooser::{Mechanism::PostedTimer, Set};
+    let off = Set::ALL.put(PostedTimer, false).0;
+    for first in 0..40 {
+        for second in [0, 3, 9] {
+            posted(&[Op::Deadline(100), Op::Nop, Op::Nop, Op::Nop, Op::Nop, Op::Nop, Op::Nop], |mut m| {
+                m.later(first, Env::Switch(off));
+                m.later(second, Env::Switch(Set::ALL.0));
+                m.later(second, Env::Switch(off));
+                m.go();
+                m.finish();
+                m.happen(Env::Time(1000));
+                m.then([Op::Nop, Op::Nop, Op::Nop]);
+                assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)), "{first} {second}");
+            });
+        }
+    }
+}
+
+/// INIT while it is armed: nothing comes behind it.
+#[test]
+fn posted_and_reset() {
+    posted(&[Op::Deadline(5_000_000), Op::Nop], |mut m| {
+        m.later(4, Env::Init);
+        m.v.b.forget();
+        m.go();
+        m.finish();
+        m.happen(Env::Time(10_000_000));
+        m.then([Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), m.w.posts.get(), homes(&m)), (vec![], 0, (false, false)));
+    });
+}

@@ -296,6 +296,11 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn arm_timer(&self, ns: u64) {
         self.me.timer.start(ns.min(i64::MAX as u64), true);
     }
+    fn arm_timer_elsewhere(&self, ns: u64) {
+        cpu::preempt_disable();
+        self.me.timer.start_elsewhere(ns);
+        cpu::preempt_enable();
+    }
     fn cancel_timer(&self) {
         self.me.timer.try_cancel();
     }

@@ -28,7 +28,7 @@ use exitless_svm::Svm;
 use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
-use exitless_vcpu::timer::Due;
+use exitless_vcpu::timer::{self, Due};
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
 
@@ -166,8 +166,11 @@ impl VcpuObj {
 
     /// The host timer of the APIC fired (hard interrupt).
     pub fn timer_fired(&self) {
-        if self.shared.timer.take_due(ops::rdtsc(), 0) != Due::Ask {
-            return;
+        // What its clock is less than 10 us early by, against the TSC, it waits for.
+        let patience = u64::from(time::tsc_khz()) / 100;
+        match timer::host_fired(&self.shared, ops::rdtsc, patience) {
+            (Due::Ask, _) => {}
+            (_, accepted) => return self.notify(accepted),
         }
         self.shared.request(Request::TIMER);
         if self.shared.needs_ipi() && self.shared.cpu.load(Ordering::Relaxed) != cpu::id() as i32 {

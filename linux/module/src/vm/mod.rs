@@ -349,7 +349,7 @@ impl Vm {
         let own = self.in_guest();
         Facts::default()
             .with(Reason::IdleExits, !(own.hlt || own.mwait))
-            .with(Reason::NoHousekeeping, true)
+            .with(Reason::NoHousekeeping, !exitless_host::timer::keeps_house())
             .with(Reason::NoAvic, !self.avic.there())
     }
 
