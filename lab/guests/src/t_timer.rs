@@ -816,7 +816,7 @@ fn idle_timer(x2: bool) {
     check_eq(count(), 24, "interrupts of the timer");
 }
 
-test!(idle_deadlines, "idle/deadlines", IDLE);
+test!(idle_deadlines, "idle/deadlines", IDLE | BY_NAME);
 /// For about a second: each deadline wakes HLT once, and not before it has come.
 fn idle_deadlines() {
     deadline_setup(true);

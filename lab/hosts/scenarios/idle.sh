@@ -6,6 +6,6 @@
 # in test: svm
 
 check load load_module
-check runner runner run idle/timer_in_hlt_xapic idle/timer_in_hlt_x2apic idle/ipi_in_hlt
+check runner runner run idle/timer_in_hlt_xapic idle/timer_in_hlt_x2apic idle/ipi_in_hlt idle/deadlines
 check unused wait_unused 5
 check unload unload_module

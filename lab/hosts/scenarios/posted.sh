@@ -3,7 +3,6 @@
 # memory: 768
 # timeout: 240
 # needs: runner
-# in test: vmx
 # host: nohz_full=1
 
 check load load_module
@@ -23,8 +22,8 @@ watched() {
 }
 check off watched unseen "posted_timer on" idle/deadlines
 check allow defaults +posted_timer
-check posted watched seen "posted_timer on active 1/1 hits [1-9]" "idle/deadlines idle/timer"
+check posted watched seen "posted_timer on active 1/1 hits [1-9]" "idle/deadlines idle/timer_in_hlt_x2apic"
 check kept watched unseen "posted_timer on active [1-9]" "deadline/swept deadline/rewrite deadline/each"
-check switched runner run --switch idle/
+check switched runner run --switch idle/deadlines idle/timer_in_hlt_xapic
 check unused wait_unused 5
 check unload unload_module
