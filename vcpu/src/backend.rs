@@ -147,6 +147,8 @@ impl Opened {
     pub const CSTATES: Self = Self(8);
     /// How many sets there are.
     pub const SETS: usize = 16;
+    /// How many of them, the first, have nothing of Intel's alone.
+    pub const COMMON_SETS: usize = 8;
 
     /// Every set, by its index.
     pub fn all() -> impl Iterator<Item = Self> {

@@ -40,7 +40,11 @@ impl Svm {
             ApicKind::X2ApicIpis => 2,
             _ => 0,
         };
-        let maps = self.msrpm_pa.get(self.opened.index()).and_then(|set| set.get(apic)).copied();
+        let maps = self
+            .msrpm_pa
+            .get(self.opened.index() % Opened::COMMON_SETS)
+            .and_then(|set| set.get(apic))
+            .copied();
         self.vmcb.set_msrpm_base_pa(maps.unwrap_or_default());
     }
 
@@ -58,4 +62,4 @@ impl Svm {
 }
 
 /// The MSR permission maps of one set of [`Opened`]: without AVIC, with it, and with IPIs.
-pub type MsrMaps = [[u64; 3]; Opened::SETS];
+pub type MsrMaps = [[u64; 3]; Opened::COMMON_SETS];

@@ -3,7 +3,7 @@
 # memory: 768
 # timeout: 120
 # needs: runner
-# in test: svm
+# in test: svm, vmx
 
 check load load_module
 check runner runner run idle/timer_in_hlt_xapic idle/timer_in_hlt_x2apic idle/ipi_in_hlt idle/deadlines

@@ -1,25 +1,27 @@
-//! `exitless-runner list [--vcpus] | run [--exits] [--switch] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
+//! `exitless-runner list [--vcpus] | run [--exits] [--switch] [--idle] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
 //!
 //! With `--exits` a line `exits TEST REASON COUNT` before each test's result tells of each reason for which its VM left guest
-//! mode, if the module counts by reason. With `--switch` all mechanisms are switched at random meanwhile.
+//! mode, if the module counts by reason. With `--switch` all mechanisms are switched at random meanwhile. With `--idle` guests idle
+//! without exits, all of them.
 
 use std::io::Write;
 use std::process::exit;
 use std::time::Duration;
 
-use exitless_runner::config::{BENCH, BY_NAME, CPUS_SHIFT, TIMEOUT_SHIFT};
+use exitless_runner::config::{BENCH, BY_NAME, CPUS_SHIFT, IDLE, TIMEOUT_SHIFT};
 use exitless_runner::elf::{self, Test};
 use exitless_runner::harness::{self, Outcome, Summary};
 use exitless_runner::machine::{Machine, Measurement};
 use exitless_runner::switches;
 
-const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [--switch] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
+const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [--switch] [--idle] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
 
 struct Options {
     device: String,
     json: bool,
     exits: bool,
     switch: bool,
+    idle: bool,
     vcpus: bool,
     exact: bool,
     timeout: u64,
@@ -32,6 +34,7 @@ fn options() -> Options {
         json: false,
         exits: false,
         switch: false,
+        idle: false,
         vcpus: false,
         exact: false,
         timeout: 30,
@@ -43,6 +46,7 @@ fn options() -> Options {
             "--json" => o.json = true,
             "--exits" => o.exits = true,
             "--switch" => o.switch = true,
+            "--idle" => o.idle = true,
             "--vcpus" => o.vcpus = true,
             "--exact" => o.exact = true,
             "--device" | "--timeout" => {
@@ -86,9 +90,10 @@ fn shown(m: &Measurement) -> String {
 fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
     let own = test.config >> TIMEOUT_SHIFT & 0xff;
     let limit = Duration::from_secs(if own != 0 { own } else { o.timeout });
-    let Options { json, exits, switch, .. } = *o;
+    let Options { json, exits, switch, idle, .. } = *o;
     harness::isolated(limit + Duration::from_secs(45), |extra: &mut dyn Write| {
-        let machine = match Machine::new(&o.device, test) {
+        let config = test.config | if idle { IDLE } else { 0 };
+        let machine = match Machine::new(&o.device, &Test { config, ..test.clone() }) {
             Ok(m) => m,
             Err(e) => return Outcome::Failed(e),
         };

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* linux/hrtimer.h: timers on CLOCK_MONOTONIC that fire in hard interrupt context, also on PREEMPT_RT. */
+#include <linux/cpumask.h>
 #include <linux/hrtimer.h>
 #include <linux/sched/isolation.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <linux/topology.h>
 #include "helpers.h"
 
 struct ex_timer {
 	struct hrtimer timer;
 	void *cookie;
 	u32 kind;
-	/* To be queued by another CPU: which it was last, plus one; for when. */
+	/* To be queued by another CPU: which, plus one; for when, wherever it was started last. */
 	u32 elsewhere;
 	u64 expires;
 	call_single_data_t csd;
@@ -34,10 +36,9 @@ static enum hrtimer_restart ex_timer_fire(struct hrtimer *timer)
 static void ex_timer_queue(void *info)
 {
 	struct ex_timer *t = info;
-
 	u64 expires;
 
-	/* From here on the sender may call again, this CPU or another: the last one to start the timer has the newest time. */
+	/* The thread may start it anew meanwhile, anywhere: who starts it last has the newest time. */
 	do {
 		smp_mb();
 		expires = READ_ONCE(t->expires);
@@ -72,7 +73,7 @@ void ex_timer_free(void *timer)
 {
 	struct ex_timer *t = timer;
 
-	/* A call that is still on its way is over before this one; one to a CPU that went offline was over then. */
+	/* A call that is still on its way is over before this one; one to a CPU that went offline was over before that. */
 	if (t->elsewhere)
 		smp_call_function_single(t->elsewhere - 1, ex_timer_nothing, NULL, 1);
 	hrtimer_cancel(&t->timer);
@@ -82,24 +83,42 @@ void ex_timer_free(void *timer)
 void ex_timer_start(void *timer, u64 expires_ns, bool pinned)
 {
 	struct ex_timer *t = timer;
+	u64 expires = min_t(u64, expires_ns, KTIME_MAX);
 
-	hrtimer_start(&t->timer, ns_to_ktime(min_t(u64, expires_ns, KTIME_MAX)),
+	/* For a call on its way, which may start the timer behind this: it looks again, behind the timer's lock. */
+	WRITE_ONCE(t->expires, expires);
+	hrtimer_start(&t->timer, ns_to_ktime(expires),
 		      pinned ? HRTIMER_MODE_ABS_PINNED_HARD : HRTIMER_MODE_ABS_HARD);
+}
+
+/* A CPU that keeps house, of this node if there is one: each in turn, or all timers would be one's. */
+static unsigned int ex_housekeeper(void)
+{
+	const struct cpumask *all = housekeeping_cpumask(HK_TYPE_TIMER);
+	unsigned int cpu = cpumask_any_and_distribute(all, cpumask_of_node(numa_node_id()));
+
+	if (cpu < nr_cpu_ids && cpu_online(cpu))
+		return cpu;
+	return cpumask_any_and_distribute(all, cpu_online_mask);
 }
 
 /*
  * Queues, or moves, the timer to a CPU that keeps house: by a call there, as this CPU may program another's for later than its next
- * event only. Preemption off, by one starter at a time.
+ * event only. Always the same CPU while that is online, so that one call at most is on its way. If there is none, here. Preemption
+ * off, by one starter at a time.
  */
 void ex_timer_start_elsewhere(void *timer, u64 expires_ns)
 {
 	struct ex_timer *t = timer;
-	int cpu = housekeeping_any_cpu(HK_TYPE_TIMER), err;
+	unsigned int cpu = t->elsewhere - 1;
+	int err;
 
+	if (!t->elsewhere || !cpu_online(cpu))
+		cpu = ex_housekeeper();
 	WRITE_ONCE(t->expires, min_t(u64, expires_ns, KTIME_MAX));
 	/* Against the first barrier in ex_timer_queue(): a call that is busy still has not read it. */
 	smp_mb();
-	err = smp_call_function_single_async(cpu, &t->csd);
+	err = cpu < nr_cpu_ids ? smp_call_function_single_async(cpu, &t->csd) : -ENXIO;
 	if (!err)
 		t->elsewhere = cpu + 1;
 	else if (err != -EBUSY)

@@ -488,3 +488,83 @@ fn posted_and_reset() {
         assert_eq!((m.events(), m.w.posts.get(), homes(&m)), (vec![], 0, (false, false)));
     });
 }
+
+/// Where HLT exits all the same (only MWAIT does not): who sleeps is woken by what is posted, as by any interrupt.
+#[test]
+fn posted_wakes_who_sleeps() {
+    posted(&[Op::Deadline(10_000), hlt(), Op::Nop, Op::Nop], |mut m| {
+        m.go();
+        assert_eq!((m.events(), m.w.posts.get(), m.halted()), (vec![TIMER], 1, false));
+    });
+}
+
+/// The thread moves to another CPU: the timer stays with whoever keeps house, and finds the vCPU there. At any point on the way.
+#[test]
+fn posted_to_who_has_moved() {
+    for first in 0..30 {
+        posted(&[Op::Deadline(2000), Op::Nop, Op::Nop, time(3000), Op::Nop, Op::Nop], |mut m| {
+            m.later(first, Env::Move(2));
+            m.later(2, Env::Move(1));
+            m.go();
+            m.finish();
+            m.then([Op::Nop, Op::Nop]);
+            assert_eq!(
+                (m.events(), m.w.timer.get(), homes(&m)),
+                (vec![TIMER], None, (false, false)),
+                "{first}"
+            );
+        });
+    }
+}
+
+/// The CPU delivers no interrupts for a while, as a debugger has them wait: the CPU's own timer takes over what is posted, and gives it
+/// back. One vector, whichever of both it comes from.
+#[test]
+fn posted_without_delivery() {
+    use exitless_kvm_abi::{KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE};
+    for over in [false, true] {
+        posted(&[Op::Deadline(50_000), Op::Nop], |mut m| {
+            m.go();
+            m.then([Op::Nop]);
+            m.v.b.interrupts_blocked = true;
+            m.v.set_guest_debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ, [0; 8]).unwrap();
+            m.then([Op::Nop, time(if over { 60_000 } else { 100 }), Op::Nop]);
+            assert_eq!((m.events(), m.w.posts.get()), (vec![], 0));
+            m.v.b.interrupts_blocked = false;
+            m.v.set_guest_debug(0, [0; 8]).unwrap();
+            m.then([Op::Nop, time(60_000), Op::Nop, Op::Nop, Op::Nop]);
+            assert_eq!((m.events(), m.w.posts.get()), (vec![TIMER], u32::from(!over)));
+            assert_eq!(homes(&m), (false, false));
+        });
+    }
+}
+
+/// LVTT is masked while the timer is on its way: what comes before that comes, nothing behind it does. With another vector the new one
+/// is posted.
+#[test]
+fn posted_and_lvtt_written() {
+    let lvtt = u64::from(TIMER_VECTOR) | u64::from(lvt::TIMER_DEADLINE);
+    let machine = |at, new: u64| {
+        let m = Machine::virtual_apic(true, [Op::Deadline(2000), Op::Nop, time(at), wrmsr(0x832, new)]);
+        m.w.idles_in_guest.set(true);
+        m.w.housekeeping.set(true);
+        m.w.timer_owed.set(false);
+        m
+    };
+    let mut came = [0, 0];
+    for at in (1800..2100).step_by(10) {
+        let mut m = machine(at, lvtt | u64::from(lvt::MASKED));
+        m.go();
+        m.w.timer_owed.set(false);
+        m.then([time(3000), Op::Nop, Op::Nop, Op::Nop]);
+        let posted = m.w.posts.get() as usize;
+        assert_eq!(m.events(), vec![TIMER; posted], "{at}");
+        came[posted] += 1;
+    }
+    assert!(came[0] > 0 && came[1] > 0, "{came:?}");
+    let mut m = machine(100, lvtt & !0xff | 0x61);
+    m.w.timer_vector.set(0x61);
+    m.go();
+    m.then([time(3000), Op::Nop, Op::Nop, Op::Nop]);
+    assert_eq!((m.events(), m.w.posts.get()), (vec![Event::Interrupt(0x61)], 1));
+}

@@ -185,4 +185,11 @@ fn in_guest() {
     assert_eq!(intercepts(InGuest { pause: true, ..own }), (one & !intercept1::PAUSE, two));
     let monitor = intercept2::MONITOR | intercept2::MWAIT;
     assert_eq!(intercepts(InGuest { mwait: true, ..own }), (one, two & !monitor));
+    // Residencies are Intel's: the maps stay as they are.
+    let mut m = Machine::with(&ALL, InGuest { cstates: true, ..own });
+    for (set, maps) in [(Opened::CSTATES, 0x2000), (Opened::CSTATES.put(Opened::SPEC_CTRL, true), 0x10_2000)]
+    {
+        m.v.set_opened(set);
+        assert_eq!(m.v.control().msrpm_base_pa, maps);
+    }
 }

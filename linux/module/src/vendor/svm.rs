@@ -32,7 +32,7 @@ pub struct Shared {
     /// What the CPUs can do.
     pub caps: Caps,
     /// The MSR permission maps, as [`exitless_svm::MsrMaps`] has their addresses.
-    msrpms: [[Option<Pages>; 3]; Opened::SETS],
+    msrpms: [[Option<Pages>; 3]; Opened::COMMON_SETS],
     /// The I/O permission map: every port exits.
     iopm: Option<Pages>,
     /// Per-CPU pages: for each CPU the one VMRUN saves to and the one VMSAVE saves to.
