@@ -114,7 +114,7 @@ impl<B: Backend> Vcpu<B> {
         match kind {
             K::Tsc => self.write_tsc(sh, host, value, origin),
             K::TscAdjust => self.write_tsc_adjust(sh, host, value, origin),
-            K::TscDeadline => self.write_deadline(sh, host, value),
+            K::TscDeadline => self.write_deadline(sh, host, value, origin),
             K::ApicBase => return self.write_apic_base(sh, host, value, origin, host_caps),
             K::X2Apic(_) => return self.write_x2apic(sh, host, msr, value),
             K::Efer => return self.write_efer(value, origin, host_caps),
@@ -244,7 +244,17 @@ impl<B: Backend> Vcpu<B> {
         }
     }
 
-    fn write_deadline<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, value: u64) {
+    fn write_deadline<H: Host<Cpu = B::Cpu>>(
+        &mut self,
+        sh: &VcpuShared,
+        host: &H,
+        value: u64,
+        origin: Origin,
+    ) {
+        if origin == Origin::Host && !self.lapic.takes_tsc_deadline() {
+            self.lapic.keep_tsc_deadline(value);
+            return;
+        }
         if timer::write_deadline(self, sh, host, value, host.now()) {
             self.event_dirty = true;
             sh.request(Request::EVENT);

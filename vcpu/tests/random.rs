@@ -244,6 +244,45 @@ proptest! {
         at_rest(&m);
     }
 
+    /// The same where, whenever KVM_RUN ends by a signal, the APIC's state is taken and set in a new one, under other switches.
+    #[test]
+    fn moved_at_any_moment(
+        ops in vec(operation(), 1..60),
+        schedule in vec((0..12u8, prop_oneof![2 => env(), 1 => Just(Env::Signal)]), 0..25),
+        moves in vec((any::<bool>(), prop_oneof![Just(0), Just(!0), any::<u64>()]), 1..12),
+        pv_eoi: bool,
+        hardware in hardware(),
+    ) {
+        let mut m = hardware.power_up(true, true);
+        m.boot();
+        m.v.b.rflags |= rflags::IF;
+        m.v.b.ops.extend(ops);
+        hardware.install(&mut m);
+        m.w.write_ram(0x8000, &RAM_DATA);
+        if pv_eoi {
+            m.enable_pv_eoi();
+        }
+        m.w.schedule.borrow_mut().extend(schedule);
+        let mut moves = moves.into_iter();
+        while !m.w.script_over.get() {
+            match m.run() {
+                exit @ (RunExit::Io { .. } | RunExit::Mmio(_)) => m.answer(exit),
+                RunExit::Interrupted => {
+                    m.w.signal.set(false);
+                    m.w.immediate.set(false);
+                    if let Some((early, switches)) = moves.next() {
+                        m.renew_apic(early);
+                        m.happen(Env::Switch(switches));
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        m.w.script_over.set(false);
+        drain(&mut m);
+        at_rest(&m);
+    }
+
     /// User space has the interrupt controllers: its vectors go in once, in order, each when the window is open.
     #[test]
     fn user_interrupts(ops in vec(operation(), 1..40), breaks in vec(obstacle(), 0..25), vectors in vec(0x20..=0xff_u8, 0..6)) {

@@ -200,6 +200,10 @@ pub mod op {
     pub const BENCH_HOST: u64 = 53;
     /// Result = CPU time of the runner's process so far, all its vCPUs, in nanoseconds.
     pub const CPU_TIME: u64 = 54;
+    /// a0 = how often: the guest moves to a new VM, with all its state, at random moments.
+    pub const MOVE: u64 = 56;
+    /// Result = how often it has.
+    pub const MOVES: u64 = 57;
     /// a0 = GSI, a1 = id: an irqfd on an eventfd that is there.
     pub const IRQFD_OF: u64 = 55;
 }

@@ -32,6 +32,7 @@ mod t_keys;
 mod t_lapic;
 mod t_mem;
 mod t_mmio;
+mod t_move;
 mod t_msr;
 mod t_pio;
 mod t_pv;
@@ -84,6 +85,9 @@ macro_rules! test {
 #[macro_export]
 macro_rules! both {
     ($f:ident, $x:literal, $x2:literal) => {
+        $crate::both!($f, $x, $x2, 0);
+    };
+    ($f:ident, $x:literal, $x2:literal, $config:expr) => {
         const _: () = {
             fn xapic() {
                 $f(false)
@@ -91,8 +95,8 @@ macro_rules! both {
             fn x2apic() {
                 $f(true)
             }
-            $crate::test!(xapic, $x);
-            $crate::test!(x2apic, $x2);
+            $crate::test!(xapic, $x, $config);
+            $crate::test!(x2apic, $x2, $config);
         };
     };
 }

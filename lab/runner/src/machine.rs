@@ -98,6 +98,10 @@ pub struct Machine {
     ended: Condvar,
     over: AtomicBool,
     config: u64,
+    /// How often the guest has moved to another VM.
+    pub(crate) moves: AtomicU64,
+    stops: AtomicBool,
+    stopped: AtomicU32,
 }
 
 /// A lock whose poisoning nobody cares about: a panicking thread has ended the test anyway.
@@ -143,24 +147,8 @@ impl Machine {
         if version != 12 {
             return Err(format!("API version {version}"));
         }
-        let vm = kvm::create_vm(&sys).map_err(at("KVM_CREATE_VM"))?;
-        vm.call(nr::SET_TSS_ADDR, 0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
         let config = test.config;
-        if config & IDLE != 0 {
-            let offered = vm.cap(KVM_CAP_X86_DISABLE_EXITS).max(0) as u64;
-            vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 0, [offered, 0, 0, 0])
-                .map_err(at("KVM_CAP_X86_DISABLE_EXITS"))?;
-        }
-        if config & SPLIT != 0 {
-            vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, 0, [24, 0, 0, 0]).map_err(at("KVM_CAP_SPLIT_IRQCHIP"))?;
-        } else if config & NO_IRQCHIP == 0 {
-            vm.call(nr::CREATE_IRQCHIP, 0).map_err(at("KVM_CREATE_IRQCHIP"))?;
-            if config & NO_PIT == 0 {
-                let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-                vm.set(nr::CREATE_PIT2, &pit).map_err(at("KVM_CREATE_PIT2"))?;
-            }
-        }
-
+        let vm = create(&sys, config)?;
         let ram = Map::anon(RAM_SIZE as usize).map_err(at("guest memory"))?;
         let edges = Map::anon(0x2000).map_err(at("guest memory"))?;
         let pool = Map::anon(POOL_SIZE as usize).map_err(at("guest memory"))?;
@@ -168,26 +156,15 @@ impl Machine {
             // SAFETY: our own mapping.
             unsafe { libc::madvise(ram.ptr().cast(), ram.size(), libc::MADV_HUGEPAGE) };
         }
-        let slots = [
-            (0, 0, LOW_RAM_END, ram.addr()),
-            (1, HIGH_RAM_START, RAM_SIZE - HIGH_RAM_START, ram.addr() + HIGH_RAM_START),
-            (2, EDGE_LOW, 0x1000, edges.addr()),
-            (3, EDGE_HIGH, 0x1000, edges.addr() + 0x1000),
-        ];
-        for (slot, gpa, size, host) in slots {
-            kvm::set_slot(&vm, slot, 0, gpa, size, host).map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
-        }
+        map_memory(&vm, &ram, &edges)?;
         load(&ram);
 
         let count = (config >> CPUS_SHIFT & 0xf) as u32 + 1;
         let size = sys.call(nr::GET_VCPU_MMAP_SIZE, 0).map_err(at("KVM_GET_VCPU_MMAP_SIZE"))? as usize;
         let mut vcpus = Vec::new();
         for id in 0..count {
-            let fd = vm.call(nr::CREATE_VCPU, id.into()).map_err(at("KVM_CREATE_VCPU"))?;
-            // SAFETY: a new descriptor.
-            let fd = unsafe { Fd::from_raw(fd) };
+            let fd = create_vcpu(&sys, &vm, id, config)?;
             let map = Map::fd(fd.raw(), size, 0).map_err(at("mmap of the vCPU"))?;
-            set_cpuid_of(&sys, &fd, id, config & FEW != 0).map_err(at("KVM_SET_CPUID2"))?;
             if id == 0 {
                 start_state(&fd, test).map_err(at("start state"))?;
             }
@@ -217,7 +194,57 @@ impl Machine {
             ended: Condvar::new(),
             over: AtomicBool::new(false),
             config,
+            moves: AtomicU64::new(0),
+            stops: AtomicBool::new(false),
+            stopped: AtomicU32::new(0),
         }))
+    }
+
+    /// A VM like this one, with its memory and no vCPUs.
+    pub(crate) fn new_vm(&self) -> Result<Fd, String> {
+        let vm = create(&self.sys, self.config)?;
+        map_memory(&vm, &self.ram, &self.edges)?;
+        Ok(vm)
+    }
+
+    /// A vCPU of such a VM.
+    pub(crate) fn new_vcpu(&self, vm: &Fd, id: u32) -> Result<Fd, String> {
+        create_vcpu(&self.sys, vm, id, self.config)
+    }
+
+    /// A bit of the test's configuration.
+    pub(crate) fn has(&self, bit: u64) -> bool {
+        self.config & bit != 0
+    }
+
+    /// All vCPUs come out of KVM_RUN, with nothing half done, and wait. `false`: the test is over.
+    pub(crate) fn stop(&self) -> bool {
+        self.stops.store(true, Ordering::SeqCst);
+        while self.stopped.load(Ordering::SeqCst) != self.vcpus.len() as u32 {
+            if self.is_over() {
+                return false;
+            }
+            self.vcpus.iter().for_each(|v| v.kick());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
+    /// They go on.
+    pub(crate) fn go_on(&self) {
+        self.stops.store(false, Ordering::SeqCst);
+        while self.stopped.load(Ordering::SeqCst) != 0 && !self.is_over() {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// A vCPU's thread waits as long as somebody wants it to.
+    fn stand_still(&self) {
+        self.stopped.fetch_add(1, Ordering::SeqCst);
+        while self.stops.load(Ordering::SeqCst) && !self.is_over() {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        self.stopped.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Sets the outcome unless there is one already.
@@ -353,7 +380,8 @@ impl Machine {
     fn run_vcpu(self: &Arc<Machine>, v: &Arc<Vcpu>) {
         let mut halts = 0;
         while !self.is_over() {
-            v.immediate_exit(0);
+            let stops = self.stops.load(Ordering::SeqCst);
+            v.immediate_exit(stops.into());
             while v.nmis.load(Ordering::SeqCst) > 0 {
                 v.nmis.fetch_sub(1, Ordering::SeqCst);
                 if let Err(e) = v.fd.call(nr::NMI, 0) {
@@ -367,6 +395,10 @@ impl Machine {
                 return;
             }
             match v.fd.call(nr::RUN, 0) {
+                Err(Errno(libc::EINTR)) if stops => {
+                    self.stand_still();
+                    continue;
+                }
                 Err(Errno(libc::EINTR | libc::EAGAIN)) => continue,
                 Err(e) => return self.end(Outcome::Failed(format!("KVM_RUN on vCPU {}: {e}", v.id))),
                 Ok(_) => {}
@@ -470,6 +502,51 @@ impl Machine {
             }
         }
     }
+}
+
+/// A VM with the chips that the test wants.
+fn create(sys: &Fd, config: u64) -> Result<Fd, String> {
+    let at = |what: &'static str| move |e: Errno| format!("{what}: {e}");
+    let vm = kvm::create_vm(sys).map_err(at("KVM_CREATE_VM"))?;
+    vm.call(nr::SET_TSS_ADDR, 0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
+    if config & IDLE != 0 {
+        let offered = vm.cap(KVM_CAP_X86_DISABLE_EXITS).max(0) as u64;
+        vm.enable_cap(KVM_CAP_X86_DISABLE_EXITS, 0, [offered, 0, 0, 0])
+            .map_err(at("KVM_CAP_X86_DISABLE_EXITS"))?;
+    }
+    if config & SPLIT != 0 {
+        vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, 0, [24, 0, 0, 0]).map_err(at("KVM_CAP_SPLIT_IRQCHIP"))?;
+    } else if config & NO_IRQCHIP == 0 {
+        vm.call(nr::CREATE_IRQCHIP, 0).map_err(at("KVM_CREATE_IRQCHIP"))?;
+        if config & NO_PIT == 0 {
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            vm.set(nr::CREATE_PIT2, &pit).map_err(at("KVM_CREATE_PIT2"))?;
+        }
+    }
+    Ok(vm)
+}
+
+/// The slots that every test has.
+fn map_memory(vm: &Fd, ram: &Map, edges: &Map) -> Result<(), String> {
+    let slots = [
+        (0, 0, LOW_RAM_END, ram.addr()),
+        (1, HIGH_RAM_START, RAM_SIZE - HIGH_RAM_START, ram.addr() + HIGH_RAM_START),
+        (2, EDGE_LOW, 0x1000, edges.addr()),
+        (3, EDGE_HIGH, 0x1000, edges.addr() + 0x1000),
+    ];
+    for (slot, gpa, size, host) in slots {
+        kvm::set_slot(vm, slot, 0, gpa, size, host)
+            .map_err(|e| format!("KVM_SET_USER_MEMORY_REGION: {e}"))?;
+    }
+    Ok(())
+}
+
+fn create_vcpu(sys: &Fd, vm: &Fd, id: u32, config: u64) -> Result<Fd, String> {
+    let fd = vm.call(nr::CREATE_VCPU, id.into()).map_err(|e| format!("KVM_CREATE_VCPU: {e}"))?;
+    // SAFETY: a new descriptor.
+    let fd = unsafe { Fd::from_raw(fd) };
+    set_cpuid_of(sys, &fd, id, config & FEW != 0).map_err(|e| format!("KVM_SET_CPUID2: {e}"))?;
+    Ok(fd)
 }
 
 /// Copies the image and the first page tables into guest memory.

@@ -11,6 +11,7 @@ use crate::config::op;
 use crate::harness::Outcome;
 use crate::kvm::{self, Errno, Fd, nr};
 use crate::machine::{Machine, Measurement, Vcpu, lock};
+use crate::moves;
 
 type Answer = kvm::Result<i64>;
 
@@ -94,6 +95,11 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
             Ok(0)
         }
         op::MIGRATE => migrate(a[0]),
+        op::MOVE => {
+            moves::start(m, a[0]);
+            Ok(0)
+        }
+        op::MOVES => Ok(m.moves.load(Ordering::SeqCst) as i64),
         op::USER_EXITS => Ok(lock(&m.exit_counts).get(&(a[0] as u32)).copied().unwrap_or(0) as i64),
         op::AFTER => after(m, v, a),
         op::WINDOW_INJECT => {

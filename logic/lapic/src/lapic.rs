@@ -279,14 +279,25 @@ impl Lapic {
         if self.mode() == Mode::Disabled { 0 } else { self.timer.deadline() }
     }
 
+    /// The APIC is on and in the mode that the TSC-deadline MSR is for.
+    pub fn takes_tsc_deadline(&self) -> bool {
+        self.mode() != Mode::Disabled && self.timer.is_deadline_mode()
+    }
+
     /// Takes a write of the TSC-deadline MSR; false: ignored, in another mode or with the APIC disabled. A deadline that has passed fires
     /// at once: [`Lapic::expire`] follows, which then leaves the vector in the IRR and the MSR at 0.
     pub fn set_tsc_deadline(&mut self, deadline: u64) -> bool {
-        let taken = self.mode() != Mode::Disabled && self.timer.is_deadline_mode();
+        let taken = self.takes_tsc_deadline();
         if taken {
             self.timer.set_deadline(deadline);
         }
         taken
+    }
+
+    /// User space has written the TSC-deadline MSR while [`Lapic::set_tsc_deadline`] ignores it: a VMM that restores the MSR before the
+    /// registers. [`Lapic::load`] arms it, if it brings the mode; whatever else changes the mode forgets it.
+    pub fn keep_tsc_deadline(&mut self, deadline: u64) {
+        self.timer.keep_deadline(deadline);
     }
 
     /// SVR was written (SDM vol. 3A, 11.4.7.2): disabling masks the whole LVT.

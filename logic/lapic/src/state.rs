@@ -52,7 +52,7 @@ impl Lapic {
         put(out, reg::TDCR, self.timer.divide());
     }
 
-    /// Takes over registers. IA32_APIC_BASE is to be restored before, IA32_TSC_DEADLINE after. The caller then looks at
+    /// Takes over registers. IA32_APIC_BASE is to be restored before, IA32_TSC_DEADLINE after or before. The caller then looks at
     /// [`Lapic::pending`] and [`Lapic::armed`], and re-evaluates routing.
     pub fn load(&mut self, s: &Shared, regs: &[u8; PAGE], now: &Now) -> Result<(), BadState> {
         self.load_id(get(regs, reg::ID))?;

@@ -58,6 +58,8 @@ pub(crate) struct Timer {
     target_ns: u64,
     /// IA32_TSC_DEADLINE; 0 when disarmed.
     deadline: u64,
+    /// A deadline that user space has restored before the mode that it is for; 0: none.
+    early: u64,
     min_period_ns: u64,
 }
 
@@ -110,6 +112,7 @@ impl Timer {
 
     /// LVTT bits 18:17 were written.
     pub(crate) fn set_mode(&mut self, mode: u32) {
+        self.early = 0;
         let counted = self.counts();
         let changed = self.mode != mode;
         self.mode = mode;
@@ -143,6 +146,11 @@ impl Timer {
     /// IA32_TSC_DEADLINE was written; the caller checks the mode. 0 disarms.
     pub(crate) fn set_deadline(&mut self, deadline: u64) {
         self.deadline = deadline;
+    }
+
+    /// User space restores IA32_TSC_DEADLINE, and the mode is another one: [`Timer::restore`] may bring it.
+    pub(crate) fn keep_deadline(&mut self, deadline: u64) {
+        self.early = deadline;
     }
 
     /// TMCCT: counts left, 0 when stopped, expired or in TSC-deadline mode.
@@ -189,10 +197,14 @@ impl Timer {
         true
     }
 
-    /// Takes over saved registers. In TSC-deadline mode a deadline set before stays armed (the MSR is saved elsewhere).
+    /// Takes over saved registers. In TSC-deadline mode a deadline set before is armed (the MSR is saved elsewhere).
     /// A periodic timer starts a whole period where no current count was saved: an extra interrupt, where losing all would hang.
     pub(crate) fn restore(&mut self, mode: u32, initial: u32, divide: u32, current: u32, now: &Now) {
+        let early = self.early;
         self.set_mode(mode);
+        if self.is_deadline_mode() && early != 0 {
+            self.deadline = early;
+        }
         self.initial = initial;
         self.divide = divide & 0xb;
         let current = match (current.min(initial), self.is_periodic()) {

@@ -207,6 +207,41 @@ fn deadline_survives() {
     assert_eq!((cpu.l.armed(), cpu.l.tsc_deadline()), (Armed::None, 0));
 }
 
+/// Some VMMs restore the MSR before the page, when the APIC is not in the mode yet: a timer that was armed is armed again. Whatever else
+/// changes the mode forgets it, and so does a page of another mode.
+#[test]
+fn deadline_before_the_page() {
+    let mut cpu = Cpu::xapic(0);
+    cpu.write(reg::LVT_TIMER, lvt::TIMER_DEADLINE | 0x30);
+    let page = cpu.save();
+    let early = || {
+        let mut copy = Cpu::raw(0, false, Config::default());
+        assert!(!copy.l.takes_tsc_deadline());
+        copy.l.keep_tsc_deadline(6_000_000);
+        assert_eq!((copy.l.armed(), copy.l.tsc_deadline()), (Armed::None, 0));
+        copy
+    };
+    let mut copy = early();
+    copy.load(&page).unwrap();
+    assert_eq!((copy.l.armed(), copy.l.tsc_deadline()), (Armed::AtTsc(6_000_000), 6_000_000));
+    copy.load(&page).unwrap();
+    assert_eq!(copy.l.armed(), Armed::AtTsc(6_000_000), "the page again");
+    let mut copy = early();
+    copy.load(&Cpu::xapic(0).save()).unwrap();
+    copy.write(reg::LVT_TIMER, lvt::TIMER_DEADLINE | 0x30);
+    assert_eq!(copy.l.armed(), Armed::None, "of a page in another mode");
+    let mut copy = early();
+    copy.write(reg::SVR, 0x1ff);
+    copy.write(reg::LVT_TIMER, lvt::TIMER_DEADLINE | 0x30);
+    assert_eq!(copy.l.armed(), Armed::None, "the guest's own mode");
+    copy.load(&page).unwrap();
+    assert_eq!(copy.l.armed(), Armed::None);
+    let mut copy = early();
+    copy.l.keep_tsc_deadline(0);
+    copy.load(&page).unwrap();
+    assert_eq!(copy.l.armed(), Armed::None, "it was zero");
+}
+
 /// What a guest can do to its APIC.
 #[derive(Clone, Debug)]
 enum Op {

@@ -125,6 +125,27 @@ impl Machine {
         self.v.vapic.use_avic(entry, BACKING);
     }
 
+    /// All of the APIC's state is taken, and set in one that was never used; `early`: the deadline before the registers.
+    pub(crate) fn renew_apic(&mut self, early: bool) {
+        let now = timer::now(&self.v, exitless_vcpu::host::Host::now(&self.os));
+        let mut page = [0; 1024];
+        self.v.lapic.save(&self.sh.apic, &now, &mut page);
+        let (base, deadline) = (self.v.lapic.apic_base(), self.v.lapic.tsc_deadline());
+        let (config, bsp) = (*self.v.lapic.config(), self.v.bsp);
+        self.v.lapic.init(&self.sh.apic, 0, bsp, config);
+        timer::sync(&mut *self.v, &self.sh, &self.os);
+        self.user_msr(0x1b, base);
+        if early {
+            self.user_msr(0x6e0, deadline);
+        }
+        self.v.lapic.load(&self.sh.apic, &page, &now).unwrap();
+        timer::sync(&mut *self.v, &self.sh, &self.os);
+        self.sh.request(exitless_vcpu::Request::EVENT);
+        if !early {
+            self.user_msr(0x6e0, deadline);
+        }
+    }
+
     /// KVM_SET_MSRS.
     pub(crate) fn user_msr(&mut self, msr: u32, value: u64) {
         let caps = *self.v.cpuid.caps();
