@@ -31,6 +31,7 @@ void ex_rs_vm_release(void *vm);
 void ex_rs_vcpu_release(void *vcpu);
 struct page *ex_rs_vcpu_fault(void *vcpu, unsigned long pgoff);
 size_t ex_rs_debugfs_show(void *cookie, u32 kind, char *buf, size_t len);
+void ex_rs_debugfs_knock(void *cookie, u32 kind);
 
 size_t ex_rs_control_text(char *buf, size_t len);
 int ex_rs_control_words(const char *words, size_t len);

@@ -3,8 +3,14 @@
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::GuestCaps;
 use exitless_policy::cpuid::{CpuidIndex, Dynamic, GuestCpuid, MAX_ENTRIES};
-use exitless_pv_abi::{KVM_CPUID_FEATURES, feature};
+use exitless_pv_abi::{
+    EXITLESS_CPUID_FEATURES, EXITLESS_CPUID_SIGNATURE, EXITLESS_SIGNATURE, EXITLESS_VERSION,
+    KVM_CPUID_FEATURES, feature,
+};
 use exitless_x86::cpuid::CpuidResult;
+
+/// Leaves that are the module's, not user space's.
+const OWN: core::ops::RangeInclusive<u32> = EXITLESS_CPUID_SIGNATURE..=EXITLESS_CPUID_FEATURES;
 
 /// Answers kept.
 const MEMOS: usize = 16;
@@ -32,6 +38,9 @@ pub struct CpuidState {
     index: CpuidIndex,
     caps: GuestCaps,
     len: usize,
+    /// `exitless_feature` bits of our own leaves; 0: they are not there.
+    own: u32,
+    pad: u32,
 }
 
 impl CpuidState {
@@ -51,6 +60,30 @@ impl CpuidState {
         }
         self.index.build(used);
         self.caps.compute(GuestCpuid::new(used, &self.index), Some(host));
+        self.own = 0;
+    }
+
+    /// Our own leaves show these features, or are not there (0). Where user space has one of them itself, they are its.
+    pub(crate) fn show_own(&mut self, features: u32) {
+        let taken = self.entries().iter().any(|e| OWN.contains(&e.function));
+        let own = if taken { 0 } else { features };
+        if own != self.own {
+            self.memos = [Memo::default(); MEMOS];
+            self.own = own;
+        }
+    }
+
+    /// The features that our own leaves show.
+    pub(crate) fn own(&self) -> u32 {
+        self.own
+    }
+
+    fn own_leaf(&self, leaf: u32) -> CpuidResult {
+        let [ebx, ecx, edx] = EXITLESS_SIGNATURE;
+        match leaf {
+            EXITLESS_CPUID_SIGNATURE => CpuidResult { eax: EXITLESS_CPUID_FEATURES, ebx, ecx, edx },
+            _ => CpuidResult { eax: self.own, ebx: EXITLESS_VERSION, ecx: 0, edx: 0 },
+        }
     }
 
     /// The entries in use, in the order user space gave them.
@@ -72,6 +105,9 @@ impl CpuidState {
 
     /// What CPUID answers.
     pub fn execute(&mut self, leaf: u32, sub: u32, now: &Dynamic) -> CpuidResult {
+        if self.own != 0 && OWN.contains(&leaf) {
+            return self.own_leaf(leaf);
+        }
         let guest = GuestCpuid::new(self.entries.get(..self.len).unwrap_or(&[]), &self.index);
         let answer = guest.answer(leaf, sub, now);
         if !guest.follows_registers(leaf, sub)

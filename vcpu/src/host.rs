@@ -87,6 +87,10 @@ pub trait Host {
         let mut b = [0; 8];
         self.read_guest_atomic(gpa, &mut b).then(|| u64::from_le_bytes(b))
     }
+    /// Loads 8 aligned bytes that guest and host share, without sleeping: `None` also when the page is not resident (atomic).
+    fn load_shared(&self, gpa: u64) -> Option<u64>;
+    /// Stores such bytes and marks the page dirty; `false` also when it is not resident (atomic).
+    fn store_shared(&self, gpa: u64, value: u64) -> bool;
     /// Compare-and-exchange of `size` (1, 2, 4, 8) aligned bytes; `None`: not writable memory.
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool>;
     /// Whether a RAM slot (writable, if `write`) backs the address.

@@ -3,8 +3,11 @@
 use crate::backend::Backend;
 use crate::host::Host;
 use crate::shared::VcpuShared;
+use crate::timer;
 use crate::vcpu::Vcpu;
-use exitless_chooser::{Facts, Reason, active};
+use crate::vcpu::pv::enabled;
+use exitless_chooser::{Facts, Mechanism::LazyDeadline, Reason, active};
+use exitless_pv_abi::exitless_feature;
 
 /// Chooses, if something moved since.
 pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
@@ -13,6 +16,11 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     }
     let facts = facts(v, host);
     sh.chosen.set(active(host.wanted(), &facts), &facts);
+    let lazy = host.wanted().has(LazyDeadline) && host.irqchip() && v.cpuid.caps().tsc_deadline;
+    v.cpuid.show_own(if lazy { exitless_feature::LAZY_DEADLINE } else { 0 });
+    if !sh.active(LazyDeadline) {
+        timer::lazy::clear(v, sh, host);
+    }
 }
 
 /// Whoever changes what is looked at here clears [`Vcpu::chosen`], on other threads by [`crate::Request::MECHANISMS`].
@@ -25,5 +33,6 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
         .with(Reason::EdgeEois, v.vapic.edge_eois)
         .with(Reason::NoTimer, !v.b.has_timer())
         .with(Reason::NoDeadline, !caps.tsc_deadline)
+        .with(Reason::NotAsked, !enabled(v.pv.lazy_deadline))
         .with(Reason::UnsteadyTsc, !host.steady_tsc())
 }

@@ -80,6 +80,7 @@ impl<B: Backend> Vcpu<B> {
             K::PvStealTime => Ok(self.pv.steal),
             K::PvEoi => Ok(self.pv.eoi),
             K::PvPollControl => Ok(u64::from(!self.pv.polls_itself)),
+            K::LazyDeadline => Ok(self.pv.lazy_deadline),
             K::Const(v) => Ok(v),
             _ => Err(Invalid),
         }
@@ -162,6 +163,7 @@ impl<B: Backend> Vcpu<B> {
                 self.pv.eoi_offered = false;
             }
             K::PvPollControl => self.pv.polls_itself = value == 0,
+            K::LazyDeadline => return timer::lazy::set(self, sh, host, value),
             K::Const(_) => {}
             _ => return Err(Invalid),
         }
@@ -201,6 +203,7 @@ impl<B: Backend> Vcpu<B> {
 
     /// Gives a TSC in use another offset: timers and clock pages follow.
     pub fn move_tsc<H: Host<Cpu = B::Cpu>>(&mut self, sh: &VcpuShared, host: &H, offset: u64) {
+        timer::lazy::clear(self, sh, host);
         self.set_tsc_offset(sh, offset);
         timer::sync(self, sh, host);
         sh.request(Request::CLOCK);

@@ -49,6 +49,10 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if has(R::TIMER) {
         crate::timer::fired(v, sh, host);
     }
+    if has(R::LAZY) {
+        crate::timer::lazy::clear(v, sh, host);
+        crate::timer::sync(v, sh, host);
+    }
     if has(R::STOPPED) {
         crate::pv::clock::note_stopped(v);
     }

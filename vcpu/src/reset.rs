@@ -53,6 +53,7 @@ impl<B: Backend> Vcpu<B> {
         self.b.withdraw();
         self.nmi_pending = 0;
         let _ = sh.apic.take_nmis();
+        crate::timer::lazy::forget(self, sh, host);
         // Whoever runs after INIT has not told us about its memory.
         self.pv = Pv::default();
         sh.steal.set(None);

@@ -24,6 +24,7 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
     sh.steal.at_boundary(false);
     timer::leave(v, sh, host);
     eoi::withdraw(v, host);
+    timer::lazy::depart(v, sh, host);
     vapic::take_back(v, sh);
     exit
 }
@@ -65,6 +66,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         choose::choose(v, sh, host);
         mechanisms::choose(v, sh, host);
         timer::follow(v, sh, host);
+        timer::lazy::settle(v, sh, host);
         if v.event_dirty {
             entry::prepare(v, sh, host);
         }

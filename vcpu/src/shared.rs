@@ -44,6 +44,8 @@ impl Request {
     pub const LOGGING: Self = Self(1 << 9);
     /// The guest is to be told that it was stopped.
     pub const STOPPED: Self = Self(1 << 12);
+    /// The guest's lazy deadline is to be looked at, and not attended before the guest's next write.
+    pub const LAZY: Self = Self(1 << 15);
     /// The VM's switches moved, or a fact that [`crate::mechanisms`] looks at did.
     pub const MECHANISMS: Self = Self(1 << 14);
     /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.
@@ -226,6 +228,10 @@ pub struct VcpuShared {
     pub hints: exitless_yielding::Hints,
     /// Which mechanisms are active: beside the counters, on lines that only the owner writes.
     pub chosen: Chosen,
+    /// MSR_EXITLESS_LAZY_DEADLINE, and the deadline that is attended: for who shows them. Written by the owner.
+    pub lazy_page: AtomicU64,
+    /// See above.
+    pub lazy_armed: AtomicU64,
     /// Counters; written by the owner alone.
     pub stats: crate::stats::Stats,
 }

@@ -60,6 +60,9 @@ fn size() -> impl Strategy<Value = u8> {
     prop_oneof![Just(1u8), Just(2), Just(4)]
 }
 
+/// Where the guest's lazy deadlines are.
+const LAZY_PAGE: u64 = 0x5_0000;
+
 /// What REP OUTS sends.
 const RAM_DATA: [u8; 12] = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 255, 254];
 
@@ -222,14 +225,19 @@ proptest! {
         pv_eoi: bool,
         swapped: bool,
         poor_nmi_window: bool,
+        lazy: bool,
         wanted in proptest::option::of(vector()),
         hardware in hardware(),
     ) {
         let mut m = hardware.power_up(true, true);
         m.boot();
         m.v.b.rflags |= rflags::IF;
-        m.v.b.ops.extend(ops);
         hardware.install(&mut m);
+        if lazy {
+            prop_assert_eq!(m.then([wrmsr(0x4558_4c00, LAZY_PAGE | 1)]), RunExit::Interrupted);
+            m.w.lazy.set(Some(LAZY_PAGE));
+        }
+        m.v.b.ops.extend(ops);
         m.w.write_ram(0x8000, &RAM_DATA);
         if pv_eoi {
             m.enable_pv_eoi();

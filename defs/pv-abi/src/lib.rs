@@ -149,3 +149,38 @@ pub const KVM_EINVAL: i64 = 22;
 pub const KVM_E2BIG: i64 = 7;
 pub const KVM_EPERM: i64 = 1;
 pub const KVM_EOPNOTSUPP: i64 = 95;
+
+/// First of the module's own leaves, as guests find hypervisors: EAX is the highest of them, EBX, ECX and EDX hold
+/// [`EXITLESS_SIGNATURE`]. They are there while one of the mechanisms that they tell of is switched on.
+pub const EXITLESS_CPUID_SIGNATURE: u32 = 0x4000_4500;
+/// Leaf with `exitless_feature` bits in EAX and [`EXITLESS_VERSION`] in EBX.
+pub const EXITLESS_CPUID_FEATURES: u32 = 0x4000_4501;
+/// "ExitlessPV\0\0" as EBX, ECX, EDX.
+pub const EXITLESS_SIGNATURE: [u32; 3] =
+    [u32::from_le_bytes(*b"Exit"), u32::from_le_bytes(*b"less"), u32::from_le_bytes(*b"PV\0\0")];
+/// Of what the features mean, MSRs and structures included: a guest that knows another one uses none of them.
+pub const EXITLESS_VERSION: u32 = 1;
+
+/// Feature bits of [`EXITLESS_CPUID_FEATURES`], as masks.
+pub mod exitless_feature {
+    /// [`super::MSR_EXITLESS_LAZY_DEADLINE`] is there.
+    pub const LAZY_DEADLINE: u32 = 1 << 0;
+}
+
+/// Where the vCPU's [`exitless_lazy_deadline`] lies: bit 0 enables it, bits 63:6 are the address, the others 0. Writing 0 always
+/// works on a host that knows it.
+pub const MSR_EXITLESS_LAZY_DEADLINE: u32 = 0x4558_4c00;
+/// Bits of [`MSR_EXITLESS_LAZY_DEADLINE`] that hold the address.
+pub const EXITLESS_LAZY_ADDRESS: u64 = !0 << 6;
+
+/// What guest and host share of one vCPU's timer, 64-byte aligned in guest memory (`docs/protocols/lazy-deadline.md`). Both are
+/// values of IA32_TSC_DEADLINE.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct exitless_lazy_deadline {
+    /// Written by the host: what it has a timer for; 0: it does not look at `pending`.
+    pub armed: u64,
+    /// Written by the guest: what it wants.
+    pub pending: u64,
+    pub reserved: [u64; 6],
+}

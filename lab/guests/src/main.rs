@@ -30,6 +30,7 @@ mod t_ioapic;
 mod t_ipi;
 mod t_keys;
 mod t_lapic;
+mod t_lazy;
 mod t_mem;
 mod t_mmio;
 mod t_move;

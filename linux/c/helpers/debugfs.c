@@ -64,10 +64,20 @@ static int ex_text_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
+/* Whatever is written is a knock. */
+static ssize_t ex_text_write(struct file *file, const char __user *buf, size_t count, loff_t *pos)
+{
+	struct ex_debugfs_file *f = file_inode(file)->i_private;
+
+	ex_rs_debugfs_knock(f->cookie, f->kind);
+	return count;
+}
+
 static const struct file_operations ex_text_fops = {
 	.owner = THIS_MODULE,
 	.open = ex_text_open,
 	.read = ex_text_read,
+	.write = ex_text_write,
 	.release = ex_text_release,
 	.llseek = default_llseek,
 };
@@ -103,7 +113,7 @@ void ex_debugfs_dir_free(void *handle)
 	kfree(dir);
 }
 
-int ex_debugfs_text(void *handle, const char *name, void *cookie, u32 kind)
+int ex_debugfs_text(void *handle, const char *name, void *cookie, u32 kind, bool knocks)
 {
 	struct ex_debugfs_dir *dir = handle;
 	struct ex_debugfs_file *f = kzalloc(sizeof(*f), GFP_KERNEL_ACCOUNT);
@@ -114,7 +124,7 @@ int ex_debugfs_text(void *handle, const char *name, void *cookie, u32 kind)
 	f->kind = kind;
 	f->next = dir->files;
 	dir->files = f;
-	debugfs_create_file(name, 0444, dir->dentry, f, &ex_text_fops);
+	debugfs_create_file(name, knocks ? 0644 : 0444, dir->dentry, f, &ex_text_fops);
 	return 0;
 }
 

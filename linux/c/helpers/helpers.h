@@ -59,7 +59,7 @@ u64 ex_spec_ctrl_bits(void);
 /* debugfs.c */
 void *ex_debugfs_dir_new(const char *name);
 void ex_debugfs_dir_free(void *dir);
-int ex_debugfs_text(void *dir, const char *name, void *cookie, u32 kind);
+int ex_debugfs_text(void *dir, const char *name, void *cookie, u32 kind, bool knocks);
 void ex_debugfs_u64(void *dir, const char *name, u64 *value);
 
 /* eventfd.c */
@@ -203,6 +203,7 @@ int ex_user_clear(unsigned long addr, unsigned long len);
 int ex_user_read_atomic(void *dst, unsigned long addr, unsigned long len);
 bool ex_user_read_u64_atomic(unsigned long addr, u64 *value);
 bool ex_user_write_u8_atomic(unsigned long addr, u8 value);
+bool ex_user_write_u64_atomic(unsigned long addr, u64 value);
 int ex_user_cmpxchg_u8(unsigned long addr, u8 old, u8 new);
 int ex_user_cmpxchg_u16(unsigned long addr, u16 old, u16 new);
 int ex_user_cmpxchg_u32(unsigned long addr, u32 old, u32 new);

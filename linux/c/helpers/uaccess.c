@@ -63,6 +63,17 @@ bool ex_user_write_u8_atomic(unsigned long addr, u8 value)
 	return !err;
 }
 
+/* With interrupts off: one store. The caller vouches that addr lies in user space. */
+bool ex_user_write_u64_atomic(unsigned long addr, u64 value)
+{
+	int err;
+
+	pagefault_disable();
+	err = __put_user(value, (u64 __user *)addr);
+	pagefault_enable();
+	return !err;
+}
+
 /* 1 = swapped, 0 = the value differed, -EFAULT. */
 #define EX_USER_CMPXCHG(type)                                                     \
 	int ex_user_cmpxchg_##type(unsigned long addr, type old, type new)        \

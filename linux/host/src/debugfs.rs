@@ -27,8 +27,18 @@ impl Dir {
     /// A text that `ex_rs_debugfs_show(cookie, kind, buf, len)` writes at each open. `cookie` must stay valid until the
     /// folder is dropped.
     pub fn text(&self, name: &CStr, cookie: *mut c_void, kind: u32) -> Result<()> {
+        self.file(name, cookie, kind, false)
+    }
+
+    /// As [`Dir::text`]; whatever root writes to it, `ex_rs_debugfs_knock(cookie, kind)` is called.
+    pub fn knocked_text(&self, name: &CStr, cookie: *mut c_void, kind: u32) -> Result<()> {
+        self.file(name, cookie, kind, true)
+    }
+
+    fn file(&self, name: &CStr, cookie: *mut c_void, kind: u32, knocks: bool) -> Result<()> {
         // SAFETY: the handle is live; the cookie is only handed back.
-        check(unsafe { ffi::ex_debugfs_text(self.handle.get(), name.as_ptr(), cookie, kind) }).map(drop)
+        check(unsafe { ffi::ex_debugfs_text(self.handle.get(), name.as_ptr(), cookie, kind, knocks) })
+            .map(drop)
     }
 
     /// A read-only counter.

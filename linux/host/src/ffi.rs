@@ -66,6 +66,7 @@ unsafe extern "C" {
         name: *const c_char,
         cookie: *mut c_void,
         kind: u32,
+        knocks: bool,
     ) -> c_int;
     pub(crate) fn ex_debugfs_u64(dir: *mut c_void, name: *const c_char, value: *mut u64);
 
@@ -216,6 +217,7 @@ unsafe extern "C" {
     pub(crate) fn ex_user_read_atomic(dst: *mut c_void, addr: usize, len: usize) -> c_int;
     pub(crate) fn ex_user_read_u64_atomic(addr: usize, value: *mut u64) -> bool;
     pub(crate) fn ex_user_write_u8_atomic(addr: usize, value: u8) -> bool;
+    pub(crate) fn ex_user_write_u64_atomic(addr: usize, value: u64) -> bool;
     pub(crate) fn ex_user_cmpxchg_u8(addr: usize, old: u8, new: u8) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u16(addr: usize, old: u16, new: u16) -> c_int;
     pub(crate) fn ex_user_cmpxchg_u32(addr: usize, old: u32, new: u32) -> c_int;

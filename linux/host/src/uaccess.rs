@@ -121,3 +121,12 @@ pub unsafe fn write_u8_atomic(hva: u64, value: u8) -> bool {
     // SAFETY: the caller's promise; a page that is missing makes the helper return false.
     unsafe { ffi::ex_user_write_u8_atomic(hva as usize, value) }
 }
+
+/// One store of 8 aligned bytes, never sleeping: `false` when the page is not resident or not writable. Interrupts may be off.
+///
+/// # Safety
+/// `hva` and the 7 bytes behind it lie in the user half of the address space.
+pub unsafe fn write_u64_atomic(hva: u64, value: u64) -> bool {
+    // SAFETY: the caller's promise; a page that is missing makes the helper return false.
+    unsafe { ffi::ex_user_write_u64_atomic(hva as usize, value) }
+}

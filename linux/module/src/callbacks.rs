@@ -294,6 +294,13 @@ extern "C" fn ex_rs_mmu_release(p: *mut c_void) {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn ex_rs_debugfs_knock(cookie: *mut c_void, kind: u32) {
+    // SAFETY: as for `ex_rs_debugfs_show`.
+    let vm = unsafe { vm(cookie) };
+    crate::stats::knock(vm, kind);
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn ex_rs_debugfs_show(cookie: *mut c_void, kind: u32, buf: *mut u8, len: usize) -> usize {
     // SAFETY: C gives a buffer of `len` bytes for the duration of the call.
     let out = unsafe { core::slice::from_raw_parts_mut(buf, len) };

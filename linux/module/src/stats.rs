@@ -1,7 +1,7 @@
 //! Counters in debugfs: `/sys/kernel/debug/kvm/<pid>-<fd>/`, readable while the guest runs.
 //!
 //! `exits_by_reason`, `exits_by_msr`, `exits_by_port`: lines of a name and a sum over all vCPUs. `vcpus`: a line for
-//! each. The other files carry KVM's own names, so that tools that look for those find them.
+//! each. `lazy_deadline`: a line for each vCPU; a write to it makes them look. The other files carry KVM's own names, so that tools that look for those find them.
 
 use crate::vm::Vm;
 use crate::{global, vendor};
@@ -10,6 +10,8 @@ use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::mem::KArc;
+use exitless_vcpu::Request;
+use exitless_vcpu::chooser::Mechanism;
 use exitless_vcpu::stats::{self as st, Counter, Stats};
 
 /// Counters of the VM itself, written by anyone.
@@ -26,6 +28,7 @@ mod kind {
     pub(super) const PORT: u32 = 2;
     pub(super) const VCPUS: u32 = 3;
     pub(super) const MEMORY: u32 = 4;
+    pub(super) const LAZY: u32 = 5;
     /// And above: the counter of [`super::NAMES`] with that index.
     pub(super) const COUNTER: u32 = 16;
     /// And above: of [`super::OF_VM`].
@@ -113,6 +116,7 @@ pub fn publish(vm: &KArc<Vm>, pid: i32, fd: i32) {
     for (file, k) in texts {
         let _ = dir.text(file, cookie, k);
     }
+    let _ = dir.knocked_text(c"lazy_deadline", cookie, kind::LAZY);
     for (i, (file, _)) in NAMES.iter().enumerate() {
         let _ = dir.text(file, cookie, kind::COUNTER + i as u32);
     }
@@ -130,10 +134,29 @@ pub fn show(vm: &Vm, k: u32, buf: &mut [u8]) -> usize {
         kind::PORT => keyed(vm, &mut out, |s| &s.by_port, 4),
         kind::VCPUS => vcpus(vm, &mut out),
         kind::MEMORY => memory(vm, &mut out),
+        kind::LAZY => lazy(vm, &mut out),
         kind::OF_VM.. => of_vm(vm, &mut out, k),
         _ => counter(vm, &mut out, k),
     };
     out.written()
+}
+
+/// Root wrote to a file: the vCPUs look at their guests' lazy deadlines.
+pub fn knock(vm: &Vm, k: u32) {
+    if k == kind::LAZY {
+        vm.request_all(Request::LAZY);
+    }
+}
+
+/// The MSR, what is attended, deadlines that the guest wrote to it, those that it need not, and exits that came in their place.
+fn lazy(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
+    writeln!(out, "id msr armed written saved added")?;
+    for v in vm.each_vcpu() {
+        let (msr, armed) = (v.shared.lazy_page.load(Relaxed), v.shared.lazy_armed.load(Relaxed));
+        let d = v.shared.stats.deeds(Mechanism::LazyDeadline);
+        writeln!(out, "{} {msr:#x} {armed} {} {} {}", v.id, d.hits.get(), d.saved.get(), d.added.get())?;
+    }
+    Ok(())
 }
 
 fn counter(vm: &Vm, out: &mut Out<'_>, k: u32) -> fmt::Result {

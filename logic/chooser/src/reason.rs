@@ -39,4 +39,5 @@ reasons! {
     NoAvic = 12, "AVIC was not asked for when the module was loaded (parameter avic), or the CPU has none for APICs in x2APIC mode: the kernel's log says which";
     NoX2Apic = 13, "the guest's APIC is off, or in xAPIC mode: guests choose x2APIC mode where their CPUID shows it";
     EdgeEois = 14, "the host wants to hear of ends of edge-triggered interrupts: the 8254 makes up for lost ticks (QEMU: -global kvm-pit.lost_tick_policy=discard), or a resample irqfd is on an edge";
+    NotAsked = 15, "the guest has not asked for it: its kernel module exitless-guest.ko does";
 }

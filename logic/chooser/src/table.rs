@@ -112,6 +112,8 @@ rows! {
         "where the guest waits awake before HLT, the host does not (POLL_CONTROL)";
     Avic: "avic", Vcpu, false, Root, [NoIrqchip, NoAvic, NoX2Apic, EdgeEois], 0,
         "AMD's AVIC delivers interrupts and IPIs without exits; untested on hardware";
+    LazyDeadline: "lazy_deadline", Vcpu, false, Owner, [NoIrqchip, NoDeadline, NotAsked], 0,
+        "a guest with exitless-guest.ko moves its timer later without an exit; off, such a guest does not find the module";
 }
 
 impl Mechanism {

@@ -274,6 +274,11 @@ impl Lapic {
         self.timer.set_deadline(0);
     }
 
+    /// The timer's interrupt is masked.
+    pub fn timer_masked(&self) -> bool {
+        self.lvt.timer & lvt::MASKED != 0
+    }
+
     /// The TSC-deadline MSR as the guest reads it: 0 when disarmed, expired, in another mode or with the APIC disabled.
     pub fn tsc_deadline(&self) -> u64 {
         if self.mode() == Mode::Disabled { 0 } else { self.timer.deadline() }

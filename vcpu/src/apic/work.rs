@@ -20,6 +20,10 @@ pub fn apply<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     {
         v.user_eoi = Some(eoi.vector);
     }
+    // SVR masks the timer too.
+    if work.timer_changed || v.lapic.timer_masked() {
+        timer::lazy::clear(v, sh, host);
+    }
     if work.timer_changed {
         timer::sync(v, sh, host);
     }

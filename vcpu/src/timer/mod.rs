@@ -22,6 +22,7 @@
 //! meant; one that is queued early stays so, where that saves moving it ([`exitless_deadline::Queue`]).
 
 pub mod early;
+pub mod lazy;
 
 use crate::backend::Backend;
 use crate::clock::units::{ns_to_ticks, ticks_to_ns};
@@ -67,10 +68,15 @@ pub fn leave<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     }
 }
 
+/// Nobody but this thread looks at a lazy deadline: while one is attended, nothing is posted.
+fn posts<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
+    sh.active(PostedTimer) && v.pv.lazy.armed() == 0
+}
+
 /// Posted or not any more, as a switch or a fact has moved; before a slice.
 pub fn follow<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     let posted = sh.timer.is_posted();
-    if posted != sh.active(PostedTimer)
+    if posted != posts(v, sh)
         && (posted || v.lapic.plain_deadline().is_some() && v.lapic.armed() != Armed::None)
     {
         sync(v, sh, host);
@@ -93,7 +99,7 @@ pub fn fired<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     harvest(v, sh);
     let m = host.now();
     let n = now(v, m);
-    expire(v, sh, &n);
+    expire(v, sh, host, &n);
     v.event_dirty = true;
     place(v, sh, host, m);
 }
@@ -111,7 +117,8 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
         return false;
     }
     let n = now(v, m);
-    let passed = expire(v, sh, &n);
+    lazy::written(v, sh, host, deadline, &n);
+    let passed = expire(v, sh, host, &n);
     place(v, sh, host, m);
     passed
 }
@@ -128,18 +135,25 @@ pub fn ran_out<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         place(v, sh, host, m);
         return false;
     }
+    if lazy::put_off(v, sh, host, &now(v, m)) {
+        place(v, sh, host, m);
+        return false;
+    }
     early::wait(v, host, m.tsc.saturating_add(left));
     // The guest finds its clock at the deadline, if not behind it.
     let m = host.now();
     let n = now(v, m);
-    let due = expire(v, sh, &n);
+    let due = expire(v, sh, host, &n);
     place(v, sh, host, m);
     due
 }
 
 /// If the APIC's timer is due, it moves on, and its vector goes where the IRR is: nobody but the CPU in guest mode looks at the page,
 /// so what the thread itself posts needs no locked instruction there, and no announcement. (With AVIC other CPUs write the IRR.)
-fn expire<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, now: &Now) -> bool {
+fn expire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, now: &Now) -> bool {
+    if v.lapic.armed().is_due(now) && lazy::put_off(v, sh, host, now) {
+        return false;
+    }
     if !v.vapic.in_page || v.vapic.keeps_irr() {
         return v.lapic.expire(&sh.apic, now);
     }
@@ -184,7 +198,7 @@ fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
         cpu_timer: v.b.has_timer(),
         deep_idle: v.in_guest.mwait,
         steady_tsc: host.steady_tsc(),
-        posts: sh.active(PostedTimer),
+        posts: posts(v, sh),
         plain: v.lapic.plain_deadline().is_some(),
     };
     match exitless_deadline::place(facts) {
@@ -287,10 +301,14 @@ pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, 
 
 /// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.
 pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
-    if sh.timer.is_host() || sh.timer.is_posted() || v.lapic.armed() == Armed::None {
+    if sh.timer.is_posted() || v.lapic.armed() == Armed::None {
         return true;
     }
     let m = host.now();
+    let later = lazy::ahead(v, sh, host, &now(v, m));
+    if sh.timer.is_host() && !later {
+        return true;
+    }
     if v.lapic.armed().is_due(&now(v, m)) {
         fired(v, sh, host);
         return false;

@@ -21,6 +21,10 @@ pub struct Pv {
     /// MSR_KVM_POLL_CONTROL is 0: the guest waits awake before it halts, so the host need not.
     pub polls_itself: bool,
     pad: [u8; 5],
+    /// MSR_EXITLESS_LAZY_DEADLINE.
+    pub lazy_deadline: u64,
+    /// What is attended of it.
+    pub lazy: exitless_lazy::Host,
     /// Run delay already accounted, ns.
     pub last_delay: u64,
 }

@@ -75,6 +75,24 @@ pub(crate) enum Op {
     World(Env),
 }
 
+/// The page of lazy deadlines, from the guest's side.
+struct LazyPage<'a> {
+    w: &'a World,
+    page: u64,
+}
+
+impl exitless_lazy::GuestPage for LazyPage<'_> {
+    fn want(&self, deadline: u64) {
+        assert!(self.w.write_ram(self.page + 8, &deadline.to_le_bytes()));
+    }
+    fn barrier(&self) {}
+    fn armed(&self) -> u64 {
+        let mut b = [0; 8];
+        assert!(self.w.read_ram(self.page, &mut b));
+        u64::from_le_bytes(b)
+    }
+}
+
 /// See [`Op::Exit`].
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Instruction {
@@ -691,6 +709,9 @@ impl Cpu {
         w.timer_last.set(at);
         w.timer_owed.set(true);
         w.timer_arms.set(w.timer_arms.get() + 1);
+        if self.w.lazy.get().is_some_and(|page| !exitless_lazy::set(&LazyPage { w: &self.w, page }, at)) {
+            return self.plain(2);
+        }
         self.execute(super::guest::wrmsr(0x6e0, at))
     }
 

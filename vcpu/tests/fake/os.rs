@@ -53,6 +53,11 @@ impl<C> Os<C> {
         self.lost(gpa)
     }
 
+    /// A page that guest and host share, for who cannot sleep.
+    fn resident(&self, gpa: u64) -> bool {
+        !self.w.swapped.get() && !self.w.shared_swapped.get() && !self.lost(gpa)
+    }
+
     fn chip(&self, at: u64, data: &mut [u8]) {
         data.iter_mut().enumerate().for_each(|(i, b)| *b = pattern(at + i as u64));
         self.w.touch(false, false, at, data);
@@ -99,6 +104,20 @@ impl<C> Host for Os<C> {
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.w.walks();
         !self.w.swapped.get() && !self.lost(gpa) && self.w.read_ram(gpa, buf)
+    }
+    fn load_shared(&self, gpa: u64) -> Option<u64> {
+        assert_eq!(gpa % 8, 0);
+        let mut b = [0; 8];
+        let there = self.resident(gpa) && self.w.read_ram(gpa, &mut b);
+        there.then(|| u64::from_le_bytes(b))
+    }
+    fn store_shared(&self, gpa: u64, value: u64) -> bool {
+        assert_eq!(gpa % 8, 0);
+        let there = self.resident(gpa) && gpa < ROM;
+        if there {
+            self.w.written.borrow_mut().push((gpa, value.to_le_bytes().to_vec()));
+        }
+        there && self.w.write_ram(gpa, &value.to_le_bytes())
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
         self.w.strange("cmpxchg_guest");

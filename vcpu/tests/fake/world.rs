@@ -80,6 +80,14 @@ pub(crate) enum Env {
     Move(u32),
     /// Time passes, ns.
     Time(u64),
+    /// Somebody writes 8 bytes of RAM.
+    Poke(u64, u64),
+    /// What guest and host share is not resident, or is.
+    Swap(bool),
+    /// The host has taken this page away, or none.
+    Lose(Option<u64>),
+    /// These 8 bytes hold that, or the test fails.
+    Peek(u64, u64),
 }
 
 /// Where a sender of an interrupt is.
@@ -185,6 +193,10 @@ pub(crate) struct World {
     pub(crate) wanted: Cell<Set>,
     /// Guest memory is never there for those who must not sleep.
     pub(crate) swapped: Cell<bool>,
+    /// Nor is what guest and host share.
+    pub(crate) shared_swapped: Cell<bool>,
+    /// The page of the guest's lazy deadlines, if its timer's driver uses one.
+    pub(crate) lazy: Cell<Option<u64>>,
     /// The host has no page behind this one of the guest's, and no memory to make one.
     pub(crate) lost: Cell<Option<u64>>,
     pub(crate) exits_on_failure: Cell<bool>,
@@ -325,6 +337,8 @@ impl World {
             irqchip: Cell::new(true),
             wanted: Cell::new(Set::ALL),
             swapped: Cell::new(false),
+            shared_swapped: Cell::new(false),
+            lazy: Cell::new(None),
             lost: Cell::new(None),
             exits_on_failure: Cell::new(false),
             split: Cell::new(false),
@@ -566,6 +580,10 @@ impl World {
                     self.host_timer();
                 }
             }
+            Env::Poke(at, value) => assert!(self.write_ram(at, &value.to_le_bytes())),
+            Env::Swap(out) => self.shared_swapped.set(out),
+            Env::Lose(page) => self.lost.set(page),
+            Env::Peek(at, value) => assert_eq!(self.u64_at(at), value, "at {at:#x}"),
         }
     }
 
@@ -702,6 +720,10 @@ impl World {
         };
         to.copy_from_slice(data);
         true
+    }
+
+    pub(crate) fn u64_at(&self, gpa: u64) -> u64 {
+        u64::from(self.u32_at(gpa)) | u64::from(self.u32_at(gpa + 4)) << 32
     }
 
     pub(crate) fn u32_at(&self, gpa: u64) -> u32 {

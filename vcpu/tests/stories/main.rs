@@ -9,6 +9,7 @@ mod events;
 mod fast;
 mod io;
 mod l1d;
+mod lazy;
 mod life;
 mod mechanisms;
 mod pv;

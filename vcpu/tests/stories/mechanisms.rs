@@ -30,7 +30,7 @@ fn facts_that_change() {
     m.w.idles_in_guest.set(true);
     m.w.housekeeping.set(true);
     m.go();
-    assert_eq!(facts(&m).against, 0);
+    assert_eq!(facts(&m).against, 1 << Reason::NotAsked as u8);
     assert_ne!(facts(&m).features & 1 << 11, 0);
     // KVM_SET_CPUID2 without the TSC-deadline timer, and without a feature of KVM's.
     m.set_cpuid_with(|e| {

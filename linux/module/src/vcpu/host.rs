@@ -4,6 +4,7 @@ use super::{VcpuObj, poll};
 use crate::global::{self, Global};
 use crate::vendor::Vendor;
 use crate::vm::Vm;
+use crate::vm::memory::mark;
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::offset_of;
@@ -69,6 +70,18 @@ impl<'a, B> RunHost<'a, B> {
             self.slot.set(Slot::default());
             self.me.shared.section.enter(&self.vm.changes);
         }
+    }
+
+    /// The slot and the host's address of 8 bytes that lie in one page. In the read section.
+    fn word(&self, gpa: u64) -> Option<(Slot, u64)> {
+        let gfn = gpa >> 12;
+        let mut slot = self.slot.get();
+        if !slot.contains(gfn) {
+            slot = self.vm.slot_of(gfn)?;
+            self.slot.set(slot);
+        }
+        let hva = slot.hva_of(gfn)? | gpa & 4095;
+        (gpa & 4095 <= 4096 - 8).then_some((slot, hva))
     }
 
     /// The guest's registers, which are loaded in KVM_RUN alone.
@@ -161,18 +174,21 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.read_atomic(gpa, buf)
     }
     fn read_u64_atomic(&self, gpa: u64) -> Option<u64> {
-        let gfn = gpa >> 12;
-        let mut slot = self.slot.get();
-        if !slot.contains(gfn) {
-            slot = self.vm.slot_of(gfn)?;
-            self.slot.set(slot);
-        }
-        let hva = slot.hva_of(gfn)? | gpa & 4095;
-        if gpa & 4095 > 4096 - 8 {
-            return None;
-        }
+        let (_, hva) = self.word(gpa)?;
         // SAFETY: the slot's range passed `access_ok` when it was set, and the 8 bytes lie in one of its pages.
         unsafe { uaccess::read_u64_atomic(hva) }
+    }
+    fn load_shared(&self, gpa: u64) -> Option<u64> {
+        self.read_u64_atomic(gpa)
+    }
+    fn store_shared(&self, gpa: u64, value: u64) -> bool {
+        let Some((slot, hva)) = self.word(gpa).filter(|(slot, _)| slot.writable()) else { return false };
+        // SAFETY: as in `read_u64_atomic`.
+        let written = unsafe { uaccess::write_u64_atomic(hva, value) };
+        if written {
+            mark(&slot, gpa >> 12);
+        }
+        written
     }
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool> {
         self.vm.cmpxchg(gpa, size, old, new)

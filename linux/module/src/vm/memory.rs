@@ -818,7 +818,8 @@ fn out_of_reach(hva: u64, write: bool) -> bool {
 }
 
 /// A write to a page of a slot that logs.
-fn mark(slot: &Slot, gfn: u64) {
+/// The page was written. The caller is in the read section that `slot` was found in.
+pub fn mark(slot: &Slot, gfn: u64) {
     if let Some(bits) = bitmap(slot) {
         bits.mark(gfn - slot.base_gfn);
     }

@@ -72,6 +72,7 @@ pub enum MsrKind {
     PvStealTime,
     PvEoi,
     PvPollControl,
+    LazyDeadline,
     // --- no state ---
     /// Reads as this; a write that passed the check changes nothing.
     Const(u64),

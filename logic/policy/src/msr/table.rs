@@ -3,8 +3,8 @@
 use super::MsrKind;
 use crate::{GuestCaps, mtrr};
 use exitless_pv_abi::{
-    MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME, MSR_KVM_SYSTEM_TIME,
-    MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW, feature,
+    MSR_EXITLESS_LAZY_DEADLINE, MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME,
+    MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW, feature,
 };
 use exitless_x86::apic::apic_base;
 use exitless_x86::msr::{Msr, de_cfg, feature_control, misc_enable, vm_cr};
@@ -207,6 +207,8 @@ pub static TABLE: &[Row] = &[
     row(Msr::X2APIC, MsrKind::X2Apic(0)).times(0x100),
     // Guests have none of its components.
     fixed(Msr::XSS, 0).need(Need::Xsaves).listed(),
+    // Whether it can be enabled is the vCPU's business. No VMM saves it: guests enable it again.
+    row(Msr(MSR_EXITLESS_LAZY_DEADLINE), MsrKind::LazyDeadline),
     pv(MSR_KVM_WALL_CLOCK_NEW, MsrKind::PvWallClock(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_SYSTEM_TIME_NEW, MsrKind::PvSystemTime(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_STEAL_TIME, MsrKind::PvStealTime, feature::STEAL_TIME),

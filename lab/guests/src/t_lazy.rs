@@ -1,0 +1,384 @@
+//! Lazy deadlines: the guest's half of the protocol, on a host that offers it (mechanism `lazy_deadline`). What ends the attending is
+//! tried one by one: *armed* is 0 behind it, and the next deadline exits and comes.
+
+use crate::apic::*;
+use crate::config::*;
+use crate::cpu::*;
+use crate::report::*;
+use crate::trap::{self, Frame, Shared};
+use crate::{host, mem, smp, test};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
+
+const LEAF: u32 = 0x4000_4500;
+const MSR: u32 = 0x4558_4c00;
+const VECTOR: u8 = 0x40;
+const TSC_ADJUST: u32 = 0x3b;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Words([u64; 8]);
+static PAGES: Shared<[Words; 4]> = Shared::new([Words([0; 8]); 4]);
+static COUNTS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static LAST: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+fn words() -> *mut u64 {
+    PAGES.get()[index()].0.as_mut_ptr()
+}
+fn armed() -> u64 {
+    // SAFETY: this CPU's page.
+    unsafe { words().read_volatile() }
+}
+fn poke(word: usize, v: u64) {
+    // SAFETY: inside of this CPU's page.
+    unsafe { words().add(word).write_volatile(v) }
+}
+fn offered() -> bool {
+    let [max, b, c, d] = cpuid(LEAF, 0);
+    [b, c, d] == [0x7469_7845, 0x7373_656c, 0x5650] && max > LEAF && cpuid(LEAF + 1, 0)[..2] == [1, 1]
+}
+fn irq(_: &mut Frame) {
+    LAST[index()].store(rdtsc(), SeqCst);
+    COUNTS[index()].fetch_add(1, SeqCst);
+    eoi();
+}
+fn count() -> u64 {
+    COUNTS[index()].load(SeqCst)
+}
+fn us(n: u64) -> u64 {
+    static KHZ: AtomicU64 = AtomicU64::new(0);
+    if KHZ.load(SeqCst) == 0 {
+        KHZ.store(host::tsc_khz(), SeqCst);
+    }
+    KHZ.load(SeqCst) * n / 1000
+}
+fn on_this_cpu() {
+    to_x2apic();
+    enable();
+    trap::on(VECTOR, irq);
+    write(LVTT, TSC_DEADLINE | VECTOR as u32);
+    us(0);
+    wrmsr(MSR, words() as u64 | 1);
+    check_eq(rdmsr(MSR), words() as u64 | 1, "MSR");
+    sti();
+}
+fn setup() {
+    if !offered() {
+        skip("no lazy deadlines")
+    }
+    on_this_cpu();
+}
+/// The guest's half; whether it exited.
+fn set(t: u64) -> bool {
+    let open = flags() & 0x200 != 0;
+    cli();
+    poke(1, t);
+    fence(SeqCst);
+    let a = armed();
+    let exits = a == 0 || t < a;
+    if exits {
+        wrmsr(MSR_TSC_DEADLINE, t);
+    }
+    if open {
+        sti();
+    }
+    exits
+}
+/// Without an exit of this CPU's.
+fn spin_past(t: u64) {
+    while rdtsc() <= t {
+        pause();
+    }
+}
+fn spin_until(n: u64) -> bool {
+    let limit = rdtsc() + us(4_000_000);
+    while count() != n && rdtsc() < limit {
+        pause();
+    }
+    count() == n
+}
+const NEAR: u64 = 30_000;
+
+/// Until the timer has come at `t` or behind it.
+fn spin_until_it_came(t: u64) -> bool {
+    let limit = t + us(4_000_000);
+    while LAST[index()].load(SeqCst) < t && rdtsc() < limit {
+        pause();
+    }
+    LAST[index()].load(SeqCst) >= t
+}
+
+/// The first exits; the last of later ones comes, not before the first, and *armed* is 0 behind it.
+fn comes_later() {
+    let n = count();
+    let t = rdtsc() + us(NEAR);
+    check(set(t), "the first did not exit");
+    let mut last = t;
+    for i in 1..20 {
+        last = t + us(i * 500);
+        set(last);
+    }
+    check(spin_until_it_came(last), "the last never came");
+    // On a machine that is slow enough each has come.
+    check((1..=20).contains(&(count() - n)), "came too often");
+    check_eq(armed(), 0, "armed behind the last");
+}
+
+test!(found, "lazy/found_or_not");
+fn found() {
+    if offered() {
+        return on_this_cpu();
+    }
+    // Whoever does not offer it takes no page.
+    if host::call(op::GET_MSR, &[MSR as u64]) >= 0 {
+        trap::expect(13, 0, "WRMSR that enables what is not offered", || wrmsr(MSR, words() as u64 | 1));
+        wrmsr(MSR, 0);
+    } else {
+        trap::expect(13, 0, "WRMSR of nobody's MSR", || wrmsr(MSR, 0));
+    }
+}
+
+test!(later, "lazy/later_ones_do_not_exit");
+fn later() {
+    setup();
+    cli();
+    let t = rdtsc() + us(5_000_000);
+    check(set(t), "from 0 and 0");
+    check_eq(armed(), t, "armed");
+    for later in [t, t + 1, t + us(100), t + us(50), u64::MAX] {
+        check(!set(later), "a later one exited");
+        check_eq(armed(), t, "armed stays");
+    }
+    check(set(t - 1), "an earlier one did not exit");
+    check_eq(armed(), t - 1, "armed for the earlier one");
+    set(t + us(1000));
+    // To user space: the MSR holds what the guest wants, the page says that nobody looks.
+    check_eq(host::must(op::GET_MSR, &[MSR_TSC_DEADLINE as u64]), t + us(1000), "the deadline outside");
+    check_eq(armed(), 0, "armed behind a departure");
+    check(set(t + us(2000)), "not written behind a departure");
+    check_eq(rdmsr(MSR_TSC_DEADLINE), t + us(2000), "MSR");
+    wrmsr(MSR_TSC_DEADLINE, 0);
+    check_eq(armed(), 0, "armed behind a disarm");
+}
+
+test!(comes, "lazy/comes_at_the_last");
+fn comes() {
+    setup();
+    for _ in 0..3 {
+        comes_later();
+    }
+}
+
+test!(halted, "lazy/comes_to_a_halted_cpu");
+fn halted() {
+    setup();
+    cli();
+    let t = rdtsc() + us(NEAR);
+    let last = t + us(20_000);
+    set(t);
+    set(last);
+    let in_time = rdtsc() < t;
+    sti_hlt();
+    check(LAST[index()].load(SeqCst) >= if in_time { last } else { t }, "woken early");
+    check(spin_until_it_came(last), "the last never came");
+    comes_later();
+}
+
+/// Each of them: attended before, not attended behind, and the next one comes.
+fn ends(what: &str, end: impl FnOnce(u64)) {
+    cli();
+    let t = rdtsc() + us(5_000_000);
+    set(t);
+    set(t + us(1000));
+    end(t + us(1000));
+    check_eq(armed(), 0, what);
+    wrmsr(MSR_TSC_DEADLINE, 0);
+    sti();
+    comes_later();
+}
+
+test!(each_end, "lazy/whatever_ends_it", timeout(120));
+fn each_end() {
+    setup();
+    ends("LVTT masked", |_| {
+        write(LVTT, MASKED | TSC_DEADLINE | VECTOR as u32);
+        check_eq(armed(), 0, "masked");
+        write(LVTT, TSC_DEADLINE | VECTOR as u32);
+    });
+    ends("another mode", |_| {
+        write(LVTT, VECTOR as u32);
+        check_eq(armed(), 0, "one-shot");
+        write(LVTT, TSC_DEADLINE | VECTOR as u32);
+    });
+    ends("a deadline that has passed", |_| {
+        let n = count();
+        set(rdtsc() - 1);
+        sti();
+        check(spin_until(n + 1), "a past one did not come");
+        cli();
+    });
+    ends("disarmed", |_| wrmsr(MSR_TSC_DEADLINE, 0));
+    ends("switched off", |last| {
+        wrmsr(MSR, 0);
+        check_eq(rdmsr(MSR_TSC_DEADLINE), last, "the last deadline");
+        wrmsr(MSR, words() as u64 | 1);
+    });
+    if cpuid(7, 0)[1] & 2 != 0 {
+        ends("TSC_ADJUST", |_| wrmsr(TSC_ADJUST, rdmsr(TSC_ADJUST) + us(10)));
+    }
+    ends("the TSC", |_| wrmsr(0x10, rdtsc() + us(10)));
+    ends("a departure", |_| outb(PIO_RAM, 0));
+    ends("state saved and loaded", |_| {
+        host::must(op::STATE_ROUND_TRIP, &[]);
+    });
+    ends("software-disabled", |_| {
+        write(SVR, 0xff);
+        check_eq(armed(), 0, "SVR");
+        write(SVR, 0x1ff);
+        write(LVTT, TSC_DEADLINE | VECTOR as u32);
+    });
+    ends("the APIC off and on", |_| {
+        let base = rdmsr(MSR_APIC_BASE);
+        wrmsr(MSR_APIC_BASE, base & !0xc00);
+        check_eq(armed(), 0, "APIC_BASE");
+        wrmsr(MSR_APIC_BASE, base & !0x400 | 0x800);
+        wrmsr(MSR_APIC_BASE, base);
+        enable();
+        write(LVTT, TSC_DEADLINE | VECTOR as u32);
+    });
+}
+
+test!(masked, "lazy/masked_while_a_later_one_waits");
+fn masked() {
+    setup();
+    cli();
+    let t = rdtsc() + us(NEAR);
+    set(t);
+    set(t + us(2000));
+    write(LVTT, MASKED | TSC_DEADLINE | VECTOR as u32);
+    let in_time = rdtsc() < t;
+    spin_past(t + us(6000));
+    check(set(rdtsc() + us(5_000_000)), "not written while masked");
+    check_eq(armed(), 0, "attended while masked");
+    write(LVTT, TSC_DEADLINE | VECTOR as u32);
+    sti();
+    check(count() == 0 || !in_time, "came while masked");
+    wrmsr(MSR_TSC_DEADLINE, 0);
+    comes_later();
+}
+
+test!(hostile, "lazy/hostile_words");
+fn hostile() {
+    setup();
+    for garbage in [0, 1, 1 << 40, u64::MAX] {
+        // Into armed: the host has its own.
+        let n = count();
+        check(set(rdtsc() + us(NEAR)), "not written");
+        poke(0, garbage);
+        // Else it came before the garbage.
+        let in_time = count() == n;
+        check(spin_until(n + 1), "not come with garbage in armed");
+        check(armed() == 0 || !in_time, "armed behind it");
+        poke(0, 0);
+        // Into pending, once it is attended: this timer's own loss.
+        set(rdtsc() + us(NEAR));
+        poke(1, garbage);
+        spin_past(rdtsc() + us(NEAR + 5000));
+        wrmsr(MSR_TSC_DEADLINE, 0);
+        check_eq(armed(), 0, "disarmed");
+        comes_later();
+    }
+}
+
+test!(other, "lazy/written_by_somebody_else");
+fn other() {
+    setup();
+    set(rdtsc() + us(5_000_000));
+    poke(1, u64::MAX);
+    let t = rdtsc() + us(NEAR);
+    wrmsr(MSR_TSC_DEADLINE, t);
+    check_eq(armed(), 0, "attended for somebody else");
+    check(spin_until(1), "the other's never came");
+    check(LAST[index()].load(SeqCst) >= t, "came early");
+}
+
+test!(bad, "lazy/bad_addresses");
+fn bad() {
+    setup();
+    let refused = |v: u64, what| {
+        trap::expect(13, 0, what, || wrmsr(MSR, v));
+        check_eq(rdmsr(MSR), words() as u64 | 1, "MSR behind it");
+    };
+    refused(MMIO | 1, "a device");
+    refused(1 << 50 | 1, "no memory");
+    refused(BASE | 1, "the APIC");
+    for bit in 1..6 {
+        refused(words() as u64 | 1 | 1 << bit, "reserved bits");
+    }
+    comes_later();
+}
+
+test!(gone, "lazy/page_gone_and_back");
+fn gone() {
+    setup();
+    let at = 0x8000_0000u64;
+    let slot = |size| host::must(op::SLOT_SET, &[FREE_SLOT, at, size, 0, 0]);
+    let arm = || {
+        let t = rdtsc() + us(NEAR);
+        mem::w64(at + 8, t);
+        wrmsr(MSR_TSC_DEADLINE, t);
+    };
+    slot(4096);
+    mem::w64(at, 0);
+    wrmsr(MSR, at | 1);
+    let n = count();
+    // Taken away while it is attended, and there again when the deadline has come.
+    host::after(NEAR / 3, op::SLOT_SET, &[FREE_SLOT, at, 0, 0]);
+    arm();
+    check(spin_until(n + 1), "not come without the page");
+    host::must(op::SLEEP_US, &[2 * NEAR]);
+    slot(4096);
+    check_eq(mem::r64(at), 0, "armed in the page that is back");
+    // The host drops what is behind it.
+    host::after(NEAR / 3, op::POOL_DONTNEED, &[0, 4096]);
+    arm();
+    check(spin_until(n + 2), "not come behind the page's loss");
+    check_eq(mem::r64(at), 0, "armed in a fresh page");
+    wrmsr(MSR, 0);
+}
+
+/// Deadlines all over the place, on each CPU at once: the last always comes.
+fn storm() {
+    let mut seed = index() as u64 + 1;
+    for _ in 0..40 {
+        let n = count();
+        let mut last = 0;
+        for _ in 0..20 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+            last = rdtsc() + us((seed >> 40) % 3000);
+            set(last);
+            if seed >> 60 == 0 {
+                outb(PIO_RAM, 0);
+            }
+        }
+        spin_past(last);
+        let limit = rdtsc() + us(4_000_000);
+        while LAST[index()].load(SeqCst) < last && rdtsc() < limit {
+            pause();
+        }
+        check(count() > n && LAST[index()].load(SeqCst) >= last, "the last of many never came");
+    }
+}
+static DONE: AtomicU64 = AtomicU64::new(0);
+fn stormed() {
+    on_this_cpu();
+    storm();
+    DONE.store(1, SeqCst);
+}
+test!(storms, "lazy/storm", cpus(2) | timeout(120));
+fn storms() {
+    setup();
+    smp::start_all(2);
+    smp::run(1, stormed);
+    storm();
+    check(host::wait_ms(60_000, || DONE.load(SeqCst) == 1), "the other CPU's storm does not end");
+}

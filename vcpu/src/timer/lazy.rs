@@ -1,0 +1,198 @@
+//! Lazy deadlines: the page that the guest named by MSR, and what of its timer stands there. The rules are `exitless_lazy`'s, the wire
+//! format is in `docs/protocols/lazy-deadline.md`.
+//!
+//! While a deadline is attended the APIC's is the earlier one, that of the page's *armed*; whatever looks at the APIC's timer from
+//! outside, or changes how it works, ends that first ([`clear`], [`depart`]). Only this thread writes the page. What cannot be written
+//! in a slice is owed, and written before the next entry ([`settle`]).
+
+use crate::backend::Backend;
+use crate::host::Host;
+use crate::shared::{Request, VcpuShared};
+use crate::vcpu::Vcpu;
+use crate::vcpu::pv::enabled;
+use core::mem::offset_of;
+use core::sync::atomic::{Ordering, fence};
+use exitless_chooser::Mechanism::LazyDeadline;
+use exitless_lapic::Now;
+use exitless_lazy::{Host as Lazy, HostPage};
+use exitless_policy::Invalid;
+use exitless_pv_abi::{EXITLESS_LAZY_ADDRESS, exitless_feature, exitless_lazy_deadline};
+
+const ARMED: u64 = offset_of!(exitless_lazy_deadline, armed) as u64;
+const PENDING: u64 = offset_of!(exitless_lazy_deadline, pending) as u64;
+
+/// The page; `sleeps`: what is not resident may be brought.
+struct Page<'a, B, H> {
+    v: &'a Vcpu<B>,
+    host: &'a H,
+    sleeps: bool,
+}
+
+impl<B: Backend, H: Host<Cpu = B::Cpu>> Page<'_, B, H> {
+    fn gpa(&self) -> u64 {
+        self.v.pv.lazy_deadline & EXITLESS_LAZY_ADDRESS
+    }
+}
+
+impl<B: Backend, H: Host<Cpu = B::Cpu>> HostPage for Page<'_, B, H> {
+    fn arm(&self, armed: u64) -> bool {
+        let at = self.gpa() + ARMED;
+        self.host.store_shared(at, armed)
+            || self.sleeps && self.v.write_guest(self.host, at, &armed.to_le_bytes())
+    }
+
+    fn barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn pending(&self) -> Option<u64> {
+        let at = self.gpa() + PENDING;
+        let there = self.host.load_shared(at);
+        if there.is_some() || !self.sleeps {
+            return there;
+        }
+        let mut bytes = [0; 8];
+        self.v.read_guest(self.host, at, &mut bytes).then(|| u64::from_le_bytes(bytes))
+    }
+}
+
+/// One step of the protocol.
+fn step<B: Backend, H: Host<Cpu = B::Cpu>, R>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    sleeps: bool,
+    act: impl FnOnce(&mut Lazy, &Page<'_, B, H>) -> R,
+) -> R {
+    let mut lazy = v.pv.lazy;
+    let result = act(&mut lazy, &Page { v, host, sleeps });
+    v.pv.lazy = lazy;
+    sh.lazy_armed.store(lazy.armed(), Ordering::Relaxed);
+    if lazy.owes() && !sleeps {
+        // Not back into the guest before it is written.
+        sh.request(Request::EVENT);
+    }
+    result
+}
+
+/// The MSR is written.
+///
+/// # Errors
+/// [`Invalid`]: CPUID does not show it, or the address is no memory that can be written.
+pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    value: u64,
+) -> Result<(), Invalid> {
+    if enabled(value) && v.cpuid.own() & exitless_feature::LAZY_DEADLINE == 0 {
+        return Err(Invalid);
+    }
+    let before = v.pv.lazy_deadline;
+    end(v, sh, host, true);
+    v.pv.lazy_deadline = value;
+    v.pv.lazy = Lazy::default();
+    v.chosen = false;
+    if !enabled(value) || step(v, sh, host, true, |lazy, page| lazy.begin(page)) {
+        sh.lazy_page.store(value, Ordering::Relaxed);
+        return Ok(());
+    }
+    v.pv.lazy_deadline = before;
+    v.pv.lazy = Lazy::default();
+    Err(Invalid)
+}
+
+/// IA32_TSC_DEADLINE was written, and is taken. It may have passed.
+pub(super) fn written<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    deadline: u64,
+    now: &Now,
+) {
+    if !enabled(v.pv.lazy_deadline) {
+        return;
+    }
+    let attend = sh.active(LazyDeadline) && deadline > now.guest_tsc && !v.lapic.timer_masked();
+    step(v, sh, host, false, |lazy, page| if attend { lazy.update(page, deadline) } else { lazy.stop(page) });
+    if v.pv.lazy.armed() != 0 {
+        sh.count_hit(LazyDeadline);
+    }
+}
+
+/// What was armed has come, or is about to. `true`: the guest wants a later deadline, which is the APIC's now.
+pub(super) fn put_off<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    now: &Now,
+) -> bool {
+    let later = v.pv.lazy.armed() != 0 && move_on(v, sh, host, now);
+    if later {
+        // What came in place of the write that did not exit.
+        sh.stats.deeds(LazyDeadline).added.bump();
+    }
+    later
+}
+
+/// The vCPU is about to sleep: it is not woken for what was armed, but for what the guest wants. `true`: that is another deadline now.
+pub(super) fn ahead<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    now: &Now,
+) -> bool {
+    let armed = v.pv.lazy.armed();
+    let page = Page { v, host, sleeps: false };
+    armed != 0 && page.pending().is_some_and(|pending| pending > armed) && move_on(v, sh, host, now)
+}
+
+fn move_on<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, now: &Now) -> bool {
+    let Some(next) =
+        step(v, sh, host, false, |lazy, page| lazy.clear(page)).filter(|next| *next > now.guest_tsc)
+    else {
+        return false;
+    };
+    v.lapic.set_tsc_deadline(next);
+    step(v, sh, host, false, |lazy, page| lazy.go_on(page, next));
+    sh.stats.deeds(LazyDeadline).saved.bump();
+    true
+}
+
+/// How the timer works is about to change, or has: the APIC's deadline is the guest's last, and its next write exits.
+pub fn clear<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    end(v, sh, host, false);
+}
+
+fn end<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, sleeps: bool) {
+    let armed = v.pv.lazy.armed();
+    if armed == 0 {
+        return;
+    }
+    let last = step(v, sh, host, sleeps, |lazy, page| lazy.clear(page));
+    // Unless the change has disarmed it.
+    if let Some(last) = last.filter(|_| v.lapic.tsc_deadline() == armed) {
+        v.lapic.set_tsc_deadline(last);
+        sh.stats.deeds(LazyDeadline).saved.bump();
+    }
+}
+
+/// User space has the vCPU next, and perhaps another host behind it, which has never heard of the page.
+pub fn depart<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    end(v, sh, host, true);
+    settle(v, sh, host);
+}
+
+/// Whoever runs after INIT has not told us about its memory.
+pub fn forget<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    depart(v, sh, host);
+    sh.lazy_page.store(0, Ordering::Relaxed);
+    v.chosen = false;
+}
+
+/// Before the guest runs: what a slice could not write.
+pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if v.pv.lazy.owes() {
+        step(v, sh, host, true, |lazy, page| lazy.settle(page));
+    }
+}
