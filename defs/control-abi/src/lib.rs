@@ -28,7 +28,12 @@ pub const EXITLESS_GET_STATES: u32 = ioc::<States>(3, 3);
 /// A [`Switch`].
 pub const EXITLESS_SWITCH: u32 = ioc::<Switch>(1, 4);
 
-/// [`Words::kind`].
+/// A [`Counters`].
+pub const EXITLESS_GET_COUNTERS: u32 = ioc::<Counters>(3, 5);
+/// A [`Vcpus`].
+pub const EXITLESS_LIST_VCPUS: u32 = ioc::<Vcpus>(3, 6);
+
+/// [`Words::kind`], and [`Counters::what`].
 pub mod kind {
     /// Mechanisms: a place in the list of states, and a bit in [`super::Switch`].
     pub const MECHANISM: u32 = 0;
@@ -36,7 +41,18 @@ pub mod kind {
     pub const REASON: u32 = 1;
     /// Reasons why an active one left a case to the way there always is.
     pub const FALLBACK: u32 = 2;
+    /// Exits, by the number that the CPU gives as reason (SVM: exit code; VMX: basic exit reason); named as in asm/svm.h and asm/vmx.h.
+    pub const EXIT: u32 = 3;
+    /// Counters with names of their own, most of them KVM's.
+    pub const COUNTER: u32 = 4;
+    /// RDMSR and WRMSR exits, by MSR; no words.
+    pub const MSR: u32 = 5;
+    /// Exits of IN, OUT, INS and OUTS, by port; no words.
+    pub const PORT: u32 = 6;
 }
+
+/// [`Counter::key`]: all that have no key of their own.
+pub const OTHERS: u64 = u64::MAX;
 
 /// [`Words::flags`], of mechanisms.
 pub mod about {
@@ -163,6 +179,72 @@ pub struct Switch {
     pub reserved: u64,
 }
 
+/// Counters of one vCPU, or of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counters {
+    /// In: the VM's id; on a VM's descriptor also 0: that VM.
+    pub vm: u64,
+    /// In: where the records go, in no order.
+    pub address: u64,
+    /// In: the size of a [`Counter`].
+    pub record: u32,
+    /// In: for how many there is room. Out: how many were written; as many as asked: there may be more.
+    pub count: u32,
+    /// In: the vCPU's id. [`ALL_VCPUS`]: sums, of [`kind::EXIT`] and [`kind::COUNTER`] only.
+    pub vcpu: u32,
+    /// In: [`kind`], from [`kind::EXIT`] on.
+    pub what: u32,
+}
+
+/// One counter, from the vCPU's creation on. Those that count nothing are left out, but for [`kind::COUNTER`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counter {
+    /// What is counted, or [`OTHERS`].
+    pub key: u64,
+    /// How often.
+    pub count: u64,
+}
+
+/// A list of a VM's vCPUs, in the order they were created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Vcpus {
+    /// In: the VM's id; on a VM's descriptor also 0: that VM.
+    pub vm: u64,
+    /// In: where the records go.
+    pub address: u64,
+    /// In: the size of a [`VcpuRecord`].
+    pub record: u32,
+    /// In: for how many there is room. Out: how many were written; fewer than asked: there are no more.
+    pub count: u32,
+    /// In: how many to leave out from the front.
+    pub from: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct VcpuRecord {
+    /// KVM's id of it, which is its APIC id.
+    pub id: u32,
+    /// The host CPU that its thread is loaded on; -1: on none.
+    pub cpu: i32,
+    /// `KVM_MP_STATE_*`.
+    pub mp_state: u32,
+    /// 1: in the guest at this moment.
+    pub in_guest: u32,
+    /// All exits.
+    pub exits: u64,
+    /// Exits that were answered straight after the exit.
+    pub fast: u64,
+    /// Returns to user space.
+    pub user: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +257,9 @@ mod tests {
         assert_eq!(EXITLESS_LIST_VMS, 0xc018_eb02);
         assert_eq!(EXITLESS_GET_STATES, 0xc020_eb03);
         assert_eq!(EXITLESS_SWITCH, 0x4020_eb04);
+        assert_eq!(EXITLESS_GET_COUNTERS, 0xc020_eb05);
+        assert_eq!(EXITLESS_LIST_VCPUS, 0xc020_eb06);
         assert_eq!((size_of::<VmRecord>(), size_of::<State>()), (32, 168));
+        assert_eq!((size_of::<Counter>(), size_of::<VcpuRecord>()), (16, 40));
     }
 }

@@ -11,6 +11,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("control/words", the_words),
     ("control/list", list),
     ("control/states", states),
+    ("control/counters", counters),
+    ("control/vcpus", vcpus),
     ("control/switch", switches),
     ("control/defaults", defaults),
     ("control/permissions", permissions),
@@ -115,11 +117,13 @@ fn the_words(e: &Env) -> R {
         same!(boost.flags, about::DEFAULT | about::VM, "boost");
         same!(words(fd, kind::REASON, 0)?.1.text[..7], *b"active\0", "reason 0");
         same!(words(fd, kind::FALLBACK, 0)?.0, "form", "fallback 0");
-        for kind in 0..5 {
-            errno!(words(fd, kind, 64), libc::ENOENT, "number 64 of kind {kind}");
+        same!(words(fd, kind::COUNTER, 0)?.0, "exits", "counter 0");
+        for kind in 0..8 {
+            if kind != kind::EXIT {
+                errno!(words(fd, kind, 64), libc::ENOENT, "number 64 of kind {kind}");
+            }
             errno!(words(fd, kind, u32::MAX), libc::ENOENT, "the last number of kind {kind}");
         }
-        errno!(words(fd, 3, 0), libc::ENOENT, "kind 3");
         // Another size, another ioctl: programs of another version's are told so.
         errno!(fd.with(EXITLESS_GET_WORDS + (8 << 16), &mut [0u8; 264]), libc::ENOTTY, "longer words");
         errno!(fd.with(EXITLESS_GET_STATES - (8 << 16), &mut [0u8; 64]), libc::ENOTTY, "shorter states");
@@ -199,6 +203,91 @@ fn states(e: &Env) -> R {
     bare.vcpu.run_to(KVM_EXIT_IO)?;
     let timer = state_of(&bare.vm, 0, "timer_fastpath")?;
     same!((timer.reason, timer.flags), (NO_IRQCHIP, state::WANTED), "timer_fastpath");
+    Ok(())
+}
+
+fn get_counters(fd: &Fd, vm: u64, vcpu: u32, what: u32, room: usize) -> kvm::Result<Vec<Counter>> {
+    let mut records = vec![Counter { key: 0, count: 0 }; room];
+    let record = size_of::<Counter>() as u32;
+    let mut c = Counters { vm, address: records.as_mut_ptr() as u64, record, count: room as u32, vcpu, what };
+    fd.with(EXITLESS_GET_COUNTERS, &mut c)?;
+    records.truncate(c.count as usize);
+    Ok(records)
+}
+
+/// What was counted, by exit, port, MSR and name; of one vCPU, and of all.
+fn counters(e: &Env) -> R {
+    let d = device()?;
+    let g = e.guest(Chips::Full, &PORTS)?;
+    let id = mine(&d)?.id;
+    for _ in 0..10 {
+        g.vcpu.run_to(KVM_EXIT_IO)?;
+    }
+    let sum = |of: &[Counter]| of.iter().map(|c| c.count).sum::<u64>();
+    let ports = get_counters(&d, id, 0, kind::PORT, 100)?;
+    same!(ports.iter().find(|c| c.key == 0x10).map(|c| c.count), Some(10), "port 10");
+    same!(sum(&ports), 20, "ports");
+    let exits = get_counters(&d, id, 0, kind::EXIT, 300)?;
+    ensure!(exits.iter().all(|c| c.count != 0), "none that counts nothing");
+    same!(get_counters(&g.vm, 0, ALL_VCPUS, kind::EXIT, 300)?, exits, "of all, by the VM's descriptor");
+    let named = get_counters(&d, id, 0, kind::COUNTER, 100)?;
+    same!(
+        words(&d, kind::COUNTER, named.len() as u32).map(drop),
+        Err(Errno(libc::ENOENT)),
+        "as many as names"
+    );
+    same!(sum(&exits), named[0].count, "exits by reason and in sum");
+    let io = exits.iter().filter(|c| words(&d, kind::EXIT, c.key as u32).is_ok_and(|w| w.0.to_lowercase().contains("io")));
+    ensure!(io.map(|c| c.count).sum::<u64>() >= 20, "exits for ports: {exits:?}");
+    same!(get_counters(&d, id, 0, kind::MSR, 100)?, vec![], "no MSR was touched");
+    same!(get_counters(&d, id, 0, kind::COUNTER, 3)?, named[..3].to_vec(), "room for three");
+    same!(get_counters(&d, id, 0, kind::COUNTER, 0)?, vec![], "no room");
+    errno!(get_counters(&d, id, 1, kind::PORT, 100), libc::ENOENT, "vCPU 1");
+    errno!(get_counters(&d, id, ALL_VCPUS, kind::PORT, 100), libc::EINVAL, "sums by port");
+    errno!(get_counters(&d, id, ALL_VCPUS, kind::MSR, 100), libc::EINVAL, "sums by MSR");
+    for what in [0, 2, kind::PORT + 1, u32::MAX] {
+        errno!(get_counters(&d, id, 0, what, 100), libc::EINVAL, "kind {what}");
+    }
+    errno!(get_counters(&d, id + 1, 0, kind::EXIT, 100), libc::ENOENT, "another VM");
+    errno!(get_counters(&g.vm, id + 1, 0, kind::EXIT, 100), libc::ENOENT, "another by a VM's descriptor");
+    let mut bad = Counters { vm: id, address: 8, record: 16, count: 1, vcpu: 0, what: kind::EXIT };
+    errno!(d.with(EXITLESS_GET_COUNTERS, &mut bad), libc::EFAULT, "records at 8");
+    errno!(
+        d.with(EXITLESS_GET_COUNTERS, &mut Counters { record: 24, ..bad }),
+        libc::EINVAL,
+        "another record"
+    );
+    Ok(())
+}
+
+fn vcpus(e: &Env) -> R {
+    let d = device()?;
+    let g = e.guest(Chips::Full, &PORTS)?;
+    let _second = vcpu(&g.sys, &g.vm, 7)?;
+    let id = mine(&d)?.id;
+    g.vcpu.run_to(KVM_EXIT_IO)?;
+    let none = VcpuRecord { id: 99, cpu: 0, mp_state: 0, in_guest: 0, exits: 0, fast: 0, user: 0 };
+    let get = |fd: &Fd, vm, from, room: usize| -> kvm::Result<Vec<VcpuRecord>> {
+        let mut records = vec![none; room];
+        let record = size_of::<VcpuRecord>() as u32;
+        let address = records.as_mut_ptr() as u64;
+        let mut v = Vcpus { vm, address, record, count: room as u32, from, reserved: 0 };
+        fd.with(EXITLESS_LIST_VCPUS, &mut v)?;
+        records.truncate(v.count as usize);
+        Ok(records)
+    };
+    let all = get(&d, id, 0, 10)?;
+    same!(all.iter().map(|v| v.id).collect::<Vec<_>>(), vec![0, 7], "ids");
+    ensure!(all[0].exits >= 2 && all[0].user >= 1 && all[0].in_guest == 0, "the first: {:?}", all[0]);
+    same!((all[1].exits, all[1].cpu, all[1].mp_state), (0, -1, KVM_MP_STATE_UNINITIALIZED), "the second");
+    same!(get(&g.vm, 0, 0, 1)?, all[..1].to_vec(), "room for one");
+    same!(get(&g.vm, id, 1, 10)?, all[1..].to_vec(), "behind the first");
+    same!(get(&d, id, 2, 10)?, vec![], "behind the last");
+    errno!(get(&d, id + 1, 0, 1), libc::ENOENT, "another VM");
+    let mut bad = Vcpus { vm: id, address: 8, record: 40, count: 1, from: 0, reserved: 0 };
+    errno!(d.with(EXITLESS_LIST_VCPUS, &mut bad), libc::EFAULT, "records at 8");
+    errno!(d.with(EXITLESS_LIST_VCPUS, &mut Vcpus { reserved: 1, ..bad }), libc::EINVAL, "reserved");
+    errno!(d.with(EXITLESS_LIST_VCPUS, &mut Vcpus { record: 8, ..bad }), libc::EINVAL, "another record");
     Ok(())
 }
 

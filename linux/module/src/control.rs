@@ -3,9 +3,10 @@
 //! Who reads holds a VM for one call and no lock: counters and choices are their vCPUs' own, read while those run.
 
 use crate::global;
-use crate::stats::Out;
+use crate::stats::{self, Out};
 use crate::user;
 use crate::vcpu::VcpuObj;
+use crate::vendor;
 use crate::vm::Vm;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,6 +16,8 @@ use exitless_host::{Errno, Result, pr_err, task};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::chooser::{Fallback, Mechanism, Reason, Row, Scope, Set, TABLE, Who, shown};
+use exitless_vcpu::shared::mode;
+use exitless_vcpu::stats::{self as st, Stats};
 
 /// The switches of VMs to come.
 static DEFAULTS: AtomicU64 = AtomicU64::new(Set::DEFAULT.0);
@@ -37,6 +40,14 @@ pub fn ioctl(cmd: u32, arg: usize, writable: bool) -> Result<isize> {
             let asked: States = user::get(arg)?;
             states(&*find(asked.vm)?, asked, arg)
         }
+        EXITLESS_GET_COUNTERS => {
+            let asked: Counters = user::get(arg)?;
+            counters(&*find(asked.vm)?, asked, arg)
+        }
+        EXITLESS_LIST_VCPUS => {
+            let asked: Vcpus = user::get(arg)?;
+            vcpus(&*find(asked.vm)?, asked, arg)
+        }
         EXITLESS_SWITCH if !writable => Err(Errno::EBADF),
         EXITLESS_SWITCH => switch(&user::get(arg)?),
         _ => about(cmd, arg),
@@ -51,6 +62,16 @@ pub fn vm_ioctl(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
             let asked: States = user::get(arg)?;
             own(asked.vm)?;
             states(vm, asked, arg)
+        }
+        EXITLESS_GET_COUNTERS => {
+            let asked: Counters = user::get(arg)?;
+            own(asked.vm)?;
+            counters(vm, asked, arg)
+        }
+        EXITLESS_LIST_VCPUS => {
+            let asked: Vcpus = user::get(arg)?;
+            own(asked.vm)?;
+            vcpus(vm, asked, arg)
         }
         EXITLESS_SWITCH => {
             let s: Switch = user::get(arg)?;
@@ -81,6 +102,8 @@ fn words(kind: u32, number: u32) -> Option<Words> {
         kind::MECHANISM => TABLE.guarded(n).map(|row| (flags(row), row.name, row.about))?,
         kind::REASON => Reason::ALL.iter().find(|r| **r as usize == n).map(|r| (0, "", r.words()))?,
         kind::FALLBACK => Fallback::ALL.guarded(n).map(|f| (0, f.name(), f.words()))?,
+        kind::EXIT => (0, exit_name(u64::from(number))?, ""),
+        kind::COUNTER => (0, stats::counter_name(n)?, ""),
         _ => return None,
     };
     Some(Words { kind, number, flags, reserved: 0, name: padded(name), text: padded(text) })
@@ -107,14 +130,9 @@ fn find(id: u64) -> Result<KArc<Vm>> {
 
 fn list(arg: usize) -> Result<isize> {
     let mut asked: Vms = user::get(arg)?;
-    if asked.record as usize != size_of::<VmRecord>() {
-        return Err(Errno::EINVAL);
-    }
-    let room = core::mem::take(&mut asked.count);
-    let (mut from, mut at) = (asked.from, asked.address as usize);
-    while asked.count < room
-        && let Some(vm) = global::next_vm(from)
-    {
+    let mut out = Records::new::<VmRecord>(asked.address, asked.record, asked.count)?;
+    let mut from = asked.from;
+    while let Some(vm) = global::next_vm(from) {
         let record = VmRecord {
             id: vm.id,
             wanted: vm.wanted.load(Relaxed),
@@ -123,30 +141,141 @@ fn list(arg: usize) -> Result<isize> {
             vcpus: vm.vcpu_count() as u32,
             reserved: 0,
         };
-        user::put(at, &record)?;
-        at = user::at(at, size_of::<VmRecord>())?;
         from = vm.id + 1;
-        asked.count += 1;
+        if !out.put(&record)? {
+            break;
+        }
     }
+    asked.count = out.written;
     user::put(arg, &asked)
 }
 
 fn states(vm: &Vm, mut asked: States, arg: usize) -> Result<isize> {
-    if asked.record as usize != size_of::<State>() || asked.reserved != 0 {
+    if asked.reserved != 0 {
         return Err(Errno::EINVAL);
     }
+    let mut out = Records::new::<State>(asked.address, asked.record, asked.count)?;
     let chosen = |v: &&VcpuObj| asked.vcpu == ALL_VCPUS || v.id == asked.vcpu;
     if asked.vcpu != ALL_VCPUS && vm.each_vcpu().find(chosen).is_none() {
         return Err(Errno::ENOENT);
     }
-    let mut at = asked.address as usize;
-    let mut written = 0;
-    for row in TABLE.iter().take(asked.count as usize) {
-        user::put(at, &state_of(vm, row.mechanism, vm.each_vcpu().filter(chosen)))?;
-        at = user::at(at, size_of::<State>())?;
-        written += 1;
+    for row in &TABLE {
+        if !out.put(&state_of(vm, row.mechanism, vm.each_vcpu().filter(chosen)))? {
+            break;
+        }
     }
-    asked.count = written;
+    asked.count = out.written;
+    user::put(arg, &asked)
+}
+
+/// The name of an exit's number on this host.
+fn exit_name(number: u64) -> Option<&'static str> {
+    vendor::exit_name(global::get()?.kind, number)
+}
+
+/// Records that go to user space one behind the other, as many as it has room for.
+struct Records {
+    at: usize,
+    room: u32,
+    written: u32,
+}
+
+impl Records {
+    fn new<T>(address: u64, record: u32, room: u32) -> Result<Self> {
+        if record as usize != size_of::<T>() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self { at: address as usize, room, written: 0 })
+    }
+
+    /// `false`: there is no room for another.
+    fn put<T: bytemuck::Pod>(&mut self, record: &T) -> Result<bool> {
+        if self.written == self.room {
+            return Ok(false);
+        }
+        user::put(self.at, record)?;
+        self.at = user::at(self.at, size_of::<T>())?;
+        self.written += 1;
+        Ok(self.written < self.room)
+    }
+}
+
+fn counters(vm: &Vm, mut asked: Counters, arg: usize) -> Result<isize> {
+    let mut out = Records::new::<Counter>(asked.address, asked.record, asked.count)?;
+    let one = vm.each_vcpu().find(|v| v.id == asked.vcpu);
+    match (asked.what, one) {
+        (kind::EXIT | kind::COUNTER, None) if asked.vcpu == ALL_VCPUS => {
+            rows(asked.what, || vm.each_vcpu(), &mut out)?;
+        }
+        (kind::EXIT | kind::COUNTER, Some(v)) => rows(asked.what, || core::iter::once(v), &mut out)?,
+        (kind::MSR, Some(v)) => keyed(&v.shared.stats.by_msr, &mut out)?,
+        (kind::PORT, Some(v)) => keyed(&v.shared.stats.by_port, &mut out)?,
+        (kind::EXIT..=kind::PORT, None) if asked.vcpu != ALL_VCPUS => return Err(Errno::ENOENT),
+        _ => return Err(Errno::EINVAL),
+    }
+    asked.count = out.written;
+    user::put(arg, &asked)
+}
+
+/// Rows that every vCPU has, summed.
+fn rows<'a, I>(what: u32, vcpus: impl Fn() -> I, out: &mut Records) -> Result<()>
+where
+    I: Iterator<Item = &'a VcpuObj>,
+{
+    let sum = |pick: &dyn Fn(&'a Stats) -> Option<&'a st::Counter>| {
+        let each = vcpus().filter_map(|v| pick(&v.shared.stats));
+        each.fold(0u64, |n, c| n.wrapping_add(c.get()))
+    };
+    let mut row = 0;
+    loop {
+        let record = match what {
+            kind::EXIT if row < st::EXITS => {
+                Counter { key: st::number(row), count: sum(&|s| s.by_exit.get(row)) }
+            }
+            kind::COUNTER if stats::counter_name(row).is_some() => {
+                Counter { key: row as u64, count: sum(&|s| stats::counter_of(s, row)) }
+            }
+            _ => return Ok(()),
+        };
+        row += 1;
+        if (what == kind::COUNTER || record.count != 0) && !out.put(&record)? {
+            return Ok(());
+        }
+    }
+}
+
+fn keyed(table: &st::Keyed, out: &mut Records) -> Result<()> {
+    let others = Counter { key: OTHERS, count: table.other.get() };
+    let rows = table.rows().map(|(key, count)| Counter { key: u64::from(key), count });
+    for record in rows.chain(core::iter::once(others)).filter(|r| r.count != 0) {
+        if !out.put(&record)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn vcpus(vm: &Vm, mut asked: Vcpus, arg: usize) -> Result<isize> {
+    if asked.reserved != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut out = Records::new::<VcpuRecord>(asked.address, asked.record, asked.count)?;
+    for v in vm.each_vcpu().skip(asked.from as usize) {
+        let (s, n) = (&v.shared, &v.shared.stats);
+        let record = VcpuRecord {
+            id: v.id,
+            cpu: s.cpu.load(Relaxed),
+            mp_state: s.mp_state.load(Relaxed),
+            in_guest: u32::from(s.mode.load(Relaxed) == mode::IN_GUEST),
+            exits: n.exits.get(),
+            fast: n.fast.get(),
+            user: n.user.get(),
+        };
+        if !out.put(&record)? {
+            break;
+        }
+    }
+    asked.count = out.written;
     user::put(arg, &asked)
 }
 

@@ -37,7 +37,7 @@ mod kind {
 
 type Pick = fn(&Stats) -> &Counter;
 
-/// Files that hold one number.
+/// Files that hold one number. In the ABI of /dev/exitless they have numbers: new ones go behind the last.
 const NAMES: [(&CStr, Pick); 19] = [
     (c"exits", |s| &s.exits),
     (c"fast_exits", |s| &s.fast),
@@ -59,6 +59,16 @@ const NAMES: [(&CStr, Pick); 19] = [
     (c"req_event", |s| &s.req_event),
     (c"user_exits", |s| &s.user),
 ];
+
+/// The name of one of KVM's counters, by its number in the ABI of /dev/exitless.
+pub fn counter_name(n: usize) -> Option<&'static str> {
+    NAMES.get(n).and_then(|(name, _)| name.to_str().ok())
+}
+
+/// One of KVM's counters of a vCPU, by that number.
+pub fn counter_of(s: &Stats, n: usize) -> Option<&Counter> {
+    NAMES.get(n).map(|(_, pick)| pick(s))
+}
 
 type PickOfVm = fn(&VmStats) -> &AtomicU64;
 
