@@ -237,7 +237,9 @@ fn counters(e: &Env) -> R {
         "as many as names"
     );
     same!(sum(&exits), named[0].count, "exits by reason and in sum");
-    let io = exits.iter().filter(|c| words(&d, kind::EXIT, c.key as u32).is_ok_and(|w| w.0.to_lowercase().contains("io")));
+    let io = exits
+        .iter()
+        .filter(|c| words(&d, kind::EXIT, c.key as u32).is_ok_and(|w| w.0.to_lowercase().contains("io")));
     ensure!(io.map(|c| c.count).sum::<u64>() >= 20, "exits for ports: {exits:?}");
     same!(get_counters(&d, id, 0, kind::MSR, 100)?, vec![], "no MSR was touched");
     same!(get_counters(&d, id, 0, kind::COUNTER, 3)?, named[..3].to_vec(), "room for three");

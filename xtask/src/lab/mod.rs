@@ -203,7 +203,7 @@ pub fn shell(options: &Options, with_guest: bool) -> Result<()> {
         );
     }
     deps::host_packages()?;
-    let needs = ["runner", "suite", if with_guest { "guest" } else { "" }];
+    let needs = ["runner", "suite", "exitctl", if with_guest { "guest" } else { "" }];
     let scenario = Scenario {
         name: "shell".into(),
         about: String::new(),
@@ -239,7 +239,9 @@ pub fn prepare(
     if module_needed {
         job.files.push(("exitless.ko".into(), module_file(options, kernel)?));
     }
-    for (need, package) in [("runner", "exitless-runner"), ("suite", "exitless-suite")] {
+    for (need, package) in
+        [("runner", "exitless-runner"), ("suite", "exitless-suite"), ("exitctl", "exitctl")]
+    {
         if scenario.needs(need) {
             job.files.push((need.to_string(), programs::built(package)?));
         }

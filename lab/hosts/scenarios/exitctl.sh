@@ -1,0 +1,61 @@
+# about: exitctl sees running guests, in each of its forms, and switches what spares their exits.
+# cpus: 2
+# memory: 768
+# timeout: 240
+# needs: runner exitctl
+# in test: svm, vmx
+
+check load load_module
+# Guests come and go meanwhile.
+(while [ ! -e /tmp/enough ]; do runner run smp/ipi_storm ipi/rounds; done >/tmp/guests 2>&1) &
+
+# Says what it looks for when that is not there.
+has() { grep -q -- "$1" /tmp/out || { echo "no $1 in:"; cat /tmp/out; return 1; }; }
+# Until a guest has been seen by it: "a_guest WHAT exitctl ..".
+a_guest() {
+    what=$1; shift
+    for i in $(seq 100); do
+        "$@" >/tmp/out 2>&1 && grep -q -- "$what" /tmp/out && return 0
+        sleep 0.1
+    done
+    has "$what"
+}
+ready() { exitctl check >/tmp/out || { cat /tmp/out; return 1; }; has 'exitless is loaded'; }
+check ready ready
+mechanisms() { a_guest 'ipi_fastpath *active' exitctl check && has 'switched off'; }
+check mechanisms mechanisms
+profile() { a_guest 'x2APIC ICR' exitctl stat && has 'exits: .* % fast' && has '^ *ipi_fastpath'; }
+check profile profile
+by_vcpu() { a_guest '^ *vCPU  *CPU  *state' exitctl stat --by vcpu --interval 0.2 --count 2; }
+check by_vcpu by_vcpu
+json() { a_guest '"exits":{"' exitctl stat --format json && has '"mechanisms":\[{"name":"ipi_fastpath","on":true'; }
+check json json
+csv() { a_guest ',exit,' exitctl stat --format csv && has '^vm,pid,name,kind,key,value' && has ',mechanism,ipi_fastpath.hits,'; }
+check csv csv
+prometheus() {
+    ip link set lo up
+    exitctl exporter --listen 127.0.0.1:9404 2>/tmp/exporter &
+    server=$!
+    a_guest 'exitless_exits_total{vm="' wget -q -O - http://127.0.0.1:9404/metrics && has '^# EOF'
+    r=$?
+    kill $server
+    return $r
+}
+check prometheus prometheus
+set_defaults() {
+    exitctl set ipi_fastpath=off --default --dry-run >/tmp/out && has 'VMs to come: ipi_fastpath off' || return 1
+    grep -q '^defaults +ipi_fastpath' /dev/exitless || { echo "a dry run switched"; return 1; }
+    exitctl set ipi_fastpath=off --default || return 1
+    grep -q '^defaults -ipi_fastpath' /dev/exitless || { echo "nothing was switched"; return 1; }
+    a_guest 'ipi_fastpath *off *switched off' exitctl check || return 1
+    exitctl set ipi_fastpath=on --default
+    grep -q '^defaults +ipi_fastpath' /dev/exitless
+}
+check set set_defaults
+refused() { ! exitctl set bost=on --default 2>/tmp/out && has 'there are ipi_fastpath' && ! exitctl set boost=on --vm 999999 2>/tmp/out && has 'no VM 999999'; }
+check refused refused
+touch /tmp/enough
+check unused wait_unused 20
+check unload unload_module
+without() { ! exitctl stat 2>/tmp/out && has 'the module is not loaded' && ! exitctl check >/tmp/out && has 'not loaded'; }
+check without without

@@ -1,0 +1,146 @@
+//! `/dev/exitless`: its ioctls as functions. The only unsafe code here.
+
+use anyhow::{Context, Result, bail};
+use bytemuck::{Pod, Zeroable};
+use exitless_control_abi as abi;
+use std::ffi::c_ulong;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+
+/// Where the module shows itself.
+pub(crate) const PATH: &str = "/dev/exitless";
+
+/// The device, opened.
+pub(crate) struct Device(File);
+
+impl Device {
+    /// For looking.
+    pub(crate) fn open() -> Result<Self> {
+        Self::open_as(false)
+    }
+
+    /// For switching too.
+    pub(crate) fn open_to_switch() -> Result<Self> {
+        Self::open_as(true)
+    }
+
+    fn open_as(write: bool) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(write).open(PATH).map_err(|e| advice(&e))?;
+        let d = Self(file);
+        // SAFETY: takes no argument.
+        let version = unsafe { d.ioctl(abi::EXITLESS_GET_VERSION, 0) }?;
+        if version != abi::VERSION as i32 {
+            bail!(
+                "{PATH} speaks version {version}, this program version {}: use those of one release",
+                abi::VERSION
+            );
+        }
+        Ok(d)
+    }
+
+    /// # Safety
+    /// `arg` is what the ioctl takes: a number, or the address of a structure whose own addresses have room for what is asked.
+    unsafe fn ioctl(&self, number: u32, arg: usize) -> io::Result<i32> {
+        // SAFETY: the caller's contract.
+        let r = unsafe { libc::ioctl(self.0.as_raw_fd(), c_ulong::from(number), arg) };
+        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
+    }
+
+    /// An ioctl that has no addresses in its structure.
+    fn plain<T: Pod>(&self, number: u32, arg: &mut T) -> io::Result<i32> {
+        // SAFETY: the structure is the ioctl's, whose number has its size, and lives until it returns.
+        unsafe { self.ioctl(number, core::ptr::from_mut(arg) as usize) }
+    }
+
+    /// A list: `ask` makes the structure from the address of the records and the room there, `count` finds in it how many came.
+    fn list<R: Pod, T: Pod>(
+        &self,
+        number: u32,
+        room: u32,
+        ask: impl Fn(u64, u32, u32) -> T,
+        count: impl Fn(&T) -> u32,
+    ) -> io::Result<Vec<R>> {
+        let mut records = vec![R::zeroed(); room as usize];
+        let mut asked = ask(records.as_mut_ptr() as u64, size_of::<R>() as u32, room);
+        self.plain(number, &mut asked)?;
+        records.truncate(count(&asked) as usize);
+        Ok(records)
+    }
+
+    /// What a number stands for; `None`: there is no such number.
+    pub(crate) fn words(&self, kind: u32, number: u32) -> Result<Option<abi::Words>> {
+        let mut w = abi::Words { kind, number, ..Zeroable::zeroed() };
+        match self.plain(abi::EXITLESS_GET_WORDS, &mut w) {
+            Ok(_) => Ok(Some(w)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).context("the names of the module"),
+        }
+    }
+
+    /// All VMs, by id.
+    pub(crate) fn vms(&self) -> Result<Vec<abi::VmRecord>> {
+        const ROOM: u32 = 256;
+        let mut all: Vec<abi::VmRecord> = Vec::new();
+        loop {
+            let from = all.last().map_or(0, |vm| vm.id + 1);
+            let ask = |address, record, count| abi::Vms { from, address, record, count };
+            let some = self.list(abi::EXITLESS_LIST_VMS, ROOM, ask, |v| v.count)?;
+            all.extend(&some);
+            if some.len() < ROOM as usize {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// A VM's vCPUs.
+    pub(crate) fn vcpus(&self, vm: u64, room: u32) -> io::Result<Vec<abi::VcpuRecord>> {
+        let ask = |address, record, count| abi::Vcpus { vm, address, record, count, from: 0, reserved: 0 };
+        self.list(abi::EXITLESS_LIST_VCPUS, room, ask, |v| v.count)
+    }
+
+    /// What mechanisms are to a VM, all its vCPUs together.
+    pub(crate) fn states(&self, vm: u64) -> io::Result<Vec<abi::State>> {
+        let vcpu = abi::ALL_VCPUS;
+        let ask = |address, record, count| abi::States { vm, address, record, count, vcpu, reserved: 0 };
+        self.list(abi::EXITLESS_GET_STATES, 64, ask, |s| s.count)
+    }
+
+    /// Counters of one kind.
+    pub(crate) fn counters(&self, vm: u64, vcpu: u32, what: u32) -> io::Result<Vec<abi::Counter>> {
+        let ask = |address, record, count| abi::Counters { vm, address, record, count, vcpu, what };
+        self.list(abi::EXITLESS_GET_COUNTERS, 256, ask, |c| c.count)
+    }
+
+    /// Moves switches; VM 0: those of VMs to come.
+    pub(crate) fn switch(&self, vm: u64, on: u64, off: u64) -> Result<()> {
+        let mut s = abi::Switch { vm, on, off, reserved: 0 };
+        let who = "root, or the VM's user with the device's descriptor; some mechanisms are root's alone (docs/control.md)";
+        match self.plain(abi::EXITLESS_SWITCH, &mut s) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!("this is not yours to switch: {who}"),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                bail!("there is no VM {vm} (any more): exitctl stat lists them")
+            }
+            Err(e) => Err(e).context("switching"),
+        }
+    }
+}
+
+fn advice(e: &io::Error) -> anyhow::Error {
+    match e.kind() {
+        ErrorKind::NotFound => anyhow::anyhow!(
+            "there is no {PATH}: the module is not loaded (insmod exitless.ko), or stock KVM is; exitctl check says more"
+        ),
+        ErrorKind::PermissionDenied => anyhow::anyhow!(
+            "{PATH} is root's: use sudo, or let a group read it (chgrp kvm {PATH}; chmod g+r {PATH})"
+        ),
+        _ => anyhow::anyhow!("{PATH}: {e}"),
+    }
+}
+
+/// A name or text as the device pads it.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}

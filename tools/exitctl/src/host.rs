@@ -1,0 +1,292 @@
+//! Facts about the host that decide what Exitless can do here, from files that every user may read.
+
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How well a fact suits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mark {
+    /// As it should be.
+    Good,
+    /// It works; something is slower or not there.
+    Less,
+    /// It does not work.
+    Bad,
+}
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Fact {
+    pub(crate) what: &'static str,
+    pub(crate) mark: Mark,
+    /// What was found.
+    pub(crate) found: String,
+    /// What to do; empty: nothing.
+    pub(crate) advice: String,
+}
+
+/// The files; the root is another one in tests.
+pub(crate) struct Host(PathBuf);
+
+/// Releases of kernels that the module was run on.
+const KERNELS: [&str; 2] = ["6.1.", "6.12."];
+
+impl Host {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self(root.to_path_buf())
+    }
+
+    fn read(&self, file: &str) -> Option<String> {
+        fs::read_to_string(self.0.join(file)).ok().map(|text| text.trim_end().to_owned())
+    }
+
+    fn has(&self, file: &str) -> bool {
+        self.0.join(file).exists()
+    }
+
+    fn module(&self, name: &str) -> bool {
+        self.has(&format!("sys/module/{name}"))
+    }
+
+    /// Words of a line of /proc/cpuinfo, of its first CPU.
+    fn flags(&self, line: &str) -> Vec<String> {
+        let text = self.read("proc/cpuinfo").unwrap_or_default();
+        let of = |l: &str| l.split_once(':').filter(|(k, _)| k.trim() == line).map(|(_, v)| v.to_owned());
+        let words = text.lines().find_map(of).unwrap_or_default();
+        words.split_whitespace().map(Into::into).collect()
+    }
+
+    /// Everything that `exitctl check` tells of the host.
+    pub(crate) fn facts(&self) -> Vec<Fact> {
+        vec![
+            self.loaded(),
+            self.others(),
+            self.kernel(),
+            self.cpu(),
+            self.delivery(),
+            self.tsc(),
+            self.clock_event(),
+            self.x2apic(),
+            self.housekeeping(),
+        ]
+    }
+
+    fn loaded(&self) -> Fact {
+        let there = self.module("exitless");
+        Fact {
+            what: "module",
+            mark: if there { Mark::Good } else { Mark::Bad },
+            found: if there { "exitless is loaded" } else { "exitless is not loaded" }.into(),
+            advice: if there { "" } else { "rmmod kvm_intel kvm_amd kvm; insmod exitless.ko" }.into(),
+        }
+    }
+
+    /// Who else wants VMX or SVM.
+    fn others(&self) -> Fact {
+        let all = ["kvm_intel", "kvm_amd", "vboxdrv", "vmmon"];
+        let there: Vec<_> = all.into_iter().filter(|m| self.module(m)).collect();
+        let there_ = there.join(", ");
+        let none = there.is_empty();
+        Fact {
+            what: "other hypervisors",
+            mark: if none { Mark::Good } else { Mark::Bad },
+            found: if none { "none is loaded".into() } else { format!("{there_} is loaded") },
+            advice: if none {
+                String::new()
+            } else {
+                format!(
+                    "end their VMs, rmmod {}; keep them out: echo blacklist {} in /etc/modprobe.d",
+                    there.join(" "),
+                    there[0]
+                )
+            },
+        }
+    }
+
+    fn kernel(&self) -> Fact {
+        let found = self.read("proc/sys/kernel/osrelease").unwrap_or_default();
+        let known = KERNELS.iter().any(|k| found.starts_with(k));
+        Fact {
+            what: "kernel",
+            mark: if known { Mark::Good } else { Mark::Less },
+            found: if found.is_empty() { "unknown".into() } else { found },
+            advice: if known { String::new() } else { "tested on 6.1 and 6.12; others may not build".into() },
+        }
+    }
+
+    fn cpu(&self) -> Fact {
+        let flags = self.flags("flags");
+        let has = |f: &str| flags.iter().any(|x| x == f);
+        let (found, good) = match (has("vmx"), has("svm")) {
+            (true, _) => ("Intel, VMX", self.flags("vmx flags").iter().any(|f| f == "ept")),
+            (_, true) => ("AMD, SVM", has("npt")),
+            _ => ("neither VMX nor SVM", false),
+        };
+        Fact {
+            what: "CPU",
+            mark: if good { Mark::Good } else { Mark::Bad },
+            found: found.into(),
+            advice: if good {
+                ""
+            } else {
+                "turn on VMX (Intel) or SVM (AMD) in the firmware; EPT or NPT must be there"
+            }
+            .into(),
+        }
+    }
+
+    /// Interrupts without exits.
+    fn delivery(&self) -> Fact {
+        let flags = self.flags("flags");
+        let has = |f: &str| flags.iter().any(|x| x == f);
+        let vmx = self.flags("vmx flags");
+        let posted = vmx.iter().any(|f| f == "posted_intr");
+        let timer = vmx.iter().any(|f| f == "preemption_timer");
+        let (mark, found) = match (has("vmx"), posted, timer) {
+            (true, true, true) => (Mark::Good, "posted interrupts and the preemption timer"),
+            (true, true, false) => (Mark::Less, "posted interrupts, no preemption timer"),
+            (true, false, _) => {
+                (Mark::Less, "no posted interrupts: each interrupt of a running guest costs an exit")
+            }
+            (false, ..) if has("x2avic") => (Mark::Good, "x2AVIC (parameter avic, untested on hardware)"),
+            (false, ..) => (Mark::Less, "no x2AVIC: interrupts, IPIs and EOIs cost exits"),
+        };
+        Fact { what: "interrupt delivery", mark, found: found.into(), advice: String::new() }
+    }
+
+    fn tsc(&self) -> Fact {
+        let source =
+            self.read("sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap_or_default();
+        let good = source == "tsc";
+        Fact {
+            what: "clock source",
+            mark: if good { Mark::Good } else { Mark::Less },
+            advice: if good {
+                String::new()
+            } else {
+                "guests' clocks are slower and timers less exact: see why the kernel distrusts the TSC (dmesg | grep -i tsc)".into()
+            },
+            found: if source.is_empty() { "unknown".into() } else { source },
+        }
+    }
+
+    fn clock_event(&self) -> Fact {
+        let found =
+            self.read("sys/devices/system/clockevents/clockevent0/current_device").unwrap_or_default();
+        let good = found == "lapic-deadline";
+        Fact {
+            what: "clock event device",
+            mark: if good { Mark::Good } else { Mark::Less },
+            advice: if good {
+                ""
+            } else {
+                "the CPU has no TSC-deadline timer, or the kernel does not use it"
+            }
+            .into(),
+            found: if found.is_empty() { "unknown".into() } else { found },
+        }
+    }
+
+    fn x2apic(&self) -> Fact {
+        let can = self.flags("flags").iter().any(|f| f == "x2apic");
+        let off = self.read("proc/cmdline").unwrap_or_default().split_whitespace().any(|w| w == "nox2apic");
+        let (mark, found, advice) = match (can, off) {
+            (true, false) => (Mark::Good, "the CPU has it", ""),
+            (true, true) => (Mark::Less, "switched off", "take nox2apic from the kernel's command line"),
+            (false, _) => (Mark::Less, "the CPU has none", ""),
+        };
+        Fact { what: "x2APIC", mark, found: found.into(), advice: advice.into() }
+    }
+
+    fn housekeeping(&self) -> Fact {
+        let list = |f: &str| {
+            self.read(&format!("sys/devices/system/cpu/{f}")).filter(|l| !l.is_empty() && l != "(null)")
+        };
+        match list("nohz_full").or_else(|| list("isolated")) {
+            Some(cpus) => Fact {
+                what: "housekeeping",
+                mark: Mark::Good,
+                found: format!("CPUs {cpus} are kept free of it"),
+                advice: String::new(),
+            },
+            None => Fact {
+                what: "housekeeping",
+                mark: Mark::Less,
+                found: "every CPU does it".into(),
+                advice: "for guests that own their CPUs: nohz_full=LIST on the kernel's command line".into(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(files: &[(&str, &str)]) -> (PathBuf, Host) {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("exitctl-{}-{n}", std::process::id()));
+        for (name, text) in files {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        (root.clone(), Host::new(&root))
+    }
+
+    fn marks(h: &Host) -> Vec<(&'static str, Mark)> {
+        h.facts().into_iter().map(|f| (f.what, f.mark)).collect()
+    }
+
+    #[test]
+    fn an_intel_host_that_is_ready() {
+        let cpu =
+            "processor\t: 0\nflags\t\t: fpu vmx x2apic tsc\nvmx flags\t: ept posted_intr preemption_timer\n";
+        let (root, h) = host(&[
+            ("proc/cpuinfo", cpu),
+            ("proc/sys/kernel/osrelease", "6.1.0-56-cloud-amd64\n"),
+            ("proc/cmdline", "quiet\n"),
+            ("sys/module/exitless/refcnt", "0\n"),
+            ("sys/devices/system/clocksource/clocksource0/current_clocksource", "tsc\n"),
+            ("sys/devices/system/clockevents/clockevent0/current_device", "lapic-deadline\n"),
+            ("sys/devices/system/cpu/nohz_full", "2-7\n"),
+        ]);
+        assert!(marks(&h).iter().all(|(_, m)| *m == Mark::Good), "{:?}", h.facts());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn an_amd_host_with_stock_kvm() {
+        let cpu = "processor\t: 0\nflags\t\t: fpu svm npt x2apic\n\nprocessor\t: 1\nflags\t\t: vmx\n";
+        let (root, h) = host(&[
+            ("proc/cpuinfo", cpu),
+            ("proc/sys/kernel/osrelease", "6.8.1\n"),
+            ("proc/cmdline", "nox2apic quiet\n"),
+            ("sys/module/kvm_amd/refcnt", "0\n"),
+            ("sys/devices/system/cpu/nohz_full", "(null)\n"),
+        ]);
+        let facts = h.facts();
+        let of = |what: &str| facts.iter().find(|f| f.what == what).unwrap();
+        assert_eq!(of("module").mark, Mark::Bad);
+        assert_eq!(of("other hypervisors").mark, Mark::Bad);
+        assert!(of("other hypervisors").advice.contains("rmmod kvm_amd"));
+        assert_eq!((of("CPU").mark, of("CPU").found.as_str()), (Mark::Good, "AMD, SVM"));
+        assert_eq!(of("kernel").mark, Mark::Less);
+        assert_eq!((of("x2APIC").mark, of("housekeeping").mark), (Mark::Less, Mark::Less));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn no_file_at_all_is_no_panic() {
+        let (_, h) = host(&[]);
+        assert!(
+            h.facts().iter().all(|f| f.mark != Mark::Good || f.what == "other hypervisors"),
+            "{:?}",
+            h.facts()
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! exitctl: see where virtual machines on Exitless spend their exits, choose what spares them, measure the difference.
+//! `docs/exitctl.md`.
+
+mod check;
+mod device;
+mod host;
+mod names;
+mod out;
+mod set;
+mod stat;
+mod top;
+mod view;
+
+use anyhow::{Result, bail, ensure};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// See where virtual machines on Exitless spend their exits, choose what spares them, measure the difference.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Is this host ready, and what is each mechanism to each running VM: active, or why not and what changes it.
+    Check {
+        #[command(flatten)]
+        which: Which,
+        /// table or json.
+        #[arg(long, value_enum, default_value_t)]
+        format: out::Format,
+    },
+    /// Exits by reason, MSR, port and vCPU, and what mechanisms did.
+    Stat(stat::Options),
+    /// The same live, on the whole terminal.
+    Top(top::Options),
+    /// Switch mechanisms, while guests run.
+    Set(set::Options),
+    /// Serve the counts to Prometheus.
+    Exporter {
+        /// Address and port.
+        #[arg(long, default_value = "127.0.0.1:9404")]
+        listen: String,
+    },
+    /// Completions for a shell, on standard output.
+    Completions { shell: clap_complete::Shell },
+    /// Manual pages, into a folder.
+    Man { folder: PathBuf },
+}
+
+/// Which VMs.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Which {
+    /// Only this VM.
+    #[arg(long, value_name = "NUMBER")]
+    vm: Option<u64>,
+    /// Only VMs of this process.
+    #[arg(long)]
+    pid: Option<i32>,
+}
+
+impl Which {
+    /// Those that were asked for; an error if one was named that is not there.
+    pub(crate) fn of(&self, mut view: view::View) -> Result<view::View> {
+        view.vms
+            .retain(|vm| self.vm.is_none_or(|id| vm.id == id) && self.pid.is_none_or(|pid| vm.pid == pid));
+        if view.vms.is_empty() && (self.vm.is_some() || self.pid.is_some()) {
+            bail!("no such VM is running: exitctl stat without --vm and --pid lists all");
+        }
+        Ok(view)
+    }
+}
+
+/// Seconds, as a person writes them.
+pub(crate) fn seconds(text: &str) -> Result<Duration> {
+    let s: f64 = text.parse()?;
+    ensure!((0.05..=86_400.0).contains(&s), "0.05 to 86400 seconds");
+    Ok(Duration::from_secs_f64(s))
+}
+
+fn run() -> Result<ExitCode> {
+    match &Cli::parse().command {
+        Command::Check { which, format } => {
+            ensure!(
+                matches!(format, out::Format::Table | out::Format::Json),
+                "check has the formats table and json"
+            );
+            if !check::run(*format, which)? {
+                return Ok(ExitCode::from(2));
+            }
+        }
+        Command::Stat(o) => stat::run(o)?,
+        Command::Top(o) => top::run(o)?,
+        Command::Set(o) => set::run(o)?,
+        Command::Exporter { listen } => stat::export(listen)?,
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "exitctl", &mut std::io::stdout());
+        }
+        Command::Man { folder } => {
+            std::fs::create_dir_all(folder)?;
+            clap_mangen::generate_to(Cli::command(), folder)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("exitctl: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(seconds("0.5").unwrap(), Duration::from_millis(500));
+        for bad in ["0", "-1", "nan", "1e9", "x"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_vm_of_several() {
+        use view::tests::sample;
+        let all = || view::View { seconds: None, vms: vec![sample(1, 1, 1), sample(2, 1, 1)] };
+        assert_eq!(Which { vm: Some(2), pid: None }.of(all()).unwrap().vms.len(), 1);
+        assert_eq!(Which { vm: None, pid: Some(1001) }.of(all()).unwrap().vms[0].id, 1);
+        assert!(Which { vm: Some(3), pid: None }.of(all()).is_err());
+        assert_eq!(Which::default().of(all()).unwrap().vms.len(), 2);
+    }
+}

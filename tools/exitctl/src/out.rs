@@ -1,0 +1,219 @@
+//! Forms of output: tables for people, JSON, CSV, and the text of Prometheus.
+
+use crate::view::{Counts, View, Vm};
+use anyhow::Result;
+use clap::ValueEnum;
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+use prometheus_client::registry::Registry;
+
+/// A form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// One object for each look.
+    Json,
+    /// vm,pid,name,kind,key,value: a line for each number.
+    Csv,
+    /// The text format of Prometheus (OpenMetrics): counts since each vCPU's creation.
+    Prometheus,
+}
+
+/// A table as wide as the terminal; the columns of `numbers` are set to the right.
+pub(crate) fn table(head: &[&str], numbers: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut t = Table::new();
+    t.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    t.set_header(head.iter().map(|h| Cell::new(h).add_attribute(Attribute::Bold)));
+    for row in rows {
+        t.add_row(row);
+    }
+    for n in numbers {
+        if let Some(column) = t.column_mut(*n) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{t}\n")
+}
+
+/// Largest first, with shares of the whole.
+pub(crate) fn counts(head: &str, of: &Counts, seconds: Option<f64>) -> String {
+    if of.is_empty() {
+        return String::new();
+    }
+    let all: u64 = of.values().sum();
+    let rows = largest(of).into_iter().map(|(name, n)| {
+        let share = 100.0 * n as f64 / all as f64;
+        let mut row = vec![name.clone(), n.to_string(), format!("{share:.1} %")];
+        row.extend(seconds.map(|s| format!("{:.0}", n as f64 / s)));
+        row
+    });
+    let mut columns = vec![head, "count", "share"];
+    columns.extend(seconds.map(|_| "per s"));
+    table(&columns, &[1, 2, 3], rows)
+}
+
+/// Largest first.
+pub(crate) fn largest(of: &Counts) -> Vec<(&String, u64)> {
+    let mut rows: Vec<_> = of.iter().map(|(name, n)| (name, *n)).collect();
+    rows.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    rows
+}
+
+/// Everything that is counted of a VM, as kind, key, value.
+fn numbers(vm: &Vm) -> Vec<(&'static str, String, u64)> {
+    let mut all = Vec::new();
+    let kinds = [("exit", &vm.exits), ("msr", &vm.msrs), ("port", &vm.ports), ("counter", &vm.counters)];
+    for (kind, counts) in kinds {
+        all.extend(counts.iter().map(|(k, n)| (kind, k.clone(), *n)));
+    }
+    for v in &vm.vcpus {
+        let each = [("exits", v.exits), ("fast", v.fast), ("user", v.user)];
+        all.extend(each.map(|(what, n)| ("vcpu", format!("{}.{what}", v.id), n)));
+    }
+    for m in &vm.mechanisms {
+        let each =
+            [("active", u64::from(m.active)), ("hits", m.hits), ("saved", m.saved), ("added", m.added)];
+        all.extend(each.map(|(what, n)| ("mechanism", format!("{}.{what}", m.name), n)));
+        all.extend(m.fallbacks.iter().map(|(f, n)| ("mechanism", format!("{}.left.{f}", m.name), *n)));
+    }
+    all
+}
+
+/// Lines of CSV; `head`: with the names of the columns.
+pub(crate) fn csv(view: &View, head: bool) -> Result<String> {
+    let mut w = csv::Writer::from_writer(Vec::new());
+    if head {
+        w.write_record(["vm", "pid", "name", "kind", "key", "value"])?;
+    }
+    for vm in &view.vms {
+        for (kind, key, n) in numbers(vm) {
+            w.write_record([&vm.id.to_string(), &vm.pid.to_string(), &vm.name, kind, &key, &n.to_string()])?;
+        }
+    }
+    Ok(String::from_utf8(w.into_inner()?)?)
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The text that a Prometheus server reads.
+pub(crate) fn prometheus(view: &View) -> Result<String> {
+    let mut registry = Registry::with_prefix("exitless");
+    let counter = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Family::<Labels, Counter>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let exits = counter(&mut registry, "exits", "Exits by reason");
+    let msrs = counter(&mut registry, "msr_exits", "Exits of RDMSR and WRMSR by MSR");
+    let ports = counter(&mut registry, "port_exits", "Exits of port instructions by port");
+    let vcpus =
+        counter(&mut registry, "vcpu_exits", "Exits by vCPU and how far they went: fast, kernel, user");
+    let hits = counter(&mut registry, "mechanism_hits", "Cases that a mechanism took");
+    let saved =
+        counter(&mut registry, "mechanism_saved_exits", "Exits that there would have been without it");
+    let added = counter(&mut registry, "mechanism_added_exits", "Exits that there were for it alone");
+    let active = Family::<Labels, Gauge>::default();
+    registry.register("mechanism_active_vcpus", "vCPUs in which a mechanism is active", active.clone());
+    for vm in &view.vms {
+        let vm_labels =
+            || vec![("vm", vm.id.to_string()), ("pid", vm.pid.to_string()), ("name", vm.name.clone())];
+        let with = |key, value: String| {
+            let mut labels = vm_labels();
+            labels.push((key, value));
+            labels
+        };
+        for (family, key, counts) in
+            [(&exits, "reason", &vm.exits), (&msrs, "msr", &vm.msrs), (&ports, "port", &vm.ports)]
+        {
+            for (k, n) in counts {
+                family.get_or_create(&with(key, k.clone())).inc_by(*n);
+            }
+        }
+        for v in &vm.vcpus {
+            let kernel = v.exits.saturating_sub(v.fast).saturating_sub(v.user);
+            for (how, n) in [("fast", v.fast), ("kernel", kernel), ("user", v.user)] {
+                let mut labels = with("vcpu", v.id.to_string());
+                labels.push(("class", how.into()));
+                vcpus.get_or_create(&labels).inc_by(n);
+            }
+        }
+        for m in &vm.mechanisms {
+            let labels = with("mechanism", m.name.clone());
+            hits.get_or_create(&labels).inc_by(m.hits);
+            saved.get_or_create(&labels).inc_by(m.saved);
+            added.get_or_create(&labels).inc_by(m.added);
+            active.get_or_create(&labels).set(i64::from(m.active));
+        }
+    }
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::sample;
+
+    fn view() -> View {
+        let mut vm = sample(3, 2, 2);
+        vm.name = "a \"quoted\" name, with a comma".into();
+        View { seconds: None, vms: vec![vm, sample(4, 1, 1)] }
+    }
+
+    /// Read by the parser of somebody else.
+    #[test]
+    fn prometheus_reads_it() {
+        let text = prometheus(&view()).unwrap();
+        let lines = text.lines().map(|l| Ok(l.to_owned()));
+        let scrape = prometheus_parse::Scrape::parse(lines).unwrap();
+        let value = |metric: &str, labels: &[(&str, &str)]| {
+            let fits = |s: &&prometheus_parse::Sample| {
+                s.metric == metric && labels.iter().all(|(k, v)| s.labels.get(k) == Some(v))
+            };
+            match scrape.samples.iter().find(fits).map(|s| &s.value) {
+                Some(
+                    prometheus_parse::Value::Counter(n)
+                    | prometheus_parse::Value::Gauge(n)
+                    | prometheus_parse::Value::Untyped(n),
+                ) => *n,
+                other => panic!("{metric}: {other:?} in {text}"),
+            }
+        };
+        assert_eq!(value("exitless_exits_total", &[("vm", "3"), ("reason", "msr")]), 140.0);
+        assert_eq!(
+            value("exitless_vcpu_exits_total", &[("vm", "3"), ("vcpu", "1"), ("class", "kernel")]),
+            77.0
+        );
+        assert_eq!(
+            value("exitless_mechanism_active_vcpus", &[("vm", "4"), ("mechanism", "ipi_fastpath")]),
+            1.0
+        );
+    }
+
+    #[test]
+    fn csv_is_read_back() {
+        let text = csv(&view(), true).unwrap();
+        let mut r = csv::Reader::from_reader(text.as_bytes());
+        let rows: Vec<csv::StringRecord> = r.records().map(Result::unwrap).collect();
+        let find = |vm: &str, kind: &str, key: &str| {
+            let row = rows.iter().find(|r| &r[0] == vm && &r[3] == kind && &r[4] == key);
+            row.map(|r| (r[2].to_owned(), r[5].to_owned()))
+        };
+        assert_eq!(find("3", "exit", "hlt"), Some(("a \"quoted\" name, with a comma".into(), "40".into())));
+        assert_eq!(find("4", "mechanism", "ipi_fastpath.left.form").unwrap().1, "3");
+        assert_eq!(find("4", "vcpu", "0.fast").unwrap().1, "60");
+    }
+
+    #[test]
+    fn counts_are_sorted_with_shares() {
+        let text = counts("exit", &view().vms[0].exits, Some(2.0));
+        let lines: Vec<_> = text.lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(lines[0], ["msr", "140", "70.0", "%", "70"]);
+        assert_eq!(lines[2], ["npf", "20", "10.0", "%", "10"]);
+        assert_eq!(counts("exit", &Counts::new(), None), "");
+    }
+}

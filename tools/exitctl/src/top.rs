@@ -1,0 +1,383 @@
+//! `exitctl top`: VMs, their vCPUs and mechanisms, live.
+//!
+//! Keys: arrows move, Enter opens a VM and Esc leaves it, Tab goes from its vCPUs to its exits and mechanisms, s sorts by the next
+//! column, / filters by name, q ends.
+
+use crate::device::Device;
+use crate::out::largest;
+use crate::view::{View, Vm, Watch};
+use anyhow::Result;
+use clap::Args;
+use ratatui::Frame;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Modifier, Style};
+use ratatui::text::Line;
+use ratatui::widgets::{Row, Table, TableState};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    which: crate::Which,
+    /// Seconds between looks.
+    #[arg(long, default_value = "1", value_parser = crate::seconds)]
+    interval: Duration,
+    /// End after so many looks.
+    #[arg(long)]
+    count: Option<u64>,
+}
+
+/// What is shown of the VM that is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Page {
+    #[default]
+    Vcpus,
+    Exits,
+    Mechanisms,
+}
+
+impl Page {
+    fn next(self) -> Self {
+        match self {
+            Self::Vcpus => Self::Exits,
+            Self::Exits => Self::Mechanisms,
+            Self::Mechanisms => Self::Vcpus,
+        }
+    }
+}
+
+/// What the person chose.
+#[derive(Debug, Default)]
+struct Screen {
+    /// The VM that is open.
+    open: Option<u64>,
+    page: Page,
+    /// Index into the columns that can be sorted by.
+    sort: usize,
+    filter: String,
+    typing: bool,
+    rows: usize,
+    table: TableState,
+}
+
+/// Sorted by: exits, to user space, vCPUs, number.
+const SORTS: [&str; 4] = ["exits", "user", "vCPUs", "number"];
+
+enum Outcome {
+    Stay,
+    Leave,
+}
+
+impl Screen {
+    fn key(&mut self, code: KeyCode, view: &View) -> Outcome {
+        if self.typing {
+            match code {
+                KeyCode::Enter => self.typing = false,
+                KeyCode::Esc => (self.typing, self.filter) = (false, String::new()),
+                KeyCode::Backspace => _ = self.filter.pop(),
+                KeyCode::Char(c) => self.filter.push(c),
+                _ => {}
+            }
+            return Outcome::Stay;
+        }
+        match code {
+            KeyCode::Char('q') => return Outcome::Leave,
+            KeyCode::Esc if self.open.is_none() => return Outcome::Leave,
+            KeyCode::Esc => self.to(None),
+            KeyCode::Enter if self.open.is_none() => {
+                let at = self.table.selected().unwrap_or(0);
+                let chosen = self.vms(view).get(at).map(|vm| vm.id);
+                if chosen.is_some() {
+                    self.to(chosen);
+                }
+            }
+            KeyCode::Tab if self.open.is_some() => {
+                self.page = self.page.next();
+                self.table.select(Some(0));
+            }
+            KeyCode::Char('s') => self.sort = (self.sort + 1) % SORTS.len(),
+            KeyCode::Char('/') => self.typing = true,
+            KeyCode::Up => self.by(-1),
+            KeyCode::Down => self.by(1),
+            KeyCode::PageUp => self.by(-20),
+            KeyCode::PageDown => self.by(20),
+            KeyCode::Home => self.by(isize::MIN),
+            KeyCode::End => self.by(isize::MAX),
+            _ => {}
+        }
+        Outcome::Stay
+    }
+
+    fn to(&mut self, open: Option<u64>) {
+        (self.open, self.page) = (open, Page::Vcpus);
+        self.table.select(Some(0));
+    }
+
+    fn by(&mut self, step: isize) {
+        let at = self.table.selected().unwrap_or(0).saturating_add_signed(step);
+        self.table.select(Some(at.min(self.rows.saturating_sub(1))));
+    }
+
+    /// Filtered and sorted.
+    fn vms<'a>(&self, view: &'a View) -> Vec<&'a Vm> {
+        let fits = |vm: &&Vm| vm.name.contains(&self.filter);
+        let mut all: Vec<&Vm> = view.vms.iter().filter(fits).collect();
+        all.sort_by_key(|vm| {
+            let first = match self.sort {
+                0 => u64::MAX - vm.total(|v| v.exits),
+                1 => u64::MAX - vm.total(|v| v.user),
+                2 => u64::MAX - vm.vcpus.len() as u64,
+                _ => 0,
+            };
+            (first, vm.id)
+        });
+        all
+    }
+
+    fn draw(&mut self, frame: &mut Frame<'_>, view: &View) {
+        let open = self.open.and_then(|id| view.vms.iter().find(|vm| vm.id == id));
+        if open.is_none() {
+            // It ended.
+            self.open = None;
+        }
+        let [head, body, foot] =
+            Layout::vertical([Constraint::Length(1), Constraint::Min(1), Constraint::Length(1)])
+                .areas(frame.area());
+        let seconds = view.seconds.unwrap_or(1.0);
+        let all: u64 = view.vms.iter().map(|vm| vm.total(|v| v.exits)).sum();
+        let title = match open {
+            None => format!(
+                "exitctl: {} VMs, {:.0} exits/s, sorted by {}",
+                view.vms.len(),
+                all as f64 / seconds,
+                SORTS[self.sort]
+            ),
+            Some(vm) => format!(
+                "VM {} {} (pid {}): {:.0} exits/s",
+                vm.id,
+                vm.name,
+                vm.pid,
+                vm.total(|v| v.exits) as f64 / seconds
+            ),
+        };
+        frame.render_widget(Line::styled(title, Modifier::BOLD), head);
+        let (columns, rows, widths) = match (open, self.page) {
+            (None, _) => self.of_vms(view, seconds),
+            (Some(vm), Page::Vcpus) => of_vcpus(vm, seconds),
+            (Some(vm), Page::Exits) => of_exits(vm, seconds),
+            (Some(vm), Page::Mechanisms) => of_mechanisms(vm, seconds),
+        };
+        self.rows = rows.len();
+        self.by(0);
+        let table = Table::new(rows.into_iter().map(Row::new), widths)
+            .header(Row::new(columns).style(Modifier::UNDERLINED))
+            .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
+        frame.render_stateful_widget(table, body, &mut self.table);
+        let keys = match (self.typing, open) {
+            (true, _) => format!("name has: {}_", self.filter),
+            (_, None) => format!("Enter open  s sort  / filter {}  q quit", self.filter),
+            (_, Some(_)) => "Tab vCPUs, exits, mechanisms  Esc back  q quit".into(),
+        };
+        frame.render_widget(Line::styled(keys, Modifier::DIM), foot);
+    }
+
+    fn of_vms(&self, view: &View, seconds: f64) -> Shown {
+        let row = |vm: &&Vm| {
+            let (exits, fast, user) = (vm.total(|v| v.exits), vm.total(|v| v.fast), vm.total(|v| v.user));
+            let most: Vec<_> = largest(&vm.exits)
+                .into_iter()
+                .take(3)
+                .map(|(k, n)| format!("{k} {}", share(n, exits)))
+                .collect();
+            vec![
+                vm.id.to_string(),
+                vm.pid.to_string(),
+                vm.name.clone(),
+                vm.vcpus.len().to_string(),
+                rate(exits, seconds),
+                share(fast, exits),
+                rate(user, seconds),
+                most.join(" "),
+            ]
+        };
+        let widths = [5, 8, 16, 6, 10, 6, 9].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
+        let columns = vec!["VM", "pid", "name", "vCPUs", "exits/s", "fast", "user/s", "most"];
+        (columns, self.vms(view).iter().map(row).collect(), widths.collect())
+    }
+}
+
+/// Columns, rows, widths.
+type Shown = (Vec<&'static str>, Vec<Vec<String>>, Vec<Constraint>);
+
+fn rate(n: u64, seconds: f64) -> String {
+    format!("{:.0}", n as f64 / seconds)
+}
+
+fn share(n: u64, all: u64) -> String {
+    if all == 0 { "-".into() } else { format!("{:.0}%", 100.0 * n as f64 / all as f64) }
+}
+
+fn of_vcpus(vm: &Vm, seconds: f64) -> Shown {
+    let rows = vm.vcpus.iter().map(|v| {
+        let cpu = if v.cpu < 0 { "-".into() } else { v.cpu.to_string() };
+        vec![
+            v.id.to_string(),
+            cpu,
+            v.state.into(),
+            rate(v.exits, seconds),
+            share(v.fast, v.exits),
+            rate(v.user, seconds),
+        ]
+    });
+    (
+        vec!["vCPU", "CPU", "state", "exits/s", "fast", "user/s"],
+        rows.collect(),
+        [6, 6, 14, 12, 8, 12].map(Constraint::Length).to_vec(),
+    )
+}
+
+fn of_exits(vm: &Vm, seconds: f64) -> Shown {
+    let mut rows = Vec::new();
+    let all = vm.total(|v| v.exits);
+    for (kind, counts) in [("exit", &vm.exits), ("MSR", &vm.msrs), ("port", &vm.ports)] {
+        let of = largest(counts).into_iter();
+        rows.extend(of.map(|(k, n)| vec![kind.into(), k.clone(), rate(n, seconds), share(n, all)]));
+    }
+    (vec!["", "what", "per s", "of all"], rows, [6, 34, 12, 8].map(Constraint::Length).to_vec())
+}
+
+fn of_mechanisms(vm: &Vm, seconds: f64) -> Shown {
+    let rows = vm.mechanisms.iter().map(|m| {
+        let why = if m.active == 0 { m.reason.clone() } else { String::new() };
+        vec![
+            m.name.clone(),
+            format!("{}/{}", m.active, vm.vcpus.len()),
+            rate(m.hits, seconds),
+            rate(m.saved, seconds),
+            rate(m.added, seconds),
+            why,
+        ]
+    });
+    let widths = [18, 8, 10, 10, 10].map(Constraint::Length).into_iter().chain([Constraint::Min(20)]);
+    (vec!["mechanism", "active", "hits/s", "saved/s", "added/s", "why not"], rows.collect(), widths.collect())
+}
+
+pub(crate) fn run(o: &Options) -> Result<()> {
+    let mut watch = Watch::new(Device::open()?)?;
+    let first = watch.since()?;
+    o.which.of(first)?;
+    let mut terminal = ratatui::try_init()?;
+    let r = live(o, &mut watch, &mut terminal);
+    ratatui::restore();
+    r
+}
+
+fn live(o: &Options, watch: &mut Watch, terminal: &mut ratatui::DefaultTerminal) -> Result<()> {
+    let mut screen = Screen::default();
+    screen.to(o.which.vm);
+    let mut view = View { seconds: Some(1.0), vms: Vec::new() };
+    let mut next = Instant::now() + o.interval.min(Duration::from_millis(200));
+    let mut looks = 0;
+    loop {
+        terminal.draw(|frame| screen.draw(frame, &view))?;
+        let wait = next.saturating_duration_since(Instant::now());
+        if event::poll(wait)? {
+            if let Event::Key(k) = event::read()?
+                && k.kind == KeyEventKind::Press
+                && matches!(screen.key(k.code, &view), Outcome::Leave)
+            {
+                return Ok(());
+            }
+            continue;
+        }
+        if o.count.is_some_and(|count| looks >= count) {
+            return Ok(());
+        }
+        view = watch.since()?;
+        view.vms.retain(|vm| o.which.pid.is_none_or(|pid| vm.pid == pid));
+        looks += 1;
+        next = Instant::now() + o.interval;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::sample;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    fn lines(screen: &mut Screen, view: &View, width: u16, height: u16) -> Vec<String> {
+        let mut t = Terminal::new(TestBackend::new(width, height)).unwrap();
+        t.draw(|f| screen.draw(f, view)).unwrap();
+        let buffer = t.backend().buffer().clone();
+        let line = |y| (0..width).map(|x| buffer[(x, y)].symbol().to_owned()).collect::<String>();
+        (0..height).map(|y| line(y).trim_end().to_owned()).collect()
+    }
+
+    fn view() -> View {
+        View { seconds: Some(2.0), vms: vec![sample(1, 2, 1), sample(2, 104, 3), sample(3, 1, 9)] }
+    }
+
+    #[test]
+    fn vms_on_a_small_terminal() {
+        let (v, mut s) = (view(), Screen::default());
+        let shown = lines(&mut s, &v, 80, 24);
+        assert!(shown[0].starts_with("exitctl: 3 VMs, "), "{shown:?}");
+        assert!(shown[1].contains("exits/s") && shown[1].contains("most"), "{shown:?}");
+        assert!(shown[2].contains("guest-2") && shown[2].contains("104"), "most exits first: {shown:?}");
+        assert!(shown[23].contains("q quit"), "{shown:?}");
+    }
+
+    /// The last of 104 vCPUs is reached, and the screen keeps its size.
+    #[test]
+    fn a_hundred_vcpus_scroll() {
+        let (v, mut s) = (view(), Screen::default());
+        lines(&mut s, &v, 80, 24);
+        s.key(KeyCode::Enter, &v);
+        let shown = lines(&mut s, &v, 80, 24);
+        assert!(
+            shown[0].starts_with("VM 2 guest-2 (pid 1002)") && shown[2].trim_start().starts_with('0'),
+            "{shown:?}"
+        );
+        s.key(KeyCode::End, &v);
+        let shown = lines(&mut s, &v, 80, 24);
+        assert!(shown[22].trim_start().starts_with("103"), "{shown:?}");
+        s.key(KeyCode::Tab, &v);
+        assert!(lines(&mut s, &v, 120, 40).iter().any(|l| l.contains("TSC_DEADLINE")));
+        s.key(KeyCode::Tab, &v);
+        assert!(lines(&mut s, &v, 120, 40).iter().any(|l| l.contains("boost") && l.contains("switched off")));
+        assert!(matches!(s.key(KeyCode::Esc, &v), Outcome::Stay));
+        assert!(lines(&mut s, &v, 80, 24)[0].starts_with("exitctl: 3 VMs"));
+        assert!(matches!(s.key(KeyCode::Char('q'), &v), Outcome::Leave));
+    }
+
+    #[test]
+    fn filter_and_order() {
+        let (v, mut s) = (view(), Screen::default());
+        for c in "/guest-3".chars() {
+            s.key(KeyCode::Char(c), &v);
+        }
+        s.key(KeyCode::Enter, &v);
+        assert_eq!(s.vms(&v).iter().map(|vm| vm.id).collect::<Vec<_>>(), [3]);
+        s.filter.clear();
+        s.sort = 3;
+        assert_eq!(s.vms(&v).iter().map(|vm| vm.id).collect::<Vec<_>>(), [1, 2, 3]);
+        s.key(KeyCode::Char('s'), &v);
+        assert_eq!(s.vms(&v)[0].id, 2);
+    }
+
+    /// A VM that is open ends: its list comes back.
+    #[test]
+    fn an_open_vm_ends() {
+        let (v, mut s) = (view(), Screen::default());
+        s.to(Some(2));
+        lines(&mut s, &v, 80, 24);
+        let less = View { seconds: Some(1.0), vms: vec![sample(1, 1, 1)] };
+        assert!(lines(&mut s, &less, 80, 24)[0].starts_with("exitctl: 1 VMs"));
+        let none = View { seconds: Some(1.0), vms: Vec::new() };
+        s.key(KeyCode::Enter, &none);
+        assert!(lines(&mut s, &none, 20, 3)[0].starts_with("exitctl: 0 VMs"));
+    }
+}
