@@ -1,7 +1,7 @@
 //! What the hall needs from the operating system. `linux/module` implements it over C helpers, the tests with a fake.
 
 use crate::clock::tsc::Rate;
-use exitless_chooser::{Facts, Set};
+use exitless_chooser::{Facts, Fallback, Set};
 use exitless_x86::apic::InterruptMessage;
 
 /// What a second-level fault turned out to be.
@@ -126,8 +126,15 @@ pub trait Host {
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool;
     /// Delivers an IPI sent by this vCPU.
     fn send_ipi(&self, msg: &InterruptMessage);
-    /// The same, if whom it names can be looked up and is not more than 16 vCPUs; `false`: otherwise, and nothing was done (atomic).
-    fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool;
+    /// The same, if whom it names can be looked up and is not more than 16 vCPUs, and `first` succeeds, which is done before (atomic).
+    ///
+    /// # Errors
+    /// `first`'s, or [`Fallback::Targets`] without it: nothing was sent.
+    fn send_ipi_to_few(
+        &self,
+        msg: &InterruptMessage,
+        first: impl FnOnce() -> Result<(), Fallback>,
+    ) -> Result<(), Fallback>;
     /// Delivers a message to the vCPU whose APIC has the physical id `id`. `true`: it took it (atomic).
     fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool;
     /// Ends the halt of the vCPU whose APIC has that id: of the present one, else of its next (atomic).

@@ -42,7 +42,7 @@ impl Vm {
         let Ok(work) = l.msr_write(s, 0x800 + reg::ICR / 16, icr, &T0) else { panic!("reserved bits") };
         let mut told = BTreeSet::from([SENDER]);
         if let Some(msg) = work.ipi {
-            route(&msg, Some(SENDER), self, |index, accepted| {
+            route(&msg, Some(SENDER), self, |index, _, accepted| {
                 told.extend((accepted == Accepted::Event).then_some(index))
             });
         }
@@ -56,11 +56,15 @@ impl Vm {
 }
 
 impl Targets for Vm {
+    type Vcpu = Shared;
     fn len(&self) -> usize {
         self.apics.len()
     }
     fn get(&self, index: usize) -> Option<&Shared> {
         self.apics.get(index).map(|(_, s, _)| &**s)
+    }
+    fn only(&self, _: &InterruptMessage) -> Option<usize> {
+        None
     }
     fn resolve(&self, _: &InterruptMessage, _: Option<usize>) -> Option<Few> {
         None
@@ -152,7 +156,7 @@ fn check(icr: u64, running: u32) {
         None => {}
         Some(Owed::Tell) => {
             let msg: InterruptMessage = Icr::from(icr).message(true);
-            named(&msg, Some(SENDER), &vm, |index| {
+            named(&msg, Some(SENDER), &vm, |index, _| {
                 told.insert(index);
             });
         }

@@ -268,6 +268,13 @@ void ex_kick_all(void *set)
 		ex_send_ipis(set, RESCHEDULE_VECTOR);
 }
 
+/* ex_cpu_post() likewise. */
+void ex_post_all(void *set)
+{
+	if (cpumask_and(set, set, cpu_online_mask))
+		ex_send_ipis(set, POSTED_INTR_VECTOR);
+}
+
 bool ex_hw_breakpoint_active(void)
 {
 	return hw_breakpoint_active();

@@ -46,6 +46,7 @@ void *ex_kick_set(bool wait);
 void ex_kick_add(void *set, u32 cpu);
 void ex_kick_all_ack(const void *set);
 void ex_kick_all(void *set);
+void ex_post_all(void *set);
 bool ex_hw_breakpoint_active(void);
 void ex_hw_breakpoint_restore(void);
 void ex_ldt_reload(void);

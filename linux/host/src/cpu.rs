@@ -7,6 +7,7 @@ use bytemuck::ZeroableInOption;
 use core::ffi::c_void;
 use core::marker::PhantomData;
 use core::num::NonZeroU8;
+use core::ptr::NonNull;
 
 /// The number of this CPU. Means something only while preemption or interrupts are off.
 #[inline]
@@ -178,6 +179,88 @@ pub fn post(cpu: u32) {
 pub fn on_one(cpu: u32, arg: *mut c_void, op: u32) -> Result<()> {
     // SAFETY: the arguments are only handed on; the helper checks the number.
     check(unsafe { ffi::ex_on_one_cpu(cpu, arg, op) }).map(drop)
+}
+
+/// An interrupt for another CPU that may run a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipi {
+    /// [`kick`].
+    Kick,
+    /// [`post`].
+    Post,
+}
+
+impl Ipi {
+    /// Any context.
+    #[inline]
+    pub fn send(self, cpu: u32) {
+        match self {
+            Self::Kick => kick(cpu),
+            Self::Post => post(cpu),
+        }
+    }
+}
+
+/// CPUs that get the same interrupt together, for which the host's APIC may need one write. Interrupts are off from the second on until
+/// it is sent.
+#[must_use]
+pub struct Together {
+    first: Option<(Ipi, u32)>,
+    set: Option<(NonNull<c_void>, NoIrq)>,
+}
+
+impl Together {
+    /// Nobody.
+    #[inline]
+    pub const fn new() -> Self {
+        Self { first: None, set: None }
+    }
+
+    /// One more; at once, if the others' interrupt is of the other kind.
+    #[inline]
+    pub fn add(&mut self, ipi: Ipi, cpu: u32) {
+        match self.first {
+            None => self.first = Some((ipi, cpu)),
+            Some((kind, first)) if kind == ipi => self.gather(first, cpu),
+            Some(_) => ipi.send(cpu),
+        }
+    }
+
+    fn gather(&mut self, first: u32, cpu: u32) {
+        // SAFETY: with interrupts off, from before the set is asked for until it is sent, nobody else uses this CPU's; the helpers
+        // check the numbers.
+        unsafe {
+            if self.set.is_none() {
+                let off = NoIrq::new();
+                self.set = NonNull::new(ffi::ex_kick_set(false)).map(|set| (set, off));
+                if let Some((set, _)) = &self.set {
+                    ffi::ex_kick_add(set.as_ptr(), first);
+                }
+            }
+            if let Some((set, _)) = &self.set {
+                ffi::ex_kick_add(set.as_ptr(), cpu);
+            }
+        }
+    }
+
+    /// Interrupts them.
+    #[inline]
+    pub fn send(self) {
+        match (self.first, &self.set) {
+            (None, _) => {}
+            (Some((ipi, cpu)), None) => ipi.send(cpu),
+            // SAFETY: as in `gather`.
+            (Some((Ipi::Kick, _)), Some((set, _))) => unsafe { ffi::ex_kick_all(set.as_ptr()) },
+            // SAFETY: as in `gather`.
+            (Some((Ipi::Post, _)), Some((set, _))) => unsafe { ffi::ex_post_all(set.as_ptr()) },
+        }
+    }
+}
+
+impl Default for Together {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Sends the reschedule IPI to all of these CPUs together, as [`kick`] does to one. Any context but NMI; what the iterator does is

@@ -48,6 +48,7 @@ unsafe extern "C" {
     pub(crate) fn ex_kick_add(set: *mut c_void, cpu: u32);
     pub(crate) fn ex_kick_all_ack(set: *const c_void);
     pub(crate) fn ex_kick_all(set: *mut c_void);
+    pub(crate) fn ex_post_all(set: *mut c_void);
     pub(crate) fn ex_hw_breakpoint_active() -> bool;
     pub(crate) fn ex_hw_breakpoint_restore();
     pub(crate) fn ex_ldt_reload();

@@ -31,10 +31,16 @@ pub struct Address {
 }
 
 impl Address {
+    /// It accepts fixed and lowest-priority interrupts: enabled in IA32_APIC_BASE and in the SVR.
+    pub fn listens(self) -> bool {
+        self.hw_enabled() && self.sw_enabled()
+    }
+
     /// The destination (not the shorthand) of `msg` names this APIC. An APIC disabled in IA32_APIC_BASE is never named.
     ///
     /// An xAPIC sender's or device's 0xff is a broadcast for every target; an x2APIC sender's 0xff is one for targets in xAPIC mode
     /// only, and 0xffff_ffff for all. A physical id above 0xff names its vCPU even in xAPIC mode, so that it can be started.
+    #[inline]
     pub fn names(self, msg: &InterruptMessage) -> bool {
         if !self.hw_enabled() {
             return false;

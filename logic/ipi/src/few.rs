@@ -5,6 +5,8 @@
 pub struct Few {
     indices: [u16; Few::MOST],
     len: usize,
+    /// Bit n: one whose index is n, modulo 64.
+    seen: u64,
 }
 
 impl Few {
@@ -18,17 +20,24 @@ impl Few {
             return None;
         }
         for index in (0..vcpus).filter(|&index| but != Some(index)) {
-            few.add(index as u16)?;
+            few.push(index as u16)?;
         }
         Some(few)
     }
 
     /// `None`: no room.
     pub(crate) fn add(&mut self, index: u16) -> Option<()> {
-        if !self.iter().any(|known| known == usize::from(index)) {
-            *self.indices.get_mut(self.len)? = index;
-            self.len += 1;
+        let bit = 1 << (index % 64);
+        if self.seen & bit != 0 && self.iter().any(|known| known == usize::from(index)) {
+            return Some(());
         }
+        self.seen |= bit;
+        self.push(index)
+    }
+
+    fn push(&mut self, index: u16) -> Option<()> {
+        *self.indices.get_mut(self.len)? = index;
+        self.len += 1;
         Some(())
     }
 
@@ -49,6 +58,6 @@ impl Few {
 
     /// All of them, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
-        self.indices.iter().take(self.len).map(|&index| index.into())
+        self.indices.get(..self.len).unwrap_or_default().iter().map(|&index| index.into())
     }
 }

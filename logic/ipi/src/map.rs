@@ -45,6 +45,15 @@ pub struct Map<const IDS: usize, W = AtomicU16> {
     xapics: W,
 }
 
+/// The positions of the bits that are set.
+fn bits(mut bits: u32) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let lowest = bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+        (lowest < 32).then_some(lowest)
+    })
+}
+
 /// The addresses from which the map was made, of vCPUs below `VCPUS`.
 #[derive(Debug, Zeroable)]
 pub struct Claims<const VCPUS: usize> {
@@ -127,11 +136,19 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
     }
 
     /// Who has this physical id, if that is one vCPU; to be asked by [`Address::has_id`].
+    #[inline]
     pub fn holder(&self, id: u32) -> Option<usize> {
         match self.slot(Place::Id(id))?.get() {
             NOBODY | SEVERAL => None,
             slot => Some(usize::from(slot - 1)),
         }
+    }
+
+    /// The one vCPU that `msg` can name, if it is for one physical id; to be asked by [`Address::names`].
+    #[inline]
+    pub fn only(&self, msg: &InterruptMessage) -> Option<usize> {
+        let plain = msg.shorthand == Shorthand::None && !msg.logical;
+        if !plain || matches!(msg.destination, 0xff | u32::MAX) { None } else { self.holder(msg.destination) }
     }
 
     fn slot(&self, place: Place) -> Option<&W> {
@@ -166,9 +183,12 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
 
     /// A destination of the three logical models at once: APICs need not agree on one.
     fn logical(&self, few: &mut Few, destination: u32) -> Option<()> {
-        let bits = |bits: u32| (0..16).filter(move |bit| bits >> bit & 1 != 0);
         for bit in bits(destination & 0xffff) {
             self.add(few, Place::Id(destination >> 16 << 4 | bit))?;
+        }
+        // Whoever was in xAPIC mode all the time is counted.
+        if self.xapics.get() == 0 {
+            return Some(());
         }
         for bit in bits(destination & 0xff) {
             self.add(few, Place::Flat(bit as u8))?;

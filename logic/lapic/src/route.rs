@@ -1,18 +1,24 @@
 //! From an interrupt message to the APICs that take it: shorthands, destinations, lowest priority.
 
 use crate::shared::{Accepted, Shared};
-use exitless_ipi::Few;
+use exitless_ipi::{Address, Few};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 
 /// The VM's vCPUs as the router sees them.
 // Nobody asks whether there are none.
 #[allow(clippy::len_without_is_empty)]
 pub trait Targets {
+    /// One of them, which has an APIC.
+    type Vcpu: AsRef<Shared>;
+
     /// Indices are below this.
     fn len(&self) -> usize;
 
-    /// The APIC at `index`; `None` if there is none (yet).
-    fn get(&self, index: usize) -> Option<&Shared>;
+    /// The vCPU at `index`; `None` if there is none (yet).
+    fn get(&self, index: usize) -> Option<&Self::Vcpu>;
+
+    /// [`exitless_ipi::Map::only`]. `None`: [`Targets::resolve`] tells.
+    fn only(&self, msg: &InterruptMessage) -> Option<usize>;
 
     /// [`exitless_ipi::Map::resolve`].
     fn resolve(&self, msg: &InterruptMessage, sender: Option<usize>) -> Option<Few>;
@@ -50,6 +56,13 @@ enum Candidates {
 }
 
 impl Candidates {
+    fn for_each(&self, f: impl FnMut(usize)) {
+        match self {
+            Self::Few(few) => few.iter().for_each(f),
+            Self::All(len) => (0..*len).for_each(f),
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Few(few) => few.len(),
@@ -74,7 +87,7 @@ pub fn route<T: Targets>(
     msg: &InterruptMessage,
     sender: Option<usize>,
     targets: &T,
-    sink: impl FnMut(usize, Accepted),
+    sink: impl FnMut(usize, &T::Vcpu, Accepted),
 ) -> Delivered {
     route_among(msg, sender, targets, &candidates(msg, sender, targets), sink)
 }
@@ -84,11 +97,13 @@ pub fn named<T: Targets>(
     msg: &InterruptMessage,
     sender: Option<usize>,
     targets: &T,
-    sink: impl FnMut(usize),
+    mut sink: impl FnMut(usize, &T::Vcpu),
 ) {
-    let candidates = candidates(msg, sender, targets);
-    let named = |index: &usize| targets.get(*index).is_some_and(|t| names(msg, sender, *index, t));
-    (0..candidates.len()).filter_map(|position| candidates.nth(position)).filter(named).for_each(sink);
+    candidates(msg, sender, targets).for_each(|index| {
+        if let Some(t) = targets.get(index).filter(|t| names(msg, sender, index, t.as_ref().address())) {
+            sink(index, t);
+        }
+    });
 }
 
 fn candidates<T: Targets>(msg: &InterruptMessage, sender: Option<usize>, targets: &T) -> Candidates {
@@ -98,16 +113,27 @@ fn candidates<T: Targets>(msg: &InterruptMessage, sender: Option<usize>, targets
     }
 }
 
-/// As [`route`], but only to vCPUs that can be looked up, [`Few::MOST`] of them at most. `None`: they cannot, or are more; nothing was
-/// done.
-pub fn route_few<T: Targets>(
+/// As [`route`], but only to vCPUs that can be looked up, [`Few::MOST`] of them at most, and behind `first`, if that succeeds.
+///
+/// # Errors
+/// `first`'s, or, without it, `otherwise`: they cannot be looked up, or are more. Nothing was done.
+pub fn route_few<T: Targets, E>(
     msg: &InterruptMessage,
     sender: Option<usize>,
     targets: &T,
-    sink: impl FnMut(usize, Accepted),
-) -> Option<Delivered> {
-    let few = targets.resolve(msg, sender)?;
-    Some(route_among(msg, sender, targets, &Candidates::Few(few), sink))
+    otherwise: E,
+    first: impl FnOnce() -> Result<(), E>,
+    mut sink: impl FnMut(usize, &T::Vcpu, Accepted),
+) -> Result<Delivered, E> {
+    if let Some(index) = targets.only(msg) {
+        first()?;
+        let mut delivered = Delivered::default();
+        deliver(msg, sender, targets, index, &mut delivered, &mut sink);
+        return Ok(delivered);
+    }
+    let few = targets.resolve(msg, sender).ok_or(otherwise)?;
+    first()?;
+    Ok(route_among(msg, sender, targets, &Candidates::Few(few), sink))
 }
 
 fn route_among<T: Targets>(
@@ -115,36 +141,56 @@ fn route_among<T: Targets>(
     sender: Option<usize>,
     targets: &T,
     candidates: &Candidates,
-    mut sink: impl FnMut(usize, Accepted),
+    mut sink: impl FnMut(usize, &T::Vcpu, Accepted),
 ) -> Delivered {
     let mut delivered = Delivered::default();
-    let mut deliver = |(index, target): (usize, &Shared)| {
-        let accepted = target.accept(msg);
-        delivered.add(accepted);
-        if accepted.is_new() {
-            sink(index, accepted);
-        }
-    };
+    let mut to = |index| deliver(msg, sender, targets, index, &mut delivered, &mut sink);
+    if msg.mode != DeliveryMode::LOWEST {
+        candidates.for_each(to);
+        return delivered;
+    }
     let named = |position: usize| {
         let index = candidates.nth(position)?;
-        let target = targets.get(index)?;
-        names(msg, sender, index, target).then_some((index, target))
+        let target = targets.get(index)?.as_ref();
+        let address = target.address();
+        (names(msg, sender, index, address) && address.listens()).then_some((index, target))
     };
-    if msg.mode != DeliveryMode::LOWEST {
-        (0..candidates.len()).filter_map(named).for_each(deliver);
-    } else if let Some(lowest) = lowest(candidates.len(), targets.rotation(), named) {
-        deliver(lowest);
+    if let Some(index) = lowest(candidates.len(), targets.rotation(), named) {
+        to(index);
     }
     delivered
 }
 
-/// `msg` is for the APIC at `index`.
-fn names(msg: &InterruptMessage, sender: Option<usize>, index: usize, target: &Shared) -> bool {
+/// To the vCPU at `index`, if `msg` names it.
+#[inline]
+fn deliver<T: Targets>(
+    msg: &InterruptMessage,
+    sender: Option<usize>,
+    targets: &T,
+    index: usize,
+    delivered: &mut Delivered,
+    sink: &mut impl FnMut(usize, &T::Vcpu, Accepted),
+) {
+    let Some(target) = targets.get(index) else { return };
+    let address = target.as_ref().address();
+    if !names(msg, sender, index, address) {
+        return;
+    }
+    let accepted = target.as_ref().accept_at(address, msg);
+    delivered.add(accepted);
+    if accepted.is_new() {
+        sink(index, target, accepted);
+    }
+}
+
+/// `msg` is for the APIC at `index`, whose address this is.
+#[inline]
+fn names(msg: &InterruptMessage, sender: Option<usize>, index: usize, address: Address) -> bool {
     match msg.shorthand {
-        Shorthand::None => target.address().names(msg),
-        Shorthand::SelfOnly => target.hw_enabled() && sender == Some(index),
-        Shorthand::All => target.hw_enabled(),
-        Shorthand::AllButSelf => target.hw_enabled() && sender != Some(index),
+        Shorthand::None => address.names(msg),
+        Shorthand::SelfOnly => address.hw_enabled() && sender == Some(index),
+        Shorthand::All => address.hw_enabled(),
+        Shorthand::AllButSelf => address.hw_enabled() && sender != Some(index),
     }
 }
 
@@ -154,11 +200,11 @@ fn lowest<'a>(
     len: usize,
     rotation: usize,
     named: impl Fn(usize) -> Option<(usize, &'a Shared)>,
-) -> Option<(usize, &'a Shared)> {
+) -> Option<usize> {
     let start = rotation.checked_rem(len)?;
-    (start..len)
+    let lowest = (start..len)
         .chain(0..start)
         .filter_map(named)
-        .filter(|(_, target)| target.sw_enabled())
-        .min_by_key(|(_, target)| target.arbitration_priority())
+        .min_by_key(|(_, target)| target.arbitration_priority())?;
+    Some(lowest.0)
 }

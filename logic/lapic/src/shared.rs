@@ -110,6 +110,12 @@ pub struct Shared {
     errors: AtomicU32,
 }
 
+impl AsRef<Self> for Shared {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl Shared {
     /// Where the guest reads registers without an exit: the TMR's home is this page from now on, because with an interrupt that the
     /// CPU posts nobody comes by who could bring it there.
@@ -272,8 +278,7 @@ impl Shared {
 
     /// The APIC is enabled in the SVR too: it accepts fixed and lowest-priority interrupts.
     pub fn sw_enabled(&self) -> bool {
-        let address = self.address();
-        address.hw_enabled() && address.sw_enabled()
+        self.address().listens()
     }
 
     /// The registers are a page at [`apic_base::DEFAULT_ADDRESS`].
@@ -288,9 +293,16 @@ impl Shared {
 
     /// Applies a message that names this APIC (see [`Address::names`]); what the caller then owes is in [`Accepted`].
     pub fn accept(&self, msg: &InterruptMessage) -> Accepted {
+        self.accept_at(self.address(), msg)
+    }
+
+    /// The same, its address known.
+    #[inline]
+    pub(crate) fn accept_at(&self, address: Address, msg: &InterruptMessage) -> Accepted {
         match msg.mode {
-            DeliveryMode::FIXED | DeliveryMode::LOWEST => self.accept_vector(msg.vector, msg.level),
-            _ if !self.hw_enabled() => Accepted::None,
+            DeliveryMode::FIXED | DeliveryMode::LOWEST if !address.listens() => Accepted::None,
+            DeliveryMode::FIXED | DeliveryMode::LOWEST => self.post_checked(msg.vector, msg.level),
+            _ if !address.hw_enabled() => Accepted::None,
             DeliveryMode::NMI => self.queue_nmi(),
             // The INIT level de-assert message only set arbitration ids on old buses (SDM vol. 3A, 11.6.1).
             DeliveryMode::INIT if msg.level && !msg.assert => Accepted::None,
@@ -303,15 +315,7 @@ impl Shared {
 
     /// An edge of this vector from somewhere else than the owner.
     pub fn accept_edge(&self, vector: u8) -> Accepted {
-        self.accept_vector(vector, false)
-    }
-
-    /// A fixed interrupt from outside: needs an enabled APIC and a legal vector.
-    fn accept_vector(&self, vector: u8, level: bool) -> Accepted {
-        if !self.sw_enabled() {
-            return Accepted::None;
-        }
-        self.post_checked(vector, level)
+        if self.sw_enabled() { self.post_checked(vector, false) } else { Accepted::None }
     }
 
     /// Posts a legal vector; an illegal one becomes an error instead (SDM vol. 3A, 11.5.3).

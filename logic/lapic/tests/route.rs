@@ -26,25 +26,35 @@ impl Vm {
 
     fn send(&self, message: &InterruptMessage, sender: Option<usize>) -> (Vec<(usize, Accepted)>, Delivered) {
         let mut seen = Vec::new();
-        let delivered = route(message, sender, self, |index, accepted| seen.push((index, accepted)));
+        let delivered = route(message, sender, self, |index, _, accepted| seen.push((index, accepted)));
         seen.sort_by_key(|(index, _)| *index);
         (seen, delivered)
     }
 }
 
+impl Vm {
+    fn map(&self) -> Map<512> {
+        let (map, mut claims) = (Map::<512>::zeroed(), Claims::<16>::zeroed());
+        for (index, cpu) in self.cpus.iter().enumerate() {
+            map.update(&mut claims, index, cpu.as_ref().map_or(Address::new(), |cpu| cpu.s.address()));
+        }
+        map
+    }
+}
+
 impl Targets for Vm {
+    type Vcpu = Shared;
     fn len(&self) -> usize {
         self.cpus.len()
     }
     fn get(&self, index: usize) -> Option<&Shared> {
         Some(&self.cpus.get(index)?.as_ref()?.s)
     }
+    fn only(&self, message: &InterruptMessage) -> Option<usize> {
+        self.map().only(message).filter(|_| self.mapped)
+    }
     fn resolve(&self, message: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
-        let (map, mut claims) = (Map::<512>::zeroed(), Claims::<16>::zeroed());
-        for (index, cpu) in self.cpus.iter().enumerate() {
-            map.update(&mut claims, index, cpu.as_ref().map_or(Address::new(), |cpu| cpu.s.address()));
-        }
-        map.resolve(message, sender, self.len()).filter(|_| self.mapped)
+        self.map().resolve(message, sender, self.len()).filter(|_| self.mapped)
     }
     fn rotation(&self) -> usize {
         self.rotation.replace(self.rotation.get() + 1)
@@ -134,7 +144,7 @@ fn check(models: &[Model], message: &InterruptMessage, sender: Option<usize>) {
     let vm = Vm::new(models.iter().map(|m| Some(build(m))).collect());
     let named = reference(message, sender, models);
     let mut told = BTreeSet::new();
-    exitless_lapic::named(message, sender, &vm, |index| assert!(told.insert(index), "told twice"));
+    exitless_lapic::named(message, sender, &vm, |index, _| assert!(told.insert(index), "told twice"));
     assert_eq!(told, named, "{message:?} {models:?}");
     let (seen, delivered) = vm.send(message, sender);
     if message.mode == DeliveryMode::LOWEST {
@@ -251,8 +261,8 @@ proptest! {
             build_vm(false).send(&message, Some(sender))
         );
         let [mut fast, mut slow] = [vec![], vec![]];
-        exitless_lapic::named(&message, Some(sender), &build_vm(true), |index| fast.push(index));
-        exitless_lapic::named(&message, Some(sender), &build_vm(false), |index| slow.push(index));
+        exitless_lapic::named(&message, Some(sender), &build_vm(true), |index, _| fast.push(index));
+        exitless_lapic::named(&message, Some(sender), &build_vm(false), |index, _| slow.push(index));
         prop_assert_eq!(fast, slow);
     }
 }
@@ -315,8 +325,14 @@ fn aliased_ids() {
 fn few_or_nobody() {
     let mut vm = Vm::new((0..3).map(|id| Some(Cpu::xapic(id))).collect());
     vm.cpus[2].as_mut().unwrap().write(reg::ID, 0);
-    let send = |destination| route_few(&fixed(destination, 0x40), None, &vm, |_, _| ());
-    assert_eq!(send(0), None);
-    assert!(vm.cpus.iter().flatten().all(|cpu| cpu.s.top_irr().is_none()));
-    assert_eq!(send(1), Some(Delivered { accepted: 1, new: 1 }));
+    let send = |destination, first| {
+        route_few(&fixed(destination, 0x40), None, &vm, "targets", || first, |_, _, _| ())
+    };
+    let nobody = || vm.cpus.iter().flatten().all(|cpu| cpu.s.top_irr().is_none());
+    assert_eq!(send(0, Err("first")), Err("targets"), "not tried before somebody is found");
+    assert_eq!(send(0, Ok(())), Err("targets"));
+    assert_eq!(send(1, Err("first")), Err("first"));
+    assert!(nobody());
+    assert_eq!(send(1, Ok(())), Ok(Delivered { accepted: 1, new: 1 }));
+    assert!(!nobody());
 }

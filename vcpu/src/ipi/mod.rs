@@ -24,15 +24,15 @@ pub(crate) fn send<B: Backend, H: Host<Cpu = B::Cpu>>(
     behind: Behind,
 ) -> Result<(), Fallback> {
     let message = v.lapic.icr_message(value).ok_or(Fallback::Form)?;
-    let behind = behind.known(v, host)?;
     if is_own(&message) {
+        behind.go(v, host)?;
         let _ = sh.apic.accept(&message);
         look_at_own(v, sh);
-    } else if !host.send_ipi_to_few(&message) {
-        return Err(Fallback::Targets);
+    } else {
+        host.send_ipi_to_few(&message, || behind.go(v, host))?;
     }
     v.lapic.keep_icr(value);
-    behind.go(v, host)
+    Ok(())
 }
 
 /// For the sender alone, whatever its id is.

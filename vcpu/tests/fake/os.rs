@@ -8,7 +8,7 @@ use super::world::{
     CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, HOUSEKEEPER, Hand, ROM, ROM_DOORBELL, TICKS,
     World, pattern,
 };
-use exitless_vcpu::chooser::{Facts, Reason, Set};
+use exitless_vcpu::chooser::{Facts, Fallback, Reason, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_x86::apic::InterruptMessage;
@@ -216,11 +216,17 @@ impl<C> Host for Os<C> {
         self.w.may_sleep("send_ipi");
         self.w.ipis.borrow_mut().push(*msg);
     }
-    fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool {
-        if self.w.few.get() {
-            self.w.ipis.borrow_mut().push(*msg);
+    fn send_ipi_to_few(
+        &self,
+        msg: &InterruptMessage,
+        first: impl FnOnce() -> Result<(), Fallback>,
+    ) -> Result<(), Fallback> {
+        if !self.w.few.get() {
+            return Err(Fallback::Targets);
         }
-        self.w.few.get()
+        first()?;
+        self.w.ipis.borrow_mut().push(*msg);
+        Ok(())
     }
     fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool {
         assert_eq!(id, msg.destination);

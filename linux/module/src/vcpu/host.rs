@@ -14,7 +14,7 @@ use exitless_host::task::WorkWord;
 use exitless_host::{cpu, enter, fpu, task, time, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
-use exitless_vcpu::chooser::{Facts, Set};
+use exitless_vcpu::chooser::{Facts, Fallback, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_x86::apic::InterruptMessage;
@@ -236,13 +236,17 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.ioapic_write(gpa, data) || self.vm.quiet_write(false, gpa, data)
     }
     fn send_ipi(&self, msg: &InterruptMessage) {
-        self.vm.deliver(msg, Some(self.me.index as usize));
+        self.vm.deliver(msg, Some(self.me));
     }
-    fn send_ipi_to_few(&self, msg: &InterruptMessage) -> bool {
-        self.vm.deliver_to_few(msg, Some(self.me.index as usize))
+    fn send_ipi_to_few(
+        &self,
+        msg: &InterruptMessage,
+        first: impl FnOnce() -> Result<(), Fallback>,
+    ) -> Result<(), Fallback> {
+        self.vm.deliver_to_few(msg, Some(self.me), Fallback::Targets, first)
     }
     fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool {
-        self.vm.deliver_to(id, msg, self.me.index as usize)
+        self.vm.deliver_to(id, msg, self.me)
     }
     fn unhalt(&self, id: u32) {
         if let Some(v) = self.vm.vcpu_with_id(id) {
@@ -287,7 +291,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.all_found() && global::get().is_some_and(|g| g.svm.caps.avic_ipis)
     }
     fn tell_ipi(&self, msg: &InterruptMessage) {
-        self.vm.tell(msg, self.me.index as usize);
+        self.vm.tell(msg, self.me);
     }
     fn edge_eois(&self) -> bool {
         self.vm.edge_eois.load(Ordering::Acquire)

@@ -4,9 +4,10 @@ use super::Vm;
 use crate::vcpu::VcpuObj;
 use crate::vendor::svm;
 use core::sync::atomic::Ordering;
+use exitless_host::cpu::{self, Ipi, Together};
 use exitless_host::mem::KSlice;
+use exitless_host::time;
 use exitless_host::timer::Cancelled;
-use exitless_host::{cpu, time};
 use exitless_hw_ops as ops;
 use exitless_ipi::Few;
 use exitless_irqchip::chips::{Effect, IrqChips, delivered};
@@ -41,12 +42,23 @@ pub struct RouteTable {
     pub pins: PinMap,
 }
 
+impl AsRef<Shared> for VcpuObj {
+    fn as_ref(&self) -> &Shared {
+        &self.shared.apic
+    }
+}
+
 impl Targets for Vm {
+    type Vcpu = VcpuObj;
+
     fn len(&self) -> usize {
         self.vcpu_count()
     }
-    fn get(&self, index: usize) -> Option<&Shared> {
-        self.vcpu(index).map(|v| &v.shared.apic)
+    fn get(&self, index: usize) -> Option<&VcpuObj> {
+        self.vcpu(index)
+    }
+    fn only(&self, msg: &InterruptMessage) -> Option<usize> {
+        self.map.only(msg)
     }
     fn resolve(&self, msg: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
         self.map.resolve(msg, sender, self.vcpu_count())
@@ -55,6 +67,17 @@ impl Targets for Vm {
     /// counts in big steps.
     fn rotation(&self) -> usize {
         (ops::rdtsc().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+    }
+}
+
+fn index(v: &VcpuObj) -> usize {
+    v.index as usize
+}
+
+/// Who spins for an answer lets the receiver run.
+fn note(sender: Option<&VcpuObj>, receiver: &VcpuObj) {
+    if let Some(sender) = sender {
+        sender.shared.hints.sent_to(index(receiver));
     }
 }
 
@@ -68,11 +91,11 @@ impl VcpuObj {
 
     /// The same, but for the IPI: which other CPU needs it. Interrupts or preemption off, or any answer is as good as the other.
     pub fn wake_or_interrupt(&self) -> Option<u32> {
-        if self.task.wake() {
-            self.shared.hints.woken();
-            return None;
-        }
+        // In the guest nobody sleeps. Who goes to sleep behind it looks once more, after a full barrier, for what the caller asked.
         if !self.shared.needs_ipi() {
+            if self.task.wake() {
+                self.shared.hints.woken();
+            }
             return None;
         }
         u32::try_from(self.shared.cpu.load(Ordering::Relaxed)).ok().filter(|&at| at != cpu::id())
@@ -86,48 +109,76 @@ impl VcpuObj {
         self.kick();
     }
 
-    /// Notifies the CPU where the vCPU is in the guest. On this CPU it is not: it will look before it enters.
-    fn post(&self) {
-        let at = self.shared.cpu.load(Ordering::Relaxed);
-        if at >= 0 && at as u32 != cpu::id() {
-            match self.svm.has_avic() {
-                false => cpu::post(at as u32),
-                // A CPU whose guest is (by now) without AVIC ignores the doorbell.
-                true if self.shared.delivers.load(Ordering::Acquire) => svm::ring(at as u32),
-                true => cpu::kick(at as u32),
-            }
+    /// What notifies the CPU where the vCPU is in the guest. On this CPU it is not: it will look before it enters.
+    fn notification(&self) -> Option<(Ipi, u32)> {
+        let at = u32::try_from(self.shared.cpu.load(Ordering::Relaxed)).ok().filter(|&at| at != cpu::id())?;
+        if !self.svm.has_avic() {
+            return Some((Ipi::Post, at));
         }
+        if !self.shared.delivers.load(Ordering::Acquire) {
+            return Some((Ipi::Kick, at));
+        }
+        // A CPU whose guest is (by now) without AVIC ignores the doorbell.
+        svm::ring(at);
+        None
     }
 
     /// Tells the owner what a message did.
     pub fn notify(&self, accepted: Accepted) {
+        if let Some((ipi, at)) = self.tell(accepted) {
+            ipi.send(at);
+        }
+    }
+
+    /// The same, but for the IPI: which one is owed, and to which CPU.
+    fn tell(&self, accepted: Accepted) -> Option<(Ipi, u32)> {
         match accepted {
-            Accepted::None | Accepted::Coalesced => return,
+            Accepted::None | Accepted::Coalesced => return None,
             Accepted::Startup => self.shared.request(Request::APIC_STATE),
             // The CPU delivers it: an announcement, and a notification where the vCPU may be in the guest.
             Accepted::Event if self.shared.delivers.load(Ordering::Acquire) => {
                 let _ = self.shared.apic.posted().announce();
                 // After the announcement, which is a full barrier: see `exitless_vcpu::apic::vapic`.
                 if self.shared.needs_ipi() {
-                    return self.post();
+                    return self.notification();
                 }
                 self.shared.request(Request::EVENT)
             }
             Accepted::Event | Accepted::Nmi | Accepted::ExtInt => self.shared.request(Request::EVENT),
         }
-        self.kick();
+        self.wake_or_interrupt().map(|at| (Ipi::Kick, at))
     }
 }
 
 impl Vm {
-    /// Delivers a message; `sender` is a vCPU's index.
-    pub fn deliver(&self, msg: &InterruptMessage, sender: Option<usize>) -> Delivered {
-        route(msg, sender, self, |i, accepted| self.notify(sender, i, accepted))
+    /// Delivers a message; `sender` is a vCPU.
+    pub fn deliver(&self, msg: &InterruptMessage, sender: Option<&VcpuObj>) -> Delivered {
+        route(msg, sender.map(index), self, |_, v, accepted| {
+            note(sender, v);
+            v.notify(accepted);
+        })
     }
 
-    /// The same, if all who are named can be looked up and are few. `false`: they cannot or are not, and nothing was done.
-    pub fn deliver_to_few(&self, msg: &InterruptMessage, sender: Option<usize>) -> bool {
-        route_few(msg, sender, self, |i, accepted| self.notify(sender, i, accepted)).is_some()
+    /// The same, if all who are named can be looked up and are few, behind `first`, if that succeeds.
+    ///
+    /// # Errors
+    /// `first`'s, or `otherwise`: they cannot or are not. Nothing was done.
+    pub fn deliver_to_few<E>(
+        &self,
+        msg: &InterruptMessage,
+        sender: Option<&VcpuObj>,
+        otherwise: E,
+        first: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut ipis = Together::new();
+        route_few(msg, sender.map(index), self, otherwise, first, |_, v, accepted| {
+            note(sender, v);
+            if let Some((ipi, at)) = v.tell(accepted) {
+                ipis.add(ipi, at);
+            }
+        })?;
+        ipis.send();
+        Ok(())
     }
 
     /// The vCPU whose APIC has this physical id.
@@ -137,25 +188,20 @@ impl Vm {
     }
 
     /// Delivers a message to the vCPU with that id. `false`: there is none, or it does not take it.
-    pub fn deliver_to(&self, id: u32, msg: &InterruptMessage, sender: usize) -> bool {
+    pub fn deliver_to(&self, id: u32, msg: &InterruptMessage, sender: &VcpuObj) -> bool {
         let Some(v) = self.vcpu_with_id(id) else { return false };
         let accepted = v.shared.apic.accept(msg);
-        self.notify(Some(sender), v.index as usize, accepted);
+        note(Some(sender), v);
+        v.notify(accepted);
         accepted != Accepted::None
     }
 
-    fn notify(&self, sender: Option<usize>, index: usize, accepted: Accepted) {
-        if let Some(sender) = sender.and_then(|i| self.vcpu(i)) {
-            sender.shared.hints.sent_to(index);
-        }
-        if let Some(v) = self.vcpu(index) {
-            v.notify(accepted);
-        }
-    }
-
     /// Hardware has made this IPI of a vCPU pending in each APIC that it names.
-    pub fn tell(&self, msg: &InterruptMessage, sender: usize) {
-        named(msg, Some(sender), self, |i| self.notify(Some(sender), i, Accepted::Event));
+    pub fn tell(&self, msg: &InterruptMessage, sender: &VcpuObj) {
+        named(msg, Some(index(sender)), self, |_, v| {
+            note(Some(sender), v);
+            v.notify(Accepted::Event);
+        });
     }
 
     /// CPUs find the APIC of `v`, or not any more: only while they find all do they send IPIs.
@@ -224,7 +270,7 @@ impl Vm {
 
     /// The same where interrupts are off. `false`: it is a message to more vCPUs than can be told there, and nothing was done.
     pub fn pulse_few(&self, gsi: u32, source: Source) -> bool {
-        self.pulse(gsi, source, |msg| self.deliver_to_few(msg, None))
+        self.pulse(gsi, source, |msg| self.deliver_to_few(msg, None, (), || Ok(())).is_ok())
     }
 
     fn pulse(&self, gsi: u32, source: Source, deliver: impl FnOnce(&InterruptMessage) -> bool) -> bool {
