@@ -40,7 +40,6 @@ static void ex_timer_queue(void *info)
 
 	/* The thread may start it anew meanwhile, anywhere: who starts it last has the newest time. */
 	do {
-		smp_mb();
 		expires = READ_ONCE(t->expires);
 		hrtimer_start(&t->timer, ns_to_ktime(expires), HRTIMER_MODE_ABS_PINNED_HARD);
 		smp_mb();
@@ -116,7 +115,7 @@ void ex_timer_start_elsewhere(void *timer, u64 expires_ns)
 	if (!t->elsewhere || !cpu_online(cpu))
 		cpu = ex_housekeeper();
 	WRITE_ONCE(t->expires, min_t(u64, expires_ns, KTIME_MAX));
-	/* Against the first barrier in ex_timer_queue(): a call that is busy still has not read it. */
+	/* Against the barrier in ex_timer_queue(): a call that is busy still looks at it (again). */
 	smp_mb();
 	err = cpu < nr_cpu_ids ? smp_call_function_single_async(cpu, &t->csd) : -ENXIO;
 	if (!err)

@@ -1,8 +1,8 @@
 //! The owner word under loom: the crate's own code on loom's memory, the thread against the callback.
 
 use crate::owner::{Due, Home, Owner, Word};
-use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 
 impl Word for AtomicU64 {
@@ -157,4 +157,72 @@ fn moments() {
             assert!(found.fired && found.gone);
         }
     });
+}
+
+/// The host's timer as `linux/c/helpers/hrtimer.c` starts it: by the thread here, or by a call to another CPU, one at a time.
+struct Started {
+    /// What it is queued for, under its lock.
+    queued: Mutex<u64>,
+    newest: AtomicU64,
+    call_busy: AtomicBool,
+}
+
+impl Started {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            queued: Mutex::new(0),
+            newest: AtomicU64::new(0),
+            call_busy: AtomicBool::new(false),
+        })
+    }
+
+    /// `ex_timer_queue`; the call may be made again as soon as it begins.
+    fn called(&self) {
+        self.call_busy.store(false, Ordering::Release);
+        loop {
+            let expires = self.newest.load(Ordering::Relaxed);
+            *self.queued.lock().unwrap() = expires;
+            fence(Ordering::SeqCst);
+            if self.newest.load(Ordering::Relaxed) == expires {
+                return;
+            }
+        }
+    }
+
+    /// `ex_timer_start`.
+    fn here(&self, expires: u64) {
+        self.newest.store(expires, Ordering::Relaxed);
+        *self.queued.lock().unwrap() = expires;
+    }
+
+    /// `ex_timer_start_elsewhere`.
+    fn elsewhere(t: &Arc<Self>, expires: u64) -> Option<thread::JoinHandle<()>> {
+        t.newest.store(expires, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let busy = t.call_busy.load(Ordering::Relaxed);
+        (!busy).then(|| {
+            t.call_busy.store(true, Ordering::Relaxed);
+            let t = t.clone();
+            thread::spawn(move || t.called())
+        })
+    }
+}
+
+/// Started here or elsewhere while a call is on its way: it is queued for the newest time when all is quiet, never for an older one.
+#[test]
+fn the_newest_start_counts() {
+    for here in [true, false] {
+        loom::model(move || {
+            let t = Started::new();
+            let first = Started::elsewhere(&t, 2);
+            let second = if here {
+                t.here(1);
+                None
+            } else {
+                Started::elsewhere(&t, 1)
+            };
+            first.into_iter().chain(second).for_each(|call| call.join().unwrap());
+            assert_eq!(*t.queued.lock().unwrap(), 1);
+        });
+    }
 }
