@@ -39,9 +39,9 @@ offline() {
 }
 check off watched unseen "posted_timer on" idle/deadlines
 check allow defaults +posted_timer
-check posted watched seen "posted_timer on active 1/1 hits [1-9]" "idle/deadlines idle/deadlines_come_without_exits"
+check posted watched seen "posted_timer on active 1/1 hits [1-9]" "idle/deadlines idle/deadlines_come_without_exits idle/moved_deadlines_come_without_exits"
 check kept watched unseen "posted_timer on active [1-9]" "deadline/swept deadline/rewrite"
-check every isolated --idle deadline/
+check every isolated --idle deadline/ nmi/ pic/wakes lapic/timer ioapic/edge_wakes inject/hlt_wakes
 check offline offline
 check switched runner run --switch idle/deadlines idle/timer_in_hlt_xapic
 check unused wait_unused 5

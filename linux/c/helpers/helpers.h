@@ -97,6 +97,7 @@ void *ex_timer_new(void *cookie, u32 kind);
 void ex_timer_free(void *timer);
 void ex_timer_start(void *timer, u64 expires_ns, bool pinned);
 void ex_timer_start_elsewhere(void *timer, u64 expires_ns);
+void ex_timer_start_again(void *timer, u64 expires_ns);
 bool ex_keeps_house(void);
 bool ex_timer_cancel(void *timer);
 int ex_timer_try_cancel(void *timer);

@@ -124,6 +124,14 @@ void ex_timer_start_elsewhere(void *timer, u64 expires_ns)
 		ex_timer_start(timer, expires_ns, true);
 }
 
+/* By the callback, on its CPU: not the newest time, if others start the timer meanwhile. */
+void ex_timer_start_again(void *timer, u64 expires_ns)
+{
+	struct ex_timer *t = timer;
+
+	hrtimer_start(&t->timer, ns_to_ktime(min_t(u64, expires_ns, KTIME_MAX)), HRTIMER_MODE_ABS_PINNED_HARD);
+}
+
 /* Some CPUs are isolated, and others keep house for them. */
 bool ex_keeps_house(void)
 {

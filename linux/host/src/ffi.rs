@@ -111,6 +111,7 @@ unsafe extern "C" {
     pub(crate) fn ex_timer_free(timer: *mut c_void);
     pub(crate) fn ex_timer_start(timer: *mut c_void, expires_ns: u64, pinned: bool);
     pub(crate) fn ex_timer_start_elsewhere(timer: *mut c_void, expires_ns: u64);
+    pub(crate) fn ex_timer_start_again(timer: *mut c_void, expires_ns: u64);
     pub(crate) fn ex_keeps_house() -> bool;
     pub(crate) fn ex_timer_cancel(timer: *mut c_void) -> bool;
     pub(crate) fn ex_timer_try_cancel(timer: *mut c_void) -> c_int;

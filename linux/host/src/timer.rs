@@ -66,6 +66,14 @@ impl Timer {
         unsafe { ffi::ex_timer_start_elsewhere(self.handle.get(), expires_ns) }
     }
 
+    /// As [`Timer::start`], on this CPU, in its callback: whoever else starts it meanwhile has the newer time, and the callback asks
+    /// who that was.
+    #[inline]
+    pub fn start_again(&self, expires_ns: u64) {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ex_timer_start_again(self.handle.get(), expires_ns) }
+    }
+
     /// Stops it and waits for a running callback. True when it was queued. Not inside the callback, nor under a lock
     /// that the callback takes.
     pub fn cancel(&self) -> bool {

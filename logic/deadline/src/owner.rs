@@ -7,11 +7,13 @@
 //!   thread:    Nobody, Cpu, Host, Posted, Fired ── give ──▶ Nobody, Cpu, Host, Posted        Firing: waits for Fired
 //!   callback:  Host ─────────────────────────────▶ Nobody, gone       and asks the thread to look
 //!              Posted(at), at has come ──▶ Firing ── (posts the vector) ──▶ Fired, gone
-//!              Posted(at), long before ──────────▶ Nobody, gone       and asks the thread to look
+//!              Posted(at), long before ──────────▶ the same           and queues the timer for then
 //!              Nobody, Cpu ──────────────────────▶ the same, gone     and does nothing
 //! ```
 //! *Gone*: the host's timer fired since the thread last gave; nothing is queued there any more ([`crate::Queue`]). The word is given
-//! before the host's timer is started, so a callback that finds another arming's word is at most early for it.
+//! before the host's timer is started, so a callback that finds another arming's word is at most early for it. One that queues the
+//! timer anew looks at the word once more behind that: if it is another the thread's start may be the one replaced, and the thread
+//! is asked.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,6 +50,13 @@ pub enum Due {
     Post,
     /// So many ticks later: calls again.
     Wait(u64),
+    /// Queues the timer for then, so many ticks later, and asks the thread unless [`Owner::is_still`] for the same moment.
+    Later {
+        /// The moment.
+        at: u64,
+        /// Ticks until then.
+        left: u64,
+    },
 }
 
 const NOBODY: u64 = 0;
@@ -165,12 +174,13 @@ impl<W: Word> Owner<W> {
     pub fn take_due(&self, tsc: u64, patience: u64) -> Due {
         let mut old = self.0.load();
         loop {
-            let left = (old & !(KIND | GONE)).saturating_sub(tsc);
+            let at = old & !(KIND | GONE);
+            let left = at.saturating_sub(tsc);
             let (new, due) = match old & KIND {
                 HOST => (NOBODY | GONE, Due::Ask),
                 POSTED if left == 0 => (FIRING | GONE, Due::Post),
                 POSTED if left <= patience => return Due::Wait(left),
-                POSTED => (NOBODY | GONE, Due::Ask),
+                POSTED => return Due::Later { at, left },
                 _ => (old | GONE, Due::Nothing),
             };
             match self.0.exchange(old, new) {
@@ -178,6 +188,11 @@ impl<W: Word> Owner<W> {
                 Err(now) => old = now,
             }
         }
+    }
+
+    /// The callback's, behind [`Due::Later`]: it is this moment still that is waited for.
+    pub fn is_still(&self, at: u64) -> bool {
+        self.0.load() & !GONE == at | POSTED
     }
 
     /// The callback's, behind [`Due::Post`]: the vector is posted.

@@ -12,12 +12,19 @@ const NEAR_MS: u64 = 1;
 pub struct Queue {
     at: u64,
     started: u64,
+    /// On a CPU that keeps house.
+    away: bool,
 }
 
 impl Queue {
     /// It may be queued: a callback may come.
     pub fn queued(&self) -> bool {
         self.at != 0
+    }
+
+    /// On a CPU that keeps house, whatever the thread's own CPU is.
+    pub fn is_away(&self) -> bool {
+        self.queued() && self.away
     }
 
     /// It fired, or was stopped.
@@ -32,13 +39,15 @@ impl Queue {
         left >= u64::from(khz) * NEAR_MS && left >= self.at.saturating_sub(self.started) / 2
     }
 
-    /// It is to fire at `at` at the latest, `at` is not before `now`. `true`: start it for then.
-    pub fn want(&mut self, now: u64, at: u64, khz: u32) -> bool {
-        if self.queued() && self.at <= at && self.far(now, khz) {
+    /// It is to fire at `at` at the latest, `at` is not before `now`: here, or `away`. `true`: start it so. One that is away and only asks
+    /// may stay there.
+    pub fn want(&mut self, now: u64, at: u64, khz: u32, away: bool) -> bool {
+        let serves = self.at == at || self.at < at && self.far(now, khz);
+        if self.queued() && serves && self.away >= away {
             return false;
         }
         // 0 would read as not queued.
-        *self = Self { at: at.max(1), started: now };
+        *self = Self { at: at.max(1), started: now, away };
         true
     }
 
@@ -64,21 +73,25 @@ mod tests {
     #[test]
     fn started_when_it_must_be() {
         let mut q = Queue::default();
-        assert!(q.want(100, 100 + 10 * MS, KHZ));
-        assert!(!q.want(200, 100 + 10 * MS, KHZ));
-        assert!(!q.want(200, 100 + 20 * MS, KHZ));
-        assert!(q.want(300, 100 + 9 * MS, KHZ), "an earlier one");
-        assert!(q.want(100 + 8 * MS + 1, 100 + 30 * MS, KHZ), "near");
-        assert!(q.want(100 + 20 * MS, 100 + 31 * MS, KHZ), "more than half of the way is gone");
+        assert!(q.want(100, 100 + 10 * MS, KHZ, false));
+        assert!(!q.want(200, 100 + 10 * MS, KHZ, false));
+        assert!(!q.want(200, 100 + 20 * MS, KHZ, false));
+        assert!(q.want(300, 100 + 9 * MS, KHZ, false), "an earlier one");
+        assert!(q.want(100 + 8 * MS + 1, 100 + 30 * MS, KHZ, false), "near");
+        assert!(q.want(100 + 20 * MS, 100 + 31 * MS, KHZ, false), "more than half of the way is gone");
         q.gone();
-        assert!(q.want(100 + 20 * MS, 100 + 31 * MS, KHZ));
+        assert!(q.want(100 + 20 * MS, 100 + 31 * MS, KHZ, false));
+        assert!(q.want(100 + 20 * MS, 100 + 31 * MS, KHZ, true), "elsewhere");
+        assert!(!q.want(100 + 20 * MS, 100 + 40 * MS, KHZ, true) && q.is_away());
+        assert!(!q.want(100 + 30 * MS, 100 + 31 * MS, KHZ, false) && q.is_away(), "asks from there");
+        assert!(q.want(100 + 30 * MS, 100 + 32 * MS, KHZ, false) && !q.is_away(), "near");
     }
 
     #[test]
     fn stopped_when_it_would_come_soon() {
         let mut q = Queue::default();
         assert!(!q.drop(5, KHZ), "not queued");
-        assert!(q.want(0, 10 * MS, KHZ));
+        assert!(q.want(0, 10 * MS, KHZ, false));
         assert!(!q.drop(MS, KHZ) && q.queued());
         assert!(q.drop(9 * MS + 1, KHZ) && !q.queued());
     }
@@ -97,13 +110,13 @@ mod tests {
                     q.gone();
                     early += u64::from(wanted.is_none_or(|at| at > now));
                     if let Some(at) = wanted.filter(|at| *at > now) {
-                        prop_assert!(q.want(now, at, KHZ));
+                        prop_assert!(q.want(now, at, KHZ, false));
                         queued = Some(at);
                     }
                 }
                 wanted = left.map(|l| now + l);
                 match wanted {
-                    Some(at) if q.want(now, at, KHZ) => queued = Some(at.max(1)),
+                    Some(at) if q.want(now, at, KHZ, false) => queued = Some(at.max(1)),
                     None if q.drop(now, KHZ) => queued = None,
                     _ => {}
                 }

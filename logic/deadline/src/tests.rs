@@ -25,6 +25,8 @@ struct World {
     /// The posted vectors, as the descriptor has them.
     vectors: AtomicU32,
     asked: AtomicU32,
+    /// What the host's timer is queued for.
+    queued: Mutex<u64>,
 }
 
 impl World {
@@ -33,6 +35,7 @@ impl World {
             owner: Owner::new(AtomicU64::new(0)),
             vectors: AtomicU32::new(0),
             asked: AtomicU32::new(0),
+            queued: Mutex::new(0),
         })
     }
 
@@ -46,6 +49,12 @@ impl World {
             }
             Due::Ask => {
                 self.asked.fetch_add(1, Ordering::Release);
+            }
+            Due::Later { at, .. } => {
+                *self.queued.lock().unwrap() = at;
+                if !self.owner.is_still(at) {
+                    self.asked.fetch_add(1, Ordering::Release);
+                }
             }
             Due::Nothing | Due::Wait(_) => {}
         }
@@ -147,7 +156,8 @@ fn moments() {
         for at in [1u64, 15, 16, 17, 12345, u64::MAX >> 1] {
             let w = World::new();
             w.owner.give(Home::Posted(at), false);
-            assert_eq!(w.owner.take_due(at - 1, 0), Due::Ask, "{at}: early, and nobody waits");
+            let Due::Later { at: then, left } = w.owner.take_due(at - 1, 0) else { panic!("{at}: early") };
+            assert!(then >= at && left == then - (at - 1) && w.owner.is_still(then), "{at}");
             w.owner.give(Home::Posted(at), false);
             assert!(matches!(w.owner.take_due(at - 1, 100), Due::Wait(1..=16)), "{at}");
             assert_eq!(w.owner.take_due(at + 15, 0), Due::Post, "{at}");
@@ -156,6 +166,26 @@ fn moments() {
             let found = w.owner.give(Home::Nobody, false);
             assert!(found.fired && found.gone);
         }
+    });
+}
+
+/// The callback comes early and queues the timer anew, while the thread starts it for a nearer moment: the nearer one is queued, or the
+/// thread is asked.
+#[test]
+fn queued_anew_while_it_is_started() {
+    loom::model(|| {
+        let w = World::new();
+        w.owner.give(Home::Posted(320), true);
+        let callback = {
+            let w = w.clone();
+            thread::spawn(move || w.fires(100))
+        };
+        let found = w.owner.give(Home::Posted(160), true);
+        *w.queued.lock().unwrap() = 160;
+        callback.join().unwrap();
+        assert!(!found.gone && !found.fired && w.vectors.load(Ordering::Relaxed) == 0);
+        let queued = *w.queued.lock().unwrap();
+        assert!(queued == 160 || w.asked.load(Ordering::Relaxed) == 1, "late, and nobody knows");
     });
 }
 
@@ -169,11 +199,7 @@ struct Started {
 
 impl Started {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            queued: Mutex::new(0),
-            newest: AtomicU64::new(0),
-            call_busy: AtomicBool::new(false),
-        })
+        Arc::new(Self { queued: Mutex::new(0), newest: AtomicU64::new(0), call_busy: AtomicBool::new(false) })
     }
 
     /// `ex_timer_queue`; the call may be made again as soon as it begins.

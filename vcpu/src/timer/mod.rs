@@ -209,7 +209,7 @@ fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
                 unqueue(v, host, m.tsc);
             }
         }
-        Place::Posted => post(v, sh, host, at),
+        Place::Posted => post(v, sh, host, m.tsc, at),
         Place::Host => {
             v.b.set_timer(None);
             if !sh.timer.is_host() {
@@ -218,7 +218,7 @@ fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
             if !facts.steady_tsc || !sh.active(SleepUntil) {
                 v.queue.gone();
             }
-            if !v.queue.want(m.tsc, at, host.tsc_khz()) {
+            if !v.queue.want(m.tsc, at, host.tsc_khz(), false) {
                 sh.count_hit(SleepUntil);
             } else if let Some(ns) = due_ns(v, host) {
                 host.arm_timer(ns);
@@ -227,15 +227,14 @@ fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
     }
 }
 
-/// The host's timer posts the vector at `at`, on a CPU that keeps house. It is queued for that very moment: fired early it would have to
-/// ask. The word is nobody's or the CPU's or the host's here: see [`harvest`].
-fn post<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, at: u64) {
+/// The host's timer posts the vector at `at`, on a CPU that keeps house. If it is queued there for an earlier moment it queues itself
+/// anew then, and this CPU need not call the other. The word is nobody's or the CPU's or the host's here: see [`harvest`].
+fn post<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, now: u64, at: u64) {
     let Some(vector) = v.lapic.plain_deadline() else { return };
     v.b.set_timer(None);
     sh.timer_vector.store(vector, Ordering::Relaxed);
     give(v, sh, Home::Posted(at));
-    v.queue.gone();
-    if v.queue.want(0, at, host.tsc_khz())
+    if v.queue.want(now, at, host.tsc_khz(), true)
         && let Some(ns) = due_ns(v, host)
     {
         host.arm_timer_elsewhere(ns);
@@ -254,9 +253,15 @@ fn give<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, to: Home) {
     }
 }
 
-/// The host's timer fired, in hard interrupt context on whatever CPU: the requester's side. What its CPU then does is in the answer;
-/// [`Due::Post`]: the vector is in the IRR, and the owner is to be told as of any message that was `Accepted` so.
-pub fn host_fired(sh: &VcpuShared, mut tsc: impl FnMut() -> u64, patience: u64) -> (Due, Accepted) {
+/// The host's timer fired, in hard interrupt context on whatever CPU: the requester's side. `again` queues it for so many ticks later.
+/// What its CPU then does is in the answer; [`Due::Post`]: the vector is in the IRR, and the owner is to be told as of any message that
+/// was `Accepted` so.
+pub fn host_fired(
+    sh: &VcpuShared,
+    mut tsc: impl FnMut() -> u64,
+    patience: u64,
+    again: impl Fn(u64),
+) -> (Due, Accepted) {
     loop {
         match sh.timer.take_due(tsc(), patience) {
             Due::Wait(_) => core::hint::spin_loop(),
@@ -264,6 +269,10 @@ pub fn host_fired(sh: &VcpuShared, mut tsc: impl FnMut() -> u64, patience: u64) 
                 let accepted = sh.apic.accept_edge(sh.timer_vector.load(Ordering::Relaxed));
                 sh.timer.posted();
                 return (Due::Post, accepted);
+            }
+            Due::Later { at, left } => {
+                again(left);
+                return (if sh.timer.is_still(at) { Due::Nothing } else { Due::Ask }, Accepted::None);
             }
             due => return (due, Accepted::None),
         }
@@ -277,18 +286,15 @@ fn unqueue<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, now: u6
     }
 }
 
-/// The thread came to another CPU: what is queued on the one that it left comes along, or goes.
+/// The thread came to another CPU: what is queued on the one that it left comes along, or goes. What those have who keep house stays.
 pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    if sh.timer.is_posted() {
-        // It stays where it is, with those who keep house.
-        return host.bring_timers(false);
-    }
     let meant = sh.timer.is_host();
-    if v.queue.queued() && !meant {
+    let here = v.queue.queued() && !v.queue.is_away();
+    if here && !meant {
         v.queue.gone();
         host.cancel_timer();
     }
-    host.bring_timers(meant);
+    host.bring_timers(here && meant);
 }
 
 /// Until when a vCPU that is about to sleep may be waited for awake, ns on the host's clock; never, if the host has the timer.

@@ -477,7 +477,8 @@ impl World {
             self.ns.set(self.ns.get() + 1);
             self.ns.get() * TICKS
         };
-        match timer::host_fired(&self.sh, tsc, 1000) {
+        let again = |left: u64| self.timer.set(Some(self.ns.get() + left.div_ceil(TICKS)));
+        match timer::host_fired(&self.sh, tsc, 1000, again) {
             (Due::Ask, _) => self.ask(Request::TIMER),
             (_, accepted) if accepted.is_new() => {
                 self.posts.set(self.posts.get() + 1);

@@ -568,3 +568,22 @@ fn posted_and_lvtt_written() {
     m.then([time(3000), Op::Nop, Op::Nop, Op::Nop]);
     assert_eq!((m.events(), m.w.posts.get()), (vec![Event::Interrupt(0x61)], 1));
 }
+
+/// Deadlines that move away, and exits to user space meanwhile, leave the timer where it is queued, on the other CPU; it comes there
+/// early, queues itself for the rest, and the guest hears of nothing but its deadline. A nearer one is queued anew.
+#[test]
+fn posted_from_an_earlier_one() {
+    const MS: u64 = 1_000_000;
+    posted(&[Op::Deadline(10 * MS), Op::Deadline(20 * MS), Op::Nop], |mut m| {
+        m.go();
+        m.then([Op::Nop, Op::Deadline(30 * MS), Op::Nop]);
+        assert_eq!((m.w.timer_starts.get(), homes(&m)), (1, (false, true)));
+        let slices = m.sh.stats.irq_exits.get();
+        m.then([Op::Nop, time(11 * MS), Op::Nop, time(18 * MS), Op::Nop, time(2 * MS), Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), m.w.posts.get(), m.w.timer_starts.get()), (vec![TIMER], 1, 1));
+        // The one at the script's end.
+        assert_eq!(m.sh.stats.irq_exits.get(), slices + 1, "an exit for the host's interrupt");
+        m.then([Op::Deadline(20 * MS), Op::Deadline(10 * MS), Op::Nop]);
+        assert_eq!(m.w.timer_starts.get(), 3);
+    });
+}

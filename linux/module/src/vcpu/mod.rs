@@ -26,6 +26,7 @@ use exitless_hw_ops as ops;
 use exitless_pv_abi::KVM_VCPU_PREEMPTED;
 use exitless_svm::Svm;
 use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
+use exitless_vcpu::clock::units::ticks_to_ns;
 use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
 use exitless_vcpu::timer::{self, Due};
@@ -168,7 +169,10 @@ impl VcpuObj {
     pub fn timer_fired(&self) {
         // What its clock is less than 10 us early by, against the TSC, it waits for.
         let patience = u64::from(time::tsc_khz()) / 100;
-        match timer::host_fired(&self.shared, ops::rdtsc, patience) {
+        let again = |left| {
+            self.timer.start_again(time::monotonic_ns().saturating_add(ticks_to_ns(left, time::tsc_khz())));
+        };
+        match timer::host_fired(&self.shared, ops::rdtsc, patience, again) {
             (Due::Ask, _) => {}
             (_, accepted) => return self.notify(accepted),
         }
