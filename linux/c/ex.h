@@ -44,6 +44,7 @@ bool ex_rs_irqfd_wakeup(void *vm, unsigned long irqfd);
 void ex_rs_irqfd_inject(void *vm, unsigned long irqfd);
 void ex_rs_irqfd_hangup(void *vm, unsigned long irqfd);
 u64 ex_rs_timer_fired(void *cookie, u32 kind);
+void ex_rs_give_timer_back(void);
 
 /* Scheduler. */
 void ex_rs_sched_in(void *vcpu, u32 cpu);

@@ -8,12 +8,14 @@
 #include <linux/build_bug.h>
 #include <linux/cpu.h>
 #include <linux/hardirq.h>
+#include <linux/hrtimer.h>
 #include <linux/kvm_host.h>
 #include <linux/moduleparam.h>
 #include <linux/perf_event.h>
 #include <linux/percpu.h>
 #include <linux/sched.h>
 #include <linux/stddef.h>
+#include <linux/tick.h>
 #include <asm/apic.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/desc.h>
@@ -85,6 +87,9 @@ void ex_vmx_call_gate(unsigned long handler);
 u32 ex_vmx_run_asm(struct ex_vmx_run *run, u64 launched, u64 host_spec_ctrl);
 u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
 void ex_vmx_interrupt(u8 vector);
+u32 ex_vmx_host_timer(void);
+bool ex_vmx_interrupt_requested(u8 vector);
+void ex_vmx_end_interrupt(void);
 u32 ex_vmx_pmu_list(struct ex_vmx_pmu_msr *list, u32 longest);
 void ex_vmx_task_bases(u64 *fs, u64 *gs);
 void ex_vmx_restore_segments(u16 ds, u16 es, u16 fs, u16 gs, u16 ldt, u64 fs_base);
@@ -286,6 +291,60 @@ bool ex_vmx_guards_exec(void)
 bool ex_vmx_host_x2apic(void)
 {
 	return x2apic_enabled();
+}
+
+/* This CPU's local APIC, by either way in. */
+static u32 ex_apic_read(u32 reg)
+{
+	return x2apic_mode ? native_apic_msr_read(reg) : native_apic_mem_read(reg);
+}
+
+/*
+ * Whether guests can be lent this host's APIC timers: each CPU's clock event device is the TSC deadline (LVTT says so, masked or not), which
+ * counts on in C-states, so that nobody sends its vector as an IPI (tick broadcast); and a handler that runs for nothing does nothing but
+ * look, which is not so for periodic ticks and those without high resolution. Any context.
+ */
+bool ex_vmx_timer_fits(void)
+{
+	return boot_cpu_has(X86_FEATURE_TSC_DEADLINE_TIMER) && boot_cpu_has(X86_FEATURE_ARAT) &&
+	       hrtimer_resolution < LOW_RES_NSEC &&
+	       (ex_apic_read(APIC_LVTT) & APIC_LVT_TIMER_TSCDEADLINE);
+}
+
+/* hw/vmx/src/machine.rs, host_timer, is the same. */
+#define EX_TIMER_DEADLINE	(1u << 8)
+#define EX_TIMER_MAY_STOP	(1u << 9)
+
+/*
+ * Interrupts off. Where there is a tick, a timer is always armed while a thread runs, so its device stays on. Without (nohz_full) the kernel
+ * masks LVTT when nothing is armed, and kernels before "x86/apic: Always explicitly disarm TSC-deadline timer" leave the deadline there.
+ */
+u32 ex_vmx_host_timer(void)
+{
+	u32 lvtt = ex_apic_read(APIC_LVTT);
+	u32 told = lvtt & APIC_VECTOR_MASK;
+
+	if ((lvtt & APIC_LVT_TIMER_TSCDEADLINE) && !(lvtt & APIC_LVT_MASKED))
+		told |= EX_TIMER_DEADLINE;
+	if (tick_nohz_full_cpu(smp_processor_id()))
+		told |= EX_TIMER_MAY_STOP;
+	return told;
+}
+
+/* Interrupts off. The reads before it, of the deadline above all, are done first: RDMSR waits for nobody. */
+bool ex_vmx_interrupt_requested(u8 vector)
+{
+	rmb();
+	return ex_apic_read(APIC_IRR + vector / 32 * 0x10) & BIT(vector % 32);
+}
+
+/* Interrupts off: the interrupt that an exit has acknowledged is over. */
+void ex_vmx_end_interrupt(void)
+{
+	if (x2apic_mode)
+		native_apic_msr_write(APIC_EOI, 0);
+	else
+		WRITE_ONCE(*(u32 *)(APIC_BASE + APIC_EOI), 0);
 }
 
 static void ex_vmx_mode_end(void)

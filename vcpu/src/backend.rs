@@ -3,6 +3,7 @@
 //! `hw/svm` and `hw/vmx` are twins that implement [`Backend`]; the run loop is monomorphised over it, so no exit
 //! pays for an indirect branch. A backend never decides anything and never calls the operating system.
 
+use exitless_deadline::passthrough::Found;
 pub use exitless_lapic::ApicPage;
 use exitless_x86::exception::Exception;
 use exitless_x86::msr::Msr;
@@ -250,8 +251,10 @@ pub enum Exit {
     /// MOV to CR8 alone is intercepted while an interrupt waits below the TPR.
     Cr8Write,
     DrAccess,
-    /// The timer of [`Backend::set_timer`] ran out.
+    /// The timer of [`Backend::set_timer`] ran out; or, while [`Backend::timer_lent`], the host's deadline has come.
     Timer,
+    /// A deadline of the timer that is lent has come: [`Backend::timer_rang`].
+    Deadline,
     /// There was no room in the log of [`Backend::take_log`].
     LogFull,
     /// The guest ended this vector, in hardware, and its EOI was asked for.
@@ -458,6 +461,28 @@ pub trait Backend {
     fn set_timer(&mut self, at: Option<u64>) -> bool {
         let _ = at;
         false
+    }
+    /// Lends the CPU's APIC timer to the guest, armed for `deadline` of its own TSC, which is the host's (0: not armed): it reads and writes
+    /// IA32_TSC_DEADLINE without an exit, and each deadline that comes ends guest mode with [`Exit::Deadline`]. What the host waits for
+    /// ends it with [`Exit::Timer`]. `false`: not now.
+    fn lend_timer(&mut self, cpu: &Self::Cpu, deadline: u64) -> bool {
+        let _ = (cpu, deadline);
+        false
+    }
+    /// It is lent. The host takes it back by itself, in the middle of a slice, where it is about to use it.
+    fn timer_lent(&self, cpu: &Self::Cpu) -> bool {
+        let _ = cpu;
+        false
+    }
+    /// A deadline of the guest's came since it was lent, or since the last call.
+    fn timer_rang(&mut self, cpu: &Self::Cpu) -> bool {
+        let _ = cpu;
+        false
+    }
+    /// The timer is the host's again: what the guest left; `None`: it was not lent since the last call. Before [`Backend::end`].
+    fn take_timer_back(&mut self, cpu: &Self::Cpu) -> Option<Found> {
+        let _ = cpu;
+        None
     }
     /// The CPU can deliver virtual interrupts, and does once [`Backend::set_apic`] says so.
     fn virtualizes_apic(&self) -> bool {

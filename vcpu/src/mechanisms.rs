@@ -11,9 +11,11 @@ use exitless_pv_abi::exitless_feature;
 
 /// Chooses, if something moved since.
 pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    if core::mem::replace(&mut v.chosen, true) {
+    let by_deadline = v.lapic.expires_by_deadline();
+    if core::mem::replace(&mut v.chosen, true) && v.by_deadline == by_deadline {
         return;
     }
+    v.by_deadline = by_deadline;
     let facts = facts(v, host);
     sh.chosen.set(active(host.wanted(), &facts), &facts);
     let lazy = host.wanted().has(LazyDeadline) && host.irqchip() && v.cpuid.caps().tsc_deadline;
@@ -35,4 +37,7 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
         .with(Reason::NoDeadline, !caps.tsc_deadline)
         .with(Reason::NotAsked, !enabled(v.pv.lazy_deadline))
         .with(Reason::UnsteadyTsc, !host.steady_tsc())
+        .with(Reason::OwnTsc, v.tsc_offset != 0 || v.rate.is_scaled())
+        .with(Reason::OtherTimer, !v.by_deadline)
+        .with(Reason::IdlesInside, v.in_guest.hlt || v.in_guest.mwait)
 }

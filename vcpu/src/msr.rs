@@ -188,6 +188,7 @@ impl<B: Backend> Vcpu<B> {
     /// Gives the TSC another offset.
     pub fn set_tsc_offset(&mut self, sh: &VcpuShared, offset: u64) {
         self.tsc_offset = offset;
+        self.chosen = false;
         self.b.set_tsc_offset(offset);
         sh.tsc.offset.store(offset, Relaxed);
     }
@@ -195,6 +196,7 @@ impl<B: Backend> Vcpu<B> {
     /// Lets the TSC count at another rate; the offset that fits is the caller's business. `scaling`: the CPU's.
     pub fn set_tsc_rate(&mut self, sh: &VcpuShared, rate: Rate, scaling: Option<Scaling>) {
         self.rate = rate;
+        self.chosen = false;
         sh.tsc.ratio.store(rate.raw_ratio(), Relaxed);
         if let Some(scaling) = scaling {
             self.b.set_tsc_ratio(rate.ratio(scaling));

@@ -13,7 +13,7 @@ use crate::outcome::{Fast, Next, RunExit};
 use crate::pv::steal;
 use crate::request;
 use crate::shared::{VcpuShared, mp};
-use crate::timer;
+use crate::timer::{self, passthrough};
 use crate::vcpu::{PendingPort, Vcpu};
 use exitless_chooser::Mechanism::HaltPollGuest;
 
@@ -119,8 +119,12 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     // Preemption is off: the slice stays on this CPU.
     let cpu = host.cpu();
     v.b.begin(cpu);
+    passthrough::begin(v);
     avic::runs(v, host);
     let exit = loop {
+        if !passthrough::before(v, sh, host, cpu) {
+            break None;
+        }
         entry::before(v);
         vapic::sync(v, sh);
         let exit = v.b.enter(cpu, v.flush);
@@ -138,6 +142,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
             Fast::Slow => break Some(exit),
         }
     };
+    passthrough::settle(v, sh, host, cpu);
     let debug = v.dr_live;
     let taken = host.unload_state(&state, debug);
     v.pkru = taken.pkru.unwrap_or(v.pkru);

@@ -115,6 +115,8 @@ struct Hardware {
     timer: Option<u64>,
     /// The guest idles without exits, on a host whose housekeepers post its timers.
     posts: bool,
+    /// The host's tick is the CPU's APIC timer, and comes so often; 0: it is not.
+    tick: u64,
 }
 
 impl Hardware {
@@ -130,6 +132,9 @@ impl Hardware {
         m.v.b.tells_bytes = self.timer.is_none();
         m.w.idles_in_guest.set(self.posts);
         m.w.housekeeping.set(self.posts);
+        if self.tick != 0 {
+            m.w.start_tick(self.tick);
+        }
         if self.x2apic {
             m.set_x2apic();
         }
@@ -138,12 +143,9 @@ impl Hardware {
 
 fn hardware() -> impl Strategy<Value = Hardware> {
     let timer = prop_oneof![Just(None), Just(Some(20_000)), Just(Some(1 << 24))];
-    (0..3u8, any::<bool>(), timer, any::<bool>()).prop_map(|(apic, x2apic, timer, posts)| Hardware {
-        apic: apic == 1,
-        avic: apic == 2,
-        x2apic,
-        timer,
-        posts,
+    let tick = prop_oneof![Just(0), Just(3000u64), Just(50_000), Just(1 << 40)];
+    (0..3u8, any::<bool>(), timer, any::<bool>(), tick).prop_map(|(apic, x2apic, timer, posts, tick)| {
+        Hardware { tick, apic: apic == 1, avic: apic == 2, x2apic, timer, posts }
     })
 }
 

@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
     ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
 };
+use exitless_vcpu::timer::Found;
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
@@ -23,7 +24,7 @@ const DR6_NEUTRAL: u64 = 0xffff_0ff0;
 const NO_REASON: u32 = 0xffff;
 
 /// What [`Vmx::plan`] decides, besides the bits of [`how`].
-mod plan {
+pub(crate) mod plan {
     use crate::machine::how;
     /// The guest's debug registers are in the CPU: DR6 changes hands.
     pub(super) const DEBUG_REGISTERS: u32 = 1 << 8;
@@ -35,8 +36,10 @@ mod plan {
     pub(super) const FRESH: u32 = 1 << 11;
     /// Registers of performance monitoring change hands.
     pub(super) const PMU: u32 = 1 << 12;
+    /// The CPU's APIC timer is lent, or was by the last entry.
+    pub(crate) const LENDS: u32 = 1 << 13;
     /// There is something to do before the switch.
-    pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | PMU | how::GUARD_L1D;
+    pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | PMU | LENDS | how::GUARD_L1D;
     /// There is something to do after it.
     pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | PMU;
 }
@@ -75,7 +78,7 @@ impl<M: Machine> Vmx<M> {
     }
 
     /// What may differ from entry to entry.
-    fn write_back(&mut self, flush: bool) {
+    fn write_back(&mut self, cpu: &PerCpu, flush: bool) {
         if flush || self.flush_due {
             self.flush_translations();
         }
@@ -89,7 +92,7 @@ impl<M: Machine> Vmx<M> {
             self.settle_debug();
         }
         self.cache.write_back(&self.m);
-        self.load_timer();
+        self.load_timer(cpu);
     }
 
     fn choose_vpid(&mut self, cpu: &PerCpu) {
@@ -138,15 +141,19 @@ impl<M: Machine> Vmx<M> {
             | bit(self.caps.guard_l1d(), how::GUARD_L1D)
             | bit(!self.dr_intercept, plan::DEBUG_REGISTERS)
             | bit(self.switches_pmu(), plan::PMU)
+            | bit(self.lends, plan::LENDS)
             | bit(self.host_debugctl != 0, plan::HOST_DEBUGCTL);
     }
 
     /// What few entries need directly before the switch. The bits for it; `None`: it cannot be.
     #[cold]
-    fn rare_before(&mut self) -> Option<u32> {
+    fn rare_before(&mut self, cpu: &PerCpu) -> Option<u32> {
         let mut bits = self.plan;
         if bits & plan::UNSETTLED != 0 {
             return None;
+        }
+        if bits & plan::LENDS != 0 {
+            self.follow_loan(cpu);
         }
         if bits & plan::PMU != 0 {
             self.follow_pmu();
@@ -186,18 +193,18 @@ impl<M: Machine> Vmx<M> {
         }
     }
 
-    fn after(&mut self) -> Exit {
+    fn after(&mut self, cpu: &PerCpu) -> Exit {
         if self.exit_reason().entry_failed() {
             // Guest fields, launch state and the event's valid bit are as they were (SDM vol. 3C, 27.8).
             self.cache.set(c::EVENT, 0);
-            return self.decode_exit();
+            return self.decode_exit(cpu);
         }
         self.left = true;
         self.taken = false;
         self.cache.left_guest();
         self.vmcs_rsp = self.m.get(f::GUEST_RSP);
         self.run.gprs.set(Gpr::Rsp, self.vmcs_rsp);
-        self.decode_exit()
+        self.decode_exit(cpu)
     }
 
     fn failed(&mut self) -> Exit {
@@ -234,24 +241,24 @@ impl<M: Machine> Backend for Vmx<M> {
         self.plan(settled, at);
     }
 
-    fn enter(&mut self, _cpu: &PerCpu, flush: bool) -> Exit {
+    fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
         self.left = false;
         self.length.set(0);
         self.run.reason = NO_REASON;
         let mut bits = self.plan;
         if bits & plan::BEFORE != 0 {
-            match self.rare_before() {
+            match self.rare_before(cpu) {
                 Some(more) => bits = more,
                 None => return Exit::Disabled,
             }
         }
-        self.write_back(flush);
+        self.write_back(cpu, flush);
         let switched = self.m.enter(&mut self.run, bits);
         if bits & plan::AFTER != 0 {
             self.rare_after(switched);
         }
         match switched {
-            switched::EXIT => self.after(),
+            switched::EXIT => self.after(cpu),
             switched::FAILED => self.failed(),
             _ => Exit::Disabled,
         }
@@ -494,6 +501,18 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_timer(&mut self, at: Option<u64>) -> bool {
         self.timer_at(at)
+    }
+    fn lend_timer(&mut self, cpu: &PerCpu, deadline: u64) -> bool {
+        self.lend(cpu, deadline)
+    }
+    fn timer_lent(&self, cpu: &PerCpu) -> bool {
+        cpu.loan.is_lent()
+    }
+    fn take_timer_back(&mut self, cpu: &PerCpu) -> Option<Found> {
+        self.settle_timer(cpu)
+    }
+    fn timer_rang(&mut self, cpu: &PerCpu) -> bool {
+        cpu.loan.take_rang()
     }
     fn virtualizes_apic(&self) -> bool {
         self.caps.apicv()

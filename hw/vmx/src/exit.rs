@@ -2,6 +2,7 @@
 
 use crate::cache as c;
 use crate::machine::Machine;
+use crate::percpu::PerCpu;
 use crate::vcpu::Vmx;
 use exitless_vcpu::backend::{Event, Exit, IoAccess, SlatFault, Stopped, TaskSource, TaskSwitch};
 use exitless_x86::exception::{Exception, Vector};
@@ -14,7 +15,7 @@ use exitless_x86::vmx::exit::{
 use exitless_x86::vmx::{activity, field as f, interruptibility};
 
 impl<M: Machine> Vmx<M> {
-    pub(crate) fn decode_exit(&mut self) -> Exit {
+    pub(crate) fn decode_exit(&mut self, cpu: &PerCpu) -> Exit {
         let reason = self.exit_reason();
         if reason.entry_failed() {
             self.machine_check = reason.basic() == R::ENTRY_MACHINE_CHECK;
@@ -22,7 +23,7 @@ impl<M: Machine> Vmx<M> {
         }
         match reason.basic() {
             R::CPUID => Exit::Cpuid,
-            R::EXTERNAL_INTERRUPT => self.external_interrupt(),
+            R::EXTERNAL_INTERRUPT => self.external_interrupt(cpu),
             R::HLT => Exit::Hlt,
             R::IO => Exit::Io(io(IoQualification::from_bits(self.m.get(f::EXIT_QUALIFICATION)))),
             R::RDMSR => Exit::Rdmsr,
@@ -71,12 +72,16 @@ impl<M: Machine> Vmx<M> {
     }
 
     /// Without acknowledge-on-exit it stays pending until the host enables interrupts. With it, it is due when the slice has
-    /// ended.
-    fn external_interrupt(&mut self) -> Exit {
+    /// ended; or the guest's.
+    fn external_interrupt(&mut self, cpu: &PerCpu) -> Exit {
         if self.caps.apicv() {
             let info = self.m.get(f::EXIT_INTERRUPTION_INFO);
+            let vector = (info & i::VECTOR) as u8;
             if info & i::VALID != 0 {
-                self.acknowledged = (info & i::VECTOR) as u8;
+                if self.guests_timer(cpu, vector) {
+                    return Exit::Deadline;
+                }
+                self.acknowledged = vector;
             }
         }
         Exit::ExternalInterrupt

@@ -39,6 +39,7 @@ impl<M: Machine> Vmx<M> {
         if !self.prepared {
             self.prepare();
         }
+        self.host_timer_known = false;
         let fs_base = at.go_live(&self.m, cpu);
         if fs_base != self.host_fs_base {
             self.host_fs_base = fs_base;

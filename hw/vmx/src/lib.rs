@@ -31,6 +31,7 @@ pub mod enter;
 pub mod exit;
 pub mod host;
 pub mod inject;
+pub mod lend;
 pub mod log;
 pub mod machine;
 pub mod msr_bitmap;

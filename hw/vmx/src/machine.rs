@@ -15,6 +15,14 @@ pub mod how {
     pub const L1D_DIRTY: u32 = 4;
 }
 
+/// What [`Machine::host_timer`] tells, above LVTT's vector; linux/c/vmx.c knows the bits.
+pub mod host_timer {
+    /// LVTT is in TSC-deadline mode, and not masked.
+    pub const DEADLINE: u32 = 1 << 8;
+    /// The kernel masks it, without a word in the deadline, when a thread runs alone on this CPU (nohz_full).
+    pub const MAY_STOP: u32 = 1 << 9;
+}
+
 /// How an entry ended; what the world switch returns.
 pub mod switched {
     /// The guest ran (or the entry failed late): the exit reason tells.
@@ -74,6 +82,15 @@ pub trait Machine {
     fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize;
     /// RDTSC.
     fn tsc(&self) -> u64;
+    /// What LVTT of this CPU says: its vector, and bits of [`host_timer`]. Interrupts are off.
+    fn host_timer(&self) -> u32;
+    /// The vector is in the IRR of this CPU's APIC, behind all reads of MSRs before. Interrupts are off.
+    fn interrupt_requested(&self, vector: u8) -> bool;
+    /// Ends the interrupt in service in this CPU's APIC: one that an exit has acknowledged. Interrupts are off.
+    fn end_interrupt(&self);
+    /// From now on the kernel calls [`crate::PerCpu::give_timer_back`] before it starts or stops a timer on this CPU, or not any more.
+    /// Interrupts are off.
+    fn note_lent(&self, lent: bool);
     /// The host's CR3 now. Interrupts are off.
     fn host_cr3(&self) -> u64;
     /// Its CR4.
@@ -122,6 +139,12 @@ unsafe extern "C" {
     static ex_vmx_exit_here: u8;
     /// linux/c/vmx.c: loads selectors with the kernel's own, fault-proof macros.
     fn ex_vmx_restore_segments(ds: u16, es: u16, fs: u16, gs: u16, ldt: u16, fs_base: u64);
+    /// linux/c/vmx.c: this CPU's APIC.
+    fn ex_vmx_host_timer() -> u32;
+    fn ex_vmx_interrupt_requested(vector: u8) -> bool;
+    fn ex_vmx_end_interrupt();
+    /// linux/c/helpers/hrtimer.c.
+    fn ex_note_apic_timer_lent(lent: bool);
     /// linux/c/vmx.c: what the kernel notes of CR3 and CR4.
     fn ex_vmx_host_cr3() -> u64;
     fn ex_vmx_host_cr4() -> u64;
@@ -164,12 +187,13 @@ impl Machine for Hardware {
         (&raw const ex_vmx_exit_here).addr() as u64
     }
     fn rdmsr(&self, msr: u32) -> u64 {
-        // SAFETY: the backend names syscall MSRs, FS and GS base, DEBUGCTL and TSC_AUX only, where they exist.
+        // SAFETY: the backend names syscall MSRs, FS and GS base, DEBUGCTL, TSC_AUX and, where the host's timer uses it, TSC_DEADLINE
+        // only, where they exist.
         unsafe { exitless_hw_ops::rdmsr(msr) }
     }
     fn wrmsr(&self, msr: u32, value: u64) {
         // SAFETY: as in `rdmsr`, and PEBS_ENABLE when perf names it; guest values passed the policy's checks, and `put`
-        // restores the host's.
+        // restores the host's. What `lend` takes the host's deadline away for is back before interrupts are on.
         unsafe { exitless_hw_ops::wrmsr(msr, value) };
     }
     fn call_on_user_return(&self) {
@@ -182,6 +206,22 @@ impl Machine for Hardware {
     }
     fn tsc(&self) -> u64 {
         exitless_hw_ops::rdtsc()
+    }
+    fn host_timer(&self) -> u32 {
+        // SAFETY: reads registers of this CPU's APIC; interrupts are off.
+        unsafe { ex_vmx_host_timer() }
+    }
+    fn interrupt_requested(&self, vector: u8) -> bool {
+        // SAFETY: as above; there is an IRR bit for each vector.
+        unsafe { ex_vmx_interrupt_requested(vector) }
+    }
+    fn end_interrupt(&self) {
+        // SAFETY: the exit has acknowledged an interrupt, whose handler will not run: this is its one EOI. Interrupts are off.
+        unsafe { ex_vmx_end_interrupt() };
+    }
+    fn note_lent(&self, lent: bool) {
+        // SAFETY: interrupts are off: a flag of this CPU's.
+        unsafe { ex_note_apic_timer_lent(lent) };
     }
     fn host_cr3(&self) -> u64 {
         // SAFETY: reads what the kernel notes for this CPU; interrupts are off (`Backend::begin`).

@@ -81,6 +81,16 @@ pub fn open_x2apic(map: &mut [u8]) {
     }
 }
 
+/// Opens the deadline of the CPU's APIC timer, for a guest to which it is lent.
+pub fn open_deadline(map: &mut [u8]) {
+    let Some((byte, bit)) = position(Msr::TSC_DEADLINE.0) else { return };
+    for at in [byte, byte + WRITE] {
+        if let Some(b) = map.get_mut(at) {
+            *b &= !(1 << bit);
+        }
+    }
+}
+
 /// Lets self-IPIs exit again.
 pub fn close_self_ipi(map: &mut [u8]) {
     let own = position(SELF_IPI).and_then(|(byte, bit)| Some((map.get_mut(byte + WRITE)?, bit)));

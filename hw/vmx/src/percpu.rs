@@ -7,7 +7,8 @@ use crate::machine::Machine;
 use crate::residence::{MSRS, Residence, Travelling};
 use core::mem::size_of;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use exitless_vcpu::timer::Loan;
 
 /// What a VM exit must give back to this CPU: constant while the CPU is online. `struct ex_vmx_host_state` in
 /// linux/c/vmx.c is the same; selectors and IA32_SYSENTER_CS stand in 64-bit words too.
@@ -53,9 +54,13 @@ pub struct PerCpu {
     lent_msrs: [AtomicU64; MSRS],
     on: AtomicBool,
     tsc_aux: AtomicBool,
+    /// The vector of this CPU's APIC timer; 0: not known, or not to be lent.
+    timer_vector: AtomicU8,
     /// Something is lent, and the return to user mode will call [`PerCpu::take_back_lent`].
     owes: AtomicBool,
-    pad: [u8; 5],
+    pad: [u8; 4],
+    /// The CPU's APIC timer.
+    pub(crate) loan: Loan,
 }
 
 /// A fresh VPID.
@@ -85,7 +90,9 @@ impl PerCpu {
             on: AtomicBool::new(false),
             tsc_aux: AtomicBool::new(false),
             owes: AtomicBool::new(false),
-            pad: [0; 5],
+            timer_vector: AtomicU8::new(0),
+            pad: [0; 4],
+            loan: Loan::none(),
         }
     }
 
@@ -139,6 +146,12 @@ impl PerCpu {
     /// VMX is on here.
     pub fn on(&self) -> bool {
         self.on.load(Relaxed)
+    }
+    pub(crate) fn timer_vector(&self) -> u8 {
+        self.timer_vector.load(Relaxed)
+    }
+    pub(crate) fn set_timer_vector(&self, vector: u8) {
+        self.timer_vector.store(vector, Relaxed);
     }
     pub(crate) fn number(&self) -> u32 {
         self.number.load(Relaxed)

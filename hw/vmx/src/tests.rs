@@ -7,6 +7,7 @@ mod events;
 mod exits;
 mod fake;
 mod hands;
+mod lend;
 mod log;
 mod pmu;
 mod registers;

@@ -5,6 +5,7 @@
 //! again.
 
 use crate::machine::Machine;
+use crate::percpu::PerCpu;
 use crate::vcpu::Vmx;
 use exitless_x86::vmx::field as f;
 
@@ -50,13 +51,14 @@ impl<M: Machine> Vmx<M> {
         true
     }
 
-    /// Before an entry.
-    pub(crate) fn load_timer(&mut self) {
+    /// Before an entry. While the CPU's APIC timer is the guest's, what the host waits for counts here.
+    pub(crate) fn load_timer(&mut self, cpu: &PerCpu) {
         if !self.timer.on {
             return;
         }
-        if self.timer.at != NEVER {
-            let left = count(self.timer.at, self.m.tsc(), self.caps.timer_shift);
+        let at = if self.lends { cpu.loan.host().unwrap_or(NEVER) } else { self.timer.at };
+        if at != NEVER {
+            let left = count(at, self.m.tsc(), self.caps.timer_shift);
             self.m.put(f::PREEMPTION_TIMER_VALUE, left.min(u64::from(u32::MAX)) as u32);
         } else if !self.timer_idle {
             self.timer_idle = true;

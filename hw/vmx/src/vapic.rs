@@ -99,9 +99,11 @@ impl<M: Machine> Vmx<M> {
         let apic = if self.caps.apicv() { controls(kind) } else { 0 };
         self.m.put(f::SECONDARY_CONTROLS, self.guest_controls() | apic);
         if self.caps.msr_bitmaps() {
-            let [plain, x2apic, x2apic_off] =
+            let [plain, x2apic, x2apic_off, lent, x2apic_lent] =
                 self.pages.msr_bitmaps.get(self.opened.index()).copied().unwrap_or_default();
             let bitmaps = match kind {
+                ApicKind::XApic if self.lends => lent,
+                ApicKind::X2Apic if self.lends => x2apic_lent,
                 ApicKind::Software | ApicKind::XApic => plain,
                 // IPIs exit: nobody asks for X2ApicIpis here.
                 ApicKind::X2Apic | ApicKind::X2ApicIpis => x2apic,

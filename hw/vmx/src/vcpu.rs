@@ -47,8 +47,9 @@ const _: () = {
 };
 
 /// Physical addresses of MSR bitmaps: for each set of [`Opened`], those for an APIC of software's or in its page, those with the
-/// x2APIC's MSRs open as far as hardware virtualises them, and the same again with self-IPIs that exit.
-pub type MsrBitmaps = [[u64; 3]; Opened::SETS];
+/// x2APIC's MSRs open as far as hardware virtualises them, and the same again with self-IPIs that exit; then the first two once more, with
+/// the deadline of the CPU's APIC timer open.
+pub type MsrBitmaps = [[u64; 5]; Opened::SETS];
 
 /// What the backend needs from its owner, who allocates and frees it.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +144,10 @@ pub struct Vmx<M = Hardware> {
     pub(crate) interrupt_window: bool,
     /// An NMI waits for the end of STI's shadow, which is an interrupt window.
     pub(crate) nmi_behind_sti: bool,
+    /// The VMCS's bitmaps are those of a guest to which the CPU's APIC timer is lent.
+    pub(crate) lends: bool,
+    /// LVTT of this CPU was looked at since the thread came here.
+    pub(crate) host_timer_known: bool,
     /// The timer's field holds the largest count.
     pub(crate) timer_idle: bool,
     /// An interrupt that the last exit acknowledged and the host has yet to hear of; 0: none (vectors below 16 are not

@@ -2,6 +2,7 @@
 /* linux/eventfd.h. */
 #include <linux/err.h>
 #include <linux/eventfd.h>
+#include "apic_timer.h"
 #include "helpers.h"
 
 int ex_eventfd_get(int fd, void **out)
@@ -28,6 +29,7 @@ bool ex_eventfd_may_signal(void)
 /* Any context, see above. */
 void ex_eventfd_signal(void *ctx)
 {
+	ex_want_apic_timer();
 #ifdef EX_HAVE_EVENTFD_SIGNAL_COUNT
 	eventfd_signal(ctx, 1);
 #else

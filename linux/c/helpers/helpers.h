@@ -93,6 +93,7 @@ bool ex_host_xsaves(void);
 u64 ex_host_xss(void);
 
 /* hrtimer.c */
+void ex_note_apic_timer_lent(bool lent);
 void *ex_timer_new(void *cookie, u32 kind);
 void ex_timer_free(void *timer);
 void ex_timer_start(void *timer, u64 expires_ns, bool pinned);
@@ -241,6 +242,7 @@ bool ex_vmx_wants_pml(void);
 bool ex_vmx_wants_vpid(void);
 bool ex_vmx_guards_exec(void);
 bool ex_vmx_host_x2apic(void);
+bool ex_vmx_timer_fits(void);
 int ex_vmx_on(u64 region_pa);
 void ex_vmx_off(void);
 void ex_vmx_host_state(u64 *words);

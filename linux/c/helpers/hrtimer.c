@@ -6,7 +6,16 @@
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/topology.h>
+#include "apic_timer.h"
 #include "helpers.h"
+
+DEFINE_PER_CPU(bool, ex_apic_timer_lent);
+
+/* Interrupts off. */
+void ex_note_apic_timer_lent(bool lent)
+{
+	raw_cpu_write(ex_apic_timer_lent, lent);
+}
 
 struct ex_timer {
 	struct hrtimer timer;
@@ -86,6 +95,7 @@ void ex_timer_start(void *timer, u64 expires_ns, bool pinned)
 
 	/* For a call on its way, which may start the timer behind this: it looks again, behind the timer's lock. */
 	WRITE_ONCE(t->expires, expires);
+	ex_want_apic_timer();
 	hrtimer_start(&t->timer, ns_to_ktime(expires),
 		      pinned ? HRTIMER_MODE_ABS_PINNED_HARD : HRTIMER_MODE_ABS_HARD);
 }
@@ -151,6 +161,7 @@ int ex_timer_try_cancel(void *timer)
 {
 	struct ex_timer *t = timer;
 
+	ex_want_apic_timer();
 	return hrtimer_try_to_cancel(&t->timer);
 }
 

@@ -13,6 +13,7 @@
 #include <linux/sched/stat.h>
 #include <linux/signal.h>
 #include <linux/slab.h>
+#include "apic_timer.h"
 #include "helpers.h"
 
 #if !defined(CONFIG_PREEMPT_NOTIFIERS) || !defined(CONFIG_KVM_XFER_TO_GUEST_WORK)
@@ -148,6 +149,7 @@ bool ex_vcpu_wake(void *vcpu)
 {
 	struct ex_vcpu *v = vcpu;
 
+	ex_want_apic_timer();
 	return rcuwait_wake_up(&v->wait);
 }
 

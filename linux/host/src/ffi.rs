@@ -260,6 +260,7 @@ unsafe extern "C" {
     pub(crate) fn ex_vmx_wants_vpid() -> bool;
     pub(crate) fn ex_vmx_guards_exec() -> bool;
     pub(crate) fn ex_vmx_host_x2apic() -> bool;
+    pub(crate) fn ex_vmx_timer_fits() -> bool;
     pub(crate) fn ex_vmx_on(region_pa: u64) -> c_int;
     pub(crate) fn ex_vmx_off();
     pub(crate) fn ex_vmx_host_state(words: *mut u64);

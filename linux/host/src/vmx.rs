@@ -69,6 +69,12 @@ pub fn host_x2apic() -> bool {
     unsafe { ffi::ex_vmx_host_x2apic() }
 }
 
+/// The host's tick is the local APIC's timer in TSC-deadline mode, such that it can be lent to guests.
+pub fn timer_fits() -> bool {
+    // SAFETY: reads a register of this CPU's APIC, whichever it is, and what the kernel knows of its clocks.
+    unsafe { ffi::ex_vmx_timer_fits() }
+}
+
 /// VMXOFF, after every VMCS here was cleared. Interrupts off. Harmless when a shutdown was faster.
 pub fn off() {
     // SAFETY: a fault of VMXOFF is caught.

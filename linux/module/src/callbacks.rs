@@ -4,8 +4,8 @@ use crate::vcpu::VcpuObj;
 use crate::vm::{Vm, clock};
 use crate::{control, dev, global};
 use core::ffi::{c_int, c_void};
-use exitless_host::Errno;
 use exitless_host::mem::KArc;
+use exitless_host::{Errno, cpu};
 
 fn status(r: Result<(), Errno>) -> c_int {
     match r {
@@ -241,6 +241,16 @@ extern "C" fn ex_rs_timer_fired(cookie: *mut c_void, kind: u32) -> u64 {
         }
     }
     exitless_host::timer::STOP
+}
+
+/// The APIC's timer of this CPU is lent, and the kernel is about to use it. Interrupts are off.
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_give_timer_back() {
+    if let Some(g) = global::get()
+        && let Some(slot) = g.cpus.get(cpu::id() as usize)
+    {
+        crate::vendor::vmx::give_timer_back(slot);
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -40,4 +40,8 @@ reasons! {
     NoX2Apic = 13, "the guest's APIC is off, or in xAPIC mode: guests choose x2APIC mode where their CPUID shows it";
     EdgeEois = 14, "the host wants to hear of ends of edge-triggered interrupts: the 8254 makes up for lost ticks (QEMU: -global kvm-pit.lost_tick_policy=discard), or a resample irqfd is on an edge";
     NotAsked = 15, "the guest has not asked for it: its kernel module exitless-guest.ko does";
+    OwnTsc = 16, "the guest's TSC is not the host's: it has an offset or another rate (mechanism host_tsc, before the vCPUs are made)";
+    OtherTimer = 17, "the guest's APIC timer is not in TSC-deadline mode, or masked, or its APIC is off";
+    IdlesInside = 18, "the guest stays when it is idle (KVM_CAP_X86_DISABLE_EXITS), where the CPU's timer for guest mode may stand still";
+    HostTimer = 19, "the host's tick is not the local APIC's timer in TSC-deadline mode with high resolution, or that stops in deep C-states (no ARAT)";
 }

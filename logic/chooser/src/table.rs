@@ -114,6 +114,11 @@ rows! {
         "AMD's AVIC delivers interrupts and IPIs without exits; untested on hardware";
     LazyDeadline: "lazy_deadline", Vcpu, false, Owner, [NoIrqchip, NoDeadline, NotAsked], 0,
         "a guest with exitless-guest.ko moves its timer later without an exit; off, such a guest does not find the module";
+    TimerPassthrough: "timer_passthrough", Vcpu, false, Root,
+        [NoIrqchip, NoTimer, NoDelivery, NoDeadline, UnsteadyTsc, HostTimer, IdlesInside, OwnTsc, OtherTimer], 0,
+        "the guest has the CPU's APIC timer while it runs: deadlines are armed without an exit (Intel)";
+    HostTsc: "host_tsc", Vm, false, Owner, [UnsteadyTsc], 0,
+        "a TSC that the VMM leaves at its start, or sets to 0, is the host's: what timer_passthrough needs";
 }
 
 impl Mechanism {

@@ -12,6 +12,7 @@ extern crate std;
 mod advance;
 mod home;
 mod owner;
+pub mod passthrough;
 mod queue;
 #[cfg(test)]
 mod tests;

@@ -4,11 +4,11 @@
 //! for an arming that the thread has replaced since. Nobody waits for a callback: the word tells it whether it is still meant.
 //!
 //! ```text
-//!   thread:    Nobody, Cpu, Host, Posted, Fired ── give ──▶ Nobody, Cpu, Host, Posted        Firing: waits for Fired
+//!   thread:    Nobody, Cpu, Guest, Host, Posted, Fired ── give ──▶ Nobody, Cpu, Guest, Host, Posted    Firing: waits for Fired
 //!   callback:  Host ─────────────────────────────▶ Nobody, gone       and asks the thread to look
 //!              Posted(at), at has come ──▶ Firing ── (posts the vector) ──▶ Fired, gone
 //!              Posted(at), long before ──────────▶ the same           and queues the timer for then
-//!              Nobody, Cpu ──────────────────────▶ the same, gone     and does nothing
+//!              Nobody, Cpu, Guest ───────────────▶ the same, gone     and does nothing
 //! ```
 //! *Gone*: the host's timer fired since the thread last gave; nothing is queued there any more ([`crate::Queue`]). The word is given
 //! before the host's timer is started, so a callback that finds another arming's word is at most early for it. One that queues the
@@ -24,6 +24,8 @@ pub enum Home {
     Nobody,
     /// The CPU, while the vCPU is in the guest.
     Cpu,
+    /// The guest itself, in this slice: the CPU's APIC timer is lent to it ([`crate::passthrough`]).
+    Guest,
     /// The host's timer, which asks the thread to look.
     Host,
     /// The host's timer, which posts the vector itself when the host's TSC reaches this.
@@ -65,6 +67,7 @@ const HOST: u64 = 2;
 const POSTED: u64 = 3;
 const FIRING: u64 = 4;
 const FIRED: u64 = 5;
+const GUEST: u64 = 6;
 const KIND: u64 = 7;
 const GONE: u64 = 8;
 /// The moment stands above; rounded up, so never early.
@@ -107,6 +110,7 @@ impl Home {
         match self {
             Self::Nobody => NOBODY,
             Self::Cpu => CPU,
+            Self::Guest => GUEST,
             Self::Host => HOST,
             Self::Posted(at) => POSTED | at.div_ceil(1 << SHIFT) << SHIFT,
         }
@@ -124,6 +128,11 @@ impl<W: Word> Owner<W> {
         self.0.load() & KIND == CPU
     }
 
+    /// The thread's: the guest has it in this slice.
+    pub fn is_guest(&self) -> bool {
+        self.0.load() & KIND == GUEST
+    }
+
     /// The thread's: the host's timer has it, and asks. If not any more a moment later, it has asked.
     pub fn is_host(&self) -> bool {
         self.0.load() & KIND == HOST
@@ -131,7 +140,7 @@ impl<W: Word> Owner<W> {
 
     /// The thread's: the host's timer has it and posts, or has posted.
     pub fn is_posted(&self) -> bool {
-        self.0.load() & KIND >= POSTED
+        matches!(self.0.load() & KIND, POSTED | FIRING | FIRED)
     }
 
     /// The thread's: the host's timer has posted what the APIC does not know of yet. Waits for one that is about to.
@@ -157,7 +166,7 @@ impl<W: Word> Owner<W> {
         let mut old = self.settled();
         loop {
             let found = Found { fired: old & KIND == FIRED, gone: old & GONE != 0 };
-            if !queued && old & KIND <= CPU {
+            if !queued && matches!(old & KIND, NOBODY | CPU | GUEST) {
                 if old != new {
                     self.0.store(new);
                 }

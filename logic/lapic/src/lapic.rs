@@ -246,6 +246,11 @@ impl Lapic {
         if self.mode() == Mode::Disabled { Armed::None } else { self.timer.armed() }
     }
 
+    /// The timer is in TSC-deadline mode, and what it expires for is delivered: the APIC is on, the entry is not masked.
+    pub fn expires_by_deadline(&self) -> bool {
+        self.mode() != Mode::Disabled && self.timer.is_deadline_mode() && self.lvt.timer & lvt::MASKED == 0
+    }
+
     /// To be called when the host timer fired or the expiry may have passed. If it has: posts the LVTT vector unless masked, clears
     /// a deadline, moves a periodic expiry on, and returns true (look at `pending` and `armed` again). Otherwise changes nothing.
     pub fn expire(&mut self, s: &Shared, now: &Now) -> bool {

@@ -128,7 +128,9 @@ pub struct Generation {
     begun: bool,
     /// User space has set a TSC: values mean times. Until then the TSCs count from some start that means nothing.
     by_user: bool,
-    _pad: [u8; 6],
+    /// One that begins with nobody's value is at the host's.
+    at_hosts: bool,
+    _pad: [u8; 5],
 }
 
 /// A TSC's value at a time of the base clock.
@@ -148,6 +150,12 @@ impl Generation {
     /// A new vCPU, or one at another rate: its offset.
     pub fn join(&mut self, rate: &Rate, now: &Instant) -> u64 {
         self.given(0, true, rate, now)
+    }
+
+    /// From now on a generation that begins with no value, or with 0, has the host's TSC, where that is the same on all CPUs; or with 0
+    /// again. A value that user space writes stays what it is.
+    pub fn start_at_hosts(&mut self, on: bool) {
+        self.at_hosts = on;
     }
 
     /// User space writes `value` into the TSC: the offset.
@@ -177,7 +185,8 @@ impl Generation {
 
     fn given(&mut self, value: u64, same: bool, rate: &Rate, now: &Instant) -> u64 {
         if !(same && self.begun && self.rate.khz() == rate.khz()) {
-            self.begin(value, rate, now);
+            let at_hosts = self.at_hosts && value == 0 && now.steady && !rate.is_scaled();
+            self.begin(if at_hosts { now.tsc } else { value }, rate, now);
             return self.offset;
         }
         self.last = Mark { value, base: now.base };
@@ -297,6 +306,26 @@ mod tests {
         let mut g = none();
         let start = g.join(&host(), &at(0));
         assert_eq!(g.write(0, &host(), &at(100)), start);
+    }
+
+    /// Who may have the host's TSC has it, as long as nobody writes a value; 0 is none. A value that was restored stays, for later 0s too.
+    #[test]
+    fn at_the_hosts() {
+        let mut g = none();
+        g.start_at_hosts(true);
+        assert_eq!((g.join(&host(), &at(5)), g.write(0, &host(), &at(100))), (0, 0));
+        assert_eq!(g.join(&host(), &at(70_000)), 0, "added late");
+        let restored = g.write(500 * SECOND, &host(), &at(71_000));
+        assert_eq!(value(restored, &at(71_000)), 500 * SECOND);
+        assert_eq!(g.write(0, &host(), &at(72_000)), restored);
+        // Not at another rate, nor where CPUs differ: there it would be no CPU's.
+        let double = Rate::asked(KHZ * 2, KHZ, Some(Scaling::VMX)).unwrap();
+        for (rate, steady) in [(double, true), (host(), false)] {
+            let mut g = none();
+            g.start_at_hosts(true);
+            let now = Instant { steady, ..at(5) };
+            assert_eq!(rate.guest_ticks(now.tsc).wrapping_add(g.join(&rate, &now)), 0);
+        }
     }
 
     /// After KVM_VCPU_TSC_OFFSET whoever joins, writes 0, or writes about that time gets that offset.

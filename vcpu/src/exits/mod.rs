@@ -51,6 +51,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Cr8Write => cr::handle(v, sh, host),
         Exit::DrAccess => dr::handle(v, sh, host),
         Exit::Timer => timer(v, sh, host),
+        // Settled when the slice ended.
+        Exit::Deadline => Next::Again,
         // What was logged is taken behind each slice.
         Exit::LogFull => Next::Again,
         Exit::EoiInduced(vector) => eoi::ended(v, sh, host, vector),
@@ -83,7 +85,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
 fn leaves_l1d_clean(exit: Exit) -> bool {
     match exit {
         // The interrupt's handler: the kernel itself notes that it ran.
-        Exit::ExternalInterrupt | Exit::InterruptWindow | Exit::NmiWindow | Exit::Timer => true,
+        Exit::ExternalInterrupt | Exit::InterruptWindow | Exit::NmiWindow => true,
+        Exit::Timer | Exit::Deadline => true,
         Exit::Cpuid | Exit::Rdmsr | Exit::Wrmsr | Exit::Rdpmc | Exit::Xsetbv | Exit::Hypercall => true,
         Exit::CrAccess | Exit::Cr8Write | Exit::DrAccess => true,
         Exit::Hlt | Exit::Pause | Exit::Monitor | Exit::Mwait | Exit::Invd | Exit::Wbinvd => true,

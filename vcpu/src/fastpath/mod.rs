@@ -40,6 +40,7 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Slat(fault) => doorbell::handle(v, sh, host, fault),
         Exit::Hlt => halt::handle(v, sh, host),
         Exit::Timer => timer::handle(v, sh, host),
+        Exit::Deadline => timer::rang(v, sh, host),
         Exit::ExternalInterrupt => interrupt::handle(sh),
         Exit::InterruptWindow => interrupt::window(v, sh),
         _ => Fast::Slow,

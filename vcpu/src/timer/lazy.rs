@@ -113,7 +113,8 @@ pub(super) fn written<B: Backend, H: Host<Cpu = B::Cpu>>(
     if !enabled(v.pv.lazy_deadline) {
         return;
     }
-    let attend = sh.active(LazyDeadline) && deadline > now.guest_tsc && !v.lapic.timer_masked();
+    let elsewhere = v.passthrough.takes_writes() || v.lapic.timer_masked();
+    let attend = sh.active(LazyDeadline) && deadline > now.guest_tsc && !elsewhere;
     step(v, sh, host, false, |lazy, page| if attend { lazy.update(page, deadline) } else { lazy.stop(page) });
     if v.pv.lazy.armed() != 0 {
         sh.count_hit(LazyDeadline);

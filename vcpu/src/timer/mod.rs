@@ -18,11 +18,14 @@
 //! break. So a preempted vCPU needs no other timer: what was due meanwhile exits at once when it runs again, and before
 //! that nobody could take the interrupt. Where CPUs' TSCs differ such a moment means nothing, and the host's timer is the home.
 //!
+//! In a slice the guest itself may have the CPU's APIC timer: [`passthrough`].
+//!
 //! Nothing here sleeps or waits: slices use it. A callback of the host's timer that comes late finds by the word that it is not
 //! meant; one that is queued early stays so, where that saves moving it ([`exitless_deadline::Queue`]).
 
 pub mod early;
 pub mod lazy;
+pub mod passthrough;
 
 use crate::backend::Backend;
 use crate::clock::units::{ns_to_ticks, ticks_to_ns};
@@ -30,8 +33,9 @@ use crate::host::{Host, Moment};
 use crate::shared::{VcpuShared, mp};
 use crate::vcpu::{Vcpu, vapic};
 use core::sync::atomic::Ordering;
-use exitless_chooser::Mechanism::{PostedTimer, SleepUntil};
+use exitless_chooser::Mechanism::{PostedTimer, SleepUntil, TimerPassthrough};
 pub use exitless_deadline::Due;
+pub use exitless_deadline::passthrough::{Found, Loan, Register};
 use exitless_deadline::{Facts, Home, Place};
 use exitless_lapic::{Accepted, Armed, Now};
 
@@ -115,6 +119,9 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
     harvest(v, sh);
     if !v.lapic.set_tsc_deadline(deadline) {
         return false;
+    }
+    if deadline != 0 && sh.active(TimerPassthrough) {
+        v.passthrough.armed();
     }
     let n = now(v, m);
     lazy::written(v, sh, host, deadline, &n);

@@ -41,6 +41,10 @@ pub struct Vcpu<B> {
     pub lapic: Lapic,
     /// How early the CPU's timer runs out.
     pub advance: exitless_deadline::Advance,
+    /// Whether the CPU's APIC timer is to be lent to the guest.
+    pub passthrough: exitless_deadline::passthrough::Opening,
+    /// What LVTT was when mechanisms were chosen: in TSC-deadline mode, not masked, of an APIC that is on.
+    pub by_deadline: bool,
     /// When the host's timer is queued for.
     pub queue: exitless_deadline::Queue,
     /// Where the APIC's registers are.

@@ -8,6 +8,8 @@ use exitless_vcpu::journal::Journal;
 pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
     Vcpu {
         advance: Default::default(),
+        passthrough: Default::default(),
+        by_deadline: false,
         queue: Default::default(),
         vapic: exitless_vcpu::vcpu::vapic::Vapic::default(),
         b,

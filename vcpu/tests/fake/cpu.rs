@@ -11,6 +11,7 @@ use exitless_vcpu::backend::{
     SysReg,
 };
 use exitless_vcpu::shared::{mode, mp};
+use exitless_vcpu::timer::{Found, Register};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use std::collections::VecDeque;
@@ -597,6 +598,7 @@ impl Cpu {
             Op::ReadCount if self.w.x2apic.get() => self.execute(super::guest::rdmsr(0x839)),
             Op::ReadCount => self.execute(super::guest::apic_load(0x390)),
             Op::Inhibit => self.inhibit(),
+            Op::Exit(insn) if self.own_deadline(&insn) => self.plain(insn.bytes.len() as u64),
             Op::Exit(insn) => self.apic_insn(*insn),
             Op::Event(exit) => Some(exit),
             Op::World(e) => {
@@ -700,6 +702,16 @@ impl Cpu {
         (((host * u128::from(self.tsc_ratio)) >> 48) as u64).wrapping_add(self.tsc_offset)
     }
 
+    /// To the guest to which the timer is lent its register is a register.
+    fn own_deadline(&mut self, insn: &Instruction) -> bool {
+        let has = |r: Gpr| insn.set.iter().find(|(at, _)| *at == r).map_or(0, |(_, v)| *v);
+        let own = insn.exit == Exit::Wrmsr && has(Gpr::Rcx) as u32 == 0x6e0 && self.w.tick.loan.is_lent();
+        if own {
+            Register::write(&*self.w, has(Gpr::Rdx) << 32 | has(Gpr::Rax) & 0xffff_ffff);
+        }
+        own
+    }
+
     fn deadline(&mut self, ns: u64) -> Option<Exit> {
         let w = &self.w;
         let at = self.guest_tsc(w.ns.get() + ns);
@@ -713,6 +725,25 @@ impl Cpu {
             return self.plain(2);
         }
         self.execute(super::guest::wrmsr(0x6e0, at))
+    }
+
+    /// What the CPU's APIC timer, or the host's deadline in its stead, makes of this moment.
+    fn apic_timer(&mut self) -> Option<Exit> {
+        let tick = &self.w.tick;
+        self.w.apic_timer();
+        // The preemption timer goes before interrupts.
+        if tick.loan.host().is_some_and(|at| at <= self.tsc()) {
+            return Some(Exit::Timer);
+        }
+        if !tick.requested.get() {
+            return None;
+        }
+        if !tick.loan.is_lent() {
+            return Some(Exit::ExternalInterrupt);
+        }
+        tick.requested.set(false);
+        tick.loan.rang();
+        Some(Exit::Deadline)
     }
 
     pub(crate) fn exit(&mut self, insn: Instruction) -> Exit {
@@ -776,7 +807,10 @@ impl Backend for Cpu {
             if self.timer_limit.is_some() {
                 self.w.ns.set(self.w.ns.get() + 3);
             }
-            if self.w.cpu_timer.get().is_some_and(|at| at <= self.tsc()) {
+            if let Some(exit) = self.apic_timer() {
+                return exit;
+            }
+            if !self.w.tick.loan.is_lent() && self.w.cpu_timer.get().is_some_and(|at| at <= self.tsc()) {
                 return Exit::Timer;
             }
             self.w.runs();
@@ -1008,6 +1042,21 @@ impl Backend for Cpu {
         let now = self.tsc();
         self.w.cpu_timer.set(at.map(|at| at.min(now.saturating_add(limit))));
         true
+    }
+    fn lend_timer(&mut self, _: &Core, deadline: u64) -> bool {
+        assert!(self.w.in_slice.get() && self.tsc_offset == 0 && self.tsc_ratio == 1 << 48);
+        let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend(&*self.w, deadline);
+        self.w.tick.loans.set(self.w.tick.loans.get() + u32::from(lends));
+        lends
+    }
+    fn timer_lent(&self, _: &Core) -> bool {
+        self.w.tick.loan.is_lent()
+    }
+    fn timer_rang(&mut self, _: &Core) -> bool {
+        self.w.tick.loan.take_rang()
+    }
+    fn take_timer_back(&mut self, _: &Core) -> Option<Found> {
+        self.w.tick.loan.settle(&*self.w)
     }
     fn virtualizes_apic(&self) -> bool {
         self.apic.able

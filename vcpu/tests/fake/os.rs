@@ -87,6 +87,7 @@ impl<C> Host for Os<C> {
         Facts::default()
             .with(Reason::IdleExits, !self.w.idles_in_guest.get())
             .with(Reason::NoHousekeeping, !self.w.housekeeping.get())
+            .with(Reason::HostTimer, self.w.tick.period.get() == 0)
     }
 
     fn read_guest(&self, gpa: u64, buf: &mut [u8]) -> bool {
@@ -225,6 +226,8 @@ impl<C> Host for Os<C> {
             return Err(Fallback::Targets);
         }
         first()?;
+        // It may wake somebody.
+        self.w.wants_timer();
         self.w.ipis.borrow_mut().push(*msg);
         Ok(())
     }
@@ -305,6 +308,7 @@ impl<C> Host for Os<C> {
         None
     }
     fn arm_timer(&self, ns: u64) {
+        self.w.wants_timer();
         self.w.timer.set(Some(ns));
         self.w.timer_starts.set(self.w.timer_starts.get() + 1);
         self.w.timer_cpu.set(self.w.cpu.get());
@@ -322,6 +326,7 @@ impl<C> Host for Os<C> {
         }
     }
     fn cancel_timer(&self) {
+        self.w.wants_timer();
         self.w.timer.set(None);
     }
     fn master_clock(&self) -> MasterClock {
@@ -357,6 +362,7 @@ impl<C> Host for Os<C> {
 
     fn slice_begin(&self) {
         self.w.point();
+        self.w.host_tick();
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
         self.w.slices.set(self.w.slices.get() + 1);
         self.w.trail.borrow_mut().clear();
@@ -372,6 +378,7 @@ impl<C> Host for Os<C> {
         let entry = self.w.entry.get().map_or(0, |e| e.load(std::sync::atomic::Ordering::SeqCst));
         assert_eq!(entry >> 62 & 1, 0, "hardware senders take a vCPU outside a slice for running");
         assert!(!self.w.sh.needs_ipi(), "interrupts on in guest mode: kicks would find nobody");
+        self.w.host_tick();
         // Interrupts are on: a pending IPI is taken here, and a notification: the host has nothing to do for it.
         self.w.ipi.set(false);
         self.w.notified.set(false);

@@ -6,7 +6,7 @@ use std::prelude::v1::*;
 
 use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
-use exitless_vcpu::timer::{self, Due};
+use exitless_vcpu::timer::{self, Due, Loan, Register};
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
@@ -227,6 +227,8 @@ pub(crate) struct World {
     pub(crate) timer_cpu: Cell<u32>,
     /// The timer in the CPU: a moment of the host's TSC.
     pub(crate) cpu_timer: Cell<Option<u64>>,
+    /// The CPU's APIC timer, which is the host's; see [`Tick`].
+    pub(crate) tick: Tick,
     pub(crate) run_delay: Cell<u64>,
     /// The host's CPUs differ in their TSCs.
     pub(crate) unsteady: Cell<bool>,
@@ -302,6 +304,78 @@ pub(crate) struct World {
     pub(crate) x87_status: Cell<u16>,
 }
 
+/// The CPU's APIC timer with its IRR bit, and the host that counts ticks by it.
+#[derive(Default)]
+pub(crate) struct Tick {
+    /// Ticks of the TSC from one to the next; 0: the host's timer is of another kind.
+    pub(crate) period: Cell<u64>,
+    pub(crate) register: Cell<u64>,
+    pub(crate) requested: Cell<bool>,
+    pub(crate) next: Cell<u64>,
+    pub(crate) ticks: Cell<u32>,
+    /// The latest was so late.
+    pub(crate) latest: Cell<u64>,
+    pub(crate) loan: Loan,
+    pub(crate) loans: Cell<u32>,
+}
+
+impl World {
+    fn tsc(&self) -> u64 {
+        self.ns.get() * TICKS
+    }
+    /// Time has passed, or the register was written.
+    pub(crate) fn apic_timer(&self) {
+        let at = self.tick.register.get();
+        if at != 0 && at <= self.tsc() {
+            self.tick.register.set(0);
+            self.tick.requested.set(true);
+        }
+    }
+    /// The host starts to count by it.
+    pub(crate) fn start_tick(&self, period: u64) {
+        self.tick.period.set(period);
+        self.tick.next.set(self.tsc() + period);
+        self.tick.register.set(self.tick.next.get());
+    }
+    /// Interrupts are on: the host's handler.
+    pub(crate) fn host_tick(&self) {
+        if self.tick.period.get() == 0 {
+            return;
+        }
+        assert!(!self.tick.loan.is_lent(), "interrupts on while the guest has the host's timer");
+        self.apic_timer();
+        if self.tick.requested.replace(false) {
+            let late = self.tsc().checked_sub(self.tick.next.get()).expect("a tick for nothing");
+            self.tick.latest.set(self.tick.latest.get().max(late));
+            self.tick.ticks.set(self.tick.ticks.get() + 1);
+            self.tick.next.set(self.tsc() + self.tick.period.get());
+            self.tick.register.set(self.tick.next.get());
+        }
+        assert_eq!(self.tick.register.get(), self.tick.next.get(), "the host's tick is lost");
+    }
+    /// What the helpers do before the kernel starts a timer or wakes a thread.
+    pub(crate) fn wants_timer(&self) {
+        self.tick.loan.give_back(self);
+    }
+}
+
+impl Register for World {
+    fn now(&self) -> u64 {
+        self.tsc()
+    }
+    fn read(&self) -> u64 {
+        self.apic_timer();
+        self.tick.register.get()
+    }
+    fn write(&self, deadline: u64) {
+        self.tick.register.set(deadline);
+        self.apic_timer();
+    }
+    fn requested(&self) -> bool {
+        self.tick.requested.get()
+    }
+}
+
 impl World {
     pub(crate) fn new(sh: Rc<VcpuShared>) -> Rc<Self> {
         Rc::new(Self {
@@ -356,6 +430,7 @@ impl World {
             timer_starts: Cell::new(0),
             timer_cpu: Cell::new(0),
             cpu_timer: Cell::new(None),
+            tick: Tick::default(),
             run_delay: Cell::new(0),
             unsteady: Cell::new(false),
             jump: Cell::new(0),

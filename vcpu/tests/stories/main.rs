@@ -12,6 +12,7 @@ mod l1d;
 mod lazy;
 mod life;
 mod mechanisms;
+mod passthrough;
 mod pv;
 mod registers;
 mod rewritten;

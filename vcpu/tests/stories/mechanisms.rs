@@ -29,6 +29,7 @@ fn facts_that_change() {
     let mut m = Machine::virtual_apic(true, [Op::Nop]);
     m.w.idles_in_guest.set(true);
     m.w.housekeeping.set(true);
+    m.w.start_tick(1 << 40);
     m.go();
     assert_eq!(facts(&m).against, 1 << Reason::NotAsked as u8);
     assert_ne!(facts(&m).features & 1 << 11, 0);

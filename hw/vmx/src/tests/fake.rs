@@ -20,6 +20,8 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 const KERNEL_GS: u32 = 0xc000_0102;
+/// IA32_TSC_DEADLINE.
+pub(super) const DEADLINE: u32 = 0x6e0;
 
 type Script = Box<dyn FnMut(&Cpu, &mut Run) -> u32>;
 
@@ -42,6 +44,11 @@ pub(super) struct Cpu {
     /// The host's; `None`: as after boot, without machine checks.
     pub(super) cr4: Cell<Option<u64>>,
     pub(super) tsc: Cell<u64>,
+    /// What LVTT says, as `Machine::host_timer` tells; the timer's bit in the IRR; EOIs; whether the kernel was told of a loan.
+    pub(super) lvtt: Cell<u32>,
+    pub(super) requested: Cell<bool>,
+    pub(super) ended: Cell<u32>,
+    pub(super) lent: Cell<bool>,
     /// How often the return to user mode was asked to call back.
     pub(super) user_returns: Cell<u32>,
     pub(super) dr6: Cell<u64>,
@@ -100,6 +107,14 @@ impl Cpu {
     }
     pub(super) fn msr(&self, n: u32) -> u64 {
         self.msrs.borrow().get(&n).copied().unwrap_or(0)
+    }
+    /// The APIC's timer, after a write or after time has passed.
+    pub(super) fn tick(&self) {
+        let mut msrs = self.msrs.borrow_mut();
+        if let Some(deadline) = msrs.get_mut(&DEADLINE).filter(|d| **d != 0 && **d <= self.tsc.get()) {
+            *deadline = 0;
+            self.requested.set(true);
+        }
     }
     pub(super) fn clear_logs(&self) {
         self.reads.borrow_mut().clear();
@@ -233,6 +248,7 @@ impl Machine for Fake {
     fn wrmsr(&self, msr: u32, value: u64) {
         self.cpu().wrmsrs.borrow_mut().push(msr);
         self.cpu().msrs.borrow_mut().insert(msr, value);
+        self.cpu().tick();
     }
     fn call_on_user_return(&self) {
         self.cpu().user_returns.set(self.cpu().user_returns.get() + 1);
@@ -246,6 +262,19 @@ impl Machine for Fake {
     }
     fn tsc(&self) -> u64 {
         self.cpu().tsc.get()
+    }
+    fn host_timer(&self) -> u32 {
+        self.cpu().lvtt.get()
+    }
+    fn interrupt_requested(&self, vector: u8) -> bool {
+        assert_eq!(u32::from(vector), self.cpu().lvtt.get() & 0xff);
+        self.cpu().requested.get()
+    }
+    fn end_interrupt(&self) {
+        self.cpu().ended.set(self.cpu().ended.get() + 1);
+    }
+    fn note_lent(&self, lent: bool) {
+        assert_ne!(self.cpu().lent.replace(lent), lent, "told once");
     }
     fn host_cr3(&self) -> u64 {
         self.cpu().cr3.get()
@@ -386,8 +415,8 @@ impl Bench {
             log: Some(NonNull::from(log).cast()),
             log_pa: 0xa000,
             msr_bitmaps: core::array::from_fn(|set| {
-                let first = 0x10_0000 + set as u64 * 0x3000;
-                [first, first + 0x1000, first + 0x2000]
+                let first = 0x10_0000 + set as u64 * 0x5000;
+                [0, 0x1000, 0x2000, 0x3000, 0x4000].map(|page| first + page)
             }),
             descriptor_pa: 0x7040,
             apic_access_pa: 0x8000,

@@ -46,7 +46,7 @@ fn kinds() {
     assert!(!b.cpu.wrote(f::PIN_CONTROLS) && !b.cpu.wrote(f::SECONDARY_CONTROLS));
     b.v.set_opened(Opened::SPEC_CTRL);
     b.run(10, 0);
-    assert_eq!(b.cpu.field(f::MSR_BITMAPS), 0x10_5000, "the set's own bitmaps");
+    assert_eq!(b.cpu.field(f::MSR_BITMAPS), 0x10_7000, "the set's own bitmaps");
     assert!(!b.cpu.wrote(f::GUEST_INTERRUPT_STATUS) && !b.cpu.wrote(f::EOI_EXIT_BITMAP_0));
     b.cpu.clear_logs();
     b.v.set_opened(Opened::SPEC_CTRL);

@@ -64,6 +64,11 @@ macro_rules! with_backend {
 }
 pub(crate) use with_backend;
 
+/// The host's tick is of a kind that can be lent to guests.
+pub fn timer_fits() -> bool {
+    crate::global::get().is_some_and(|g| g.kind == Kind::Vmx) && exitless_host::vmx::timer_fits()
+}
+
 /// Looks at the CPU and decides. The kernel's log says why not.
 pub fn probe(g: &mut Global) -> Result<(), Errno> {
     let id = ops::cpuid(0, 0);

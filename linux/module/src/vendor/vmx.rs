@@ -28,7 +28,7 @@ pub struct Shared {
     /// What the CPUs can do.
     pub caps: Caps,
     /// The MSR bitmaps, as [`exitless_vmx::MsrBitmaps`] has their addresses.
-    msr_bitmaps: [[Option<Pages>; 3]; Opened::SETS],
+    msr_bitmaps: [[Option<Pages>; 5]; Opened::SETS],
     /// Per CPU: the VMXON region.
     pages: KSlice<Option<Pages>>,
 }
@@ -159,18 +159,24 @@ fn region(caps: &Caps) -> Result<Pages, Errno> {
     Ok(page)
 }
 
-/// The three bitmaps of a set; see [`exitless_vmx::MsrBitmaps`].
-fn bitmaps(opened: Opened) -> Result<[Pages; 3], Errno> {
+/// The bitmaps of a set; see [`exitless_vmx::MsrBitmaps`].
+fn bitmaps(opened: Opened) -> Result<[Pages; 5], Errno> {
     let mut plain = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
     msr_bitmap::fill(plain.bytes_mut(), exitless_policy::msr::passthrough());
     msr_bitmap::open(plain.bytes_mut(), opened);
-    let mut x2apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-    x2apic.bytes_mut().copy_from_slice(plain.bytes());
-    msr_bitmap::open_x2apic(x2apic.bytes_mut());
-    let mut off = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
-    off.bytes_mut().copy_from_slice(x2apic.bytes());
-    msr_bitmap::close_self_ipi(off.bytes_mut());
-    Ok([plain, x2apic, off])
+    let x2apic = changed(&plain, msr_bitmap::open_x2apic)?;
+    let off = changed(&x2apic, msr_bitmap::close_self_ipi)?;
+    let lent = changed(&plain, msr_bitmap::open_deadline)?;
+    let x2apic_lent = changed(&x2apic, msr_bitmap::open_deadline)?;
+    Ok([plain, x2apic, off, lent, x2apic_lent])
+}
+
+/// Bitmaps that differ from others by this.
+fn changed(from: &Pages, change: fn(&mut [u8])) -> Result<Pages, Errno> {
+    let mut to = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
+    to.bytes_mut().copy_from_slice(from.bytes());
+    change(to.bytes_mut());
+    Ok(to)
 }
 
 pub(super) fn prepare(g: &mut Global) -> Result<(), Errno> {
@@ -215,6 +221,11 @@ pub(super) fn cpu_off(slot: &CpuSlot) {
 /// See [`super::user_return`].
 pub(super) fn user_return(slot: &CpuSlot) {
     slot.vmx.per_cpu.take_back_lent(&Hardware);
+}
+
+/// See [`PerCpu::give_timer_back`].
+pub(crate) fn give_timer_back(slot: &CpuSlot) {
+    slot.vmx.per_cpu.give_timer_back(&Hardware);
 }
 
 /// `ex_rs_on_cpu`: the residence `arg` is to leave this CPU. Interrupts are off.

@@ -5,6 +5,7 @@ use crate::global;
 use core::sync::atomic::Ordering;
 use exitless_host::time;
 use exitless_vcpu::Request;
+use exitless_vcpu::chooser::Mechanism::HostTsc;
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::clock::{Clock, Generation, Instant, agree};
 use exitless_vcpu::host::MasterClock;
@@ -89,7 +90,9 @@ impl Vm {
 
     /// Offset for the TSC of a vCPU that is new, or new at this rate.
     pub fn join_tsc(&self, rate: &Rate) -> u64 {
-        self.clocks.lock().generation.join(rate, &instant(&time::snapshot()))
+        let mut c = self.clocks.lock();
+        c.generation.start_at_hosts(self.wants(HostTsc));
+        c.generation.join(rate, &instant(&time::snapshot()))
     }
 
     /// Offset for a TSC write of user space. `tsc`: the vCPU's host TSC now.
@@ -99,6 +102,7 @@ impl Vm {
         if !now.steady {
             now.tsc = tsc;
         }
+        c.generation.start_at_hosts(self.wants(HostTsc));
         c.generation.write(value, rate, &now)
     }
 

@@ -37,7 +37,7 @@ use exitless_kvm_abi::{
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::backend::InGuest;
-use exitless_vcpu::chooser::{Facts, Reason};
+use exitless_vcpu::chooser::{Facts, Mechanism, Reason, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
 use exitless_yielding::Rotation;
@@ -344,6 +344,11 @@ impl Vm {
         }
     }
 
+    /// The mechanism's switch is on.
+    pub fn wants(&self, m: Mechanism) -> bool {
+        Set(self.wanted.load(Ordering::Relaxed)).has(m)
+    }
+
     /// What stands against mechanisms in this VM and on this host.
     pub fn facts(&self) -> Facts {
         let own = self.in_guest();
@@ -351,6 +356,7 @@ impl Vm {
             .with(Reason::IdleExits, !(own.hlt || own.mwait))
             .with(Reason::NoHousekeeping, !exitless_host::timer::keeps_house())
             .with(Reason::NoAvic, !self.avic.there())
+            .with(Reason::HostTimer, !crate::vendor::timer_fits())
     }
 
     /// The address space, for looking at how the host maps it.

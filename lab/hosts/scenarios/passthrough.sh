@@ -1,0 +1,26 @@
+# about: Guests have the CPU's own APIC timer, whatever they write into it; the host's tasks beside them keep their timers.
+# cpus: 1
+# memory: 768
+# timeout: 240
+# needs: runner
+# in test: vmx
+# not on svm: the VMX-preemption timer holds what the host waits for meanwhile
+
+check load load_module
+defaults() { [ $MODULE = kvm ] || echo "0 $1" >/dev/exitless; }
+timers() { defaults +timer_passthrough,+host_tsc && runner run deadline/ timer/one_shot_in lapic/timer_wakes; }
+check timers timers
+# Switched at random among all others meanwhile.
+random() { runner run --switch deadline/rewrite deadline/swept deadline/past deadline/rearmed deadline/disarmed; }
+check random random
+# A task that sleeps by the host's timers, on the one CPU that a guest storms: without its tick it would not come to its end.
+sleeper() { n=0; while [ $n -lt 40 ]; do sleep 0.02; n=$((n + 1)); done; echo slept >/tmp/slept; }
+storm() {
+	rm -f /tmp/slept
+	sleeper &
+	until [ -e /tmp/slept ]; do runner run deadline/past_values || return 1; done
+	wait
+}
+check storm storm
+check unused wait_unused 5
+check unload unload_module

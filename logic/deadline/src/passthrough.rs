@@ -1,0 +1,532 @@
+//! The CPU's own APIC timer in a guest's hands: lent when a slice begins, back when it ends.
+//!
+//! Vocabulary: the *register* is IA32_TSC_DEADLINE of this CPU, of which the host's clock event device is the owner. *H* is what the
+//! host waits for, *G* what the guest does; both are moments of the CPU's TSC. While it is *lent* the register holds G, and H lives in
+//! a timer that ends guest mode. Interrupts are off all the while, so nobody but the guest writes the register.
+//!
+//! ```text
+//!           lend: reads H, writes G              give_back: reads G, writes H
+//!   host's ─────────────────────────▶ lent ─────────────────────────────────▶ owed ── settle ──▶ host's
+//!     ▲ H is 0 or has passed: not now   │ the vector comes: rang                (what the guest left)
+//!     └─────────────────────────────────┘ stays lent
+//! ```
+//! A register that reads 0 was *disarmed* (WRMSR of 0) or has *fired*: the two differ in the vector, which the exit acknowledged
+//! ([`Loan::rang`]) or which is still requested ([`Register::requested`]). That is looked at before anything can acknowledge it.
+//!
+//! What else in the kernel may start a timer calls [`Loan::give_back`] first; who lent it settles later, in the same slice.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// This CPU's timer. Interrupts are off.
+pub trait Register {
+    /// The TSC.
+    fn now(&self) -> u64;
+    /// RDMSR of IA32_TSC_DEADLINE.
+    fn read(&self) -> u64;
+    /// WRMSR of it: a moment that has passed fires at once, 0 disarms.
+    fn write(&self, deadline: u64);
+    /// The timer's vector is in the IRR. Ordered behind [`Register::read`].
+    fn requested(&self) -> bool;
+}
+
+/// What the guest left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What is armed; 0: nothing.
+    pub deadline: u64,
+    /// A deadline has come, and the guest is to have its interrupt.
+    pub rang: bool,
+    /// The guest has written the register.
+    pub wrote: bool,
+}
+
+/// One CPU's, for that CPU alone. All-zero: the host's.
+#[derive(Debug, Default, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Loan {
+    /// H; 0: not lent, since what is 0 is never lent.
+    host: AtomicU64,
+    /// G as it was last known.
+    given: AtomicU64,
+    /// G as it was found.
+    left: AtomicU64,
+    rang: AtomicBool,
+    wrote: AtomicBool,
+    owed: AtomicBool,
+    _pad: [u8; 5],
+}
+
+impl Loan {
+    /// Nothing is lent.
+    pub const fn none() -> Self {
+        Self {
+            host: AtomicU64::new(0),
+            given: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            rang: AtomicBool::new(false),
+            wrote: AtomicBool::new(false),
+            owed: AtomicBool::new(false),
+            _pad: [0; 5],
+        }
+    }
+
+    /// What the host waits for, while the guest has the register.
+    #[inline]
+    pub fn host(&self) -> Option<u64> {
+        Some(self.host.load(Relaxed)).filter(|h| *h != 0)
+    }
+
+    /// The guest has the register.
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.host.load(Relaxed) != 0
+    }
+
+    /// Puts the guest's deadline there, which is 0 or has not passed. `false`: not now. A host that waits for nothing may have stopped its
+    /// timer, or have an interrupt pending whose vector would be taken for the guest's; one whose moment has passed has.
+    pub fn lend(&self, r: &impl Register, guest: u64) -> bool {
+        let host = r.read();
+        if host <= r.now() {
+            return false;
+        }
+        r.write(guest);
+        self.given.store(guest, Relaxed);
+        self.rang.store(false, Relaxed);
+        self.wrote.store(false, Relaxed);
+        self.host.store(host, Relaxed);
+        true
+    }
+
+    /// An exit acknowledged the timer's vector. H is not in the register, and was not due when it was lent: it is the guest's.
+    pub fn rang(&self) {
+        // What the guest armed before has fired; what it arms from now on shows.
+        self.wrote.store(self.wrote.load(Relaxed) || self.given.load(Relaxed) == 0, Relaxed);
+        self.given.store(0, Relaxed);
+        self.rang.store(true, Relaxed);
+    }
+
+    /// It did since the last call.
+    pub fn take_rang(&self) -> bool {
+        let rang = self.rang.load(Relaxed);
+        if rang {
+            self.rang.store(false, Relaxed);
+        }
+        rang
+    }
+
+    /// The register is the host's again, with its deadline, also one that has passed: that fires now. Harmless if nothing is lent.
+    pub fn give_back(&self, r: &impl Register) {
+        let Some(host) = self.host() else { return };
+        let (given, left) = (self.given.load(Relaxed), r.read());
+        // One that fired and was written anew since shows by its moment.
+        let looks = left == 0 || given != left && given != 0 && given <= r.now();
+        let rang = looks && r.requested();
+        r.write(host);
+        self.host.store(0, Relaxed);
+        self.left.store(left, Relaxed);
+        if rang {
+            self.rang();
+        }
+        let wrote = self.wrote.load(Relaxed) || left != self.given.load(Relaxed);
+        self.wrote.store(wrote, Relaxed);
+        self.owed.store(true, Relaxed);
+    }
+
+    /// Takes it back, if that was not done, and tells what the guest left; `None`: it was not lent since the last call.
+    pub fn settle(&self, r: &impl Register) -> Option<Found> {
+        self.give_back(r);
+        if !self.owed.load(Relaxed) {
+            return None;
+        }
+        self.owed.store(false, Relaxed);
+        let (deadline, wrote) = (self.left.load(Relaxed), self.wrote.load(Relaxed));
+        Some(Found { deadline, rang: self.take_rang(), wrote })
+    }
+}
+
+/// Whether a vCPU's writes go to the register: from its first on that exits, until [`IDLE`] slices have passed without one. A vCPU that
+/// does not arm its timer pays for no loan. All-zero: closed.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Opening {
+    open: bool,
+    idle: u8,
+    refused: bool,
+}
+
+/// A loan costs a slice about a third of the exit that it may save.
+const IDLE: u8 = 8;
+
+impl Opening {
+    /// The register is to be lent, and the host may do so in this slice.
+    #[inline]
+    pub fn takes_writes(&self) -> bool {
+        self.open && !self.refused
+    }
+
+    /// A slice begins.
+    pub fn begin(&mut self) {
+        self.refused = false;
+    }
+
+    /// Not in this slice: the host needs its timer.
+    pub fn refused(&mut self) {
+        self.refused = true;
+    }
+
+    /// A deadline was written by an exit.
+    pub fn armed(&mut self) {
+        (self.open, self.idle) = (true, 0);
+    }
+
+    /// A loan is over.
+    pub fn used(&mut self, wrote: bool) {
+        self.idle = if wrote { 0 } else { self.idle.saturating_add(1) };
+        if self.idle >= IDLE {
+            self.close();
+        }
+    }
+
+    /// Not any more.
+    pub fn close(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    /// A CPU: its TSC, its timer, and the timer's bit of its IRR; the timer that ends guest mode is the test's.
+    #[derive(Default)]
+    struct Cpu {
+        tsc: Cell<u64>,
+        deadline: Cell<u64>,
+        irr: Cell<bool>,
+        reads: Cell<u32>,
+        writes: Cell<u32>,
+        looks: Cell<u32>,
+    }
+
+    impl Cpu {
+        fn armed(at: u64, tsc: u64) -> Self {
+            Self { deadline: Cell::new(at), tsc: Cell::new(tsc), ..Self::default() }
+        }
+        fn tick(&self) {
+            if self.deadline.get() != 0 && self.deadline.get() <= self.tsc.get() {
+                self.deadline.set(0);
+                self.irr.set(true);
+            }
+        }
+        fn passes(&self, ticks: u64) {
+            self.tsc.set(self.tsc.get().saturating_add(ticks));
+            self.tick();
+        }
+        /// WRMSR, by whom ever.
+        fn wrmsr(&self, deadline: u64) {
+            self.deadline.set(deadline);
+            self.tick();
+        }
+        /// The vector exits, if it is requested: acknowledged, and ended.
+        fn exits(&self, loan: &Loan) -> bool {
+            let exits = self.irr.replace(false);
+            if exits {
+                loan.rang();
+            }
+            exits
+        }
+    }
+
+    impl Register for Cpu {
+        fn now(&self) -> u64 {
+            self.tsc.get()
+        }
+        fn read(&self) -> u64 {
+            self.reads.set(self.reads.get() + 1);
+            self.deadline.get()
+        }
+        fn write(&self, deadline: u64) {
+            self.writes.set(self.writes.get() + 1);
+            self.wrmsr(deadline);
+        }
+        fn requested(&self) -> bool {
+            self.looks.set(self.looks.get() + 1);
+            self.irr.get()
+        }
+    }
+
+    fn found(deadline: u64, rang: bool, wrote: bool) -> Option<Found> {
+        Some(Found { deadline, rang, wrote })
+    }
+
+    /// Fault 1 of the published patches: a register of 0 was taken for nothing new, so that a cancelled deadline stayed and fired later.
+    #[test]
+    fn a_cancelled_deadline_is_gone() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 500));
+        cpu.wrmsr(0);
+        assert_eq!(loan.settle(&cpu), found(0, false, true));
+        assert_eq!(loan.settle(&cpu), None, "told once");
+    }
+
+    /// Fault 1, its other half: 0 because it fired is told apart by the vector, wherever that is.
+    #[test]
+    fn a_deadline_that_fired_is_not_taken_for_cancelled() {
+        for by_exit in [true, false] {
+            let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+            assert!(loan.lend(&cpu, 500));
+            cpu.passes(600);
+            if by_exit {
+                assert!(cpu.exits(&loan));
+            }
+            assert_eq!(loan.settle(&cpu), found(0, true, false));
+        }
+    }
+
+    /// Fault 1, its third part: the guest's deadline may be the host's to the tick.
+    #[test]
+    fn equal_deadlines_are_two() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 0));
+        cpu.wrmsr(1000);
+        assert_eq!(loan.settle(&cpu), found(1000, false, true));
+        assert_eq!(cpu.deadline.get(), 1000);
+        assert!(loan.lend(&cpu, 1000));
+        cpu.passes(990);
+        assert!(cpu.exits(&loan));
+        assert_eq!(loan.settle(&cpu), found(0, true, false));
+        assert!(cpu.irr.get(), "and the host has its own, in the moment that it is written");
+    }
+
+    /// Fault 2: the host's deadline was written back only if it lay ahead, and its tick stopped.
+    #[test]
+    fn a_host_deadline_that_passed_fires_when_it_comes_back() {
+        for late in 990..1100 {
+            let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+            assert!(loan.lend(&cpu, 0));
+            cpu.passes(late);
+            assert_eq!(loan.settle(&cpu), found(0, false, false));
+            assert!(cpu.irr.get(), "lost after {late}");
+        }
+    }
+
+    /// Fault 3, that far deadlines wrapped in 32 bits, is the backend's (`hw/vmx/src/timer.rs`); here none is ever changed.
+    #[test]
+    fn far_deadlines_stay_what_they_are() {
+        for far in [u64::from(u32::MAX) + 2, 1 << 63, u64::MAX] {
+            let (cpu, loan) = (Cpu::armed(far, 10), Loan::none());
+            assert!(loan.lend(&cpu, far));
+            assert_eq!((loan.host(), cpu.deadline.get()), (Some(far), far));
+            assert_eq!(loan.settle(&cpu), found(far, false, false));
+            assert_eq!(cpu.deadline.get(), far);
+        }
+    }
+
+    /// Fault 4: the host's timer went off by an interrupt that the CPU sent itself. Here it is the register's, and one.
+    #[test]
+    fn the_host_is_told_by_its_own_timer_once() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 5000));
+        cpu.passes(1000);
+        assert!(!cpu.irr.get(), "not in the guest");
+        assert_eq!(loan.settle(&cpu), found(5000, false, false));
+        assert!(cpu.irr.replace(false) && cpu.deadline.get() == 0);
+        loan.give_back(&cpu);
+        assert!(!cpu.irr.get(), "and not again");
+    }
+
+    /// Fault 6: an expiry of the guest's ran the host's handler. It is acknowledged for the guest, and the host's deadline stays.
+    #[test]
+    fn a_guests_expiry_is_not_the_hosts() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 100));
+        for n in 1..5 {
+            cpu.passes(100);
+            assert!(cpu.exits(&loan) && loan.take_rang() && !loan.take_rang());
+            cpu.wrmsr(100 * (n + 1));
+        }
+        assert_eq!(loan.settle(&cpu), found(500, false, true));
+        assert!(!cpu.irr.get() && cpu.deadline.get() == 1000);
+    }
+
+    /// The vector of a host's deadline that has passed would look like the guest's: nothing is lent then, nor to one that has none.
+    #[test]
+    fn not_now() {
+        for (host, now) in [(0, 5), (5, 5), (5, 6)] {
+            let (cpu, loan) = (Cpu::armed(host, now), Loan::none());
+            assert!(!loan.lend(&cpu, 500) && !loan.is_lent());
+            assert_eq!((cpu.deadline.get(), cpu.writes.get()), (host, 0));
+            assert_eq!(loan.settle(&cpu), None);
+        }
+    }
+
+    /// A slice costs two reads and two writes; the IRR is looked at only if the register does not tell.
+    #[test]
+    fn what_a_slice_costs() {
+        for (writes, looks) in [(None, 0), (Some(700), 0), (Some(0), 1)] {
+            let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+            assert!(loan.lend(&cpu, 500));
+            if let Some(deadline) = writes {
+                cpu.wrmsr(deadline);
+            }
+            loan.settle(&cpu);
+            assert_eq!((cpu.reads.get(), cpu.writes.get(), cpu.looks.get()), (2, 2, looks));
+        }
+    }
+
+    /// The kernel needs its timer in the middle of a slice: it has it, and what the guest left is told later, once.
+    #[test]
+    fn given_back_in_between() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 100));
+        cpu.passes(100);
+        loan.give_back(&cpu);
+        assert!(!loan.is_lent() && cpu.deadline.get() == 1000);
+        // The kernel's own, nearer.
+        cpu.wrmsr(600);
+        loan.give_back(&cpu);
+        assert_eq!(loan.settle(&cpu), found(0, true, false));
+        assert_eq!(cpu.deadline.get(), 600, "what the kernel wrote since is not undone");
+    }
+
+    #[test]
+    fn opened_by_use() {
+        let mut o = Opening::default();
+        assert!(!o.takes_writes());
+        o.armed();
+        for _ in 0..100 {
+            o.used(false);
+            o.used(true);
+            assert!(o.takes_writes());
+        }
+        o.refused();
+        o.armed();
+        assert!(!o.takes_writes(), "whatever exits in that slice");
+        o.begin();
+        for n in 0..IDLE {
+            assert!(o.takes_writes(), "{n}");
+            o.used(false);
+        }
+        assert!(!o.takes_writes());
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Act {
+        Passes(u64),
+        /// Relative; the past too.
+        Arms(i64),
+        Disarms,
+        /// So much later an exit of any other kind, before what is requested exits: the slice ends, and another begins.
+        Exits(u64),
+        /// Or the kernel needs its timer.
+        Kernel(u64),
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        let act = prop_oneof![
+            (0..300u64).prop_map(Act::Passes),
+            (-50..400i64).prop_map(Act::Arms),
+            Just(Act::Disarms),
+            (0..60u64).prop_map(Act::Exits),
+            (0..60u64).prop_map(Act::Kernel),
+        ];
+        proptest::collection::vec(act, 1..80)
+    }
+
+    proptest! {
+        /// Against a timer of the guest's own: each of its deadlines comes once, none that it cancelled or replaced comes, none
+        /// early; and the host's tick comes no later than the end of guest mode that its moment brings.
+        #[test]
+        fn as_two_timers(acts in acts()) {
+            const TICK: u64 = 250;
+            let (cpu, loan) = (Cpu::armed(TICK, 0), Loan::none());
+            let (mut due, mut next) = (0u32, TICK);
+            let (mut own, mut wanted, mut had) = (0u64, 0u32, 0u32);
+            // The guest's as software knows it, outside of slices.
+            let mut known = 0u64;
+            for act in acts {
+                // A slice begins. What is due fires in software.
+                if !loan.is_lent() {
+                    if known != 0 && known <= cpu.now() {
+                        known = 0;
+                        had += 1;
+                    }
+                    if loan.lend(&cpu, known) {
+                        known = 0;
+                    }
+                }
+                let lent = loan.is_lent();
+                let arms = |to: u64, own: &mut u64, wanted: &mut u32, known: &mut u64| {
+                    let past = to != 0 && to <= cpu.now();
+                    *wanted += u32::from(past);
+                    *own = if past { 0 } else { to };
+                    if lent { cpu.wrmsr(to) } else { *known = to };
+                };
+                match act {
+                    Act::Passes(ticks) | Act::Exits(ticks) | Act::Kernel(ticks) => {
+                        for _ in 0..ticks {
+                            cpu.passes(1);
+                            if own != 0 && own <= cpu.now() {
+                                own = 0;
+                                wanted += 1;
+                            }
+                            // The timer that ends guest mode.
+                            if loan.host().is_some_and(|h| h <= cpu.now()) {
+                                break;
+                            }
+                        }
+                    }
+                    Act::Arms(left) => {
+                        let to = cpu.now().saturating_add_signed(left).max(1);
+                        arms(to, &mut own, &mut wanted, &mut known);
+                    }
+                    Act::Disarms => arms(0, &mut own, &mut wanted, &mut known),
+                }
+                if matches!(act, Act::Kernel(_)) {
+                    loan.give_back(&cpu);
+                }
+                let other = matches!(act, Act::Exits(_) | Act::Kernel(_));
+                if !other && loan.is_lent() && cpu.exits(&loan) && loan.take_rang() {
+                    had += 1;
+                }
+                let host_due = loan.host().is_some_and(|h| h <= cpu.now());
+                let mut pends = false;
+                if (host_due || other)
+                    && let Some(f) = loan.settle(&cpu)
+                {
+                    had += u32::from(f.rang);
+                    pends = f.rang;
+                    known = f.deadline;
+                }
+                // Interrupts are on: the host's handler, for what the host armed; or it looks for nothing, where the guest's was found
+                // pending.
+                if !loan.is_lent() {
+                    if cpu.irr.replace(false) {
+                        prop_assert!(cpu.now() >= next || pends, "the host was interrupted for nothing");
+                        due += u32::from(cpu.now() >= next);
+                    }
+                    prop_assert!(cpu.now() < next || due != 0, "the tick is lost");
+                    if due != 0 {
+                        due = 0;
+                        next = cpu.now() + TICK;
+                        cpu.wrmsr(next);
+                    }
+                }
+                prop_assert!(had <= wanted, "early, or more than there were");
+            }
+            if let Some(f) = loan.settle(&cpu) {
+                had += u32::from(f.rang);
+                known = f.deadline;
+            }
+            if known != 0 && known <= cpu.now() {
+                known = 0;
+                had += 1;
+            }
+            prop_assert_eq!(had, wanted, "lost");
+            prop_assert_eq!(known, own);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The guest has the CPU's own APIC timer while it runs (mechanism `timer_passthrough`): it arms without an exit, and what it armed
+//! ends guest mode when it comes. Never early: the comparator's TSC is the guest's, or nothing is lent.
+//!
+//! Outside of slices nothing is lent and the APIC's registers say everything, so whoever sleeps, moves, leaves for user space or is
+//! saved finds them as ever. In a slice it is lent before the first entry once a write has exited, and settled behind the last: none
+//! of its exits in between costs anything for it. Where the host cannot spare its timer the slice goes the way there always is. A guest's
+//! lazy deadlines ([`super::lazy`]) are not attended meanwhile: it shall write.
+
+use super::{expire, give, lazy, now, place};
+use crate::backend::Backend;
+use crate::host::{Host, Moment};
+use crate::shared::VcpuShared;
+use crate::vcpu::Vcpu;
+use exitless_chooser::{Fallback, Mechanism::TimerPassthrough};
+use exitless_deadline::Home;
+
+/// A slice begins.
+pub fn begin<B: Backend>(v: &mut Vcpu<B>) {
+    v.passthrough.begin();
+}
+
+/// Directly before an entry: lends it, unless it is lent, or not to be. `false`: no entry, a request waits.
+#[inline]
+pub fn before<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    cpu: &B::Cpu,
+) -> bool {
+    if !v.passthrough.takes_writes() || v.b.timer_lent(cpu) {
+        return true;
+    }
+    lend(v, sh, host, cpu);
+    // What was attended is the APIC's, but the guest's page does not say so yet.
+    !v.pv.lazy.owes()
+}
+
+fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, cpu: &B::Cpu) {
+    // The kernel may have taken it back since the last entry.
+    settle(v, sh, host, cpu);
+    if !sh.active(TimerPassthrough) {
+        return v.passthrough.close();
+    }
+    if v.pv.lazy.armed() != 0 {
+        if !spares(v, cpu) {
+            return refused(v, sh);
+        }
+        lazy::clear(v, sh, host);
+    }
+    let m = Moment { ns: 0, tsc: host.tsc() };
+    let n = now(v, m);
+    if expire(v, sh, host, &n) {
+        v.event_dirty |= !v.vapic.in_page;
+        place(v, sh, host, m);
+    }
+    if v.b.lend_timer(cpu, v.lapic.tsc_deadline()) {
+        give(v, sh, Home::Guest);
+    } else {
+        refused(v, sh);
+    }
+}
+
+/// The host would lend it now: whose lazy deadline is attended has something to lose.
+fn spares<B: Backend>(v: &mut Vcpu<B>, cpu: &B::Cpu) -> bool {
+    v.b.lend_timer(cpu, 0) && v.b.take_timer_back(cpu).is_some()
+}
+
+fn refused<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+    v.passthrough.refused();
+    sh.count_fallback(TimerPassthrough, Fallback::Elsewhere);
+}
+
+/// [`crate::backend::Exit::Deadline`]: one of the guest's has come, whichever. What it arms from now on is in the CPU.
+pub fn rang<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if v.b.timer_rang(host.cpu()) {
+        ring(v, sh, host, host.tsc());
+    }
+}
+
+/// The APIC expires, whatever it knows of the deadline.
+fn ring<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, tsc: u64) {
+    sh.count_hit(TimerPassthrough);
+    let n = now(v, Moment { ns: 0, tsc });
+    if v.lapic.set_tsc_deadline(1) && expire(v, sh, host, &n) {
+        v.event_dirty |= !v.vapic.in_page;
+    }
+}
+
+/// A slice ends, or the kernel has taken the timer back: what the guest left there is the APIC's. Before anything acknowledges an
+/// interrupt.
+pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, cpu: &B::Cpu) {
+    let Some(found) = v.b.take_timer_back(cpu) else { return };
+    let tsc = host.tsc();
+    if found.rang {
+        ring(v, sh, host, tsc);
+    }
+    v.passthrough.used(found.wrote);
+    let _ = v.lapic.set_tsc_deadline(found.deadline);
+    place(v, sh, host, Moment { ns: 0, tsc });
+}

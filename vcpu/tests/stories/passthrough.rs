@@ -1,0 +1,257 @@
+//! The CPU's APIC timer in the guest's hands, while the host counts its ticks by it.
+
+use crate::fake::guest::*;
+use crate::fake::machine::TIMER_VECTOR;
+use crate::fake::world::TICKS;
+use crate::fake::{Env, Machine, Op};
+use exitless_lapic::Armed;
+use exitless_vcpu::Request;
+use exitless_vcpu::backend::Event;
+use exitless_vcpu::chooser::{Mechanism, Reason, Set};
+
+const DEADLINE: u32 = 0x6e0;
+const TIMER: Event = Event::Interrupt(TIMER_VECTOR);
+const M: Mechanism = Mechanism::TimerPassthrough;
+
+fn time(ns: u64) -> Op {
+    Op::World(Env::Time(ns))
+}
+
+/// A host whose tick comes each `period` ns.
+fn machine(period: u64, ops: impl IntoIterator<Item = Op>) -> Machine {
+    let m = Machine::virtual_apic(true, ops);
+    m.w.start_tick(period * TICKS);
+    m
+}
+
+/// Exits of the guest's, without those that end a script.
+fn exits(m: &Machine) -> u64 {
+    m.sh.stats.exits.get()
+}
+
+/// The first write exits and opens, the others do not; each deadline that comes is one exit, and one interrupt.
+#[test]
+fn armed_without_an_exit_fired_with_one() {
+    let mut m = machine(1_000_000, [Op::Deadline(5000), time(6000), Op::Nop, Op::Nop]);
+    m.go();
+    assert_eq!((m.events(), m.w.tick.loans.get() > 0), (vec![TIMER], true));
+    let before = exits(&m);
+    let mut ops = vec![];
+    for n in 0..20 {
+        ops.extend([Op::Deadline(2000 + n), Op::Deadline(1000), time(1500), Op::Nop, Op::Nop]);
+    }
+    m.then(ops);
+    assert_eq!(m.events(), vec![TIMER; 20]);
+    assert_eq!(exits(&m) - before, 20 + 1, "one for each that came, and the script's end");
+    assert_eq!(m.sh.stats.deeds(M).hits.get(), 21);
+}
+
+/// Armed, and the slice ends: the APIC has it, to the tick, for whoever saves or sleeps; cancelled, nothing is left. (Fault 1 of the
+/// published patches: a cancelled deadline stayed, and fired later.)
+#[test]
+fn the_apic_has_what_the_guest_left() {
+    let mut m = machine(1_000_000, [Op::Deadline(900_000), wrmsr(DEADLINE, 0x1234_5678_9abc), Op::Nop]);
+    m.go();
+    assert_eq!(m.v.lapic.armed(), Armed::AtTsc(0x1234_5678_9abc));
+    assert!(!m.w.tick.loan.is_lent() && m.sh.timer.is_cpu());
+    m.w.timer_owed.set(false);
+    m.then([wrmsr(DEADLINE, 0), Op::Nop]);
+    assert_eq!(m.v.lapic.armed(), Armed::None);
+    m.then([time(500_000), Op::Nop, time(500_000), Op::Nop]);
+    assert_eq!(m.events(), vec![]);
+}
+
+/// The vCPU sleeps with an armed timer: the host's timer wakes it. (Nothing in the CPU counts for it then.)
+#[test]
+fn armed_and_asleep() {
+    let ops = [Op::Deadline(500), time(600), Op::Nop, Op::Deadline(50_000), hlt(), Op::Nop, Op::Nop];
+    let mut m = machine(1_000_000, ops);
+    m.go();
+    assert_eq!(m.events(), vec![TIMER, TIMER]);
+    assert!(m.w.blocks.get() > 0 && m.w.tick.loans.get() > 1);
+}
+
+/// Fault 2: the host's deadline was forgotten if it had passed and another exit came first. Whatever the guest does, storms of deadlines
+/// that have passed among it, the host's tick comes with the exit that its moment brings.
+#[test]
+fn the_hosts_tick_comes_in_any_storm() {
+    let mut m = machine(3000, [Op::Deadline(10_000_000), Op::Nop]);
+    m.v.b.handlers = false;
+    m.go();
+    let begin = m.w.ns.get();
+    let mut ops = vec![];
+    for n in 0..3000u64 {
+        ops.push(wrmsr(DEADLINE, if n % 3 == 2 { u64::MAX - n } else { 1 + n % 2 }));
+        if n % 7 == 0 {
+            ops.push(cpuid(0, 0));
+        }
+    }
+    // Interrupts stay closed: whose vectors they are the fake CPU would ask.
+    m.v.b.rflags &= !0x200;
+    m.then(ops);
+    let took = m.w.ns.get() - begin;
+    assert!(took > 20_000 && m.w.tick.loans.get() >= 6, "{took}, {}", m.w.tick.loans.get());
+    assert!(u64::from(m.w.tick.ticks.get()) > took / 3000 / 2, "{} in {took} ns", m.w.tick.ticks.get());
+    assert!(m.w.tick.latest.get() < 200 * TICKS, "a tick came {} late", m.w.tick.latest.get());
+}
+
+/// Fault 5: a masked timer, another mode, an APIC that is off: hardware knows nothing of the guest's LVTT, so nothing is lent, and the
+/// chooser says why. Fault 7: nor with an offset or another rate, and one that comes while it is armed ends it.
+#[test]
+fn not_lent_where_hardware_would_be_wrong() {
+    let go = |ops: &[Op]| {
+        let mut m =
+            machine(1_000_000, [Op::Deadline(500), time(600), Op::Nop, Op::Deadline(1 << 40), Op::Nop]);
+        m.go();
+        assert!(m.sh.active(M));
+        let loans = m.w.tick.loans.get();
+        m.w.timer_owed.set(false);
+        m.then(ops.iter().cloned().chain([Op::Nop, wrmsr(DEADLINE, u64::MAX), Op::Nop]));
+        (m.w.tick.loans.get() - loans, m)
+    };
+    let vector = u64::from(TIMER_VECTOR);
+    for lvtt in [vector | 1 << 16 | 1 << 18, vector, vector | 1 << 17] {
+        let (loans, m) = go(&[wrmsr(0x832, lvtt)]);
+        assert!(!m.sh.active(M) && m.sh.chosen.facts().unwrap().has(Reason::OtherTimer), "{lvtt:#x}");
+        assert!(loans <= 1, "before the write of LVTT, not behind it");
+    }
+    let (_, m) = go(&[wrmsr(0x80f, 0xff)]);
+    assert!(!m.sh.active(M));
+    // TSC_ADJUST: the guest's TSC is not the host's any more, and the deadline moves with it.
+    let (_, m) = go(&[wrmsr(0x3b, 1000)]);
+    assert!(!m.sh.active(M) && m.sh.chosen.facts().unwrap().has(Reason::OwnTsc));
+    assert_eq!(m.v.lapic.armed(), Armed::AtTsc(u64::MAX));
+    let (loans, m) = go(&[]);
+    assert!(m.sh.active(M) && loans >= 1);
+}
+
+/// Idle in the guest the CPU's timer for guest mode may stand still, and the host's tick with it.
+#[test]
+fn idle_in_the_guest() {
+    for mwait in [false, true] {
+        let mut m = machine(1_000_000, [Op::Deadline(1 << 40), Op::Nop, Op::Nop]);
+        (m.v.in_guest.hlt, m.v.in_guest.mwait) = (!mwait, mwait);
+        m.go();
+        assert_eq!(m.w.tick.loans.get(), 0);
+        assert!(m.sh.chosen.facts().unwrap().has(Reason::IdlesInside));
+    }
+}
+
+/// Whoever does not arm pays for nothing; whoever stops to arm soon does not either, and begins again with one exit.
+#[test]
+fn open_while_it_is_used() {
+    let mut m = machine(1_000_000, [Op::Nop, Op::Nop]);
+    for _ in 0..5 {
+        m.then([cpuid(0, 0), Op::Nop]);
+    }
+    assert_eq!(m.w.tick.loans.get(), 0);
+    m.then([Op::Deadline(1 << 40), Op::Nop]);
+    for _ in 0..40 {
+        m.then([Op::Nop]);
+    }
+    let loans = m.w.tick.loans.get();
+    assert!((2..15).contains(&loans), "{loans}");
+    m.then([Op::Deadline(1 << 40), Op::Nop]);
+    assert_eq!(m.w.tick.loans.get(), loans + 1);
+}
+
+/// A fast path that wakes another vCPU makes the kernel use its timer: it has it, and the guest's goes on behind it.
+#[test]
+fn the_kernel_wakes_somebody_in_between() {
+    let mut m = machine(1_000_000, [Op::Deadline(500), time(600), Op::Nop]);
+    m.go();
+    m.w.few.set(true);
+    let before = exits(&m);
+    m.then([
+        Op::Deadline(4000),
+        wrmsr(0x830, 1 << 32 | 0x77),
+        Op::Deadline(3000),
+        wrmsr(0x830, 1 << 32 | 0x78),
+        time(3500),
+        Op::Nop,
+        Op::Nop,
+    ]);
+    assert_eq!(m.events(), vec![TIMER, TIMER]);
+    assert_eq!(exits(&m) - before, 4, "two IPIs, the timer, the end");
+}
+
+/// Switched off and on while a deadline is armed: it comes once, wherever it is.
+#[test]
+fn switched_while_armed() {
+    for (first, then) in [(Set::ALL, Set::NONE), (Set::NONE, Set::ALL), (Set::ALL, Set::ALL.put(M, false))] {
+        let mut m = machine(1_000_000, [Op::Deadline(500), time(600), Op::Nop]);
+        m.w.wanted.set(first);
+        m.go();
+        let mut ops = vec![];
+        for _ in 0..5 {
+            ops.extend([
+                Op::Deadline(3000),
+                Op::World(Env::Switch(then.0)),
+                Op::Nop,
+                time(3500),
+                Op::Nop,
+                Op::Nop,
+            ]);
+            ops.extend([
+                Op::Deadline(3000),
+                Op::World(Env::Switch(first.0)),
+                Op::Nop,
+                time(3500),
+                Op::Nop,
+                Op::Nop,
+            ]);
+        }
+        m.then(ops);
+        assert_eq!(m.events(), vec![TIMER; 11]);
+    }
+}
+
+/// The thread comes to another CPU with a deadline armed: that CPU's timer has it, and the one it left is the host's alone.
+#[test]
+fn moved_while_armed() {
+    let mut m = machine(1_000_000, [Op::Deadline(500), time(600), Op::Nop, Op::Deadline(9000), Op::Nop]);
+    m.go();
+    m.w.next_cpu.set(1);
+    m.happen(Env::Ask(Request::EVENT));
+    m.then([Op::Nop, time(10_000), Op::Nop, Op::Nop]);
+    assert_eq!(m.events(), vec![TIMER, TIMER]);
+}
+
+/// A guest that asked for lazy deadlines, on a host that lends its timer, and on one that stops to: whoever has the writes, each deadline
+/// comes, and what the page says of an armed one is never left behind by the other.
+#[test]
+fn beside_lazy_deadlines() {
+    const PAGE: u64 = 0x5_0040;
+    let mut m = machine(1_000_000, [wrmsr(0x4558_4c00, PAGE | 1)]);
+    m.w.wanted.set(Set::ALL.put(M, false));
+    m.go();
+    m.w.lazy.set(Some(PAGE));
+    m.then([Op::Deadline(50_000), Op::Deadline(60_000), Op::World(Env::Switch(Set::ALL.0)), Op::Nop]);
+    assert_eq!(m.w.tick.loans.get(), 0);
+    // Earlier: it exits, and opens; from here on nothing is attended.
+    m.then([
+        Op::Deadline(5000),
+        Op::Deadline(9000),
+        Op::World(Env::Peek(PAGE, 0)),
+        time(10_000),
+        Op::Nop,
+        Op::Nop,
+    ]);
+    assert!(m.w.tick.loans.get() > 0);
+    let first = m.events();
+    assert_eq!(first, vec![TIMER]);
+    // The host's tick is far, and then not there: the guest's are attended again.
+    let loans = m.w.tick.loans.get();
+    m.w.tick.register.set(0);
+    m.w.tick.period.set(0);
+    m.then([
+        Op::Deadline(5000),
+        Op::Deadline(9000),
+        Op::Deadline(12_000),
+        time(13_000),
+        Op::Nop,
+        Op::Nop,
+        Op::Nop,
+    ]);
+    assert_eq!((m.events(), m.w.tick.loans.get()), (vec![TIMER], loans));
+}
