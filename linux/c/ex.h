@@ -50,6 +50,8 @@ void ex_rs_give_timer_back(void);
 void ex_rs_sched_in(void *vcpu, u32 cpu);
 void ex_rs_sched_out(void *vcpu, bool preempted);
 bool ex_rs_vcpu_wake_check(void *vcpu);
+void ex_rs_posted(void *vcpu);
+void ex_rs_sleeps_elsewhere(void *vcpu);
 
 /* Memory. */
 int ex_rs_mmu_invalidate_start(void *vm, u64 start, u64 end, bool blockable);

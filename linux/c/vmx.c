@@ -248,6 +248,16 @@ static bool ex_pml = true;
 module_param_named(pml, ex_pml, bool, 0444);
 MODULE_PARM_DESC(pml, "Let Intel CPUs log which pages guests write where user space logs that (default: on)");
 
+/* modprobe exitless ipiv=1: Intel CPUs send IPIs of guests by themselves. */
+static bool ex_ipiv;
+module_param_named(ipiv, ex_ipiv, bool, 0444);
+MODULE_PARM_DESC(ipiv, "Let Intel CPUs send IPIs of guests in x2APIC mode by themselves where they can (default: off; untested on hardware)");
+
+bool ex_vmx_wants_ipiv(void)
+{
+	return ex_ipiv;
+}
+
 bool ex_vmx_wants_pml(void)
 {
 	return ex_pml;

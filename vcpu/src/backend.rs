@@ -189,7 +189,7 @@ pub enum ApicKind {
     X2Apic = 2,
     /// As [`Self::X2Apic`], but self-IPIs exit: the APIC's enable bit in SVR is clear, of which the CPU knows nothing.
     X2ApicOff = 3,
-    /// As [`Self::X2Apic`], and the CPU sends IPIs: writes of the ICR exit only where it cannot (AVIC).
+    /// As [`Self::X2Apic`], and the CPU sends IPIs: writes of the ICR exit only where it cannot (AVIC, IPI virtualization).
     X2ApicIpis = 4,
 }
 
@@ -486,6 +486,11 @@ pub trait Backend {
     }
     /// The CPU can deliver virtual interrupts, and does once [`Backend::set_apic`] says so.
     fn virtualizes_apic(&self) -> bool {
+        false
+    }
+    /// It can send the IPIs of a guest in x2APIC mode too, posting to the targets' mailboxes (VMX); what it cannot send exits behind the
+    /// write ([`ApicKind::X2ApicIpis`]).
+    fn posts_ipis(&self) -> bool {
         false
     }
     /// What the next entries do with the APIC.

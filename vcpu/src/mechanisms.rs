@@ -31,7 +31,8 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
     Facts { features: caps.pv, ..host.facts() }
         .with(Reason::NoIrqchip, !host.irqchip())
         .with(Reason::NoDelivery, !v.vapic.on())
-        .with(Reason::NoX2Apic, v.vapic.keeps_irr() && !v.vapic.x2apic)
+        .with(Reason::NoX2Apic, (v.vapic.keeps_irr() || v.vapic.pid.is_some()) && !v.vapic.x2apic)
+        .with(Reason::NoIpiv, !v.b.posts_ipis())
         .with(Reason::EdgeEois, v.vapic.edge_eois)
         .with(Reason::NoTimer, !v.b.has_timer())
         .with(Reason::NoDeadline, !caps.tsc_deadline)

@@ -1,7 +1,7 @@
 //! Reading and writing any MSR: one line per kind.
 
-use crate::apic::{avic, vapic, work};
-use crate::backend::{Backend, Opened, SysReg};
+use crate::apic::{choose, vapic, work};
+use crate::backend::{ApicKind, Backend, Opened, SysReg};
 use crate::clock::tsc::{Rate, Scaling};
 use crate::host::Host;
 use crate::pv;
@@ -276,7 +276,7 @@ impl<B: Backend> Vcpu<B> {
     ) -> Result<(), Invalid> {
         vapic::take_back(self, sh);
         // It may be disabled, and lose what is pending. Before the next slice it is looked at again.
-        avic::retire(self, host);
+        choose::retire(self, host);
         let from_host = origin == Origin::Host;
         let caps = if from_host { host_caps } else { self.cpuid.caps() };
         let base = BaseCaps { x2apic: caps.x2apic, maxphyaddr: caps.maxphyaddr() };
@@ -292,8 +292,8 @@ impl<B: Backend> Vcpu<B> {
         msr: u32,
         value: u64,
     ) -> Result<(), Invalid> {
-        // Sending needs nothing that hardware changes.
-        if msr != X2APIC_ICR {
+        // Sending needs nothing that hardware changes, where it does not send itself.
+        if msr != X2APIC_ICR || self.vapic.kind == ApicKind::X2ApicIpis {
             vapic::take_back(self, sh);
         }
         let now = timer::now(self, host.now());

@@ -9,7 +9,7 @@ use exitless_x86::cpuid::{CpuidResult, leaf1_ecx};
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::cr4;
 use exitless_x86::vmx::caps::{Allowed, Basic, Misc, ept_vpid, msr};
-use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary};
+use exitless_x86::vmx::control::{entry, exit, pin, primary, secondary, tertiary};
 use exitless_x86::vmx::feature_control as fc;
 
 /// The negotiated capabilities, the same for all CPUs: a CPU that comes online later is compared.
@@ -53,6 +53,7 @@ const UNLOCKED: u32 = 1 << 2;
 const APICV: u32 = 1 << 3;
 const GUARD_L1D: u32 = 1 << 4;
 const PERF_GLOBAL_CTRL: u32 = 1 << 5;
+const IPIV: u32 = 1 << 6;
 
 impl Caps {
     /// The CPU has a preemption timer that works, and the host wants it used.
@@ -62,6 +63,15 @@ impl Caps {
     /// The APIC can be virtualised: registers, delivery, posting, in both modes; exits then acknowledge interrupts.
     pub fn apicv(&self) -> bool {
         self.flags & APICV != 0
+    }
+    /// What it was negotiated for.
+    #[cfg(test)]
+    pub(crate) fn wish(&self) -> Wish {
+        self.wish
+    }
+    /// The CPU sends IPIs of guests in x2APIC mode by itself, and the host wants it. The primary controls then activate tertiary ones.
+    pub fn ipiv(&self) -> bool {
+        self.flags & IPIV != 0
     }
     /// Entries must not show the guest what is in the L1 data cache.
     pub fn guard_l1d(&self) -> bool {
@@ -117,7 +127,7 @@ impl Caps {
             (wish == other.wish, "what the host wants"),
             (
                 (flags ^ other.flags) & !UNLOCKED == 0,
-                "preemption timer, APIC, performance counters or error codes",
+                "preemption timer, APIC, IPIs, performance counters or error codes",
             ),
         ];
         compared.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
@@ -193,6 +203,8 @@ pub struct Wish {
     pub vpid: bool,
     /// Log the pages that guests write.
     pub pml: bool,
+    /// Let CPUs send IPIs.
+    pub ipiv: bool,
 }
 
 /// Why VMX cannot be used here.
@@ -397,6 +409,14 @@ impl Caps {
             && exits.may() & exit::ACKNOWLEDGE_INTERRUPT != 0
             && secondaries.may() & SECONDARY_APIC == SECONDARY_APIC
             && caps.msr_bitmaps();
+        // The register is there if the control can be 1; it tells only what may be 1 (SDM vol. 3D, A.3.4).
+        let ipiv = wish.ipiv
+            && apicv
+            && primaries.may() & primary::TERTIARY != 0
+            && rdmsr(msr::PROCBASED_CTLS3) & tertiary::IPI_VIRTUALIZATION != 0;
+        if ipiv {
+            caps.primary |= primary::TERTIARY;
+        }
         let acknowledge = if apicv { exit::ACKNOWLEDGE_INTERRUPT } else { 0 };
         caps.exit = choose(exits, EXIT_NEEDED, pat_exit | acknowledge, EXIT_OFF)?;
         caps.entry = choose(entries, ENTRY_NEEDED, pat_entry, ENTRY_OFF)? & !ENTRY_DYNAMIC;
@@ -427,6 +447,7 @@ impl Caps {
             | flag(apicv, APICV)
             | flag(wish.guard_l1d, GUARD_L1D)
             | flag(global_ctrl, PERF_GLOBAL_CTRL)
+            | flag(ipiv, IPIV)
             | flag(!locked, UNLOCKED);
         Ok(caps)
     }

@@ -517,6 +517,9 @@ impl<M: Machine> Backend for Vmx<M> {
     fn virtualizes_apic(&self) -> bool {
         self.caps.apicv()
     }
+    fn posts_ipis(&self) -> bool {
+        self.sends_ipis()
+    }
     fn set_apic(&mut self, kind: ApicKind) {
         self.apic_kind(kind);
     }

@@ -91,6 +91,15 @@ pub fn open_deadline(map: &mut [u8]) {
     }
 }
 
+/// Opens writes of the ICR, where the CPU sends IPIs: what it cannot send exits behind the write.
+pub fn open_icr(map: &mut [u8]) {
+    const ICR: u32 = X2APIC + (exitless_x86::apic::reg::ICR >> 4);
+    let own = position(ICR).and_then(|(byte, bit)| Some((map.get_mut(byte + WRITE)?, bit)));
+    if let Some((byte, bit)) = own {
+        *byte &= !(1 << bit);
+    }
+}
+
 /// Lets self-IPIs exit again.
 pub fn close_self_ipi(map: &mut [u8]) {
     let own = position(SELF_IPI).and_then(|(byte, bit)| Some((map.get_mut(byte + WRITE)?, bit)));

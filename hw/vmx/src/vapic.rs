@@ -4,12 +4,15 @@
 use crate::machine::Machine;
 use crate::vcpu::Vmx;
 use exitless_vcpu::backend::{ApicKind, InterruptStatus};
-use exitless_x86::vmx::control::{pin, secondary};
+use exitless_x86::vmx::control::{pin, secondary, tertiary};
 use exitless_x86::vmx::field as f;
 
 /// The host vector that tells a CPU to look at the posted-interrupt descriptor of the guest it runs. Linux has it for this:
 /// `POSTED_INTR_VECTOR` (asserted in linux/c/vmx.c).
 pub const NOTIFICATION: u8 = 0xf2;
+
+/// The host vector that says that something was posted to a vCPU that sleeps. Linux has it for this: `POSTED_INTR_WAKEUP_VECTOR`.
+pub const WAKE_UP: u8 = 0xf1;
 
 /// What the VMCS is to say, and how much of that it does not say yet.
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
@@ -51,7 +54,12 @@ impl<M: Machine> Vmx<M> {
         self.controls_due();
     }
 
-    /// Pin-based or secondary controls changed.
+    /// The CPU can send IPIs, and there is a table that says where to.
+    pub(crate) fn sends_ipis(&self) -> bool {
+        self.caps.ipiv() && self.pages.pid_table_pa != 0
+    }
+
+    /// Pin-based, secondary or tertiary controls changed.
     pub(crate) fn controls_due(&mut self) {
         self.apic.due |= due::CONTROLS;
     }
@@ -62,6 +70,10 @@ impl<M: Machine> Vmx<M> {
             self.m.put(f::POSTED_INTERRUPT_VECTOR, u16::from(NOTIFICATION));
             self.m.put(f::POSTED_INTERRUPT_DESCRIPTOR, self.pages.descriptor_pa);
             self.m.put(f::APIC_ACCESS_ADDRESS, self.pages.apic_access_pa);
+            if self.sends_ipis() {
+                self.m.put(f::PID_POINTER_TABLE, self.pages.pid_table_pa);
+                self.m.put(f::LAST_PID_POINTER_INDEX, self.pages.last_pid);
+            }
             self.apic.due |= due::STATUS | due::EOI;
         }
         self.apic.due |= due::CONTROLS;
@@ -98,14 +110,19 @@ impl<M: Machine> Vmx<M> {
         self.m.put(f::PIN_CONTROLS, self.caps.pin | posted | timer);
         let apic = if self.caps.apicv() { controls(kind) } else { 0 };
         self.m.put(f::SECONDARY_CONTROLS, self.guest_controls() | apic);
+        if self.caps.ipiv() {
+            let ipis = kind == ApicKind::X2ApicIpis && self.sends_ipis();
+            self.m.put(f::TERTIARY_CONTROLS, if ipis { tertiary::IPI_VIRTUALIZATION } else { 0 });
+        }
         if self.caps.msr_bitmaps() {
-            let [plain, x2apic, x2apic_off, lent, x2apic_lent] =
+            let [plain, x2apic, x2apic_off, lent, x2apic_lent, ipis, ipis_lent] =
                 self.pages.msr_bitmaps.get(self.opened.index()).copied().unwrap_or_default();
             let bitmaps = match kind {
                 ApicKind::XApic if self.lends => lent,
                 ApicKind::X2Apic if self.lends => x2apic_lent,
+                ApicKind::X2ApicIpis if self.sends_ipis() && self.lends => ipis_lent,
                 ApicKind::Software | ApicKind::XApic => plain,
-                // IPIs exit: nobody asks for X2ApicIpis here.
+                ApicKind::X2ApicIpis if self.sends_ipis() => ipis,
                 ApicKind::X2Apic | ApicKind::X2ApicIpis => x2apic,
                 ApicKind::X2ApicOff => x2apic_off,
             };

@@ -48,8 +48,8 @@ const _: () = {
 
 /// Physical addresses of MSR bitmaps: for each set of [`Opened`], those for an APIC of software's or in its page, those with the
 /// x2APIC's MSRs open as far as hardware virtualises them, and the same again with self-IPIs that exit; then the first two once more, with
-/// the deadline of the CPU's APIC timer open.
-pub type MsrBitmaps = [[u64; 5]; Opened::SETS];
+/// the deadline of the CPU's APIC timer open; and the second with an ICR that does not exit, without and with that deadline.
+pub type MsrBitmaps = [[u64; 7]; Opened::SETS];
 
 /// What the backend needs from its owner, who allocates and frees it.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,10 @@ pub struct Pages {
     pub descriptor_pa: u64,
     /// Physical address of the page whose accesses, through EPT, are those to the APIC's; shared by the VM's vCPUs.
     pub apic_access_pa: u64,
+    /// Physical address of the VM's PID-pointer table, aligned to 8 bytes; 0: CPUs send no IPIs.
+    pub pid_table_pa: u64,
+    /// The highest APIC id that has an entry there.
+    pub last_pid: u16,
 }
 
 /// The addresses among them.
@@ -85,6 +89,8 @@ pub(crate) struct Addresses {
     pub(crate) msr_bitmaps: MsrBitmaps,
     pub(crate) descriptor_pa: u64,
     pub(crate) apic_access_pa: u64,
+    pub(crate) pid_table_pa: u64,
+    pub(crate) last_pid: u16,
 }
 
 /// # Invariants
@@ -197,6 +203,8 @@ impl<M: Machine> Vmx<M> {
             msr_bitmaps: pages.msr_bitmaps,
             descriptor_pa: pages.descriptor_pa,
             apic_access_pa: pages.apic_access_pa,
+            pid_table_pa: pages.pid_table_pa,
+            last_pid: pages.last_pid,
         };
         self.caps = *caps;
         self.cache.init();

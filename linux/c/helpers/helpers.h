@@ -234,8 +234,17 @@ void ex_machine_check(void);
 void ex_slice_begin(void);
 void ex_slice_end(void);
 
+/* wakeup.c */
+void *ex_sleeper_new(void *vcpu);
+void ex_sleeper_free(void *sleeper);
+void ex_sleeper_add(void *sleeper);
+void ex_sleeper_remove(void *sleeper);
+int ex_sleepers_setup(void);
+void ex_sleepers_teardown(void);
+
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);
+bool ex_vmx_wants_ipiv(void);
 bool ex_vmx_fred(void);
 bool ex_vmx_wants_timer(void);
 bool ex_vmx_wants_pml(void);

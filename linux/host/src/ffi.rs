@@ -253,7 +253,14 @@ unsafe extern "C" {
     pub(crate) fn ex_slice_end();
 
     // ../vmx.c
+    pub(crate) fn ex_sleeper_new(vcpu: *mut c_void) -> *mut c_void;
+    pub(crate) fn ex_sleeper_free(sleeper: *mut c_void);
+    pub(crate) fn ex_sleeper_add(sleeper: *mut c_void);
+    pub(crate) fn ex_sleeper_remove(sleeper: *mut c_void);
+    pub(crate) fn ex_sleepers_setup() -> c_int;
+    pub(crate) fn ex_sleepers_teardown();
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
+    pub(crate) fn ex_vmx_wants_ipiv() -> bool;
     pub(crate) fn ex_vmx_fred() -> bool;
     pub(crate) fn ex_vmx_wants_timer() -> bool;
     pub(crate) fn ex_vmx_wants_pml() -> bool;

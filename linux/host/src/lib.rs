@@ -40,6 +40,7 @@ pub mod timer;
 pub mod uaccess;
 pub mod vmx;
 pub mod wait;
+pub mod wakeup;
 
 #[cfg(test)]
 mod fake;

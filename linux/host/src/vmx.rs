@@ -20,6 +20,12 @@ pub fn wants_apicv() -> bool {
     unsafe { ffi::ex_vmx_wants_apicv() }
 }
 
+/// The module's parameter `ipiv`.
+pub fn wants_ipiv() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { ffi::ex_vmx_wants_ipiv() }
+}
+
 /// The kernel takes its events by FRED, where interrupts and NMIs that an exit took cannot be handed over through gates.
 pub fn fred() -> bool {
     // SAFETY: reads a feature bit.

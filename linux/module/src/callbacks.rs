@@ -46,15 +46,16 @@ unsafe fn bytes_mut<'a>(at: *mut u8, len: usize) -> &'a mut [u8] {
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_init() -> c_int {
-    let ready = global::init();
-    if ready.is_ok() {
+    let ready = global::init().and_then(|()| {
         exitless_insn::init();
-    }
+        crate::vendor::start().inspect_err(|_| global::exit())
+    });
     status(ready)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_exit() {
+    exitless_host::wakeup::stop();
     global::exit();
     #[cfg(target_os = "none")]
     // SAFETY: no fd is open and no vCPU exists, so the decoder, the allocator's one user, decodes no more.
@@ -272,6 +273,23 @@ extern "C" fn ex_rs_vcpu_wake_check(p: *mut c_void) -> bool {
     // SAFETY: called by the vCPU's own thread while it blocks.
     let v = unsafe { vcpu(p) };
     v.shared.must_wake()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_posted(p: *mut c_void) {
+    // SAFETY: a vCPU is off the lists before it is freed.
+    let v = unsafe { vcpu(p) };
+    if v.shared.apic.posted().wants_wake_up() {
+        v.wake();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_sleeps_elsewhere(p: *mut c_void) {
+    // SAFETY: as above.
+    let v = unsafe { vcpu(p) };
+    v.shared.request(exitless_vcpu::Request::EVENT);
+    v.wake();
 }
 
 #[unsafe(no_mangle)]

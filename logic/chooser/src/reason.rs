@@ -44,4 +44,5 @@ reasons! {
     OtherTimer = 17, "the guest's APIC timer is not in TSC-deadline mode, or masked, or its APIC is off";
     IdlesInside = 18, "the guest stays when it is idle (KVM_CAP_X86_DISABLE_EXITS), where the CPU's timer for guest mode may stand still";
     HostTimer = 19, "the host's tick is not the local APIC's timer in TSC-deadline mode with high resolution, or that stops in deep C-states (no ARAT)";
+    NoIpiv = 20, "IPI virtualization was not asked for when the module was loaded (parameter ipiv), or the CPU has none: the kernel's log says which";
 }

@@ -156,6 +156,14 @@ impl<M: Memory> Descriptor<M> {
         if self.any_requested() { Block::Pending } else { Block::Sleep }
     }
 
+    /// The same from running, by an owner that has looked at the requests there are and may leave some of them for later: only what was
+    /// announced since counts.
+    pub fn wait(&self, at: Place) -> Block {
+        // SN is clear, so that every sender announces: nothing is requested behind the owner's back.
+        let changed = self.change(|c| (!c.outstanding() && !c.suppress()).then(|| place(c, at)));
+        if changed.is_none() { Block::Pending } else { Block::Sleep }
+    }
+
     /// Takes the requests, bit n of word n / 64 for vector n; merges them into `into`. `false`: nothing was outstanding.
     /// For a loaded vCPU: out or blocked, requests may wait without ON.
     pub fn take(&self, into: &mut [u64; 4]) -> bool {

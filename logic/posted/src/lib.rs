@@ -38,9 +38,11 @@ extern crate std;
 
 mod descriptor;
 mod memory;
+mod pointer;
 
 pub use descriptor::{Block, Descriptor, Place, Posted};
 pub use memory::{Barrier, Memory, Native, Word};
+pub use pointer::PidPointer;
 
 #[cfg(test)]
 mod tests;

@@ -234,6 +234,34 @@ fn blocker() {
     ALL.into_iter().for_each(|s| race::<0, _>(s, blocks, asleep));
 }
 
+/// Waits with a request that it has looked at and left (its priority is too low): it sleeps, and what comes then wakes it.
+#[test]
+fn waits_over_what_it_left() {
+    const LEFT: u8 = 0x21;
+    let all = |w: &World<0>| [0, 1, 2, 3].map(|i| w.d.requested(i));
+    for s in ALL {
+        race::<0, _>(
+            s,
+            move |w| {
+                w.d.put_back(0, 1 << LEFT);
+                let _ = w.d.settle();
+                (all(w), w.d.wait(LIST1))
+            },
+            move |w, (looked_at, b)| match b {
+                Block::Sleep => assert!(all(w) == looked_at || w.notified(LIST1), "lost interrupt"),
+                Block::Pending => assert!(w.d.outstanding(), "awake for nothing"),
+            },
+        );
+    }
+    explore(1, || {
+        let w = World::<0>::running();
+        w.d.put_back(0, 1 << LEFT);
+        assert_eq!(w.d.wait(LIST1), Block::Sleep, "by what it left it would never sleep");
+        w.d.put();
+        assert_eq!(w.d.wait(LIST1), Block::Pending, "from out it has not looked");
+    });
+}
+
 /// Out (to user space, say) and then asleep: SN goes away in the exchange that turns notifications into wake-ups.
 #[test]
 fn blocker_from_out() {

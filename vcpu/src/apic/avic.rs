@@ -56,8 +56,8 @@ fn admit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     }
 }
 
-/// Before the APIC forgets what is pending: hardware senders do not find it any more, and CPUs stop to send.
-pub fn retire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+/// Hardware senders do not find the APIC any more, and CPUs stop to send.
+pub(super) fn retire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     if let Some(entry) = v.vapic.entry.filter(|_| v.vapic.found) {
         v.vapic.found = false;
         entry.retire();

@@ -1,6 +1,6 @@
 //! What entries do with the APIC: hardware's or software's.
 
-use super::{avic, eoi, vapic};
+use super::{avic, eoi, ipiv, vapic};
 use crate::backend::ApicKind;
 use crate::backend::Backend;
 use crate::host::Host;
@@ -14,6 +14,7 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     if !v.b.virtualizes_apic() {
         return;
     }
+    ipiv::admit(v, host);
     let kind = if v.vapic.keeps_irr() { avic::kind(v, sh, host) } else { kind(v, host) };
     if kind == v.vapic.kind {
         return;
@@ -29,6 +30,12 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     v.event_dirty = true;
 }
 
+/// Before the APIC forgets what is pending: hardware senders do not find it any more.
+pub fn retire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+    avic::retire(v, host);
+    ipiv::retire(v);
+}
+
 /// On CPUs that take what is posted.
 fn kind<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> ApicKind {
     match v.lapic.mode() {
@@ -39,6 +46,6 @@ fn kind<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> ApicKind {
         Mode::XApic if !v.lapic.sw_enabled() => ApicKind::Software,
         Mode::XApic => ApicKind::XApic,
         Mode::X2Apic if !v.lapic.sw_enabled() => ApicKind::X2ApicOff,
-        Mode::X2Apic => ApicKind::X2Apic,
+        Mode::X2Apic => ipiv::kind(v, host),
     }
 }

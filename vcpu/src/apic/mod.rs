@@ -3,6 +3,7 @@
 pub mod avic;
 pub mod choose;
 pub mod eoi;
+pub mod ipiv;
 pub mod page;
 pub mod vapic;
 pub mod work;

@@ -1,6 +1,6 @@
 //! The local APIC's register page.
 
-use super::{vapic, work};
+use super::{ipiv, vapic, work};
 use crate::backend::Backend;
 use crate::host::Host;
 use crate::outcome::Next;
@@ -83,16 +83,17 @@ pub fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     offset: u32,
 ) -> Next {
+    let unsent = ipiv::unsent(v).filter(|_| offset == reg::ICR);
     vapic::take_back(v, sh);
     let Some(page) = v.b.apic_page() else { return Next::Again };
     // The only value that EOI takes, whatever stands there.
     let value = if offset == reg::EOI { 0 } else { page.read(offset) };
+    let whole = unsent.unwrap_or(u64::from(value));
     let now = timer::now(v, host.now());
     let asked = match (v.lapic.mode(), offset) {
-        (Mode::X2Apic, _) => v
-            .lapic
-            .msr_write(&sh.apic, Msr::X2APIC.0 + (offset >> 4), u64::from(value), &now)
-            .unwrap_or_default(),
+        (Mode::X2Apic, _) => {
+            v.lapic.msr_write(&sh.apic, Msr::X2APIC.0 + (offset >> 4), whole, &now).unwrap_or_default()
+        }
         _ => v.lapic.mmio_write(&sh.apic, offset, value, &now),
     };
     work::apply(v, sh, host, asked);

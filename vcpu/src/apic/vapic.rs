@@ -17,6 +17,7 @@
 //! the descriptor after saying so ([`sync`] comes after `begin_guest`), and who goes to sleep looks once more
 //! ([`VcpuShared::must_wake`]).
 
+use super::ipiv;
 use crate::backend::{ApicKind, Backend, InterruptStatus};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
@@ -45,6 +46,7 @@ pub fn hand_over<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
     let Some(page) = v.b.apic_page() else { return };
     if v.vapic.stale {
         v.lapic.show(|offset, value| page.write(offset, value));
+        ipiv::show(v, page);
         v.vapic.stale = false;
     }
     page.write(reg::TPR, u32::from(v.lapic.tpr()));
@@ -130,9 +132,10 @@ pub fn take_back<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
         }
     }
     let tpr = page.read(reg::TPR) as u8;
+    let (low, high) = ipiv::icr(v, page);
     v.lapic.adopt(&sh.apic, tpr, in_service);
     if matches!(v.vapic.kind, ApicKind::XApic | ApicKind::X2ApicIpis) {
-        v.lapic.adopt_icr(page.read(reg::ICR), page.read(reg::ICR2));
+        v.lapic.adopt_icr(low, high);
     }
     for (i, bits) in requests.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
         sh.apic.posted().put_back(i, bits);

@@ -2,6 +2,7 @@
 //! [`crate::ipi`] knows. Where hardware has the APIC, only what it leaves to software comes here.
 
 use super::count::counted;
+use crate::apic::ipiv;
 use crate::backend::{ApicKind, Backend};
 use crate::host::Host;
 use crate::ipi;
@@ -34,8 +35,8 @@ pub(super) fn write<B: Backend, H: Host<Cpu = B::Cpu>>(
     value: u64,
     behind: Behind,
 ) -> Fast {
-    // There the ICR is hardware's, and this exit one that nobody asked for.
-    if v.vapic.kind == ApicKind::X2ApicIpis {
+    // With AVIC the ICR is hardware's, and this exit one that nobody asked for.
+    if v.vapic.kind == ApicKind::X2ApicIpis && v.vapic.keeps_irr() {
         return Fast::Slow;
     }
     let all = !v.vapic.on() && !v.pv.eoi_offered;
@@ -57,10 +58,14 @@ pub(super) fn wrote<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     offset: u32,
 ) -> Fast {
-    let Some(page) = v.b.apic_page() else { return Fast::Slow };
-    if offset != reg::ICR || v.vapic.kind != ApicKind::XApic {
+    if offset != reg::ICR {
         return Fast::Slow;
     }
+    if let Some(value) = ipiv::unsent(v) {
+        sh.count_fallback(Mechanism::IpiVirtualization, Fallback::Form);
+        return write(v, sh, host, offset, value, Behind::Here);
+    }
+    let Some(page) = v.b.apic_page().filter(|_| v.vapic.kind == ApicKind::XApic) else { return Fast::Slow };
     let value = u64::from(page.read(reg::ICR)) | u64::from(page.read(reg::ICR2) & 0xff00_0000) << 32;
     let done = write(v, sh, host, offset, value, Behind::Here);
     if done == Fast::Reenter

@@ -2,6 +2,7 @@
 
 use crate::backend::{ApicKind, Backend, InterruptStatus};
 use exitless_avic::Entry;
+use exitless_posted::PidPointer;
 use exitless_x86::apic::reg;
 
 /// What the hall remembers of it.
@@ -13,11 +14,14 @@ pub struct Vapic {
     pub(crate) in_page: bool,
     /// Registers that only software writes have changed since the page got them.
     pub(crate) stale: bool,
-    /// AVIC: what stood for and against it before the last slice.
+    /// AVIC, IPI virtualization: what stood for and against it before the last slice.
     pub(crate) x2apic: bool,
     pub(crate) edge_eois: bool,
-    /// AVIC: hardware senders find the APIC.
+    /// Hardware senders find the APIC.
     pub(crate) found: bool,
+    /// IPI virtualization: the vCPU's entry in the VM's table, and the address of its mailbox.
+    pub(crate) pid: Option<&'static PidPointer>,
+    pub(crate) mailbox: u64,
     /// AVIC: the vCPU's entry in the VM's table, and the address of its page.
     pub(crate) entry: Option<&'static Entry>,
     pub(crate) backing: u64,
@@ -31,6 +35,10 @@ impl Vapic {
     /// The CPU has AVIC. Before the vCPU first runs.
     pub fn use_avic(&mut self, entry: &'static Entry, backing: u64) {
         (self.entry, self.backing) = (Some(entry), backing);
+    }
+    /// CPUs post IPIs to the mailbox of this vCPU, which is at `mailbox`. Before the vCPU first runs.
+    pub fn use_ipiv(&mut self, pid: &'static PidPointer, mailbox: u64) {
+        (self.pid, self.mailbox) = (Some(pid), mailbox);
     }
     /// The IRR is in the page, whoever has the other registers.
     pub(crate) fn keeps_irr(&self) -> bool {

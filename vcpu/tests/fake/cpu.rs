@@ -1061,6 +1061,9 @@ impl Backend for Cpu {
     fn virtualizes_apic(&self) -> bool {
         self.apic.able
     }
+    fn posts_ipis(&self) -> bool {
+        self.apic.ipiv
+    }
     fn set_apic(&mut self, kind: ApicKind) {
         self.apic.kind = kind;
     }

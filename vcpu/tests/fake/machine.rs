@@ -9,6 +9,7 @@ use exitless_avic::Entry;
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
 use exitless_policy::{GuestCaps, Origin};
+use exitless_posted::PidPointer;
 use exitless_vcpu::backend::{ApicPage, Backend, Event};
 use exitless_vcpu::journal::Access;
 use exitless_vcpu::shared::mp;
@@ -23,6 +24,8 @@ pub(crate) const TIMER_VECTOR: u8 = 0xec;
 
 /// The address of AVIC's backing page.
 pub(crate) const BACKING: u64 = 0x12_3000;
+/// And of its mailbox.
+pub(crate) const MAILBOX: u64 = 0x45_6040;
 
 /// Ticks that the CPU's timer counts at most.
 pub(crate) const TIMER_LIMIT: u64 = 1 << 24;
@@ -112,6 +115,18 @@ impl Machine {
         m.set_x2apic();
         m.v.b.rflags |= rflags::IF;
         m.v.b.ops.extend(ops);
+        m
+    }
+
+    /// As [`Machine::virtual_apic`] in x2APIC mode, on a CPU that sends IPIs.
+    pub(crate) fn ipiv(ops: impl IntoIterator<Item = Op>) -> Self {
+        let mut m = Self::virtual_apic(true, ops);
+        let word: &'static AtomicU64 = Box::leak(Box::default());
+        m.w.pid.set(Some(word));
+        m.v.b.apic.ipiv = true;
+        // SAFETY: an entry is such a word, and nothing else.
+        let pid = unsafe { &*core::ptr::from_ref(word).cast::<PidPointer>() };
+        m.v.vapic.use_ipiv(pid, MAILBOX);
         m
     }
 

@@ -3,8 +3,9 @@
 //! Or AVIC (APM vol. 2, 15.29), which finds in the page what it delivers and serves.
 
 use super::cpu::{Cpu, Instruction};
-use super::machine::BACKING;
+use super::machine::{BACKING, MAILBOX};
 use super::world::{APIC, TICKS};
+use exitless_posted::Posted;
 use exitless_vcpu::backend::{ApicKind, ApicPage, Event, Exit, InterruptStatus};
 use exitless_x86::apic::{Icr, reg};
 use exitless_x86::regs::Gpr;
@@ -26,6 +27,8 @@ pub(crate) struct Apic {
     pub(crate) able: bool,
     /// It is AMD's: the IRR is always in the page.
     pub(crate) avic: bool,
+    /// It is Intel's, and sends IPIs: it finds vCPU 0, and nobody else.
+    pub(crate) ipiv: bool,
     /// It does nothing for writes of SELF_IPI and the error entry, and they are not intercepted.
     pub(crate) stops: bool,
     pub(crate) kind: ApicKind,
@@ -44,6 +47,7 @@ impl Apic {
         Self {
             able: false,
             avic: false,
+            ipiv: false,
             stops: false,
             kind: ApicKind::Software,
             page,
@@ -262,11 +266,19 @@ impl Cpu {
                     _ => Some(self.exit(Instruction { exit: Exit::ApicAccess(at), ..insn })),
                 }
             }
-            (ApicKind::X2Apic, Exit::Wrmsr) if msr == SELF_IPI => self.virtual_write(len, msr, rax),
-            (ApicKind::X2Apic | ApicKind::X2ApicOff, Exit::Wrmsr) if [reg::TPR, reg::EOI].contains(&msr) => {
+            (ApicKind::X2ApicIpis, Exit::Wrmsr) if msr == reg::ICR => {
+                self.plain(len);
+                self.ipiv_icr(given(Gpr::Rdx) << 32 | u64::from(rax))
+            }
+            (ApicKind::X2Apic | ApicKind::X2ApicIpis, Exit::Wrmsr) if msr == SELF_IPI => {
                 self.virtual_write(len, msr, rax)
             }
-            (ApicKind::X2Apic | ApicKind::X2ApicOff, Exit::Rdmsr)
+            (ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicOff, Exit::Wrmsr)
+                if [reg::TPR, reg::EOI].contains(&msr) =>
+            {
+                self.virtual_write(len, msr, rax)
+            }
+            (ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicOff, Exit::Rdmsr)
                 if (reg::ID..TMCCT).contains(&msr) && ![reg::ICR, reg::EOI].contains(&msr) =>
             {
                 self.virtual_read(len, msr)
@@ -307,6 +319,29 @@ impl Cpu {
                 Some(Exit::ApicWrite(at))
             }
         }
+    }
+
+    /// Intel's 30.1.6: fixed, physical, edge, no shorthand, to whom the table has; all else exits behind the write. The ICR is one
+    /// register of 64 bits there.
+    fn ipiv_icr(&mut self, value: u64) -> Option<Exit> {
+        assert!(self.apic.ipiv, "an open ICR on a CPU that does not send");
+        self.apic.page.write(reg::ICR, value as u32);
+        self.apic.page.write(reg::ICR + 4, (value >> 32) as u32);
+        let icr = Icr::from(value);
+        let plain = value as u32 & !0xff & !(1 << 14) == 0 && icr.vector() >= 16;
+        let valid = self.w.pid.get().is_some_and(|e| e.load(SeqCst) == MAILBOX | 1);
+        if !plain || value >> 32 != 0 || !valid {
+            if icr.shorthand() == 1 {
+                // Software sends it to the vCPU itself.
+                self.w.irr.borrow_mut().push(icr.vector());
+            }
+            return Some(Exit::ApicWrite(reg::ICR));
+        }
+        self.w.irr.borrow_mut().push(icr.vector());
+        if let Posted::Notify(_) = self.w.sh.apic.posted().post(icr.vector()) {
+            self.w.notified.set(true);
+        }
+        None
     }
 
     /// 15.29.6: to itself at once; others exist and do not run.

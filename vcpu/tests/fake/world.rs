@@ -206,6 +206,8 @@ pub(crate) struct World {
     pub(crate) level: Cell<bool>,
     /// AVIC: the vCPU's entry in the table.
     pub(crate) entry: Cell<Option<&'static AtomicU64>>,
+    /// With IPI virtualization: the entry in the PID-pointer table.
+    pub(crate) pid: Cell<Option<&'static AtomicU64>>,
     /// Another vCPU's APIC is not found by hardware.
     pub(crate) unfound: Cell<bool>,
     /// Ours is.
@@ -418,6 +420,7 @@ impl World {
             split: Cell::new(false),
             level: Cell::new(false),
             entry: Cell::default(),
+            pid: Cell::default(),
             unfound: Cell::default(),
             found: Cell::default(),
             edge_eois: Cell::default(),

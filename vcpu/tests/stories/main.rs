@@ -8,6 +8,7 @@ mod debug;
 mod events;
 mod fast;
 mod io;
+mod ipiv;
 mod l1d;
 mod lazy;
 mod life;

@@ -225,7 +225,7 @@ fn a_later_wish_counts_for_nothing() {
 fn single_abilities() {
     let c = negotiate(&skylake()).unwrap();
     assert!(c.guard_l1d() && c.invpcid() && c.xsaves() && c.rdtscp() && !c.apicv());
-    let wish = Wish { apicv: true, guard_l1d: false, preemption_timer: true, vpid: true, pml: true };
+    let wish = Wish { guard_l1d: false, ..c.wish() };
     let table = skylake();
     assert!(!Caps::negotiate(cpuid(0x50654), |n| table[&n], wish).unwrap().guard_l1d());
     let lacks = |bit| without(&[msr::PROCBASED_CTLS2], bit).unwrap();
@@ -300,7 +300,8 @@ fn apicv_is_whole() {
 #[test]
 fn no_vmx() {
     use exitless_x86::cpuid::CpuidResult;
-    let wish = Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true, pml: true };
+    let wish =
+        Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true, pml: true, ipiv: true };
     let table = skylake();
     for (max, ecx) in [(0x16, 0), (0x16, !(1 << 5)), (0, 1 << 5)] {
         let cpuid = |leaf| match leaf {

@@ -346,7 +346,7 @@ pub(super) fn negotiate_as(signature: u32, msrs: &BTreeMap<u32, u64>) -> Result<
     Caps::negotiate(
         cpuid(signature),
         |n| *msrs.get(&n).expect("an MSR that does not exist"),
-        Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true, pml: true },
+        Wish { apicv: true, guard_l1d: true, preemption_timer: true, vpid: true, pml: true, ipiv: true },
     )
 }
 
@@ -415,11 +415,13 @@ impl Bench {
             log: Some(NonNull::from(log).cast()),
             log_pa: 0xa000,
             msr_bitmaps: core::array::from_fn(|set| {
-                let first = 0x10_0000 + set as u64 * 0x5000;
-                [0, 0x1000, 0x2000, 0x3000, 0x4000].map(|page| first + page)
+                let first = 0x10_0000 + set as u64 * 0x7000;
+                [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000].map(|page| first + page)
             }),
             descriptor_pa: 0x7040,
             apic_access_pa: 0x8000,
+            pid_table_pa: 0xb000,
+            last_pid: 0x1ff,
         };
         v.init(pages, caps, InGuest::default());
         Self { v, at, percpu, cpu, m }

@@ -1,12 +1,13 @@
 //! What hardware does of the local APIC, the preemption timer, and the MSR bitmaps.
 
-use super::fake::{Bench, negotiate, skylake};
+use super::fake::{Bench, cpuid, negotiate, skylake};
+use crate::caps::{Caps, Wish};
 use crate::machine::switched;
-use crate::msr_bitmap::{SIZE, close_self_ipi, open, open_x2apic};
+use crate::msr_bitmap::{SIZE, close_self_ipi, open, open_icr, open_x2apic};
 use crate::vapic::SECONDARY;
 use exitless_vcpu::backend::{ApicKind, Backend, Exit, InterruptStatus, Opened};
 use exitless_x86::vmx::caps::msr;
-use exitless_x86::vmx::control::{pin, secondary as s};
+use exitless_x86::vmx::control::{pin, primary, secondary as s, tertiary};
 use exitless_x86::vmx::field as f;
 use std::vec;
 use std::vec::Vec;
@@ -46,12 +47,77 @@ fn kinds() {
     assert!(!b.cpu.wrote(f::PIN_CONTROLS) && !b.cpu.wrote(f::SECONDARY_CONTROLS));
     b.v.set_opened(Opened::SPEC_CTRL);
     b.run(10, 0);
-    assert_eq!(b.cpu.field(f::MSR_BITMAPS), 0x10_7000, "the set's own bitmaps");
+    assert_eq!(b.cpu.field(f::MSR_BITMAPS), 0x10_9000, "the set's own bitmaps");
     assert!(!b.cpu.wrote(f::GUEST_INTERRUPT_STATUS) && !b.cpu.wrote(f::EOI_EXIT_BITMAP_0));
     b.cpu.clear_logs();
     b.v.set_opened(Opened::SPEC_CTRL);
     b.run(10, 0);
     assert!(!b.cpu.wrote(f::MSR_BITMAPS), "nothing changed");
+}
+
+/// One that sends IPIs too.
+fn ipiv() -> Bench {
+    let mut t = skylake();
+    let more = s::APIC_REGISTER_VIRTUALIZATION | s::VIRTUAL_INTERRUPT_DELIVERY;
+    *t.get_mut(&msr::PROCBASED_CTLS2).unwrap() |= u64::from(more) << 32;
+    *t.get_mut(&msr::TRUE_PROCBASED_CTLS).unwrap() |= u64::from(primary::TERTIARY) << 32;
+    t.insert(msr::PROCBASED_CTLS3, tertiary::IPI_VIRTUALIZATION);
+    let b = Bench::with(&negotiate(&t).unwrap());
+    b.load();
+    b
+}
+
+/// The table is told once; the control and the open ICR come and go with the kind.
+#[test]
+fn ipi_virtualization() {
+    let mut b = ipiv();
+    assert!(b.v.posts_ipis());
+    for (kind, control, bitmap) in [
+        (ApicKind::X2Apic, 0, 0x10_1000),
+        (ApicKind::X2ApicIpis, tertiary::IPI_VIRTUALIZATION, 0x10_5000),
+        (ApicKind::X2ApicOff, 0, 0x10_2000),
+        (ApicKind::XApic, 0, 0x10_0000),
+        (ApicKind::Software, 0, 0x10_0000),
+    ] {
+        b.v.set_apic(kind);
+        b.run(10, 0);
+        assert_eq!(b.cpu.field(f::TERTIARY_CONTROLS), control, "{kind:?}");
+        assert_eq!(b.cpu.field(f::MSR_BITMAPS), bitmap, "{kind:?}");
+        assert_ne!(b.cpu.field(f::PRIMARY_CONTROLS) & primary::TERTIARY, 0, "{kind:?}");
+    }
+    assert_eq!((b.cpu.field(f::PID_POINTER_TABLE), b.cpu.field(f::LAST_PID_POINTER_INDEX)), (0xb000, 0x1ff));
+    let mut b = apicv();
+    b.v.set_apic(ApicKind::X2Apic);
+    b.run(10, 0);
+    assert!(!b.v.posts_ipis() && !b.cpu.wrote(f::TERTIARY_CONTROLS) && !b.cpu.wrote(f::PID_POINTER_TABLE));
+    assert_eq!(b.cpu.field(f::PRIMARY_CONTROLS) & primary::TERTIARY, 0);
+}
+
+/// The register of tertiary controls is read only where it is, and IPIs are sent only where all else is virtualised too.
+#[test]
+fn ipi_virtualization_is_asked_for() {
+    let with = |secondary: u32, wish: bool| {
+        let mut t = skylake();
+        *t.get_mut(&msr::PROCBASED_CTLS2).unwrap() |= u64::from(secondary) << 32;
+        *t.get_mut(&msr::TRUE_PROCBASED_CTLS).unwrap() |= u64::from(primary::TERTIARY) << 32;
+        t.insert(msr::PROCBASED_CTLS3, tertiary::IPI_VIRTUALIZATION);
+        let wish = Wish { ipiv: wish, ..negotiate(&t).unwrap().wish() };
+        Caps::negotiate(cpuid(0x50654), |n| t[&n], wish).unwrap().ipiv()
+    };
+    let more = s::APIC_REGISTER_VIRTUALIZATION | s::VIRTUAL_INTERRUPT_DELIVERY;
+    assert_eq!([with(more, true), with(more, false), with(0, true)], [true, false, false]);
+}
+
+/// Only the write of the ICR, among the writes that the others let exit.
+#[test]
+fn an_open_icr() {
+    let mut plain = vec![0xff; SIZE];
+    open_x2apic(&mut plain);
+    let mut map = plain.clone();
+    open_icr(&mut map);
+    let changed: Vec<_> = (0..SIZE).filter(|i| map[*i] != plain[*i]).collect();
+    assert_eq!(changed, [0x800 + 0x830 / 8]);
+    assert_eq!(map[changed[0]] ^ plain[changed[0]], 1);
 }
 
 /// The first entry finds every field that the CPU will look at; a CPU without APICv has none of them.

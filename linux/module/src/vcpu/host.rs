@@ -2,7 +2,7 @@
 
 use super::{VcpuObj, poll};
 use crate::global::{self, Global};
-use crate::vendor::Vendor;
+use crate::vendor::{self, Vendor};
 use crate::vm::Vm;
 use crate::vm::memory::mark;
 use core::cell::Cell;
@@ -459,7 +459,11 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn block(&self) -> bool {
         self.unlock();
         let from = time::monotonic_ns();
-        let woken = self.me.task.block();
+        let woken = match vendor::falls_asleep(self.me) {
+            true => self.me.task.block(),
+            false => task::Woken::Condition,
+        };
+        vendor::wakes_up(self.me);
         poll::slept(self.me, time::monotonic_ns().saturating_sub(from));
         self.lock();
         woken != task::Woken::Signal

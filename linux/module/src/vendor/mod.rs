@@ -6,7 +6,7 @@
 pub mod svm;
 pub mod vmx;
 
-use crate::global::{CpuSlot, Global};
+use crate::global::{self, CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
 use exitless_host::mem::Pages;
 use exitless_host::{Errno, cpu, pr_err, pr_warn};
@@ -196,6 +196,24 @@ pub fn adjust(g: &Global, leaf: u32, sub: u32, r: &mut CpuidResult) {
     if g.kind == Kind::Vmx {
         vmx::adjust(g, leaf, sub, r);
     }
+}
+
+/// What can be had only now that all else is there. Process context.
+pub fn start() -> Result<(), Errno> {
+    match global::get() {
+        Some(g) if g.kind == Kind::Vmx => vmx::start(g),
+        _ => Ok(()),
+    }
+}
+
+/// The vCPU's thread, loaded, wants to sleep. `false`: something was posted. [`wakes_up`] follows in either case. Process context.
+pub fn falls_asleep(v: &VcpuObj) -> bool {
+    vmx::falls_asleep(v)
+}
+
+/// See [`falls_asleep`].
+pub fn wakes_up(v: &VcpuObj) {
+    vmx::wakes_up(v);
 }
 
 /// Before a vCPU is freed. Process context.

@@ -1,21 +1,23 @@
 //! Intel VMX: MSR bitmaps, VMXON regions, VMCSs that move between CPUs, and the change of hands on a CPU.
 
 use super::Vendor;
-use crate::global::{CpuSlot, Global};
+use crate::global::{self, CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
 use core::ffi::c_void;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use exitless_host::mem::{KSlice, Pages, phys_of};
-use exitless_host::{Errno, cpu, pr_err, vmx as host};
+use exitless_host::wakeup::{self, Sleeper};
+use exitless_host::{Errno, cpu, pr_err, pr_warn, vmx as host};
 use exitless_hw_ops as ops;
 use exitless_policy::nested;
-use exitless_posted::Place;
+use exitless_posted::{Block, PidPointer, Place};
 use exitless_slat::Level;
 use exitless_vcpu::backend::{ApicPage, Backend, Opened};
+use exitless_vcpu::chooser::Mechanism;
 use exitless_vcpu::{Request, Vcpu};
 use exitless_vmx::caps::Wish;
-use exitless_vmx::vapic::NOTIFICATION;
+use exitless_vmx::vapic::{NOTIFICATION, WAKE_UP};
 use exitless_vmx::{Caps, Hardware, LoadError, Missing, PerCpu, Residence, Vmx, msr_bitmap};
 use exitless_x86::cpuid::{CpuidResult, ext1_edx, leaf, leaf7_ebx, leaf7_ecx, leafd_1_eax};
 use exitless_x86::msr::Msr;
@@ -28,7 +30,7 @@ pub struct Shared {
     /// What the CPUs can do.
     pub caps: Caps,
     /// The MSR bitmaps, as [`exitless_vmx::MsrBitmaps`] has their addresses.
-    msr_bitmaps: [[Option<Pages>; 5]; Opened::SETS],
+    msr_bitmaps: [[Option<Pages>; 7]; Opened::SETS],
     /// Per CPU: the VMXON region.
     pages: KSlice<Option<Pages>>,
 }
@@ -55,6 +57,40 @@ pub struct Parts {
     virtual_apic: Option<Pages>,
     msr_areas: Option<Pages>,
     log: Option<Pages>,
+    /// Where CPUs post IPIs: on which list it sleeps.
+    sleeper: Sleeper,
+    /// It sleeps, or is about to: the descriptor's place is the list, whatever CPU the thread comes to. Written by the thread.
+    asleep: AtomicBool,
+    _pad: [u8; 7],
+}
+
+/// The PID-pointer table of one VM, where CPUs send IPIs (SDM vol. 3C, 30.1.6).
+#[derive(bytemuck::Zeroable)]
+pub struct PidTable(Option<Pages>);
+
+/// The highest APIC id in a table of one page.
+const LAST_PID: u16 = 511;
+
+impl PidTable {
+    /// For a new VM.
+    pub fn new(g: &Global) -> Result<Self, Errno> {
+        if !g.vmx.caps.ipiv() {
+            return Ok(Self(None));
+        }
+        Pages::zeroed(0).map(|page| Self(Some(page))).ok_or(Errno::ENOMEM)
+    }
+
+    fn phys(&self) -> u64 {
+        self.0.as_ref().map_or(0, Pages::phys)
+    }
+
+    /// The entry of an APIC id; `None`: beyond the table, or there is none.
+    fn entry(&self, id: u32) -> Option<&'static PidPointer> {
+        let table = self.0.as_ref().filter(|_| id <= u32::from(LAST_PID))?;
+        // SAFETY: the page is 512 zeroed words, which are entries, and the index is below 512. The page lives as long as the VM, which
+        // frees its vCPUs first, and they alone keep the reference.
+        unsafe { table.as_ptr().cast::<PidPointer>().add(id as usize).as_ref() }
+    }
 }
 
 impl Vendor for Vmx {
@@ -77,6 +113,12 @@ impl Vendor for Vmx {
         let apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let areas = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let log = if g.vmx.caps.pml() { Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?) } else { None };
+        let descriptor_pa = phys_of(v.shared.apic.posted());
+        let (pid_table_pa, pid) = (v.vm().pids.phys(), v.vm().pids.entry(v.id));
+        if pid_table_pa != 0 {
+            let cookie = core::ptr::from_mut(v).cast();
+            v.vmx.sleeper.init(cookie)?;
+        }
         v.vmx.residence.init(vmcs.phys(), identity);
         // SAFETY: a zeroed page is one; it is the vCPU's, like `shared`, which alone gets the reference: both end in `free`.
         let registers = unsafe { apic.as_ptr().cast::<ApicPage>().as_ref() };
@@ -94,8 +136,10 @@ impl Vendor for Vmx {
                 .msr_bitmaps
                 .each_ref()
                 .map(|set| set.each_ref().map(|page| page.as_ref().map_or(0, Pages::phys))),
-            descriptor_pa: phys_of(v.shared.apic.posted()),
+            descriptor_pa,
             apic_access_pa: v.vm().apic_access_pa(),
+            pid_table_pa,
+            last_pid: LAST_PID,
         };
         v.vmx.vmcs = Some(vmcs);
         v.vmx.virtual_apic = Some(apic);
@@ -106,6 +150,9 @@ impl Vendor for Vmx {
         // SAFETY: the caller's object alone refers to it.
         let inner = unsafe { v.own::<Vmx>() };
         inner.b.init(pages, &g.vmx.caps, v.vm().in_guest());
+        if let Some(pid) = pid {
+            inner.vapic.use_ipiv(pid, descriptor_pa);
+        }
         inner.b.set_slat_root(root);
         Ok(())
     }
@@ -122,6 +169,7 @@ fn wish() -> Wish {
         preemption_timer: host::wants_timer(),
         vpid: host::wants_vpid(),
         pml: host::wants_pml(),
+        ipiv: host::wants_ipiv(),
     }
 }
 
@@ -150,6 +198,22 @@ pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
     Ok(())
 }
 
+/// See [`super::start`].
+pub(super) fn start(g: &Global) -> Result<(), Errno> {
+    match (g.vmx.caps.ipiv(), host::wants_ipiv()) {
+        (true, _) => {
+            pr_warn!("ipiv=1: IPI virtualization is on, untested on hardware so far");
+            crate::control::want(Mechanism::IpiVirtualization);
+            wakeup::start()
+        }
+        (false, true) => {
+            pr_warn!("ipiv=1: this CPU has no IPI virtualization, or APICv is off");
+            Ok(())
+        }
+        (false, false) => Ok(()),
+    }
+}
+
 /// A region that VMXON or VMPTRLD takes: zeroes behind the revision (SDM vol. 3C, 25.2).
 fn region(caps: &Caps) -> Result<Pages, Errno> {
     let mut page = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
@@ -160,7 +224,7 @@ fn region(caps: &Caps) -> Result<Pages, Errno> {
 }
 
 /// The bitmaps of a set; see [`exitless_vmx::MsrBitmaps`].
-fn bitmaps(opened: Opened) -> Result<[Pages; 5], Errno> {
+fn bitmaps(opened: Opened) -> Result<[Pages; 7], Errno> {
     let mut plain = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
     msr_bitmap::fill(plain.bytes_mut(), exitless_policy::msr::passthrough());
     msr_bitmap::open(plain.bytes_mut(), opened);
@@ -168,7 +232,9 @@ fn bitmaps(opened: Opened) -> Result<[Pages; 5], Errno> {
     let off = changed(&x2apic, msr_bitmap::close_self_ipi)?;
     let lent = changed(&plain, msr_bitmap::open_deadline)?;
     let x2apic_lent = changed(&x2apic, msr_bitmap::open_deadline)?;
-    Ok([plain, x2apic, off, lent, x2apic_lent])
+    let ipis = changed(&x2apic, msr_bitmap::open_icr)?;
+    let ipis_lent = changed(&ipis, msr_bitmap::open_deadline)?;
+    Ok([plain, x2apic, off, lent, x2apic_lent, ipis, ipis_lent])
 }
 
 /// Bitmaps that differ from others by this.
@@ -244,12 +310,48 @@ fn leave(residence: &Residence, other: u32) {
     let _ = cpu::on_one(other, arg, crate::callbacks::on_cpu::VMCS_LEAVES);
 }
 
+/// The vector on this CPU.
+fn place(slot: &CpuSlot, vector: u8) -> Place {
+    Place { vector, destination: slot.vmx.destination.load(Ordering::Relaxed) as u32 }
+}
+
+/// See [`super::falls_asleep`].
+pub(super) fn falls_asleep(v: &VcpuObj) -> bool {
+    if !v.vmx.sleeper.there() {
+        return true;
+    }
+    cpu::preempt_disable();
+    // SAFETY: preemption is off, and this is process context; `wakes_up` takes it off.
+    unsafe { v.vmx.sleeper.add() };
+    v.vmx.asleep.store(true, Ordering::Relaxed);
+    // Loaded here, on the list first: what is posted from now on comes to this CPU, or is seen now.
+    let here = global::get().and_then(|g| g.cpus.get(cpu::id() as usize));
+    let sleeps = here.is_some_and(|slot| v.shared.apic.posted().wait(place(slot, WAKE_UP)) == Block::Sleep);
+    cpu::preempt_enable();
+    sleeps
+}
+
+/// See [`super::wakes_up`].
+pub(super) fn wakes_up(v: &VcpuObj) {
+    if !v.vmx.sleeper.there() {
+        return;
+    }
+    cpu::preempt_disable();
+    v.vmx.asleep.store(false, Ordering::Relaxed);
+    if let Some(slot) = global::get().and_then(|g| g.cpus.get(cpu::id() as usize)) {
+        let _ = v.shared.apic.posted().load(place(slot, NOTIFICATION));
+    }
+    // SAFETY: process context; `falls_asleep` put it there.
+    unsafe { v.vmx.sleeper.remove() };
+    cpu::preempt_enable();
+}
+
 pub(super) fn load(v: &VcpuObj, slot: &CpuSlot) {
     let r = &v.vmx.residence;
-    let here =
-        Place { vector: NOTIFICATION, destination: slot.vmx.destination.load(Ordering::Relaxed) as u32 };
-    // What is pending is looked at before each entry.
-    let _ = v.shared.apic.posted().load(here);
+    if !v.vmx.asleep.load(Ordering::Relaxed) {
+        // What is pending is looked at before each entry.
+        let _ = v.shared.apic.posted().load(place(slot, NOTIFICATION));
+    }
     // One CPU at most has it; once it has left there no other takes it, for this thread alone loads it.
     for _ in 0..2 {
         let loaded = {
@@ -266,7 +368,9 @@ pub(super) fn load(v: &VcpuObj, slot: &CpuSlot) {
 }
 
 pub(super) fn put(v: &VcpuObj) {
-    v.shared.apic.posted().put();
+    if !v.vmx.asleep.load(Ordering::Relaxed) {
+        v.shared.apic.posted().put();
+    }
     // SAFETY: still on the CPU of the last load, preemption is off.
     unsafe { v.vmx.residence.put(&Hardware) };
 }

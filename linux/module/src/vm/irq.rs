@@ -89,13 +89,18 @@ impl VcpuObj {
         }
     }
 
+    /// Wakes the thread, if it sleeps. Any context.
+    pub fn wake(&self) {
+        if self.task.wake() {
+            self.shared.hints.woken();
+        }
+    }
+
     /// The same, but for the IPI: which other CPU needs it. Interrupts or preemption off, or any answer is as good as the other.
     pub fn wake_or_interrupt(&self) -> Option<u32> {
         // In the guest nobody sleeps. Who goes to sleep behind it looks once more, after a full barrier, for what the caller asked.
         if !self.shared.needs_ipi() {
-            if self.task.wake() {
-                self.shared.hints.woken();
-            }
+            self.wake();
             return None;
         }
         u32::try_from(self.shared.cpu.load(Ordering::Relaxed)).ok().filter(|&at| at != cpu::id())

@@ -17,6 +17,7 @@ use crate::publish::Published;
 use crate::stats::VmStats;
 use crate::vcpu::VcpuObj;
 use crate::vendor::svm::AvicTables;
+use crate::vendor::vmx::PidTable;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use exitless_host::cpu::VmCount;
 use exitless_host::debugfs::Dir;
@@ -151,6 +152,8 @@ pub struct Vm {
     apic_access: Option<Pages>,
     /// AVIC's tables.
     pub avic: AvicTables,
+    /// Intel's IPI virtualization.
+    pub pids: PidTable,
     /// vCPUs whose APICs CPUs do not find in them.
     pub unfound: AtomicU32,
     /// Someone is to be notified of the EOIs of edge-triggered interrupts.
@@ -205,6 +208,7 @@ impl Vm {
         let g = crate::global::get().ok_or(Errno::ENXIO)?;
         vm.apic_access = crate::vendor::apic_access_page(g)?;
         vm.avic = crate::vendor::svm::avic_tables(g)?;
+        vm.pids = PidTable::new(g)?;
         vm.mm = Some(Mm::current().ok_or(Errno::EINVAL)?);
         vm.pit_timer.init(cookie, crate::callbacks::timer_kind::PIT)?;
         // Everything that `drop` uses exists; what fails from here on is taken down there.
