@@ -80,7 +80,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     /// Reads one piece: RAM, a chip in the kernel, or user space in steps of at most 8 bytes.
-    fn read_piece(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Stop> {
+    pub(crate) fn read_piece(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Stop> {
         if self.host.is_ram(gpa, false) {
             return if self.host.read_guest(gpa, buf) { Ok(()) } else { Err(Stop::HostMemory) };
         }
@@ -107,7 +107,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
         Err(Stop::NeedUser)
     }
 
-    fn write_piece(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+    pub(crate) fn write_piece(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
         if self.host.is_ram(gpa, true) {
             return self.memory(gpa, data);
         }

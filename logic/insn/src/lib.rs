@@ -38,7 +38,7 @@ pub mod walk;
 pub use decode::{CrAccess, CrAccessKind, Mode, decode_cr_access};
 pub use emulate::{Cpu, Outcome, Stop, emulate};
 pub use length::{Kind, instruction_length};
-pub use plain::{Plain, plain_mov};
+pub use plain::{Plain, plain_address, plain_mov};
 pub use walk::{Access, GuestMemory, PagingMode, WalkError, translate};
 
 /// Builds the decoder's tables. Call once at module load, from a context that may sleep: this is the only

@@ -74,3 +74,40 @@ fn memory_operand(modrm: u8, sib: Option<&u8>) -> Option<usize> {
 fn constant(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
+
+/// Where the operand of what [`plain_mov`] found lies, in 64-bit code: its linear address, RIP behind the instruction being `next`. `None`:
+/// the segment has a base of its own.
+pub fn plain_address(code: &[u8], next: u64, gpr_value: impl Fn(Gpr) -> u64) -> Option<u64> {
+    let mut at = code.iter().take_while(|byte| SEGMENTS.contains(byte)).count();
+    if code.get(..at)?.iter().any(|byte| matches!(byte, 0x64 | 0x65)) {
+        return None;
+    }
+    let first = *code.get(at)?;
+    let rex = if first & 0xf0 == 0x40 { first } else { 0 };
+    at += usize::from(rex != 0);
+    if matches!(code.get(at)?, 0xa1 | 0xa3) {
+        return Some(u64::from_le_bytes(*code.get(at + 1..)?.first_chunk()?));
+    }
+    let (modrm, rest) = code.get(at + 1..)?.split_first()?;
+    let (mode, rm) = (modrm >> 6, modrm & 7);
+    let (sib, rest) =
+        if rm == 4 { rest.split_first().map(|(sib, rest)| (Some(*sib), rest))? } else { (None, rest) };
+    let base = sib.unwrap_or(rm) & 7;
+    let displacement = match (mode, base) {
+        (1, _) => i64::from(*rest.first()? as i8),
+        (2, _) | (0, 5) => i64::from(i32::from_le_bytes(*rest.first_chunk()?)),
+        _ => 0,
+    };
+    let start = match (mode, base, sib) {
+        (0, 5, None) => next,
+        (0, 5, Some(_)) => 0,
+        _ => gpr_value(gpr(base | (rex & REX_B) << 3)),
+    };
+    let index = |sib: u8| gpr(sib >> 3 & 7 | (rex & REX_X) << 2);
+    let scaled =
+        sib.filter(|sib| index(*sib) != Gpr::Rsp).map_or(0, |sib| gpr_value(index(sib)) << (sib >> 6));
+    Some(start.wrapping_add(scaled).wrapping_add_signed(displacement))
+}
+
+const REX_B: u8 = 1;
+const REX_X: u8 = 2;

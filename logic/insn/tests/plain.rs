@@ -3,7 +3,7 @@
 mod common;
 
 use common::Random;
-use exitless_insn::{Mode, Plain, plain_mov};
+use exitless_insn::{Mode, Plain, plain_address, plain_mov};
 use exitless_x86::regs::Gpr;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
 
@@ -35,6 +35,47 @@ fn agrees(what: Plain, instr: &Instruction) -> bool {
         Plain::StoreConstant(value) => {
             instr.op1_kind() == OpKind::Immediate32 && instr.immediate32() == value
         }
+    }
+}
+
+/// Registers with values of their own, those for 64-bit addresses.
+fn value(r: Register) -> u64 {
+    (r as u64 - Register::RAX as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The operand's address is the decoder's, FS and GS left to it.
+fn lies_there(bytes: &[u8; 15], instr: &Instruction) {
+    let registers = [
+        Register::RAX,
+        Register::RCX,
+        Register::RDX,
+        Register::RBX,
+        Register::RSP,
+        Register::RBP,
+        Register::RSI,
+        Register::RDI,
+        Register::R8,
+        Register::R9,
+        Register::R10,
+        Register::R11,
+        Register::R12,
+        Register::R13,
+        Register::R14,
+        Register::R15,
+    ];
+    let op = u32::from(instr.op0_kind() != OpKind::Memory);
+    let theirs = instr.virtual_address(op, 0, |r, _, _| match r {
+        Register::FS | Register::GS => None,
+        Register::ES | Register::CS | Register::SS | Register::DS => Some(0),
+        _ => Some(value(r)),
+    });
+    // The decoder counted from 0: what lies at RIP does so here as well.
+    let ours = plain_address(bytes, instr.next_ip(), |gpr| value(registers[gpr as usize]));
+    let based = bytes.iter().take_while(|b| [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65].contains(b));
+    if based.clone().any(|b| matches!(b, 0x64 | 0x65)) {
+        assert_eq!(ours, None, "{bytes:x?}");
+    } else {
+        assert_eq!(ours, theirs, "{bytes:x?}");
     }
 }
 
@@ -70,6 +111,9 @@ fn as_the_decoder() {
                 (Some((length, what)), Some((len, instr))) => {
                     assert_eq!(length, len, "{mode:?} {bytes:x?}");
                     assert!(agrees(what, &instr), "{mode:?} {bytes:x?} {what:?}");
+                    if mode == Mode::Bits64 {
+                        lies_there(&bytes, &instr);
+                    }
                     found += 1;
                 }
                 (None, None) => {}

@@ -1,6 +1,7 @@
 //! One instruction through the emulator, from its first pass to its last replay.
 
 use super::ending::{emulation_failure, fault, no_host_page};
+use super::plain;
 use crate::backend::Backend;
 use crate::emul::Emulation;
 use crate::host::Host;
@@ -59,8 +60,8 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
     sh.stats.insn_emulation.bump();
     v.journal.rewind();
     let (before, stepping) = (v.b.rflags(), v.b.stepping());
-    let outcome =
-        emulate(&mut Emulation { v, sh, host, operand: source.operand }, &source.bytes, source.valid);
+    let mut e = Emulation { v, sh, host, operand: source.operand };
+    let outcome = plain::pass(&mut e, source).unwrap_or_else(|| emulate(&mut e, &source.bytes, source.valid));
     let next = match outcome {
         Outcome::Done | Outcome::Again => {
             v.journal.clear();

@@ -12,6 +12,7 @@ pub mod halt;
 pub mod hypercall;
 pub mod io;
 pub mod msr;
+mod plain;
 pub mod slat;
 pub mod task;
 pub mod xsetbv;

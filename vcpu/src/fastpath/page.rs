@@ -19,9 +19,9 @@ use exitless_lapic::Now;
 use exitless_x86::apic::reg;
 use exitless_x86::regs::Gpr;
 
-/// A register of the page lies there.
+/// A register of the page lies there. None does at its start, where an operand that begins in the page before faults too.
 pub(super) fn holds<B: Backend>(v: &Vcpu<B>, fault: SlatFault) -> bool {
-    page::is_register(v, fault.gpa)
+    fault.gpa & 0xfff != 0 && page::is_register(v, fault.gpa)
 }
 
 pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
