@@ -425,6 +425,8 @@ pub trait Backend {
     }
     /// NMIs are masked until IRET.
     fn nmi_masked(&self) -> bool;
+    /// The next loop of PAUSEs exits after twice the time of the last; `false`: after as short a one as the first did.
+    fn spin_longer(&mut self, longer: bool);
     fn set_nmi_masked(&mut self, on: bool);
     /// Asks for [`Exit::InterruptWindow`] (or withdraws the wish).
     fn set_interrupt_window(&mut self, on: bool);

@@ -5,6 +5,7 @@ use crate::host::Host;
 use crate::outcome::{Next, RunExit};
 use crate::shared::{Request as R, VcpuShared, mp};
 use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// Takes and does all requests.
 pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
@@ -58,6 +59,10 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     }
     if has(R::CLOCK) {
         crate::pv::clock::write(v, host);
+    }
+    if has(R::STEAL) && sh.rescheduled.load(Relaxed) {
+        sh.rescheduled.store(false, Relaxed);
+        v.b.spin_longer(false);
     }
     if has(R::STEAL) {
         crate::pv::steal::write(v, sh, host);

@@ -202,6 +202,8 @@ pub struct VcpuShared {
     pub requests: AtomicU64,
     /// The thread was put on a CPU: a [`Request::STEAL`] of its own making, which needs no locked instruction.
     pub returned: AtomicBool,
+    /// By the scheduler, which had given it to others: what loops of PAUSEs wait for may be another than before.
+    pub rescheduled: AtomicBool,
     /// [`mode`].
     pub mode: AtomicU32,
     /// [`mp`]: written by the owner, read by wakers.

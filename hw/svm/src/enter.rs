@@ -5,7 +5,7 @@
 //! over the IRET; the #DB that follows is ours and is swallowed.
 
 use crate::percpu::PerCpu;
-use crate::vcpu::{SpecCtrl, Svm};
+use crate::vcpu::{PAUSES, SpecCtrl, Svm};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
     ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
@@ -434,6 +434,13 @@ impl Backend for Svm {
     }
     fn set_nmi_masked(&mut self, on: bool) {
         self.set_nmi_mask(on);
+    }
+    fn spin_longer(&mut self, longer: bool) {
+        // Without the filter the field is 0 and stays so.
+        let count = self.control().pause_filter_count;
+        if count != 0 {
+            self.vmcb.set_pause_filter_count(if longer { count.saturating_mul(2) } else { PAUSES });
+        }
     }
     fn set_interrupt_window(&mut self, on: bool) {
         // A dummy virtual interrupt of the highest priority; its intercept fires when it could be taken.

@@ -113,6 +113,9 @@ pub struct Svm {
 // SAFETY: the VMCB page is owned by the vCPU; the pointer moves with it.
 unsafe impl Send for Svm {}
 
+/// How many PAUSEs of a loop do not exit, at first.
+pub(crate) const PAUSES: u16 = 3000;
+
 impl Svm {
     /// Sets up the VMCB: every intercept the hall needs and the state the controls fix. Registers come later.
     pub fn init(&mut self, pages: Pages, caps: &crate::Caps, own: InGuest) {
@@ -167,7 +170,7 @@ impl Svm {
         let c = &mut self.vmcb;
         if caps.pause_filter && !own.pause {
             c.set_intercept1(c.control().intercept1 | intercept1::PAUSE);
-            c.set_pause_filter_count(3000);
+            c.set_pause_filter_count(PAUSES);
             c.set_pause_filter_threshold(128);
         }
         c.set_iopm_base_pa(pages.iopm_pa);

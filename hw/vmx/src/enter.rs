@@ -5,7 +5,7 @@ use crate::host::write_cpu_state;
 use crate::machine::{Machine, how, switched};
 use crate::percpu::PerCpu;
 use crate::residence::Residence;
-use crate::vcpu::Vmx;
+use crate::vcpu::{PLE_WINDOW, Vmx};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
     ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
@@ -68,6 +68,10 @@ impl<M: Machine> Vmx<M> {
         if self.exceptions != self.vmcs_exceptions {
             self.vmcs_exceptions = self.exceptions;
             self.m.put(f::EXCEPTION_BITMAP, self.exceptions);
+        }
+        if self.caps.pause_loop() && self.ple_window != self.vmcs_ple_window {
+            self.vmcs_ple_window = self.ple_window;
+            self.m.put(f::PLE_WINDOW, self.ple_window);
         }
         if self.caps.vpid() && (moved || self.vpid_generation != cpu.generation.load(Relaxed)) {
             self.choose_vpid(cpu);
@@ -454,6 +458,9 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn set_nmi_masked(&mut self, on: bool) {
         self.mask_nmis(on);
+    }
+    fn spin_longer(&mut self, longer: bool) {
+        self.ple_window = if longer { self.ple_window.saturating_mul(2) } else { PLE_WINDOW };
     }
     fn set_interrupt_window(&mut self, on: bool) {
         self.interrupt_window = on;

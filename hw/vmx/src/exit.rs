@@ -37,7 +37,7 @@ impl<M: Machine> Vmx<M> {
             R::CR_ACCESS => self.cr_access(),
             R::MOV_DR => Exit::DrAccess,
             R::VMCALL => Exit::Hypercall,
-            R::PAUSE => self.paused(),
+            R::PAUSE => Exit::Pause,
             R::TRIPLE_FAULT => self.triple_fault(),
             R::INIT | R::SIPI | R::IO_SMI | R::OTHER_SMI => Exit::HostEvent,
             R::TASK_SWITCH => self.task_switch(),
@@ -61,14 +61,6 @@ impl<M: Machine> Vmx<M> {
             R(n) if (R::VMCLEAR.0..=R::VMXON.0).contains(&n) => Exit::VirtInstruction,
             R(n) => Exit::Unknown(u64::from(n)),
         }
-    }
-
-    /// Each exit of a loop doubles the window until the thread comes to a CPU again: a loop that yields to nobody should not
-    /// exit often.
-    fn paused(&mut self) -> Exit {
-        self.ple_window = self.ple_window.saturating_mul(2);
-        self.m.put(f::PLE_WINDOW, self.ple_window);
-        Exit::Pause
     }
 
     /// Without acknowledge-on-exit it stays pending until the host enables interrupts. With it, it is due when the slice has

@@ -4,7 +4,7 @@ use crate::cache as c;
 use crate::machine::Machine;
 use crate::percpu::{HostState, PerCpu};
 use crate::residence::Residence;
-use crate::vcpu::{PLE_WINDOW, Vmx};
+use crate::vcpu::Vmx;
 use exitless_x86::msr::{Msr, debugctl};
 use exitless_x86::vmx::field as f;
 
@@ -44,10 +44,6 @@ impl<M: Machine> Vmx<M> {
         if fs_base != self.host_fs_base {
             self.host_fs_base = fs_base;
             self.m.put(f::HOST_FS_BASE, fs_base);
-        }
-        if self.caps.pause_loop() && self.ple_window != PLE_WINDOW {
-            self.ple_window = PLE_WINDOW;
-            self.m.put(f::PLE_WINDOW, PLE_WINDOW);
         }
         // Whatever ran here in between left its data in the cache.
         self.l1d_dirty.set(true);

@@ -112,8 +112,9 @@ pub struct Vmx<M = Hardware> {
     pub(crate) dr6: u64,
     /// The exiting instruction's length, once it was asked for; 0: not yet.
     pub(crate) length: Cell<u32>,
-    /// After how many ticks a loop of PAUSEs exits.
+    /// After how many ticks a loop of PAUSEs exits; and what the VMCS says of it.
     pub(crate) ple_window: u32,
+    pub(crate) vmcs_ple_window: u32,
     /// What the VMCS says of RSP.
     pub(crate) vmcs_rsp: u64,
     /// What the VMCS says of the host.
@@ -207,6 +208,7 @@ impl<M: Machine> Vmx<M> {
             last_pid: pages.last_pid,
         };
         self.caps = *caps;
+        self.ple_window = PLE_WINDOW;
         self.cache.init();
         self.cache.set(cache::PRIMARY, caps.primary | primary::MOV_DR_EXITING);
         self.cache.set(cache::ENTRY, caps.entry);

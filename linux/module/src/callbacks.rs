@@ -4,6 +4,7 @@ use crate::vcpu::VcpuObj;
 use crate::vm::{Vm, clock};
 use crate::{control, dev, global};
 use core::ffi::{c_int, c_void};
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::mem::KArc;
 use exitless_host::{Errno, cpu};
 
@@ -259,6 +260,7 @@ extern "C" fn ex_rs_sched_in(p: *mut c_void, cpu: u32) {
     // SAFETY: the notifier is registered only while its vCPU runs.
     let v = unsafe { vcpu(p) };
     v.sched_in(cpu);
+    v.shared.rescheduled.store(true, Relaxed);
 }
 
 #[unsafe(no_mangle)]

@@ -105,6 +105,7 @@ fn leaves_l1d_clean(exit: Exit) -> bool {
 }
 
 fn pause<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
+    v.b.spin_longer(true);
     if sh.active(Boost) && !host.alone() {
         sh.hints.came_out(v.b.cpl() == 0);
         if host.spin() {

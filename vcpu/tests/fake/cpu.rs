@@ -196,6 +196,8 @@ pub(crate) struct Cpu {
     pub(crate) shadow: bool,
     /// The shadow is MOV SS's.
     pub(crate) held: bool,
+    /// Exits of PAUSE loops since the scheduler gave the thread a CPU.
+    pub(crate) spins: u32,
     pub(crate) nmi_masked: bool,
     pub(crate) window: bool,
     pub(crate) nmi_window: bool,
@@ -256,6 +258,7 @@ impl Cpu {
             tsc_ratio: 1 << 48,
             shadow: false,
             held: false,
+            spins: 0,
             nmi_masked: false,
             window: false,
             nmi_window: false,
@@ -1009,6 +1012,9 @@ impl Backend for Cpu {
     }
     fn set_nmi_masked(&mut self, on: bool) {
         self.nmi_masked = on;
+    }
+    fn spin_longer(&mut self, longer: bool) {
+        self.spins = if longer { self.spins + 1 } else { 0 };
     }
     fn set_interrupt_window(&mut self, on: bool) {
         // AVIC ignores it.

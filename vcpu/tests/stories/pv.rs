@@ -584,3 +584,18 @@ fn no_unhalt_where_hlt_stays_in_the_guest() {
         assert_eq!(shown & PV_UNHALT == 0, hlt);
     }
 }
+
+/// A loop of PAUSEs exits later and later until the scheduler takes the CPU away; that KVM_RUN was called anew does not count.
+#[test]
+fn patience() {
+    let mut m = Machine::new([pause(), pause(), Op::Nop]);
+    m.go();
+    assert_eq!(m.v.b.spins, 2);
+    m.sh.returned.store(true, Relaxed);
+    m.then([pause(), Op::Nop]);
+    assert_eq!(m.v.b.spins, 3);
+    m.sh.returned.store(true, Relaxed);
+    m.sh.rescheduled.store(true, Relaxed);
+    m.then([pause(), Op::Nop]);
+    assert_eq!(m.v.b.spins, 1);
+}

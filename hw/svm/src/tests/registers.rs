@@ -193,3 +193,19 @@ fn in_guest() {
         assert_eq!(m.v.control().msrpm_base_pa, maps);
     }
 }
+
+/// The filter of PAUSE loops follows what the hall says, as far as its 16 bits go; where there is none, nothing is written.
+#[test]
+fn pause_filter() {
+    use exitless_vcpu::backend::InGuest;
+    let mut m = Machine::new(&ALL);
+    for (longer, count) in [(true, 6000), (true, 12000), (false, 3000)] {
+        m.v.spin_longer(longer);
+        assert_eq!(m.v.control().pause_filter_count, count);
+    }
+    (0..40).for_each(|_| m.v.spin_longer(true));
+    assert_eq!(m.v.control().pause_filter_count, u16::MAX);
+    let mut m = Machine::with(&ALL, InGuest { pause: true, ..InGuest::default() });
+    m.v.spin_longer(false);
+    assert_eq!(m.v.control().pause_filter_count, 0);
+}
