@@ -81,7 +81,7 @@ guest_command() {
     guest_vcpus=$1; guest_job=$2; shift 2
     exec qemu-system-x86_64 -no-reboot -nodefaults -display none -serial stdio \
         -M ${MACHINE:-microvm,ioapic2=off,rtc=on},kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} \
-        -smp $guest_vcpus -m ${GUEST_MEMORY:-256} -kernel /guest/vmlinuz -initrd /guest/initrd \
+        -smp $guest_vcpus -m ${GUEST_MEMORY:-256} -kernel /guest/vmlinuz -initrd ${GUEST_INITRD:-/guest/initrd} \
         -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=100 cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" \
         "$@" </dev/null 2>&1
 }
@@ -96,6 +96,15 @@ mmio_devices() {
 pci_devices() {
     echo "-object iothread,id=io -drive id=disk,if=none,format=raw,file=$1 -device virtio-blk-pci,drive=disk,iothread=io" \
         "-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="
+}
+
+# guest_extras: what the lab has for guests besides, in their /extra.
+guest_extras() {
+    mkdir -p /tmp/extra/extra
+    cp /lab/exitless-guest.ko /tmp/extra/extra/ && cp /lab/load /tmp/extra/extra/ || return 1
+    # The archive before ends at a multiple of 512 bytes.
+    (cd /tmp/extra && find . | cpio -o -H newc 2>/dev/null) | cat /guest/initrd - >/tmp/initrd
+    GUEST_INITRD=/tmp/initrd
 }
 
 # start_guest VCPUS JOB LOG [QEMU ARGUMENTS...]: in the background; its process id in $guest_pid.
@@ -122,7 +131,7 @@ guest() {
     guest_time=$3
     guest_log=/tmp/guest.$(now)
     guest_v=$1; guest_j=$2; shift 3
-    export KERNEL PATIENCE GUEST_APPEND GUEST_MEMORY GUEST_CPU IRQCHIP MACHINE
+    export GUEST_INITRD KERNEL PATIENCE GUEST_APPEND GUEST_MEMORY GUEST_CPU IRQCHIP MACHINE
     limit $guest_time sh -c '. /lab/lib.sh; guest_command "$@"' guest $guest_v $guest_j "$@" | tee $guest_log
     guest_passed $guest_log
 }

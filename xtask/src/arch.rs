@@ -29,7 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms whose crates end in the kernel, and the crates from outside that may come along.
-const IN_KERNEL: &[&str] = &["defs", "logic", "vcpu", "hw", "linux"];
+const IN_KERNEL: &[&str] = &["defs", "logic", "vcpu", "hw", "linux", "guest"];
 const OUTSIDE_IN_KERNEL: &[&str] = &["bytemuck", "bitfield-struct", "iced-x86"];
 
 #[derive(Deserialize)]

@@ -19,6 +19,7 @@ mod mutants;
 mod overcommit;
 mod paths;
 mod promises;
+mod requests;
 mod say;
 mod sh;
 mod test;
@@ -56,6 +57,11 @@ enum Task {
     Bench {
         #[command(flatten)]
         choice: bench::Choice,
+    },
+    /// Requests over loopback in a Linux guest, without exitless-guest.ko and with it: deadline writes and exits for each transaction
+    Requests {
+        #[command(flatten)]
+        choice: requests::Choice,
     },
     /// Work of a guest whose vCPUs wait for each other, beside a guest that computes, with more vCPUs than CPUs; ratio to stock KVM.
     Overcommit {
@@ -131,6 +137,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { options } => demo::run(&options),
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
+        Task::Requests { choice } => requests::run(&choice),
         Task::Overcommit { choice } => overcommit::run(&choice),
         Task::Ledger => bench::page(),
         Task::BootExits { choice } => boot_exits::run(&choice),
@@ -164,10 +171,13 @@ fn build(kdir: Option<PathBuf>, kernel: lab::deps::Flavour, kvm: Option<PathBuf>
             let module =
                 say::step("build exitless.ko", || kmod::build(&kdir, &paths::target().join("kmod")))?;
             say::note(paths::shown(&module));
+            let guest = kmod::build_guest(&kdir, &paths::target().join("kmod"))?;
+            say::note(paths::shown(&guest.ko));
             return Ok(());
         }
     };
     let report = say::step("build exitless.ko", || gates::build(&tree))?;
-    anyhow::ensure!(report.passed(), "the module was built, and the gates found faults");
+    let guest = say::step("build exitless-guest.ko", || gates::build_guest(&tree))?;
+    anyhow::ensure!(report.passed() && guest.passed(), "the modules were built, and the gates found faults");
     Ok(())
 }

@@ -131,9 +131,11 @@ pub fn all(choice: &Choice) -> Result<()> {
 fn gates_of_the_module() -> Result<Totals> {
     let mut totals = Totals::default();
     for flavour in [deps::Flavour::Stock, deps::Flavour::Backports] {
-        let report = gates::build(&deps::kernel(flavour)?)?;
-        totals.count(Verdict::Pass);
-        totals.count(if report.passed() { Verdict::Pass } else { Verdict::Fail });
+        let kernel = deps::kernel(flavour)?;
+        for report in [gates::build(&kernel)?, gates::build_guest(&kernel)?] {
+            totals.count(Verdict::Pass);
+            totals.count(if report.passed() { Verdict::Pass } else { Verdict::Fail });
+        }
     }
     Ok(totals)
 }

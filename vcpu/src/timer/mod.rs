@@ -314,14 +314,10 @@ pub fn next_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, 
 
 /// The vCPU is about to sleep: the CPU's timer cannot wake it. `false`: it is due already, do not sleep.
 pub fn to_host<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
-    if sh.timer.is_posted() || v.lapic.armed() == Armed::None {
+    if sh.timer.is_host() || sh.timer.is_posted() || v.lapic.armed() == Armed::None {
         return true;
     }
     let m = host.now();
-    let later = lazy::ahead(v, sh, host, &now(v, m));
-    if sh.timer.is_host() && !later {
-        return true;
-    }
     if v.lapic.armed().is_due(&now(v, m)) {
         fired(v, sh, host);
         return false;

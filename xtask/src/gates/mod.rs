@@ -109,20 +109,44 @@ pub fn build(kernel: &KernelTree) -> Result<Report> {
     Ok(report)
 }
 
-/// Looks at a module (its Rust object lies beside it), at what its build printed, and at the modules of its kernel.
-fn run(built: &Built, kernel: &KernelTree) -> Result<Report> {
-    let (ko, build_log) = (&built.ko, &built.log);
-    let object = rust_object(ko);
+/// The guest's module, likewise. It has nothing to do with KVM, and no place that can panic.
+pub fn build_guest(kernel: &KernelTree) -> Result<Report> {
+    let built = kmod::build_guest(&kernel.headers_dir, &paths::target().join("kmod"))?;
+    say::note(paths::shown(&built.ko));
+    let (code, log) = read(&built)?;
+    let mut report = Report { warnings: warnings(&log), ..Report::default() };
+    code.check(&mut report);
+    panics::check(&code, &[], &mut report);
+    for line in report.to_string().lines() {
+        say::note(line);
+    }
+    Ok(report)
+}
+
+/// The Rust object of a module, and its build's log.
+fn read(built: &Built) -> Result<(code::Code, String)> {
+    let object = rust_object(&built.ko);
     let bytes = fs::read(&object)
         .with_context(|| format!("cannot read {}: build the module first", object.display()))?;
     let log =
-        fs::read_to_string(build_log).with_context(|| format!("cannot read {}", build_log.display()))?;
+        fs::read_to_string(&built.log).with_context(|| format!("cannot read {}", built.log.display()))?;
     let code = code::Code::read(&bytes).with_context(|| format!("cannot read {}", object.display()))?;
+    Ok((code, log))
+}
+
+/// Looks at a module (its Rust object lies beside it), at what its build printed, and at the modules of its kernel.
+fn run(built: &Built, kernel: &KernelTree) -> Result<Report> {
+    let (code, log) = read(built)?;
     let known = panics::read_list(&text("linux/panic-sites.toml")?)?;
     let mut report = Report { warnings: warnings(&log), ..Report::default() };
     code.check(&mut report);
     panics::check(&code, &known, &mut report);
-    mitigations::check(ko, kernel, &mitigations::read_list(&text("linux/mitigations.toml")?)?, &mut report)?;
+    mitigations::check(
+        &built.ko,
+        kernel,
+        &mitigations::read_list(&text("linux/mitigations.toml")?)?,
+        &mut report,
+    )?;
     Ok(report)
 }
 

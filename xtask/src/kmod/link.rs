@@ -18,11 +18,10 @@ const DROPPED: &[&str] = &[
     ".rela__patchable_function_entries",
 ];
 
-/// Links `archive` from the callbacks that `linux/c/ex.h` declares. Not the whole archive: that would pull in a second
+/// Links `archive` from the callbacks that `header` declares. Not the whole archive: that would pull in a second
 /// memcpy and a stack probe with a bare return.
-pub fn rust_object(archive: &Path, object: &Path) -> Result<()> {
-    let header = crate::paths::root().join("linux/c/ex.h");
-    let text = fs::read_to_string(&header).with_context(|| format!("cannot read {}", header.display()))?;
+pub fn rust_object(archive: &Path, header: &Path, object: &Path) -> Result<()> {
+    let text = fs::read_to_string(header).with_context(|| format!("cannot read {}", header.display()))?;
     let roots = callbacks(&text);
     if roots.is_empty() {
         bail!("{} declares no ex_rs_ callback", header.display());

@@ -32,9 +32,23 @@ const RUSTFLAGS: &[&str] = &[
     "-Cno-redzone=y",
 ];
 
+/// A module of ours: a crate, and the C around it.
+struct Parts {
+    package: &'static str,
+    sources: &'static str,
+    /// Which callbacks C calls.
+    header: &'static str,
+    name: &'static str,
+}
+
+const HOST: Parts =
+    Parts { package: "exitless-module", sources: "linux/c", header: "ex.h", name: "exitless" };
+const GUEST: Parts =
+    Parts { package: "exitless-guest", sources: "guest/c", header: "exg.h", name: "exitless-guest" };
+
 /// The built module and what the build said, for the gates.
 pub struct Built {
-    /// `<out>/<kernel>/exitless.ko`.
+    /// `<out>/<kernel>/exitless.ko`, or the guest's.
     pub ko: PathBuf,
     /// Everything that kbuild, objtool and modpost printed.
     pub log: PathBuf,
@@ -47,20 +61,30 @@ pub fn build(kdir: &Path, out: &Path) -> Result<PathBuf> {
 
 /// As [`build`], and tells where the log is.
 pub fn build_with_log(kdir: &Path, out: &Path) -> Result<Built> {
+    build_parts(&HOST, kdir, out, &paths::made(out.join(kernel_release(kdir)?))?)
+}
+
+/// The guest's module, into `<out>/<kernel>/guest/`.
+pub fn build_guest(kdir: &Path, out: &Path) -> Result<Built> {
+    build_parts(&GUEST, kdir, out, &paths::made(out.join(kernel_release(kdir)?).join("guest"))?)
+}
+
+fn build_parts(parts: &Parts, kdir: &Path, out: &Path, dir: &Path) -> Result<Built> {
     let root = paths::root();
-    let release = kernel_release(kdir)?;
-    let dir = paths::made(out.join(&release))?;
-    let archive = rust_archive(&root, &out.join("rust"))?;
-    link::rust_object(&archive, &dir.join("rustcore.bin"))?;
-    copy_sources(&root.join("linux/c"), &dir)?;
-    write_if_changed(&dir.join("ex_config.h"), &probe(&dir, kdir)?)?;
-    let log = dir.join("build.log");
+    let archive = rust_archive(&root, parts.package, &out.join("rust"))?;
+    let sources = root.join(parts.sources);
+    link::rust_object(&archive, &sources.join(parts.header), &dir.join("rustcore.bin"))?;
+    copy_sources(&sources, dir)?;
+    if dir.join("probe.sh").exists() {
+        write_if_changed(&dir.join("ex_config.h"), &probe(dir, kdir)?)?;
+    }
+    let (log, name) = (dir.join("build.log"), parts.name);
     // objtool and modpost warn only while they look at an object: look each time.
-    for old in ["exitless.ko", "exitless.o", "rustcore.o", ".rustcore.o.cmd"] {
+    for old in [&format!("{name}.ko"), &format!("{name}.o"), "rustcore.o", ".rustcore.o.cmd"] {
         let _ = fs::remove_file(dir.join(old));
     }
-    kbuild(kdir, &dir, &log)?;
-    Ok(Built { ko: dir.join("exitless.ko"), log })
+    kbuild(kdir, dir, &log)?;
+    Ok(Built { ko: dir.join(format!("{name}.ko")), log })
 }
 
 /// The release of the kernel that `kdir` builds for: what `uname -r` says there.
@@ -82,12 +106,12 @@ pub fn kernel_release(kdir: &Path) -> Result<String> {
 }
 
 /// The static library with our crates, `core` and `alloc`, built for the kernel.
-fn rust_archive(root: &Path, target_dir: &Path) -> Result<PathBuf> {
+fn rust_archive(root: &Path, package: &str, target_dir: &Path) -> Result<PathBuf> {
     let target_dir = paths::made(target_dir.to_path_buf())?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(root)
-        .args(["rustc", "--quiet", "--release", "-p", "exitless-module", "--crate-type", "staticlib"])
+        .args(["rustc", "--quiet", "--release", "-p", package, "--crate-type", "staticlib"])
         .args(["--target", "linux/kernel-target.json", "-Zjson-target-spec"])
         .arg("-Zbuild-std=core,alloc,compiler_builtins")
         .arg("--target-dir")
@@ -97,7 +121,7 @@ fn rust_archive(root: &Path, target_dir: &Path) -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_TARGET_DIR");
     sh::run(&mut cargo).context("the Rust part did not build")?;
-    Ok(target_dir.join("kernel-target/release/libexitless_module.a"))
+    Ok(target_dir.join(format!("kernel-target/release/lib{}.a", package.replace('-', "_"))))
 }
 
 /// Copies linux/c, leaving unchanged files alone so that kbuild does not rebuild them.

@@ -239,9 +239,12 @@ pub fn prepare(
     if module_needed {
         job.files.push(("exitless.ko".into(), module_file(options, kernel)?));
     }
-    for (need, package) in
-        [("runner", "exitless-runner"), ("suite", "exitless-suite"), ("exitctl", "exitctl")]
-    {
+    for (need, package) in [
+        ("runner", "exitless-runner"),
+        ("suite", "exitless-suite"),
+        ("load", "exitless-load"),
+        ("exitctl", "exitctl"),
+    ] {
         if scenario.needs(need) {
             job.files.push((need.to_string(), programs::built(package)?));
         }
@@ -252,6 +255,13 @@ pub fn prepare(
             let file = kmod::build_plain(need, &source, &kernel.headers_dir, &paths::target().join("kmod"))?;
             job.files.push((format!("{need}.ko"), file));
         }
+    }
+    if scenario.needs("exitless-guest") {
+        deps::rust_src()?;
+        // Guests run the stock kernel whatever the host runs.
+        let stock = deps::kernel(Flavour::Stock)?;
+        let built = kmod::build_guest(&stock.headers_dir, &paths::target().join("kmod"))?;
+        job.files.push(("exitless-guest.ko".into(), built.ko));
     }
     if scenario.needs("selftests") {
         selftests::add(options.module, &dir, &mut job)?;
