@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     lab::{
         self, Options, deps,
-        machine::Kind,
+        machine::{Extra, Kind},
         programs,
         report::Report,
         scenario::{Module, Scenario},
@@ -52,6 +52,9 @@ pub struct Choice {
     /// printed only.
     #[arg(long, default_value = "", conflicts_with = "module")]
     pub module_args: String,
+    /// What the CPUs have besides, as scenarios name it (`ipiv`); the figures are printed only.
+    #[arg(long, value_parser = Extra::named)]
+    pub cpu: Vec<Extra>,
     /// More words for the emulated host's kernel command line (`mitigations=auto`); the figures are printed only.
     #[arg(long, default_value = "")]
     pub append: String,
@@ -169,7 +172,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     if measured.is_empty() {
         bail!("nothing was measured; logs are in {}", paths::shown(&dir));
     }
-    if choice.append.is_empty() && choice.module_args.is_empty() {
+    if choice.append.is_empty() && choice.module_args.is_empty() && choice.cpu.is_empty() {
         write(measured, &dir)?;
     }
     if failed > 0 {
@@ -217,6 +220,7 @@ fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Ve
         machine: choice.machine,
         ko: choice.ko.clone(),
         append: choice.append.clone(),
+        cpu: choice.cpu.clone(),
         ..Options::default()
     };
     let kernel = deps::kernel(options.kernel)?;

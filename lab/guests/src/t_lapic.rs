@@ -187,8 +187,9 @@ fn self_ipi_forms(x2: bool) {
     sti();
     icr(0x4_4040, 0);
     check_eq(count(), 1, "shorthand self");
+    // With IPI virtualization it comes back as a notification, some instructions later.
     icr(0x4040, 0);
-    check_eq(count(), 2, "own id");
+    check(host::wait_ms(5000, || count() >= 2), "own id");
     icr(0x8_4040, 0);
     check_eq(count(), 3, "all including self");
     icr(0x4040, if x2 { 0xffff_ffff } else { 0xff });

@@ -74,6 +74,8 @@ pub enum Extra {
     Pku,
     /// SPEC_CTRL, PRED_CMD and, on Intel's, FLUSH_CMD (machines of Bochs's only).
     SpecCtrl,
+    /// IPI virtualization (the VMX machine only).
+    Ipiv,
 }
 
 impl Extra {
@@ -82,7 +84,8 @@ impl Extra {
         match name {
             "pku" => Ok(Extra::Pku),
             "spec-ctrl" => Ok(Extra::SpecCtrl),
-            other => bail!("no CPU can have `{other}` besides: pku, spec-ctrl"),
+            "ipiv" => Ok(Extra::Ipiv),
+            other => bail!("no CPU can have `{other}` besides: pku, spec-ctrl, ipiv"),
         }
     }
 }
@@ -178,6 +181,7 @@ impl Machine {
         let word = |extra: &Extra| match extra {
             Extra::Pku => Ok(",pku=on"),
             Extra::SpecCtrl => bail!("QEMU's translator has no SPEC_CTRL"),
+            Extra::Ipiv => bail!("IPI virtualization is Intel's"),
         };
         self.cpu.iter().map(word).collect()
     }

@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail};
 
 use self::{
     deps::{Flavour, KernelTree},
-    machine::{Accel, Ending, Kind, Machine},
+    machine::{Accel, Ending, Extra, Kind, Machine},
     report::{Report, Totals, Verdict},
     scenario::{Module, Scenario},
 };
@@ -49,6 +49,9 @@ pub struct Options {
     /// Let the emulated host's kernel use x2APIC mode (vmx only; it then sees a hypervisor in CPUID).
     #[arg(long)]
     pub x2apic: bool,
+    /// What the CPUs have besides, with what the scenario asks for: pku, spec-ctrl, ipiv.
+    #[arg(long, value_parser = Extra::named)]
+    pub cpu: Vec<Extra>,
     /// CPUs of the emulated host (default: the scenario's).
     #[arg(long)]
     pub cpus: Option<u32>,
@@ -82,6 +85,7 @@ impl Default for Options {
             machine: Kind::Svm,
             accel: Accel::Auto,
             x2apic: false,
+            cpu: Vec::new(),
             cpus: None,
             memory: None,
             kernel: Flavour::Stock,
@@ -302,7 +306,7 @@ pub fn prepare(
         hardware: by_hardware(options),
         x2apic: options.x2apic,
         cpus,
-        cpu: scenario.cpu.clone(),
+        cpu: scenario.cpu.iter().chain(&options.cpu).copied().collect(),
         odd_cpu: scenario.odd_cpu.clone(),
         // KASAN's shadow and its quarantine take their part.
         memory: options

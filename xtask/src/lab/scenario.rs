@@ -3,7 +3,7 @@
 //! ```text
 //! # about: what it shows               (one sentence)
 //! # cpus: 1 2 4                        (CPUs of the emulated host; one run for each number; default 2)
-//! # cpu: pku spec-ctrl                 (what the CPUs have besides: `machine::Extra`)
+//! # cpu: pku spec-ctrl ipiv            (what the CPUs have besides: `machine::Extra`)
 //! # odd cpu: svm=off                   (the last CPU has other features than the others; SVM machine only)
 //! # memory: 1024                       (MiB of the emulated host)
 //! # timeout: 60                        (seconds of real time on two idle cores)

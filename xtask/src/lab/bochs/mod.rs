@@ -124,9 +124,11 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
     command.env("BX_TSC_MHZ", MHZ.to_string()).env("BX_SEED", "1").env("BX_HANG_LOG", "hang.log");
     command.env("BX_LEDGER", "ledger");
     command.env_remove("BX_HV").env_remove("BOCHSRC").env_remove("BXSHARE");
-    command.env_remove("BX_SPEC_CTRL");
-    if machine.cpu.contains(&Extra::SpecCtrl) {
-        command.env("BX_SPEC_CTRL", "1");
+    for (extra, name) in [(Extra::SpecCtrl, "BX_SPEC_CTRL"), (Extra::Ipiv, "BX_IPIV")] {
+        command.env_remove(name);
+        if machine.cpu.contains(&extra) {
+            command.env(name, "1");
+        }
     }
     if machine.x2apic {
         command.env("BX_HV", "1");

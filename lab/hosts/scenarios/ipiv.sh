@@ -1,0 +1,39 @@
+# about: CPUs with IPI virtualization: stock KVM's guests send interrupts without exits (so the emulation works), and all arrive on the module too.
+# cpu: ipiv
+# cpus: 2
+# memory: 768
+# not on svm, ryzen: IPI virtualization is Intel's
+# in test: vmx
+# timeout: 100
+# needs: runner
+
+event=/sys/kernel/tracing/events/kvm/kvm_exit
+
+on_stock() { MODULE=kvm PARAMS='' "$@"; }
+# traced COMMAND...: with its exits from stock KVM counted by reason.
+traced() {
+    echo 'hist:keys=exit_reason' >$event/trigger && "$@"
+    traced_rc=$?
+    cat $event/hist >/tmp/hist
+    echo '!hist:keys=exit_reason' >$event/trigger
+    return $traced_rc
+}
+# Reasons 32 and 56, writes of MSRs and of the APIC's page: 200 of each and more are commands to send an interrupt, without the control.
+few_exits() {
+    grep exit_reason: /tmp/hist
+    grep -q 'exit_reason: *12 ' /tmp/hist || { echo "nothing was traced"; return 1; }
+    sed -n 's/^{ exit_reason: *\(32\|56\) *} hitcount: *\([0-9]*\).*/\2/p' /tmp/hist | while read -r count; do
+        [ "$count" -lt 50 ] || return 1
+    done
+}
+
+check load_stock on_stock load_module
+check used_by_stock grep -q Y /sys/module/kvm_intel/parameters/enable_ipiv
+check pairs traced runner run smp/ping_pong_halted
+check without_exits few_exits
+check stock runner run ipi/ lapic/self_ipi
+check unload_stock on_stock unload_module
+check load load_module
+check guests runner run ipi/ smp/ping_pong lapic/self_ipi
+check unused wait_unused 5
+check unload unload_module
