@@ -118,7 +118,7 @@ enum LabTask {
     Run {
         pattern: String,
         #[command(flatten)]
-        options: lab::Options,
+        options: Box<lab::Options>,
     },
 }
 
