@@ -33,6 +33,13 @@
 #include <asm/msr.h>
 #include <asm/tsc.h>
 #include "exg.h"
+#include "ex_config.h"
+
+#ifdef EX_HAVE_SYSCORE_OBJECT
+#define EXG_SYSCORE_ARG void *unused
+#else
+#define EXG_SYSCORE_ARG void
+#endif
 
 /* The device counts TSC ticks by eights. exg_fits() asks whether it does. */
 #define EXG_TSC_DIVISOR 8
@@ -138,20 +145,27 @@ static void exg_switch(bool on)
 }
 
 /* The last CPU, before the machine sleeps, and behind that: the host may be another, or may have forgotten. */
-static int exg_suspend(void)
+static int exg_suspend(EXG_SYSCORE_ARG)
 {
 	if (exg_on)
 		exg_give(NULL);
 	return 0;
 }
 
-static void exg_resume(void)
+static void exg_resume(EXG_SYSCORE_ARG)
 {
 	if (exg_on)
 		exg_take(NULL);
 }
 
+#ifdef EX_HAVE_SYSCORE_OBJECT
+static const struct syscore_ops exg_syscore_ops = { .suspend = exg_suspend, .resume = exg_resume };
+static struct syscore exg_syscore = { .ops = &exg_syscore_ops };
+#else
 static struct syscore_ops exg_syscore = { .suspend = exg_suspend, .resume = exg_resume };
+#define register_syscore register_syscore_ops
+#define unregister_syscore unregister_syscore_ops
+#endif
 
 /* Whoever runs next has its own use for these pages. */
 static int exg_reboot(struct notifier_block *nb, unsigned long action, void *data)
@@ -251,7 +265,7 @@ static int exg_start(void)
 		return err;
 	}
 	exg_slot = err;
-	register_syscore_ops(&exg_syscore);
+	register_syscore(&exg_syscore);
 	register_reboot_notifier(&exg_reboot_nb);
 	return 0;
 }
@@ -276,7 +290,7 @@ static void __exit exg_exit(void)
 	if (exg_slot <= 0)
 		return;
 	unregister_reboot_notifier(&exg_reboot_nb);
-	unregister_syscore_ops(&exg_syscore);
+	unregister_syscore(&exg_syscore);
 	cpuhp_remove_state(exg_slot);
 	exg_free();
 }

@@ -75,9 +75,7 @@ fn build_parts(parts: &Parts, kdir: &Path, out: &Path, dir: &Path) -> Result<Bui
     let sources = root.join(parts.sources);
     link::rust_object(&archive, &sources.join(parts.header), &dir.join("rustcore.bin"))?;
     copy_sources(&sources, dir)?;
-    if dir.join("probe.sh").exists() {
-        write_if_changed(&dir.join("ex_config.h"), &probe(dir, kdir)?)?;
-    }
+    write_if_changed(&dir.join("ex_config.h"), &probe(&root, kdir)?)?;
     let (log, name) = (dir.join("build.log"), parts.name);
     // objtool and modpost warn only while they look at an object: look each time.
     for old in [&format!("{name}.ko"), &format!("{name}.o"), "rustcore.o", ".rustcore.o.cmd"] {
@@ -146,8 +144,8 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// What this kernel offers, as `ex_config.h`.
-fn probe(dir: &Path, kdir: &Path) -> Result<Vec<u8>> {
-    let text = sh::output(Command::new("sh").arg(dir.join("probe.sh")).arg(kdir))?;
+fn probe(root: &Path, kdir: &Path) -> Result<Vec<u8>> {
+    let text = sh::output(Command::new("sh").arg(root.join("linux/c/probe.sh")).arg(kdir))?;
     Ok(text.into_bytes())
 }
 
