@@ -2,7 +2,7 @@
 
 use crate::fake::guest::*;
 use crate::fake::machine::{TIMER_LIMIT, TIMER_VECTOR};
-use crate::fake::world::{APIC, TICKS};
+use crate::fake::world::{APIC, HOUSEKEEPER, TICKS};
 use crate::fake::{Env, Machine, Op};
 use exitless_lapic::Armed;
 use exitless_vcpu::Request;
@@ -501,6 +501,20 @@ fn posted_wakes_who_sleeps() {
 /// The thread moves to another CPU: the timer stays with whoever keeps house, and finds the vCPU there. At any point on the way.
 #[test]
 fn posted_to_who_has_moved() {
+    posted(
+        &[Op::Deadline(10_000), Op::Nop, Op::World(Env::Move(2)), Op::Nop, time(20_000), Op::Nop, Op::Nop],
+        |mut m| {
+            m.go();
+            assert_eq!((m.events(), m.w.posts.get(), m.w.timer_starts.get()), (vec![TIMER], 1, 1));
+        },
+    );
+    // In user space, with the timer that asks.
+    posted(&[Op::Deadline(10_000_000), Op::Nop], |mut m| {
+        m.go();
+        m.happen(Env::Move(2));
+        m.then([Op::Nop, Op::Nop]);
+        assert_eq!((m.w.timer_cpu.get(), m.w.timer_starts.get()), (HOUSEKEEPER, 1));
+    });
     for first in 0..30 {
         posted(&[Op::Deadline(2000), Op::Nop, Op::Nop, time(3000), Op::Nop, Op::Nop], |mut m| {
             m.later(first, Env::Move(2));
