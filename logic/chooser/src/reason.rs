@@ -34,7 +34,7 @@ reasons! {
     NoDeadline = 7, "the guest's CPUID does not show the TSC-deadline timer: the VMM leaves it out, or the host has none";
     UnsteadyTsc = 8, "the host's CPUs have different TSCs: see its kernel log and clock source";
     IdleExits = 9, "the guest leaves when it is idle: KVM_CAP_X86_DISABLE_EXITS lets it stay (QEMU: -overcommit cpu-pm=on)";
-    NoHousekeeping = 10, "no CPU is set aside for housekeeping: the host's command line has no nohz_full= or isolcpus=";
+    NoHousekeeping = 10, "no CPU is set aside for housekeeping: the host's command line has no nohz_full=";
     NotInCpuid = 11, "the guest's CPUID does not show it (leaf 0x40000001): the VMM leaves it out";
     NoAvic = 12, "AVIC was not asked for when the module was loaded (parameter avic), or the CPU has none for APICs in x2APIC mode: the kernel's log says which";
     NoX2Apic = 13, "the guest's APIC is off, or in xAPIC mode: guests choose x2APIC mode where their CPUID shows it";
