@@ -68,8 +68,6 @@ pub struct Pages {
     pub log: Option<NonNull<u8>>,
     /// Its physical address.
     pub log_pa: u64,
-    /// Physical addresses of the MSR bitmaps (a page each; may be shared by all vCPUs).
-    pub msr_bitmaps: MsrBitmaps,
     /// Physical address of the posted-interrupt descriptor, aligned to 64 bytes.
     pub descriptor_pa: u64,
     /// Physical address of the page whose accesses, through EPT, are those to the APIC's; shared by the VM's vCPUs.
@@ -189,6 +187,14 @@ const PLE_GAP: u32 = 128;
 pub(crate) const PLE_WINDOW: u32 = 4096;
 
 impl<M: Machine> Vmx<M> {
+    /// Where the MSR bitmaps are, a page each, which all vCPUs may share: `pa` tells the physical address by set and place. In place, for
+    /// together they are too big for a frame.
+    pub fn use_msr_bitmaps(&mut self, pa: impl Fn(usize, usize) -> u64) {
+        for (set, pages) in self.pages.msr_bitmaps.iter_mut().enumerate() {
+            pages.iter_mut().enumerate().for_each(|(place, page)| *page = pa(set, place));
+        }
+    }
+
     /// Sets up everything in memory; the VMCS gets it with the first entry. Registers come later.
     pub fn init(&mut self, pages: Pages, caps: &crate::Caps, own: InGuest) {
         let caps = &caps.leaving(own);
@@ -197,16 +203,14 @@ impl<M: Machine> Vmx<M> {
         self.virtual_apic = Some(pages.virtual_apic);
         self.msr_areas = Some(pages.msr_areas);
         self.log = pages.log;
-        self.pages = Addresses {
-            virtual_apic_pa: pages.virtual_apic_pa,
-            msr_areas_pa: pages.msr_areas_pa,
-            log_pa: pages.log_pa,
-            msr_bitmaps: pages.msr_bitmaps,
-            descriptor_pa: pages.descriptor_pa,
-            apic_access_pa: pages.apic_access_pa,
-            pid_table_pa: pages.pid_table_pa,
-            last_pid: pages.last_pid,
-        };
+        let to = &mut self.pages;
+        to.virtual_apic_pa = pages.virtual_apic_pa;
+        to.msr_areas_pa = pages.msr_areas_pa;
+        to.log_pa = pages.log_pa;
+        to.descriptor_pa = pages.descriptor_pa;
+        to.apic_access_pa = pages.apic_access_pa;
+        to.pid_table_pa = pages.pid_table_pa;
+        to.last_pid = pages.last_pid;
         self.caps = *caps;
         self.ple_window = PLE_WINDOW;
         self.cache.init();

@@ -414,16 +414,13 @@ impl Bench {
             msr_areas_pa: AREAS,
             log: Some(NonNull::from(log).cast()),
             log_pa: 0xa000,
-            msr_bitmaps: core::array::from_fn(|set| {
-                let first = 0x10_0000 + set as u64 * 0x7000;
-                [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000].map(|page| first + page)
-            }),
             descriptor_pa: 0x7040,
             apic_access_pa: 0x8000,
             pid_table_pa: 0xb000,
             last_pid: 0x1ff,
         };
         v.init(pages, caps, InGuest::default());
+        v.use_msr_bitmaps(|set, place| 0x10_0000 + set as u64 * 0x7000 + place as u64 * 0x1000);
         Self { v, at, percpu, cpu, m }
     }
     /// Loaded on CPU 0.

@@ -131,11 +131,6 @@ impl Vendor for Vmx {
             msr_areas_pa: areas.phys(),
             log: log.as_ref().and_then(|p| NonNull::new(p.as_ptr().cast())),
             log_pa: log.as_ref().map_or(0, Pages::phys),
-            msr_bitmaps: g
-                .vmx
-                .msr_bitmaps
-                .each_ref()
-                .map(|set| set.each_ref().map(|page| page.as_ref().map_or(0, Pages::phys))),
             descriptor_pa,
             apic_access_pa: v.vm().apic_access_pa(),
             pid_table_pa,
@@ -150,6 +145,8 @@ impl Vendor for Vmx {
         // SAFETY: the caller's object alone refers to it.
         let inner = unsafe { v.own::<Vmx>() };
         inner.b.init(pages, &g.vmx.caps, v.vm().in_guest());
+        let page = |set: usize, place: usize| g.vmx.msr_bitmaps.get(set)?.get(place)?.as_ref();
+        inner.b.use_msr_bitmaps(|set, place| page(set, place).map_or(0, Pages::phys));
         if let Some(pid) = pid {
             inner.vapic.use_ipiv(pid, descriptor_pa);
         }
