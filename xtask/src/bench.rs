@@ -55,6 +55,9 @@ pub struct Choice {
     /// What the CPUs have besides, as scenarios name it (`ipiv`); the figures are printed only.
     #[arg(long, value_parser = Extra::named)]
     pub cpu: Vec<Extra>,
+    /// Exitless with this mechanism on, which guests of stock KVM do not have: `timer-passthrough`.
+    #[arg(long, value_parser = MECHANISMS.map(|(name, _)| name), conflicts_with = "module_args")]
+    pub mechanism: Option<String>,
     /// More words for the emulated host's kernel command line (`mitigations=auto`); the figures are printed only.
     #[arg(long, default_value = "")]
     pub append: String,
@@ -66,23 +69,38 @@ pub struct Choice {
 impl Choice {
     /// The two columns of the table.
     fn columns(&self) -> Vec<Column> {
-        let plain = |module| Column { module, params: String::new() };
+        let stock = Column { module: Module::Kvm, params: String::new(), tuned: false };
+        let plain = Column { module: Module::Exitless, params: self.switches().to_string(), tuned: false };
         match self.module {
-            Some(module) => vec![plain(module)],
-            None if self.module_args.is_empty() => vec![plain(Module::Kvm), plain(Module::Exitless)],
-            None => vec![
-                plain(Module::Exitless),
-                Column { module: Module::Exitless, params: self.module_args.clone() },
-            ],
+            Some(Module::Kvm) => vec![stock],
+            Some(Module::Exitless) => vec![plain],
+            None if self.module_args.is_empty() => vec![stock, plain],
+            None => {
+                vec![
+                    plain,
+                    Column { module: Module::Exitless, params: self.module_args.clone(), tuned: true },
+                ]
+            }
         }
     }
+
+    /// Parameters for the mechanism.
+    fn switches(&self) -> &'static str {
+        let name = self.mechanism.as_deref();
+        MECHANISMS.iter().find(|(known, _)| Some(*known) == name).map_or("", |(_, params)| params)
+    }
 }
+
+/// What records name, and how Exitless is loaded for it.
+const MECHANISMS: [(&str, &str); 1] = [("timer-passthrough", "mechanisms=+timer_passthrough,+host_tsc")];
 
 /// A module with parameters.
 #[derive(Debug, Clone)]
 struct Column {
     module: Module,
     params: String,
+    /// Exitless with parameters, beside itself without.
+    tuned: bool,
 }
 
 /// The second column's name in records, where both are Exitless.
@@ -90,7 +108,7 @@ const TUNED: &str = "tuned";
 
 impl Column {
     fn name(&self) -> String {
-        if self.params.is_empty() { self.module.to_string() } else { TUNED.into() }
+        if self.tuned { TUNED.into() } else { self.module.to_string() }
     }
 }
 
@@ -198,8 +216,8 @@ fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Ve
     let modules: Vec<_> = columns.iter().map(|column| column.module).collect();
     let names: Vec<_> = columns.iter().map(Column::name).collect();
     let mut script = format!("OPS='{}'\n{SCRIPT}", ops.join(" "));
-    for Column { module, params } in &columns {
-        let name = Column { module: *module, params: params.clone() }.name();
+    for column in &columns {
+        let (Column { module, params, .. }, name) = (column, column.name());
         script =
             format!("{script}MODULE={module} PARAMS='{params}' COLUMN={name}\ncheck bench-{name} measure\n");
     }
@@ -232,6 +250,9 @@ fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Ve
     fs::remove_file(machine.ledger()).ok();
     let report = lab::watch(&machine, scenario.timeout, true, Report::default())?;
     let mut records = records(machine.kind, &report.json)?;
+    for record in records.iter_mut().filter(|record| record.module != Module::Kvm.to_string()) {
+        record.mechanism = choice.mechanism.clone().unwrap_or_default();
+    }
     enter(&mut records, &Batches::read(&machine.ledger())?, &Costs::published()?);
     // QEMU does not count yet.
     if let Some(record) = records.iter().find(|record| record.ledger.is_none() && machine.kind != Kind::Svm) {
@@ -287,7 +308,9 @@ fn records(machine: Kind, lines: &[String]) -> Result<Vec<Record>> {
 /// What the file already says of what was not measured now; a file that cannot be read says nothing.
 fn kept(measured: &[Record], file: &str) -> Vec<Record> {
     let mut records: Vec<Record> = serde_json::from_str(file).unwrap_or_default();
-    let key = |record: &Record| (record.machine.clone(), record.module.clone(), record.op.clone());
+    let key = |record: &Record| {
+        (record.machine.clone(), record.module.clone(), record.mechanism.clone(), record.op.clone())
+    };
     let new: BTreeSet<_> = measured.iter().map(key).collect();
     records.retain(|record| !new.contains(&key(record)));
     records
@@ -369,7 +392,8 @@ pub fn page() -> Result<()> {
     let mut page = PAGE.to_string();
     let machines: BTreeSet<&str> = records.iter().map(|record| record.machine.as_str()).collect();
     for machine in machines {
-        let of_it: Vec<_> = records.iter().filter(|record| record.machine == machine).cloned().collect();
+        let of_it = records.iter().filter(|record| record.machine == machine && record.mechanism.is_empty());
+        let of_it: Vec<_> = of_it.cloned().collect();
         if of_it.iter().any(|record| record.ledger.is_some()) {
             page = format!("{page}\n{}", ledger::section(machine, &rows(&of_it), &costs));
         }
