@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("irq/irqfd_closed_eventfd", irqfd_closed),
     ("irq/irqfd_closed_while_it_holds_a_line", irqfd_closed_high),
     ("irq/whom_messages_reach", whom_messages_reach),
+    ("irq/ids_above_255", ids_above_255),
     ("irq/ioeventfd_errors", ioeventfd_errors),
     ("irq/ioeventfd_conflicts", ioeventfd_conflicts),
     ("irq/ioeventfd_deassign", ioeventfd_deassign),
@@ -298,6 +299,101 @@ fn whom_messages_reach(e: &Env) -> R {
     reaches(&vcpus, "x2APIC", 5, false, &[5])?;
     reaches(&vcpus, "x2APIC cluster", 0x0f, true, &[0, 1, 2, 3])?;
     reaches(&vcpus, "x2APIC broadcast", 0xff, false, &all)?;
+    Ok(())
+}
+
+/// A VM of 300 vCPUs: messages of user space, of a route and of a vCPU reach the last, by the ways that KVM_CAP_X2APIC_API opens, and it
+/// takes them. Without that API an id has 8 bits, and a device's 0xff is everybody.
+fn ids_above_255(e: &Env) -> R {
+    const CPUS: u32 = 300;
+    const LAST: u32 = CPUS - 1;
+    /// Have their APICs on, in x2APIC mode; the third has the lower bits of the last one's id.
+    const LISTEN: [u32; 5] = [0, 1, LAST & 0xff, 0xff, LAST];
+    let (sys, vm) = e.vm_with_chips()?;
+    let mem = kvm::Map::anon(MEM)?;
+    kvm::set_slot(&vm, 0, 0, 0, MEM as u64, mem.addr())?;
+    let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+    // SAFETY: our own structure; failure only means the old limit.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    let mut vcpus = Vec::new();
+    for id in 0..CPUS {
+        let v = vcpu(&sys, &vm, id.into())?;
+        if LISTEN.contains(&id) {
+            exitless_runner::machine::set_cpuid(&sys, &v.fd, id)?;
+            let mut s: kvm_sregs = v.fd.get(nr::GET_SREGS)?;
+            s.apic_base |= 0xc00;
+            // Before x2APIC mode: a page with 8 bits of the id would be an id of its own on stock KVM.
+            lapic(&v, &[(0xf0, 0x1ff)])?;
+            v.fd.set(nr::SET_SREGS, &s)?;
+        }
+        vcpus.push(v);
+    }
+    let all: Vec<usize> = LISTEN.iter().map(|&id| id as usize).collect();
+    let last = [LAST as usize];
+    let to = |id: u32, vector| kvm_msi {
+        address_lo: 0xfee0_0000 | (id & 0xff) << 12,
+        address_hi: id & !0xff,
+        data: vector,
+        ..Default::default()
+    };
+    let id_of = |v: &Vcpu| -> Result<u32, Stop> { Ok(reg(&v.fd.get(nr::GET_LAPIC)?, 0x20)) };
+
+    vm.set(nr::SIGNAL_MSI, &to(LAST, 0x41))?;
+    same!(pending(&vcpus, 0x41)?, all[2..3], "8 bits of an id");
+    vm.set(nr::SIGNAL_MSI, &to(0xff, 0x42))?;
+    same!(pending(&vcpus, 0x42)?, all, "a device's 0xff");
+    same!(id_of(&vcpus[last[0]])?, LAST << 24, "saved id, 8 bits");
+
+    same!(vm.cap(KVM_CAP_X2APIC_API), 3, "KVM_CAP_X2APIC_API");
+    errno!(vm.enable_cap(KVM_CAP_X2APIC_API, 0, [4, 0, 0, 0]), EINVAL, "an unknown flag");
+    vm.enable_cap(KVM_CAP_X2APIC_API, 0, [KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK.into(), 0, 0, 0])?;
+    vm.set(nr::SIGNAL_MSI, &to(0xff, 0x43))?;
+    same!(pending(&vcpus, 0x43)?, [0xff], "0xff as an id");
+    vm.enable_cap(KVM_CAP_X2APIC_API, 0, [KVM_X2APIC_API_USE_32BIT_IDS.into(), 0, 0, 0])?;
+    same!(id_of(&vcpus[last[0]])?, LAST, "saved id, 32 bits");
+    let mut other: kvm_lapic_state = vcpus[last[0]].fd.get(nr::GET_LAPIC)?;
+    set_reg(&mut other, 0x20, 1);
+    errno!(vcpus[last[0]].fd.set(nr::SET_LAPIC, &other), EINVAL, "another id");
+    vm.set(nr::SIGNAL_MSI, &to(LAST, 0x44))?;
+    same!(pending(&vcpus, 0x44)?, last, "SIGNAL_MSI");
+    vm.set(nr::SIGNAL_MSI, &to(0x8_00ff, 0x45))?;
+    same!(pending(&vcpus, 0x45)?, [], "an id that nobody can have");
+    let odd = kvm_msi { address_hi: 0x101, ..to(LAST, 0x45) };
+    errno!(vm.set(nr::SIGNAL_MSI, &odd), EINVAL, "reserved bits of the address");
+    let mut r = msi_route(24, 0x46);
+    r.u.msi = kvm_irq_routing_msi {
+        address_lo: to(LAST, 0).address_lo,
+        address_hi: to(LAST, 0).address_hi,
+        data: 0x46,
+        ..Default::default()
+    };
+    route(&vm, &[r], 0)?;
+    raise(&vm, 24, 1)?;
+    same!(pending(&vcpus, 0x46)?, last, "a route");
+
+    // MOV ECX, 830h; MOV EDX, destination; MOV EAX, command; WRMSR; OUT 80h, AL
+    let ipi = |destination: u32, command: u32| {
+        let number = |opcode: u8, v: u32| [&[0x66, opcode][..], &v.to_le_bytes()].concat();
+        let code = [number(0xb9, 0x830), number(0xba, destination), number(0xb8, command)].concat();
+        mem.write(ENTRY, &[&code[..], &[0x0f, 0x30, 0xe6, 0x80]].concat());
+        real_mode(&vcpus[0].fd, ENTRY)?;
+        vcpus[0].run_to(KVM_EXIT_IO)
+    };
+    ipi(LAST, 0x47)?;
+    same!(pending(&vcpus, 0x47)?, last, "an IPI");
+    ipi((LAST >> 4) << 16 | 1 << (LAST & 15), 1 << 11 | 0x48)?;
+    same!(pending(&vcpus, 0x48)?, last, "an IPI to one of a cluster");
+
+    // STI; HLT; and the handler of the highest vector: OUT 81h, AL
+    let (code, handler) = (0x2000_u64, 0x3000_u64);
+    mem.write(code, &[0xfb, 0xf4]);
+    mem.write(handler, &[0xe6, 0x81]);
+    mem.write(0x48 * 4, &(handler as u32).to_le_bytes());
+    let v = &vcpus[last[0]];
+    real_mode(&v.fd, code)?;
+    v.fd.set(nr::SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;
+    v.run_to(KVM_EXIT_IO)?;
+    same!(v.io().0, 0x81, "port of the handler");
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use crate::global::{self, Global};
 use crate::user;
 use crate::vendor;
-use crate::vm::{MAX_VCPUS, Vm};
+use crate::vm::ioctl::X2APIC_API;
+use crate::vm::{MAX_VCPU_IDS, MAX_VCPUS, Vm};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox};
 use exitless_host::{Errno, Result, cpu, task, uaccess};
@@ -141,7 +142,9 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_IRQ_ROUTING => MAX_ROUTES as isize,
         KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as isize,
         KVM_CAP_NR_VCPUS => (cpu::online_count() as isize).min(MAX_VCPUS as isize),
-        KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as isize,
+        KVM_CAP_MAX_VCPUS => MAX_VCPUS as isize,
+        KVM_CAP_MAX_VCPU_ID => MAX_VCPU_IDS as isize,
+        KVM_CAP_X2APIC_API => X2APIC_API as isize,
         KVM_CAP_MCE => MAX_BANKS as isize,
         KVM_CAP_X86_DISABLE_EXITS => cpu::exits_to_disable() as isize,
         KVM_CAP_NESTED_STATE => nested::SIZE as isize,

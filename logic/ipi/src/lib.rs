@@ -18,8 +18,8 @@
 //! * A vCPU publishes its address, then changes the map, then goes on. Whoever learns that it has gone on finds it at its new place;
 //!   until then it is found at either, or at none, as by a message under way on a bus.
 //! * Stores are Release and loads Acquire: who reads an index sees the vCPU that was created before it.
-//! * Two vCPUs that move at once take turns ([`Claims`] is behind the VM's lock): each computes the places that it left or took
-//!   from what all have claimed by then.
+//! * Two vCPUs that move at once take turns ([`Claims`] is behind the VM's lock): each changes the counts of the places that it left or took,
+//!   and a place says what its count does.
 //!
 //! `tests.rs` holds this with loom.
 #![no_std]
@@ -38,7 +38,7 @@ mod map;
 
 pub use address::{Address, x2apic_ldr};
 pub use few::Few;
-pub use map::{Claims, Map, Slot};
+pub use map::{Claim, Claims, Map, Slot, Whole};
 
 #[cfg(test)]
 mod tests;

@@ -54,26 +54,57 @@ fn bits(mut bits: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-/// The addresses from which the map was made, of vCPUs below `VCPUS`.
-#[derive(Debug, Zeroable)]
-pub struct Claims<const VCPUS: usize> {
-    addresses: [Address; VCPUS],
-    /// Nobody is known from here on.
-    known: usize,
+/// A map with what follows it: ids from `IDS` on, where the VM has vCPUs with such ids.
+pub struct Whole<'a, const IDS: usize, W, F> {
+    low: &'a Map<IDS, W>,
+    high: F,
 }
 
-impl<const VCPUS: usize> Claims<VCPUS> {
-    fn known(&self) -> impl Iterator<Item = Address> {
-        self.addresses.iter().take(self.known).copied()
+/// How many stand at a place, and the sum of their values: that of the one, where it is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Zeroable)]
+#[repr(C)]
+pub struct Claim {
+    sum: u32,
+    count: u32,
+}
+
+impl Claim {
+    fn change(&mut self, slot: u16, comes: bool) {
+        let (one, sum) = (1, u32::from(slot));
+        let by = |value: u32, by: u32| if comes { value.wrapping_add(by) } else { value.wrapping_sub(by) };
+        (self.sum, self.count) = (by(self.sum, sum), by(self.count, one));
     }
 
-    /// Who stands at `place`, as the map says it.
-    fn at(&self, place: Place) -> u16 {
-        let mut there = (1..).zip(self.known()).filter(|(_, address)| address.stands_at(place));
-        match (there.next(), there.next()) {
-            (None, _) => NOBODY,
-            (Some((slot, _)), None) => slot,
+    /// As the map says it.
+    fn value(self) -> u16 {
+        match self.count {
+            0 => NOBODY,
+            1 => self.sum as u16,
             _ => SEVERAL,
+        }
+    }
+}
+
+/// From which the map is made: what it costs to change does not grow with the number of vCPUs.
+#[derive(Debug, Zeroable)]
+#[repr(C)]
+pub struct Claims<const IDS: usize> {
+    ids: [Claim; IDS],
+    flat: [Claim; 8],
+    clusters: [Claim; 16 * CLUSTER],
+    xapics: u32,
+    _pad: u32,
+}
+
+impl<const IDS: usize> Claims<IDS> {
+    fn at<'a>(&'a mut self, high: &'a mut [Claim], place: Place) -> Option<&'a mut Claim> {
+        match place {
+            Place::Id(id) => match (id as usize).checked_sub(IDS) {
+                None => self.ids.guarded_mut(id as usize),
+                Some(id) => high.guarded_mut(id),
+            },
+            Place::Flat(bit) => self.flat.guarded_mut(bit.into()),
+            Place::Cluster(bit) => self.clusters.guarded_mut(bit.into()),
         }
     }
 }
@@ -105,33 +136,52 @@ impl Address {
         }
     }
 
-    /// Everywhere it may stand, and perhaps elsewhere.
+    /// Everywhere it may stand, and perhaps elsewhere; each once.
     fn places(self) -> impl Iterator<Item = Place> {
         let cluster = self.logical_id() / 16 * 4;
-        [Place::Id(self.x2apic_id()), Place::Id(self.xapic_id().into())]
-            .into_iter()
+        let (id, other) = (self.x2apic_id(), u32::from(self.xapic_id()));
+        let other = (id != other).then_some(Place::Id(other));
+        core::iter::once(Place::Id(id))
+            .chain(other)
             .chain((0..8).map(Place::Flat))
             .chain((0..4).map(move |bit| Place::Cluster(cluster + bit)))
     }
 }
 
-impl<const IDS: usize, W: Slot> Map<IDS, W> {
-    /// The vCPU at `index` has another address now, and has published it.
-    pub fn update<const VCPUS: usize>(&self, claims: &mut Claims<VCPUS>, index: usize, new: Address) {
-        const { assert!(VCPUS < SEVERAL as usize) };
-        let Some(claim) = claims.addresses.get_mut(index) else { return };
-        let old = core::mem::replace(claim, new);
-        claims.known = claims.known.max(index + 1);
-        for place in old.places().chain(new.places()) {
-            if old.stands_at(place) != new.stands_at(place)
-                && let Some(slot) = self.slot(place)
-            {
-                slot.set(claims.at(place));
+impl<const IDS: usize, W> Map<IDS, W> {
+    /// With what follows it, which is asked for where it is needed; nothing: no vCPU has an id that large.
+    #[inline(always)]
+    pub fn with<'a, F: Fn() -> &'a [W]>(&'a self, high: F) -> Whole<'a, IDS, W, F> {
+        Whole { low: self, high }
+    }
+}
+
+impl<'a, const IDS: usize, W: Slot, F: Fn() -> &'a [W]> Whole<'a, IDS, W, F> {
+    /// The vCPU at `index`, below 65534, had the address `old`, or none yet, has `new` now, and has published it. `high` goes with the
+    /// claims as the map's does with the map.
+    pub fn update(
+        &self,
+        claims: &mut Claims<IDS>,
+        high: &mut [Claim],
+        index: usize,
+        old: Address,
+        new: Address,
+    ) {
+        let mut change = |place, comes| {
+            if let (Some(claim), Some(slot)) = (claims.at(high, place), self.slot(place)) {
+                claim.change(index as u16 + 1, comes);
+                slot.set(claim.value());
             }
-        }
+        };
+        let left = old.places().filter(|&place| old.stands_at(place) && !new.stands_at(place));
+        left.for_each(|place| change(place, false));
+        let taken = new.places().filter(|&place| new.stands_at(place) && !old.stands_at(place));
+        taken.for_each(|place| change(place, true));
         let xapic = |a: Address| a.hw_enabled() && !a.x2apic();
         if xapic(old) != xapic(new) {
-            self.xapics.set(claims.known().filter(|&a| xapic(a)).count() as u16);
+            let by = if xapic(new) { 1 } else { u32::MAX };
+            claims.xapics = claims.xapics.wrapping_add(by);
+            self.low.xapics.set(claims.xapics as u16);
         }
     }
 
@@ -151,12 +201,18 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
         if !plain || matches!(msg.destination, 0xff | u32::MAX) { None } else { self.holder(msg.destination) }
     }
 
-    fn slot(&self, place: Place) -> Option<&W> {
+    #[inline(always)]
+    fn slot(&self, place: Place) -> Option<&'a W> {
         match place {
-            Place::Id(id) => self.ids.guarded(id as usize),
-            Place::Flat(bit) => self.flat.guarded(bit.into()),
-            Place::Cluster(bit) => self.clusters.guarded(bit.into()),
+            Place::Id(id) => self.low.ids.guarded(id as usize).or_else(|| self.higher(id)),
+            Place::Flat(bit) => self.low.flat.guarded(bit.into()),
+            Place::Cluster(bit) => self.low.clusters.guarded(bit.into()),
         }
+    }
+
+    #[cold]
+    fn higher(&self, id: u32) -> Option<&'a W> {
+        (self.high)().guarded((id as usize).checked_sub(IDS)?)
     }
 
     /// Those of `vcpus` vCPUs that `msg` can name, each to be asked by [`Address::names`] (or, with a shorthand, whether it is
@@ -178,7 +234,7 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
 
     /// For somebody.
     fn is_broadcast(&self, msg: &InterruptMessage) -> bool {
-        is_broadcast(msg, true) || (is_broadcast(msg, false) && self.xapics.get() != 0)
+        is_broadcast(msg, true) || (is_broadcast(msg, false) && self.low.xapics.get() != 0)
     }
 
     /// A destination of the three logical models at once: APICs need not agree on one.
@@ -187,7 +243,7 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
             self.add(few, Place::Id(destination >> 16 << 4 | bit))?;
         }
         // Whoever was in xAPIC mode all the time is counted.
-        if self.xapics.get() == 0 {
+        if self.low.xapics.get() == 0 {
             return Some(());
         }
         for bit in bits(destination & 0xff) {
@@ -223,7 +279,10 @@ impl<const IDS: usize, W: Slot> Map<IDS, W> {
             xapics: zero(),
         }
     }
+}
 
+#[cfg(test)]
+impl<'a, const IDS: usize, W: Slot, F: Fn() -> &'a [W]> Whole<'a, IDS, W, F> {
     /// What an update must not do: empties where `address` will stand.
     pub(crate) fn empty(&self, address: Address) {
         let slots =

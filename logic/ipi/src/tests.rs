@@ -1,40 +1,51 @@
 //! The map against the slow way, which asks every vCPU; and its changes under loom.
 
 use crate::map::Slot;
-use crate::{Address, Claims, Few, Map};
+use crate::{Address, Claim, Claims, Map, Whole};
 use bytemuck::Zeroable;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU16, Ordering};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec::Vec;
 
 const VCPUS: usize = 1024;
+/// In the map proper, and in all.
+const LOW: usize = 256;
 const IDS: usize = 4096;
 
 /// A VM as both ways see it.
 struct Vm {
-    map: Box<Map<IDS>>,
-    claims: Box<Claims<VCPUS>>,
+    map: Box<Map<LOW>>,
+    high: Vec<AtomicU16>,
+    claims: Box<Claims<LOW>>,
+    high_claims: Vec<Claim>,
     addresses: Vec<Address>,
 }
 
 impl Vm {
     fn new(addresses: impl IntoIterator<Item = Address>) -> Self {
-        let map = Box::new(Map::zeroed());
-        let mut vm = Self { map, claims: Box::new(Claims::zeroed()), addresses: Vec::new() };
+        let high = (LOW..IDS).map(|_| AtomicU16::new(0)).collect();
+        let mut vm = Self {
+            map: Box::new(Map::zeroed()),
+            high,
+            claims: Box::new(Claims::zeroed()),
+            high_claims: std::vec![Claim::default(); IDS - LOW],
+            addresses: Vec::new(),
+        };
         addresses.into_iter().for_each(|address| vm.add(address));
         vm
     }
 
     fn add(&mut self, address: Address) {
-        self.addresses.push(address);
-        self.map.update(&mut self.claims, self.addresses.len() - 1, address);
+        self.addresses.push(Address::new());
+        self.change(self.addresses.len() - 1, address);
     }
 
     fn change(&mut self, index: usize, address: Address) {
-        self.addresses[index] = address;
-        self.map.update(&mut self.claims, index, address);
+        let old = core::mem::replace(&mut self.addresses[index], address);
+        let map = self.map.with(|| &self.high);
+        map.update(&mut self.claims, &mut self.high_claims, index, old, address);
     }
 
     fn named(&self, m: &InterruptMessage, sender: Option<usize>, index: usize) -> bool {
@@ -54,7 +65,7 @@ impl Vm {
 
     /// Whom `m` names, found by the map; `None`: it cannot say.
     fn fast(&self, m: &InterruptMessage, sender: Option<usize>) -> Option<Vec<usize>> {
-        let few = self.map.resolve(m, sender, self.addresses.len())?;
+        let few = self.map.with(|| &self.high).resolve(m, sender, self.addresses.len())?;
         assert!(few.iter().all(|index| index < self.addresses.len()), "{m:?}: {few:?}");
         assert_eq!((few.iter().count(), few.nth(few.len())), (few.len(), None));
         let mut named: Vec<_> = few.iter().filter(|&index| self.named(m, sender, index)).collect();
@@ -248,15 +259,24 @@ proptest! {
             vm.change(index % vm.addresses.len(), address);
         }
         let fresh = Vm::new(vm.addresses.iter().copied());
-        prop_assert_eq!(std::format!("{:?}", vm.map), std::format!("{:?}", fresh.map));
+        prop_assert_eq!(std::format!("{:?} {:?}", vm.map, vm.high), std::format!("{:?} {:?}", fresh.map, fresh.high));
+        prop_assert_eq!(std::format!("{:?}", vm.claims), std::format!("{:?}", fresh.claims));
+        prop_assert_eq!(&vm.high_claims, &fresh.high_claims);
     }
 }
 
+/// A VM without large ids has no room for them: who has one is asked, and nobody else is lost.
 #[test]
-fn nobody_is_known_beyond_the_claims() {
-    let (map, mut claims) = (Map::<256>::zeroed(), Claims::<2>::zeroed());
-    map.update(&mut claims, 2, x2apic(2));
-    assert_eq!(map.resolve(&to(2, false, true), None, 2), Some(Few::default()));
+fn without_the_upper_part() {
+    let (map, mut claims) = (Map::<LOW>::zeroed(), Claims::<LOW>::zeroed());
+    let map = map.with(|| &[]);
+    map.update(&mut claims, &mut [], 0, Address::new(), x2apic(2));
+    map.update(&mut claims, &mut [], 1, Address::new(), xapic(0x123, 0x23));
+    let named: Vec<_> = map.resolve(&to(2, false, true), None, 2).unwrap().iter().collect();
+    assert_eq!(named, [0]);
+    assert_eq!(map.resolve(&to(0x123, false, true), None, 2), None);
+    assert_eq!(map.holder(0x23), Some(1));
+    assert_eq!(map.holder(0x123), None);
 }
 
 // --- loom ---
@@ -289,29 +309,34 @@ impl World {
             gone_on: loom::sync::atomic::AtomicBool::new(false),
         };
         for (index, address) in addresses.into_iter().enumerate() {
-            world.map.update(&mut world.claims.lock().unwrap(), index, address);
+            world.whole().update(&mut world.claims.lock().unwrap(), &mut [], index, Address::new(), address);
         }
         world
     }
 
+    fn whole<'a>(&'a self) -> Whole<'a, 3, Word, impl Fn() -> &'a [Word]> {
+        self.map.with(|| &[])
+    }
+
     /// As the owner of `index` does it.
     fn move_to(&self, index: usize, address: Address) {
-        self.addresses[index].store(address.into(), Ordering::Release);
-        self.map.update(&mut self.claims.lock().unwrap(), index, address);
+        let old = Address::from(self.addresses[index].swap(address.into(), Ordering::Release));
+        self.whole().update(&mut self.claims.lock().unwrap(), &mut [], index, old, address);
     }
 
     /// The same, but a place is emptied before it is filled anew.
     fn move_by_emptying(&self, index: usize, address: Address) {
-        let mut claims = self.claims.lock().unwrap();
-        self.map.update(&mut claims, index, Address::new());
-        self.map.empty(address);
-        self.map.update(&mut claims, index, address);
+        let (map, mut claims) = (self.whole(), self.claims.lock().unwrap());
+        let old = Address::from(self.addresses[index].load(Ordering::Acquire));
+        map.update(&mut claims, &mut [], index, old, Address::new());
+        map.empty(address);
+        map.update(&mut claims, &mut [], index, Address::new(), address);
     }
 
     /// `m` reaches the vCPU at `index`.
     fn reaches(&self, m: &InterruptMessage, index: usize) -> bool {
         let address = |index: usize| Address::from(self.addresses[index].load(Ordering::Acquire));
-        match self.map.resolve(m, None, 3) {
+        match self.whole().resolve(m, None, 3) {
             Some(few) => few.iter().any(|found| found == index && address(found).names(m)),
             None => address(index).names(m),
         }
@@ -376,6 +401,6 @@ fn two_move_at_once() {
         world.move_to(1, xapic(1, 0));
         mover.join().unwrap();
         assert!(world.reaches(&to(0, false, true), 1) && world.reaches(&to(2, false, true), 0));
-        assert!(world.map.resolve(&to(1, false, true), None, 3).is_some_and(|few| few.is_empty()));
+        assert!(world.whole().resolve(&to(1, false, true), None, 3).is_some_and(|few| few.is_empty()));
     });
 }

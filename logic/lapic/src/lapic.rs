@@ -100,6 +100,11 @@ impl Lapic {
         self.timer.set_min_period(config.min_period_ns);
     }
 
+    /// How [`Lapic::save`] writes, and [`Lapic::load`] reads, an id in x2APIC mode: [`Config::x2apic_format`].
+    pub fn set_x2apic_format(&mut self, format: bool) {
+        self.config.x2apic_format = format;
+    }
+
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config

@@ -281,11 +281,6 @@ impl Shared {
         self.address().listens()
     }
 
-    /// The registers are a page at [`apic_base::DEFAULT_ADDRESS`].
-    pub fn at_default_page(&self) -> bool {
-        self.address().default_page()
-    }
-
     /// Lower wins lowest-priority arbitration (SDM vol. 3A, 11.6.2.4: the PPR stands for the APR). May be a moment old.
     pub fn arbitration_priority(&self) -> u8 {
         self.ppr.load(Ordering::Relaxed) as u8

@@ -164,19 +164,19 @@ fn what_senders_see_of_ids() {
     let routing = Work { routing_changed: true, ..Work::default() };
     let mut cpu = Cpu::raw(0x103, false, Config::default());
     assert_eq!(cpu.write(reg::SVR, 0x1ff), Work { rescan: true, ..routing });
-    assert_eq!((cpu.l.id(), physical_id(&cpu), cpu.s.at_default_page()), (3, 3, true));
+    assert_eq!((cpu.l.id(), physical_id(&cpu), cpu.s.address().default_page()), (3, 3, true));
     cpu.write(reg::ID, 0x55 << 24);
     assert_eq!((cpu.l.id(), physical_id(&cpu)), (0x55, 0x55));
     cpu.write(reg::LDR, 0x42 << 24);
     assert_eq!(cpu.read(reg::LDR), 0x42 << 24);
     assert_eq!(cpu.base(0xfed0_0000 | apic_base::ENABLE), Ok(routing), "the page alone has moved");
-    assert!(!cpu.s.at_default_page());
+    assert!(!cpu.s.address().default_page());
     cpu.base(apic_base::DEFAULT_ADDRESS | apic_base::ENABLE | apic_base::X2APIC).unwrap();
-    assert_eq!((cpu.l.id(), physical_id(&cpu), cpu.s.at_default_page()), (0x103, 0x103, false));
+    assert_eq!((cpu.l.id(), physical_id(&cpu), cpu.s.address().default_page()), (0x103, 0x103, false));
     cpu.base(apic_base::DEFAULT_ADDRESS).unwrap();
-    assert!(!cpu.s.at_default_page());
+    assert!(!cpu.s.address().default_page());
     cpu.base(apic_base::DEFAULT_ADDRESS | apic_base::ENABLE).unwrap();
-    assert_eq!((physical_id(&cpu), cpu.s.at_default_page()), (3, true));
+    assert_eq!((physical_id(&cpu), cpu.s.address().default_page()), (3, true));
 }
 
 /// What hardware shows to the guest without an exit is what a read that exits gives.

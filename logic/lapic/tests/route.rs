@@ -34,9 +34,10 @@ impl Vm {
 
 impl Vm {
     fn map(&self) -> Map<512> {
-        let (map, mut claims) = (Map::<512>::zeroed(), Claims::<16>::zeroed());
+        let (map, mut claims) = (Map::<512>::zeroed(), Claims::<512>::zeroed());
         for (index, cpu) in self.cpus.iter().enumerate() {
-            map.update(&mut claims, index, cpu.as_ref().map_or(Address::new(), |cpu| cpu.s.address()));
+            let address = cpu.as_ref().map_or(Address::new(), |cpu| cpu.s.address());
+            map.with(|| &[]).update(&mut claims, &mut [], index, Address::new(), address);
         }
         map
     }
@@ -51,10 +52,10 @@ impl Targets for Vm {
         Some(&self.cpus.get(index)?.as_ref()?.s)
     }
     fn only(&self, message: &InterruptMessage) -> Option<usize> {
-        self.map().only(message).filter(|_| self.mapped)
+        self.map().with(|| &[]).only(message).filter(|_| self.mapped)
     }
     fn resolve(&self, message: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
-        self.map().resolve(message, sender, self.len()).filter(|_| self.mapped)
+        self.map().with(|| &[]).resolve(message, sender, self.len()).filter(|_| self.mapped)
     }
     fn rotation(&self) -> usize {
         self.rotation.replace(self.rotation.get() + 1)

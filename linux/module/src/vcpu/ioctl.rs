@@ -227,6 +227,7 @@ impl<B: Vendor> Call<'_, B> {
         self.has_apic()?;
         let mut page = KBox::<[u8; 1024]>::zeroed().ok_or(Errno::ENOMEM)?;
         let now = timer::now(self.inner, exitless_vcpu::host::Host::now(&self.host));
+        self.inner.lapic.set_x2apic_format(self.v.vm().has_32bit_ids());
         self.inner.lapic.save(&self.v.shared.apic, &now, &mut page);
         uaccess::write_slice(arg, &page[..])?;
         Ok(0)
@@ -237,6 +238,7 @@ impl<B: Vendor> Call<'_, B> {
         let mut page = KBox::<[u8; 1024]>::zeroed().ok_or(Errno::ENOMEM)?;
         uaccess::read_slice(&mut page[..], arg)?;
         let now = timer::now(self.inner, exitless_vcpu::host::Host::now(&self.host));
+        self.inner.lapic.set_x2apic_format(self.v.vm().has_32bit_ids());
         self.inner.lapic.load(&self.v.shared.apic, &page, &now).map_err(|_| Errno::EINVAL)?;
         timer::sync(self.inner, &self.v.shared, &self.host);
         self.v.vm().apic_moved(self.v);

@@ -23,6 +23,7 @@ use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
 use exitless_host::{Errno, Result, cpu, time};
 use exitless_hw_ops as ops;
+use exitless_ipi::Address;
 use exitless_pv_abi::KVM_VCPU_PREEMPTED;
 use exitless_svm::Svm;
 use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
@@ -59,6 +60,8 @@ pub struct VcpuObj {
     pub id: u32,
     /// Position in the VM.
     pub index: u32,
+    /// The address from which the VM's map is made, under the lock of that.
+    pub claimed: AtomicU64,
     /// Number for the branch predictor barrier.
     identity: AtomicU64,
     /// The guest's TSC_AUX.
@@ -356,6 +359,8 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
     let cookie: *mut c_void = v.as_ptr().cast();
     v.id = id;
     v.index = vm.vcpu_count() as u32;
+    // Nowhere yet, and not away from the default page.
+    v.claimed.store(Address::new().with_default_page(true).into(), Ordering::Relaxed);
     v.identity.store(global::next_identity(), Ordering::Relaxed);
     v.vm.store(core::ptr::from_ref(vm) as u64, Ordering::Relaxed);
     v.shared.cpu.store(-1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! ioctls on a VM's fd: one line each.
 
 use super::irq::RouteTable;
-use super::{MAX_VCPUS, Vm, irqfd};
+use super::{MAX_VCPU_IDS, MAX_VCPUS, Vm, irqfd};
 use crate::dev::check_extension;
 use crate::{global, user, vendor};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox, KSlice};
 use exitless_host::{Errno, Result, pr_warn, time, uaccess};
 use exitless_irqchip::lines::{LineStatus, Source};
-use exitless_irqchip::msi::{DestinationFormat, Msi};
+use exitless_irqchip::msi::Msi;
 use exitless_irqchip::pic::PicId;
 use exitless_irqchip::routes::{self, DEFAULT_ROUTES, MAX_ROUTES};
 use exitless_kvm_abi::*;
@@ -56,7 +56,7 @@ pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
 }
 
 fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
-    if id >= MAX_VCPUS {
+    if id >= MAX_VCPU_IDS {
         return Err(Errno::EINVAL);
     }
     let id = id as u32;
@@ -70,14 +70,15 @@ fn create_vcpu(vm: &Vm, id: usize) -> Result<isize> {
     if vm.vcpu_count() >= MAX_VCPUS {
         return Err(Errno::EINVAL);
     }
+    vm.make_room(id)?;
     let slot = FdSlot::reserve()?;
     let bsp = id == config.boot_cpu;
     // SAFETY: `vm` is the object behind a KArc: this reference is the fd's own.
     let extra = unsafe { KArc::clone_raw(core::ptr::from_ref(vm)) }.ok_or(Errno::EINVAL)?;
     let v = crate::vcpu::create(vm, id, bsp, config.tsc_rate)?;
     let raw = KArc::into_raw(extra);
-    let mut name = *b"kvm-vcpu:000\0";
-    for (place, digit) in [(9, id / 100), (10, id / 10 % 10), (11, id % 10)] {
+    let mut name = *b"kvm-vcpu:0000\0";
+    for (place, digit) in [(9, id / 1000), (10, id / 100 % 10), (11, id / 10 % 10), (12, id % 10)] {
         if let Some(c) = name.get_mut(place) {
             *c = b'0' + digit as u8;
         }
@@ -139,6 +140,7 @@ fn enable_cap(vm: &Vm, c: &kvm_enable_cap) -> Result<isize> {
         KVM_CAP_HALT_POLL => set_halt_poll(vm, c.args[0]),
         KVM_CAP_EXIT_ON_EMULATION_FAILURE => set_exit_on_failure(vm, c.args[0]),
         KVM_CAP_X86_DISABLE_EXITS => disable_exits(vm, c.args[0]),
+        KVM_CAP_X2APIC_API => x2apic_api(vm, c.args[0]),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -171,9 +173,21 @@ fn disable_exits(vm: &Vm, exits: u64) -> Result<isize> {
     Ok(0)
 }
 
+/// 32-bit ids in MSIs and KVM_GET_LAPIC, and a device's 0xff as an id. What was asked for stays.
+fn x2apic_api(vm: &Vm, flags: u64) -> Result<isize> {
+    if flags & !X2APIC_API != 0 {
+        return Err(Errno::EINVAL);
+    }
+    vm.x2apic_api.fetch_or(flags as u32, Ordering::Relaxed);
+    Ok(0)
+}
+
+/// What KVM_CAP_X2APIC_API offers.
+pub const X2APIC_API: u64 = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+
 /// The limit of vCPU ids is set once.
 fn set_max_id(vm: &Vm, limit: u64) -> Result<isize> {
-    if limit > MAX_VCPUS as u64 {
+    if limit > MAX_VCPU_IDS as u64 {
         return Err(Errno::EINVAL);
     }
     let mut config = vm.lock.lock();
@@ -375,7 +389,7 @@ fn set_routes(vm: &Vm, arg: usize) -> Result<isize> {
     let mut table = KBox::<RouteTable>::zeroed().ok_or(Errno::ENOMEM)?;
     table.routes = KSlice::zeroed(n).ok_or(Errno::ENOMEM)?;
     let RouteTable { routes: list, pins } = &mut *table;
-    routes::build(&entries, full, DestinationFormat::Xapic, list).map_err(|_| Errno::EINVAL)?;
+    routes::build(&entries, full, vm.format(), list).map_err(|_| Errno::EINVAL)?;
     pins.init(list);
     let old = {
         let _guard = vm.wiring.lock();
@@ -391,6 +405,9 @@ fn signal_msi(vm: &Vm, m: &kvm_msi) -> Result<isize> {
         return Err(Errno::EINVAL);
     }
     let msi = Msi { address: m.address_lo, address_hi: m.address_hi, data: m.data };
+    if !msi.is_valid(vm.format()) {
+        return Err(Errno::EINVAL);
+    }
     Ok(vm.signal_msi(msi).code() as isize)
 }
 

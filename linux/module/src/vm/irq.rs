@@ -17,12 +17,12 @@ use exitless_irqchip::msi::{DestinationFormat, Msi, VectorSet};
 use exitless_irqchip::pic::{Pic, PicId};
 use exitless_irqchip::pit::Pit;
 use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors, lookup, message};
-use exitless_kvm_abi::{kvm_ioapic_state, kvm_pic_state};
+use exitless_kvm_abi::{
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_ioapic_state, kvm_pic_state,
+};
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_few};
 use exitless_vcpu::Request;
 use exitless_x86::apic::InterruptMessage;
-
-const FORMAT: DestinationFormat = DestinationFormat::Xapic;
 
 /// The chips of a VM, under one lock.
 #[derive(bytemuck::Zeroable)]
@@ -58,10 +58,10 @@ impl Targets for Vm {
         self.vcpu(index)
     }
     fn only(&self, msg: &InterruptMessage) -> Option<usize> {
-        self.map.only(msg)
+        self.whole_map().only(msg)
     }
     fn resolve(&self, msg: &InterruptMessage, sender: Option<usize>) -> Option<Few> {
-        self.map.resolve(msg, sender, self.vcpu_count())
+        self.whole_map().resolve(msg, sender, self.vcpu_count())
     }
     /// From the time, not from a counter that all senders would write. The upper half of the product differs even where the TSC
     /// counts in big steps.
@@ -156,6 +156,32 @@ impl VcpuObj {
 }
 
 impl Vm {
+    fn has_x2apic_api(&self, flag: u64) -> bool {
+        u64::from(self.x2apic_api.load(Ordering::Relaxed)) & flag != 0
+    }
+
+    /// Ids above 0xff are told to user space, and told by it, in full.
+    pub fn has_32bit_ids(&self) -> bool {
+        self.has_x2apic_api(KVM_X2APIC_API_USE_32BIT_IDS)
+    }
+
+    /// How MSIs name them.
+    pub fn format(&self) -> DestinationFormat {
+        if self.has_32bit_ids() { DestinationFormat::X2apic } else { DestinationFormat::Xapic }
+    }
+
+    /// A device's message. Its 0xff is a broadcast, but by KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK an id for APICs in x2APIC mode, as it is
+    /// for their own.
+    fn of_device(&self, msg: InterruptMessage) -> InterruptMessage {
+        let id = self.has_x2apic_api(KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
+        InterruptMessage { x2apic: msg.x2apic || id, ..msg }
+    }
+
+    /// Delivers a device's message.
+    fn deliver_of_device(&self, msg: InterruptMessage) -> Delivered {
+        self.deliver(&self.of_device(msg), None)
+    }
+
     /// Delivers a message; `sender` is a vCPU.
     pub fn deliver(&self, msg: &InterruptMessage, sender: Option<&VcpuObj>) -> Delivered {
         route(msg, sender.map(index), self, |_, v, accepted| {
@@ -188,7 +214,7 @@ impl Vm {
 
     /// The vCPU whose APIC has this physical id.
     pub fn vcpu_with_id(&self, id: u32) -> Option<&VcpuObj> {
-        let v = self.vcpu(self.map.holder(id)?)?;
+        let v = self.vcpu(self.whole_map().holder(id)?)?;
         v.shared.apic.address().has_id(id).then_some(v)
     }
 
@@ -227,7 +253,7 @@ impl Vm {
 
     fn effect(&self, e: Effect) -> u32 {
         match e {
-            Effect::Deliver(msg) => self.deliver(&msg, None).accepted,
+            Effect::Deliver(msg) => self.deliver_of_device(msg).accepted,
             Effect::PicChanged(level) => {
                 self.pic_changed(level);
                 0
@@ -282,7 +308,7 @@ impl Vm {
         self.with_routes(|routes, _| {
             let routes = lookup(routes, gsi);
             if let Some(msi) = message(routes) {
-                return deliver(&msi.message(FORMAT));
+                return deliver(&self.of_device(msi.message(self.format())));
             }
             self.set_pins(routes, source, &[true, false]);
             true
@@ -305,7 +331,7 @@ impl Vm {
 
     /// `KVM_SIGNAL_MSI`, and what an MSI route sends. No lock.
     pub fn signal_msi(&self, msi: Msi) -> LineStatus {
-        delivered(self.deliver(&msi.message(FORMAT), None).accepted)
+        delivered(self.deliver_of_device(msi.message(self.format())).accepted)
     }
 
     /// The vector of the 8259 pair, acknowledged.
@@ -363,7 +389,7 @@ impl Vm {
         if level {
             let mut chips = self.chips.lock();
             let mut sink = |msg: InterruptMessage| {
-                self.deliver(&msg, None);
+                self.deliver_of_device(msg);
             };
             // A storming pin is sent again at once: the guest pays with its own time, the host's timer is spared.
             if chips.irq.ioapic.eoi_redeliver(pins, &mut sink) {
@@ -573,7 +599,7 @@ impl Vm {
             let Some(at) = chips.irq.ioapic.offset_of(gpa) else { return false };
             let w = chips.irq.ioapic.mmio_write(at, data.len() as u8, u64::from_le_bytes(word));
             if let Some(msg) = w.message {
-                self.deliver(&msg, None);
+                self.deliver_of_device(msg);
             }
             w
         };
@@ -605,7 +631,7 @@ impl Vm {
         {
             let mut chips = self.chips.lock();
             chips.irq.ioapic.load(state, &mut |msg| {
-                self.deliver(&msg, None);
+                self.deliver_of_device(msg);
             });
             self.show_ioapic(&chips);
         }

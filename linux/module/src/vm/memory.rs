@@ -533,7 +533,7 @@ impl Vm {
         let possible = self.lapics.load(Ordering::Acquire) && self.apic_access_pa() != 0;
         let mut mmu = self.mmu.lock();
         // Under the lock, so that of two APICs that move at once the last to come here has seen both.
-        let wanted = possible && self.each_vcpu().all(|v| v.shared.apic.at_default_page());
+        let wanted = possible && self.away.load(Ordering::SeqCst) == 0;
         let had = core::mem::replace(&mut mmu.apic_page, wanted);
         drop(mmu);
         if had && !wanted {

@@ -18,19 +18,19 @@ use crate::stats::VmStats;
 use crate::vcpu::VcpuObj;
 use crate::vendor::svm::AvicTables;
 use crate::vendor::vmx::PidTable;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use exitless_host::cpu::VmCount;
 use exitless_host::debugfs::Dir;
 use exitless_host::eventfd;
 use exitless_host::lock::{LockClass, Mutex, SpinLock};
-use exitless_host::mem::{KArc, Pages};
+use exitless_host::mem::{KArc, KBox, KSlice, Pages};
 use exitless_host::mmu::MmuNotifier;
 use exitless_host::srcu::Srcu;
 use exitless_host::task::Mm;
 use exitless_host::timer::Timer;
 use exitless_host::wait::WaitQueue;
 use exitless_host::{Errno, Result, cpu, task, time};
-use exitless_ipi::{Claims, Map};
+use exitless_ipi::{Address, Claim, Claims, Map, Whole};
 use exitless_kvm_abi::{
     KVM_X86_DISABLE_EXITS_CSTATE, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_MWAIT,
     KVM_X86_DISABLE_EXITS_PAUSE,
@@ -43,11 +43,24 @@ use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::section::{Changes, Look};
 use exitless_yielding::Rotation;
 
-/// vCPUs a VM may have, and APIC ids below this: 8-bit destinations, 255 is broadcast.
-pub const MAX_VCPUS: usize = 255;
+/// vCPUs a VM may have.
+pub const MAX_VCPUS: usize = 1024;
+/// Their ids are below this, with room for holes.
+pub const MAX_VCPU_IDS: usize = 4 * MAX_VCPUS;
 
-/// APIC ids that the map knows: all that a vCPU can have.
-const IDS: usize = MAX_VCPUS + 1;
+/// Ids for which each VM has room; for others there is [`HighIds`].
+const IDS: usize = 256;
+
+/// What only VMs with larger ids have.
+type HighIds = [AtomicU16; MAX_VCPU_IDS - IDS];
+
+/// From which the map is made.
+#[derive(bytemuck::Zeroable)]
+struct AllClaims {
+    low: Claims<IDS>,
+    /// For [`HighIds`].
+    high: KSlice<Claim>,
+}
 
 /// Settings made by ioctls before and while vCPUs exist.
 #[derive(bytemuck::Zeroable)]
@@ -99,7 +112,13 @@ pub struct Vm {
     /// Whom destinations of interrupts name.
     pub map: Map<IDS>,
     /// From which the map was made; its lock serialises those who change it.
-    claims: SpinLock<Claims<MAX_VCPUS>>,
+    claims: SpinLock<AllClaims>,
+    /// vCPUs whose APIC's page is not the default one, under the same lock.
+    away: AtomicU32,
+    /// KVM_X2APIC_API_*.
+    pub x2apic_api: AtomicU32,
+    /// Set once, before the first vCPU that needs it.
+    high_ids: Published<HighIds>,
     /// The next in the list of all VMs, under that list's lock.
     pub next: AtomicPtr<Vm>,
     /// All vCPUs by index.
@@ -234,6 +253,30 @@ impl Vm {
     /// Number of vCPUs.
     pub fn vcpu_count(&self) -> usize {
         self.nvcpus.load(Ordering::Acquire) as usize
+    }
+
+    fn high_ids(&self) -> Option<&HighIds> {
+        // SAFETY: it is not replaced as long as the VM lives.
+        unsafe { self.high_ids.get() }
+    }
+
+    /// Whom destinations of interrupts name.
+    pub fn whole_map<'a>(&'a self) -> Whole<'a, IDS, AtomicU16, impl Fn() -> &'a [AtomicU16]> {
+        self.map.with(|| self.high_ids().map_or(&[], |ids| ids))
+    }
+
+    /// The map has room for this id. The caller holds `lock`.
+    pub fn make_room(&self, id: u32) -> Result<()> {
+        if (id as usize) < IDS || self.high_ids().is_some() {
+            return Ok(());
+        }
+        let ids = KBox::zeroed().ok_or(Errno::ENOMEM)?;
+        let claims = KSlice::zeroed(MAX_VCPU_IDS - IDS).ok_or(Errno::ENOMEM)?;
+        // Nothing to be freed under the lock: there was none.
+        let none = core::mem::replace(&mut self.claims.lock().high, claims);
+        drop(none);
+        drop(self.high_ids.replace(Some(ids)));
+        Ok(())
     }
 
     /// The vCPU at `index`.
@@ -372,7 +415,16 @@ impl Vm {
     pub fn apic_moved(&self, v: &VcpuObj) {
         let address = v.shared.apic.address();
         // Before the vCPU goes on: whoever it tells then finds it.
-        self.map.update(&mut *self.claims.lock(), v.index as usize, address);
+        let mut claims = self.claims.lock();
+        let AllClaims { low, high } = &mut *claims;
+        let old = Address::from(v.claimed.swap(address.into(), Ordering::Relaxed));
+        self.whole_map().update(low, high, v.index as usize, old, address);
+        match (old.default_page(), address.default_page()) {
+            (true, false) => self.away.fetch_add(1, Ordering::SeqCst),
+            (false, true) => self.away.fetch_sub(1, Ordering::SeqCst),
+            _ => 0,
+        };
+        drop(claims);
         self.check_apic_page();
     }
 }
@@ -403,6 +455,7 @@ impl Drop for Vm {
         drop(self.events.replace(None));
         drop(self.zones.replace(None));
         drop(self.listeners.replace(None));
+        drop(self.high_ids.replace(None));
         cpu::guests_end();
     }
 }
