@@ -21,6 +21,11 @@ enum Source {
 }
 
 fn candidate<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Source> {
+    injectable(v, sh, host).or_else(|| host.irqchip().then(|| v.lapic.pending(&sh.apic))?.map(Source::Apic))
+}
+
+/// The same without the APIC's, which the CPU may deliver by itself.
+fn injectable<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Source> {
     if !host.irqchip() {
         return v.user_interrupt.map(Source::User);
     }
@@ -33,7 +38,7 @@ fn candidate<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, ho
             return Some(Source::Pic);
         }
     }
-    v.lapic.pending(&sh.apic).map(Source::Apic)
+    None
 }
 
 /// An interrupt of user space's 8259 pair (or APIC) would be taken: none waits, and LINT0 lets it through.
@@ -133,9 +138,8 @@ fn inject_nmi<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 }
 
 fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    // The CPU delivers the APIC's by itself.
-    let ours = |s: &Source| !(v.vapic.on() && matches!(s, Source::Apic(_)));
-    let Some(source) = candidate(v, sh, host).filter(ours) else {
+    let next = if v.vapic.on() { injectable } else { candidate };
+    let Some(source) = next(v, sh, host) else {
         v.b.set_interrupt_window(v.want_window && accepts_user(v, sh, host));
         return;
     };
@@ -156,7 +160,7 @@ fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vcp
     };
     put(v, Event::Interrupt(vector));
     sh.stats.irq_injections.bump();
-    let more = candidate(v, sh, host).is_some();
+    let more = next(v, sh, host).is_some();
     v.b.set_interrupt_window(more || (v.want_window && accepts_user(v, sh, host)));
 }
 

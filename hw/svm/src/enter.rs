@@ -290,6 +290,15 @@ impl Backend for Svm {
         }
         (self.next_rip && c.next_rip != 0).then_some(c.next_rip)
     }
+    fn skip_instruction(&mut self) -> bool {
+        let bits = self.save().rflags & (rflags::TF | rflags::RF);
+        if self.planted || self.interrupt_shadow() || bits != 0 {
+            return false;
+        }
+        let Some(next) = self.next_rip() else { return false };
+        self.vmcb.set_rip(next);
+        true
+    }
     fn fault_linear(&self) -> Option<u64> {
         None
     }

@@ -17,6 +17,7 @@ use crate::backend::{Backend, Exit};
 use crate::host::Host;
 use crate::outcome::Fast;
 use crate::shared::VcpuShared;
+use crate::skip;
 use crate::vcpu::Vcpu;
 
 /// Tries to answer the exit.
@@ -40,9 +41,15 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Slat(fault) => doorbell::handle(v, sh, host, fault),
         Exit::Hlt => halt::handle(v, sh, host),
         Exit::Timer => timer::handle(v, sh, host),
+        Exit::Invd | Exit::Wbinvd | Exit::Monitor | Exit::Mwait => nothing(v, host),
         Exit::Deadline => timer::rang(v, sh, host),
         Exit::ExternalInterrupt => interrupt::handle(sh),
         Exit::InterruptWindow => interrupt::window(v, sh),
         _ => Fast::Slow,
     }
+}
+
+/// An instruction that does nothing here.
+fn nothing<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) -> Fast {
+    if !v.watches() && skip::over(v, host).is_ok() { Fast::Reenter } else { Fast::Slow }
 }

@@ -29,16 +29,22 @@ pub(super) fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     let Some(part) = data.get_mut(..len) else { return Fast::Slow };
     if access.input {
         if !host.pio_read(access.port, part) {
-            return slow(sh, Fallback::Nobody);
+            return nobody(v, sh);
         }
         io::finish_in(v, access.size, u32::from_le_bytes(data));
     } else if !host.pio_write(access.port, part) && !host.pio_event(access.port, part) {
-        return slow(sh, Fallback::Nobody);
+        return nobody(v, sh);
     }
     sh.count_hit(PortFastpath);
     io::count(sh, access.port);
     v.finish_skip(next);
     Fast::Reenter
+}
+
+/// The slow path need not ask the chips again.
+fn nobody<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) -> Fast {
+    v.no_chip = true;
+    slow(sh, Fallback::Nobody)
 }
 
 fn slow(sh: &VcpuShared, why: Fallback) -> Fast {

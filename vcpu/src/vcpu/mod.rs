@@ -59,6 +59,8 @@ pub struct Vcpu<B> {
     pub resolved_marks: (u64, u8),
     /// An IN that user space answers.
     pub pending_port: Option<PendingPort>,
+    /// The fast path has asked the chips for the port of this exit: it is none's.
+    pub no_chip: bool,
     /// An event whose delivery an exit interrupted.
     pub reinject: Option<Event>,
     /// An exception to deliver.

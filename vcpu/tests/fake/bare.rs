@@ -19,6 +19,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         chosen: false,
         journal: Journal::default(),
         pending_port: None,
+        no_chip: false,
         reinject: None,
         exception: None,
         user_interrupt: None,

@@ -209,3 +209,21 @@ fn pause_filter() {
     m.v.spin_longer(false);
     assert_eq!(m.v.control().pause_filter_count, 0);
 }
+
+/// RIP moves behind the instruction by itself where nothing but RIP moves.
+#[test]
+fn steps_over_where_nothing_follows() {
+    let mut m = Machine::new(&ALL);
+    m.v.set_rip(0x1000);
+    m.enter(|vmcb| (vmcb.control.exit_code, vmcb.control.next_rip) = (0x72, 0x1002));
+    assert!(m.v.skip_instruction());
+    assert_eq!(m.v.rip(), 0x1002);
+    for flags in [0x100u64, 0x1_0000] {
+        m.v.set_rflags(flags | 2);
+        assert!(!m.v.skip_instruction());
+    }
+    m.v.set_rflags(2);
+    m.v.set_interrupt_shadow(true);
+    assert!(!m.v.skip_instruction());
+    assert_eq!(m.v.rip(), 0x1002);
+}
