@@ -1,4 +1,4 @@
-//! `cargo xtask requests`: a Linux guest whose processes ask each other over loopback, first without exitless-guest.ko and then with it
+//! `cargo xtask requests`: a Linux guest whose processes ask each other over loopback, each with a time limit for the answer, first without exitless-guest.ko and then with it
 //! (job `requests` in `lab/hosts/guest/init`); prints exits for each transaction, those for writes of the TSC deadline among them.
 
 use std::time::Duration;

@@ -1,12 +1,14 @@
 //! Work for Linux guests, run by `lab/hosts/guest/init`. Who runs where is `taskset`'s business.
 //!
 //!     exitless-load serve PORT          answers one connection, byte by byte, until it ends
-//!     exitless-load ask PORT N          N requests of a byte, each sent when the one before is answered
+//!     exitless-load ask PORT N          N requests of a byte, each sent when the one before is answered, which is waited for with a
+//!                                       time limit of a millisecond, again and again: a timer for each, which hardly ever comes
 //!     exitless-load sleep MICROSECONDS N   N sleeps; none may be early
 
 use std::{
     io::{Error, Read, Result, Write},
     net::{TcpListener, TcpStream},
+    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
@@ -31,6 +33,20 @@ fn connect(port: u16) -> Result<TcpStream> {
     TcpStream::connect(("127.0.0.1", port))
 }
 
+/// Until there is something to read.
+fn wait(peer: &TcpStream) -> Result<()> {
+    const MILLISECOND: i32 = 1;
+    loop {
+        let mut fd = libc::pollfd { fd: peer.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, of a descriptor that is open.
+        match unsafe { libc::poll(&mut fd, 1, MILLISECOND) } {
+            0 => {}
+            1.. => return Ok(()),
+            _ => return Err(Error::last_os_error()),
+        }
+    }
+}
+
 fn ask(port: u16, count: u64) -> Result<()> {
     let mut peer = connect(port)?;
     peer.set_nodelay(true)?;
@@ -38,6 +54,7 @@ fn ask(port: u16, count: u64) -> Result<()> {
         let sent = [n as u8];
         let mut got = [0];
         peer.write_all(&sent)?;
+        wait(&peer)?;
         peer.read_exact(&mut got)?;
         if got != sent {
             return Err(Error::other("not the answer to what was asked"));
