@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("control/vcpus", vcpus),
     ("control/switch", switches),
     ("control/defaults", defaults),
+    ("control/host_tsc", host_tsc),
     ("control/permissions", permissions),
     ("control/while_it_runs", while_it_runs),
     ("control/while_vms_end", while_vms_end),
@@ -361,6 +362,45 @@ fn defaults(e: &Env) -> R {
     same!(vms(&d, start.id, 1)?, vec![start], "the VM that was there before");
     drop(before);
     Ok(())
+}
+
+/// With `host_tsc` a new vCPU's TSC is the host's, and so it is when the VMM sets it to 0; another value is what it is. Without, it begins.
+fn host_tsc(e: &Env) -> R {
+    const TSC: u32 = 0x10;
+    let d = device()?;
+    let host = bit(&d, "host_tsc")?;
+    let source = std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")?;
+    if source.trim() != "tsc" {
+        return skip("the host's clock source is not the TSC");
+    }
+    let read = |vcpu: &Fd| -> Result<(u64, u64, u64), Stop> {
+        // SAFETY: user space may read it, or the host would have no TSC as its clock source.
+        let now = || unsafe { core::arch::x86_64::_rdtsc() };
+        let before = now();
+        let guests = kvm::get_msr(vcpu, TSC)?.ok_or(Stop::Fail("no TSC".into()))?;
+        Ok((before, guests, now()))
+    };
+    let one = |on: bool| -> R {
+        let g = e.guest(Chips::Full, &[0xf4])?;
+        let vcpu = &g.vcpu.fd;
+        for set in [false, true] {
+            if set {
+                ensure!(kvm::set_msr(vcpu, TSC, 0)?, "TSC not written");
+            }
+            let (before, guests, after) = read(vcpu)?;
+            ensure!((before..=after).contains(&guests) == on, "{before} {guests} {after}, set: {set}, {on}");
+        }
+        let far = 1 << 50;
+        ensure!(kvm::set_msr(vcpu, TSC, far)?, "TSC not written");
+        let (before, guests, after) = read(vcpu)?;
+        ensure!(guests >= far && guests - far < 1 << 40, "{before} {guests} {after} where {far} was set");
+        Ok(())
+    };
+    one(false)?;
+    switch(&d, 0, host, 0)?;
+    let with = one(true);
+    switch(&d, 0, 0, host)?;
+    with
 }
 
 /// Another user: reads by a descriptor that it was given, switches what is its own, and nothing that others pay for.
