@@ -200,13 +200,15 @@ fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
         return unqueue(v, host, m.tsc);
     };
     let at = m.tsc.saturating_add(left);
+    let posts = posts(v, sh);
     let facts = Facts {
         runs,
         cpu_timer: v.b.has_timer(),
         deep_idle: v.in_guest.mwait,
         steady_tsc: host.steady_tsc(),
-        posts: posts(v, sh),
-        plain: v.lapic.plain_deadline().is_some(),
+        posts,
+        // Matters for that alone.
+        plain: posts && v.lapic.plain_deadline().is_some(),
     };
     match exitless_deadline::place(facts) {
         Place::Cpu => {
