@@ -51,7 +51,8 @@ impl PerCpu {
 impl<M: Machine> Vmx<M> {
     /// See `Backend::lend_timer`.
     pub(crate) fn lend(&mut self, cpu: &PerCpu, deadline: u64) -> bool {
-        if !self.caps.preemption_timer() || !self.caps.apicv() || !self.knows_host_timer(cpu) {
+        let able = self.caps.preemption_timer() && self.caps.apicv() && self.caps.msr_bitmaps();
+        if !able || !self.knows_host_timer(cpu) {
             return false;
         }
         if !cpu.loan.lend(&cpu.timer(&self.m), deadline) {

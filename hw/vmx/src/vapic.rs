@@ -119,8 +119,9 @@ impl<M: Machine> Vmx<M> {
                 self.pages.msr_bitmaps.get(self.opened.index()).copied().unwrap_or_default();
             let bitmaps = match kind {
                 ApicKind::XApic if self.lends => lent,
-                ApicKind::X2Apic if self.lends => x2apic_lent,
                 ApicKind::X2ApicIpis if self.sends_ipis() && self.lends => ipis_lent,
+                // A write that exits while it is lent would be one of software's alone.
+                ApicKind::X2Apic | ApicKind::X2ApicIpis if self.lends => x2apic_lent,
                 ApicKind::Software | ApicKind::XApic => plain,
                 ApicKind::X2ApicIpis if self.sends_ipis() => ipis,
                 ApicKind::X2Apic | ApicKind::X2ApicIpis => x2apic,

@@ -184,6 +184,27 @@ fn what_is_not_lent() {
     assert!(!b.v.lend_timer(b.percpu, 0));
 }
 
+/// Whatever delivers the guest's interrupts, a register that is lent is open: a write that exits would be lost when it comes back.
+#[test]
+fn open_while_lent_in_every_kind() {
+    for kind in [ApicKind::XApic, ApicKind::X2Apic, ApicKind::X2ApicIpis] {
+        let mut b = bench(10 * STEP);
+        b.v.set_apic(kind);
+        b.v.begin(b.percpu);
+        let entered = |b: &mut Bench| {
+            b.cpu.exit(10, 0);
+            b.v.enter(b.percpu, false);
+            b.cpu.field(f::MSR_BITMAPS) >> 12 & 7
+        };
+        let closed = entered(&mut b);
+        assert!(closed < 2, "{kind:?}");
+        assert!(b.v.lend_timer(b.percpu, 0));
+        assert_eq!(entered(&mut b), 3 + closed, "{kind:?}");
+        b.v.take_timer_back(b.percpu);
+        assert_eq!(entered(&mut b), closed, "{kind:?}");
+    }
+}
+
 /// One register more than the other bitmaps have open, for reads and writes.
 #[test]
 fn the_bitmap_opens_one_register() {
