@@ -400,22 +400,27 @@ impl Vm {
 
     /// Vectors whose EOI the I/O APIC (or the 8254 behind it) wants to hear of.
     pub fn rescan_eoi(&self) {
+        if self.note_eoi_listeners() {
+            // Where the CPU ends interrupts, it must know which of them exit.
+            let deliver = self.each_vcpu().filter(|v| v.shared.delivers.load(Ordering::Acquire));
+            self.request_each(deliver, Request::EVENT);
+        }
+    }
+
+    /// Looks and stores under one lock, so that of two at once the one that looked first does not have the last word. `true`: something
+    /// is as it was not before.
+    fn note_eoi_listeners(&self) -> bool {
+        let chips = self.chips.lock();
         if !self.irqchip.load(Ordering::Acquire) {
             let pins = self.user_pins.load(Ordering::Acquire);
-            // Under a lock, so that of two at once the one with the older routes does not have the last word.
-            let _chips = self.chips.lock();
-            let set = self.with_routes(|routes, _| ioapic_eoi_vectors(routes, pins));
-            return self.store_eoi(&set, false);
+            return self.store_eoi(&self.with_routes(|routes, _| ioapic_eoi_vectors(routes, pins)));
         }
         let pit = self.pit.load(Ordering::Acquire);
         let (notified, resampled) = (self.notified_pins(pit), self.notified_pins(false));
-        let (set, edges) = {
-            let chips = self.chips.lock();
-            let heard = if chips.pit.reinjects() { notified } else { resampled };
-            (chips.irq.ioapic.eoi_vectors(notified), chips.irq.ioapic.notifies_edges(heard))
-        };
+        let heard = if chips.pit.reinjects() { notified } else { resampled };
+        let edges = chips.irq.ioapic.notifies_edges(heard);
         let other = self.edge_eois.swap(edges, Ordering::AcqRel) != edges;
-        self.store_eoi(&set, other);
+        self.store_eoi(&chips.irq.ioapic.eoi_vectors(notified)) || other
     }
 
     /// With the 8254's, if `pit`.
@@ -431,16 +436,12 @@ impl Vm {
         })
     }
 
-    /// `changed`: something else that vCPUs look at with it has.
-    fn store_eoi(&self, set: &VectorSet, mut changed: bool) {
+    fn store_eoi(&self, set: &VectorSet) -> bool {
+        let mut changed = false;
         for (a, v) in self.eoi_vectors.iter().zip(set.0) {
             changed |= a.swap(v, Ordering::AcqRel) != v;
         }
-        if changed {
-            // Where the CPU ends interrupts, it must know which of them exit.
-            let deliver = self.each_vcpu().filter(|v| v.shared.delivers.load(Ordering::Acquire));
-            self.request_each(deliver, Request::EVENT);
-        }
+        changed
     }
 
     /// All such vectors, 64 to a word.
