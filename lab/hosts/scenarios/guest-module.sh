@@ -1,19 +1,19 @@
 # about: Linux guests with exitless-guest.ko: on a host that offers lazy deadlines, that takes the offer back, and that has never heard of them.
 # cpus: 2
 # memory: 1024
-# timeout: 240
+# timeout: 300
 # needs: guest exitless-guest load
 # in test: svm
 
 guest_extras
 offer() { echo "0 $1lazy_deadline" >/dev/exitless; }
-module() { GUEST_APPEND="exitless.state=$1 $3" guest 2 module $2; }
+module() { GUEST_APPEND="exitless.state=$1" guest 2 module $2; }
 check load load_module
 # Where there is nothing the module says so and does nothing.
-check nothing module no_Exitless_here 60
+check nothing module no_Exitless_here 120
 if [ $MODULE = exitless ]; then
     check offer offer +
-    check offered module lazy_deadlines_on 60
+    check offered module lazy_deadlines_on 120
     check withdraw offer -
 fi
 check unused wait_unused 5
