@@ -1,4 +1,4 @@
-# about: Linux guests with exitless-guest.ko: on a host that offers lazy deadlines, that takes the offer back, and that has never heard of them.
+# about: Linux guests with exitless-guest.ko: on a host that offers no lazy deadlines, and on one that does.
 # cpus: 2
 # memory: 1024
 # timeout: 300
