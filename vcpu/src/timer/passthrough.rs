@@ -38,6 +38,9 @@ pub fn before<B: Backend, H: Host<Cpu = B::Cpu>>(
 fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, cpu: &B::Cpu) {
     // The kernel may have taken it back since the last entry.
     settle(v, sh, host, cpu);
+    if !v.passthrough.takes_writes() {
+        return;
+    }
     if !sh.active(TimerPassthrough) {
         return v.passthrough.close();
     }
@@ -93,6 +96,8 @@ pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let tsc = host.tsc();
     if found.rang {
         ring(v, sh, host, tsc);
+        // It may still be requested, and would be taken for the next one.
+        v.passthrough.refused();
     }
     v.passthrough.used(found.wrote);
     let _ = v.lapic.set_tsc_deadline(found.deadline);

@@ -1062,7 +1062,13 @@ impl Backend for Cpu {
         self.w.tick.loan.take_rang()
     }
     fn take_timer_back(&mut self, _: &Core) -> Option<Found> {
-        self.w.tick.loan.settle(&*self.w)
+        // The exit took its time.
+        self.w.ns.set(self.w.ns.get() + 4 * u64::from(self.w.tick.loan.is_lent()));
+        let found = self.w.tick.loan.settle(&*self.w);
+        if found.is_some_and(|f| f.rang) {
+            self.w.tick.guests.set(self.w.tick.requested.get());
+        }
+        found
     }
     fn virtualizes_apic(&self) -> bool {
         self.apic.able

@@ -318,6 +318,8 @@ pub(crate) struct Tick {
     /// The latest was so late.
     pub(crate) latest: Cell<u64>,
     pub(crate) loan: Loan,
+    /// What is requested was found to be the guest's: the host's handler will find nothing due.
+    pub(crate) guests: Cell<bool>,
     pub(crate) loans: Cell<u32>,
 }
 
@@ -346,6 +348,10 @@ impl World {
         }
         assert!(!self.tick.loan.is_lent(), "interrupts on while the guest has the host's timer");
         self.apic_timer();
+        let due = self.tsc() >= self.tick.next.get();
+        if self.tick.requested.get() && !due && self.tick.guests.replace(false) {
+            self.tick.requested.set(false);
+        }
         if self.tick.requested.replace(false) {
             let late = self.tsc().checked_sub(self.tick.next.get()).expect("a tick for nothing");
             self.tick.latest.set(self.tick.latest.get().max(late));
@@ -357,6 +363,7 @@ impl World {
     }
     /// What the helpers do before the kernel starts a timer or wakes a thread.
     pub(crate) fn wants_timer(&self) {
+        self.ns.set(self.ns.get() + 4 * u64::from(self.tick.loan.is_lent()));
         self.tick.loan.give_back(self);
     }
 }

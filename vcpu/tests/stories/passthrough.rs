@@ -6,7 +6,7 @@ use crate::fake::world::TICKS;
 use crate::fake::{Env, Machine, Op};
 use exitless_lapic::Armed;
 use exitless_vcpu::Request;
-use exitless_vcpu::backend::Event;
+use exitless_vcpu::backend::{Event, Exit};
 use exitless_vcpu::chooser::{Mechanism, Reason, Set};
 
 const DEADLINE: u32 = 0x6e0;
@@ -254,4 +254,28 @@ fn beside_lazy_deadlines() {
         Op::Nop,
     ]);
     assert_eq!((m.events(), m.w.tick.loans.get()), (vec![TIMER], loans));
+}
+
+/// It comes around an exit of another kind, before it, behind it or when the slice is over: the IRR tells what no exit does, and the guest
+/// has its interrupt once.
+#[test]
+fn comes_around_another_exit() {
+    for ns in 1..60 {
+        let mut m =
+            machine(1_000_000, [Op::Deadline(500), time(600), Op::Nop, Op::Deadline(1 << 40), Op::Nop]);
+        m.go();
+        assert_eq!(m.events(), vec![TIMER]);
+        m.w.timer_owed.set(false);
+        m.then([Op::Deadline(ns), Op::Event(Exit::HostEvent), time(100), Op::Nop, Op::Nop]);
+        assert_eq!(m.events(), vec![TIMER], "{ns}");
+        // In the middle of a slice the kernel takes the timer back, and what was requested stays so: it is not the next one's.
+        m.w.few.set(true);
+        let hits = m.sh.stats.deeds(M).hits.get();
+        m.then([Op::Deadline(ns), wrmsr(0x830, 1 << 32 | 0x77), Op::Nop, time(100), Op::Nop, Op::Nop]);
+        assert_eq!(m.events(), vec![TIMER], "{ns}, an IPI");
+        assert!(
+            m.sh.stats.deeds(M).hits.get() - hits <= 1,
+            "{ns}: twice, and one only because both were requested at once"
+        );
+    }
 }
