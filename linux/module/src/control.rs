@@ -19,17 +19,21 @@ use exitless_vcpu::chooser::{Fallback, Mechanism, Reason, Row, Scope, Set, TABLE
 use exitless_vcpu::shared::mode;
 use exitless_vcpu::stats::{self as st, Stats};
 
-/// The switches of VMs to come.
-static DEFAULTS: AtomicU64 = AtomicU64::new(Set::DEFAULT.0);
+/// What VMs to come have on besides the table's column, because a parameter of its own asks for it (`avic`, `ipiv`).
+static ASKED: AtomicU64 = AtomicU64::new(0);
+/// What somebody has switched on for them, and off, by its name: by the parameter `mechanisms`, or the device.
+static ON: AtomicU64 = AtomicU64::new(0);
+static OFF: AtomicU64 = AtomicU64::new(0);
 
 /// The switches of a new VM.
 pub fn defaults() -> Set {
-    Set(DEFAULTS.load(Relaxed))
+    let asked = Set::DEFAULT.0 | ASKED.load(Relaxed);
+    Set(asked & !OFF.load(Relaxed) | ON.load(Relaxed))
 }
 
-/// VMs to come have this one on: at load, where another parameter asks for it.
+/// VMs to come have this one on, unless somebody says otherwise by its name: at load, where another parameter asks for it.
 pub fn want(m: Mechanism) {
-    DEFAULTS.fetch_or(Set::NONE.put(m, true).0, Relaxed);
+    ASKED.fetch_or(Set::NONE.put(m, true).0, Relaxed);
 }
 
 /// ioctls on the device; `writable`: it was opened for writing.
@@ -160,6 +164,7 @@ fn states(vm: &Vm, mut asked: States, arg: usize) -> Result<isize> {
         return Err(Errno::ENOENT);
     }
     for row in &TABLE {
+        task::cond_resched();
         if !out.put(&state_of(vm, row.mechanism, vm.each_vcpu().filter(chosen)))? {
             break;
         }
@@ -238,6 +243,7 @@ where
             _ => return Ok(()),
         };
         row += 1;
+        task::cond_resched();
         if (what == kind::COUNTER || record.count != 0) && !out.put(&record)? {
             return Ok(());
         }
@@ -349,7 +355,8 @@ fn move_defaults(on: Set, off: Set) -> Result<isize> {
     if !task::is_admin() {
         return Err(Errno::EPERM);
     }
-    moved(&DEFAULTS, on, off);
+    moved(&ON, on, off);
+    moved(&OFF, off, on);
     Ok(0)
 }
 
@@ -374,12 +381,14 @@ pub fn written(text: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The module's parameter is set: changes to the table's column. At load, or by who may write the file in sysfs.
+/// The module's parameter is set: changes to the table's column, and to what other parameters ask for. At load, or by who may write the file in sysfs.
 pub fn set_defaults(text: &[u8]) -> Result<()> {
     let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
-    match Set::DEFAULT.changed(text) {
-        Ok(set) => {
-            DEFAULTS.store(set.0, Relaxed);
+    // What the words make of nothing, and of all, is what they name.
+    match Set::NONE.changed(text).and_then(|on| Ok((on, Set::ALL.changed(text)?))) {
+        Ok((on, rest)) => {
+            ON.store(on.0, Relaxed);
+            OFF.store(Set::ALL.0 & !rest.0, Relaxed);
             Ok(())
         }
         Err(bad) => {
@@ -424,6 +433,8 @@ fn all(out: &mut Out<'_>) -> fmt::Result {
 }
 
 fn line(out: &mut Out<'_>, vm: &Vm, row: &Row) -> fmt::Result {
+    // A line looks at each vCPU, and there may be a thousand.
+    task::cond_resched();
     let s = state_of(vm, row.mechanism, vm.each_vcpu());
     let switch = if s.flags & state::WANTED != 0 { "on" } else { "off" };
     write!(out, "  {} {switch} active {}/{}", row.name, s.active, vm.vcpu_count())?;
