@@ -50,6 +50,7 @@ void ex_rs_give_timer_back(void);
 void ex_rs_sched_in(void *vcpu, u32 cpu);
 void ex_rs_sched_out(void *vcpu, bool preempted);
 bool ex_rs_vcpu_wake_check(void *vcpu);
+bool ex_rs_hardware_posts(void);
 void ex_rs_posted(void *vcpu);
 void ex_rs_sleeps_elsewhere(void *vcpu);
 
@@ -64,6 +65,8 @@ void ex_cpu_fit(u32 cpu, bool fit);
 int ex_cpu_welcome(u32 cpu);
 extern const struct file_operations ex_dev_fops;
 int ex_irqfd_setup(void);
+void ex_sleepers_setup(void);
+void ex_sleepers_teardown(void);
 int ex_kicks_setup(void);
 void ex_kicks_teardown(void);
 void ex_irqfd_teardown(void);

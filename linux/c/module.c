@@ -3,7 +3,7 @@
  * Load and unload: what is claimed, in which order, and how each claim is undone.
  *
  *   ex_rs_init -> helpers -> module notifier -> cpuhp slot -> SVM on in each CPU -> perf's callbacks -> emergency
- *   callback -> syscore -> reboot and suspend notifiers -> clock source -> /dev/kvm -> /dev/exitless.  Unload walks the same list backwards.
+ *   callback -> syscore -> reboot and suspend notifiers -> clock source -> /dev/kvm -> wake-up vector -> /dev/exitless.  Unload walks the same list backwards.
  *
  * The cpuhp slot is the one kvm.ko uses. It comes before the misc minor on purpose: while it is held, stock
  * kvm fails to load cleanly, and if stock kvm holds it, we fail before touching any CPU. A CPU that cannot run guests is
@@ -279,6 +279,8 @@ static int __init ex_module_init(void)
 	}
 	/* Not before /dev/kvm is ours: a kvm.ko that turns virtualization on with its first VM only has perf's one place already. */
 	ex_perf_setup();
+	if (ex_rs_hardware_posts())
+		ex_sleepers_setup();
 	ex_control_setup();
 	return 0;
 
@@ -314,6 +316,7 @@ static void __exit ex_module_exit(void)
 {
 	ex_control_teardown();
 	misc_deregister(&ex_misc);
+	ex_sleepers_teardown();
 	ex_debugfs_teardown();
 	ex_timekeeping_teardown();
 	unregister_pm_notifier(&ex_pm_nb);

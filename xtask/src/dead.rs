@@ -24,11 +24,6 @@ const USERS: &[&str] = &["defs", "logic", "vcpu", "hw", "linux", "lab/runner", "
 /// Exported for tests only, or for a reader outside of the code, and why.
 const EXCUSED: &[(&str, &str)] = &[
     ("peek", "KVM_CLEAR_DIRTY_LOG, which is not there yet (docs/kvm-api.md), reads without clearing"),
-    (
-        "retarget",
-        "a blocked vCPU's list moves to another CPU: modelled, for devices that post (docs/status.md)",
-    ),
-    ("wants_wake_up", "the same"),
     ("has_pending", "the models' question; the run loop asks for the parts"),
     ("is_well_formed", "the invariant of a table, for the tests of other files"),
     ("RWX", "tests spell permissions"),

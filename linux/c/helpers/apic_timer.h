@@ -11,6 +11,9 @@
 
 DECLARE_PER_CPU(bool, ex_apic_timer_lent);
 
+/* hw/vmx/src/machine.rs calls it. */
+void ex_note_apic_timer_lent(bool lent);
+
 /* Any context: where interrupts are on nothing is lent, on whatever CPU. */
 static inline void ex_want_apic_timer(void)
 {

@@ -93,7 +93,6 @@ bool ex_host_xsaves(void);
 u64 ex_host_xss(void);
 
 /* hrtimer.c */
-void ex_note_apic_timer_lent(bool lent);
 void *ex_timer_new(void *cookie, u32 kind);
 void ex_timer_free(void *timer);
 void ex_timer_start(void *timer, u64 expires_ns, bool pinned);
@@ -237,10 +236,9 @@ void ex_slice_end(void);
 /* wakeup.c */
 void *ex_sleeper_new(void *vcpu);
 void ex_sleeper_free(void *sleeper);
-void ex_sleeper_add(void *sleeper);
+bool ex_sleeper_add(void *sleeper);
 void ex_sleeper_remove(void *sleeper);
-int ex_sleepers_setup(void);
-void ex_sleepers_teardown(void);
+bool ex_sleepers_listen(void);
 
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);

@@ -255,10 +255,9 @@ unsafe extern "C" {
     // ../vmx.c
     pub(crate) fn ex_sleeper_new(vcpu: *mut c_void) -> *mut c_void;
     pub(crate) fn ex_sleeper_free(sleeper: *mut c_void);
-    pub(crate) fn ex_sleeper_add(sleeper: *mut c_void);
+    pub(crate) fn ex_sleeper_add(sleeper: *mut c_void) -> bool;
     pub(crate) fn ex_sleeper_remove(sleeper: *mut c_void);
-    pub(crate) fn ex_sleepers_setup() -> c_int;
-    pub(crate) fn ex_sleepers_teardown();
+    pub(crate) fn ex_sleepers_listen() -> bool;
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
     pub(crate) fn ex_vmx_wants_ipiv() -> bool;
     pub(crate) fn ex_vmx_fred() -> bool;

@@ -1,6 +1,5 @@
 //! vCPUs that sleep while hardware may post to them: the CPU that gets the wake-up vector looks whom it was for.
 
-use crate::errno::check;
 use crate::ffi;
 use crate::handle::{Handle, handle_type};
 use crate::{Errno, Result};
@@ -34,11 +33,11 @@ impl Sleeper {
         !self.handle.is_null()
     }
 
-    /// Onto this CPU's list.
+    /// Onto this CPU's list. `false`: it is there, but the CPU goes away, and nobody may sleep on it.
     ///
     /// # Safety
     /// Preemption is off, interrupts are on; it is on no list, and is off it again before it is dropped.
-    pub unsafe fn add(&self) {
+    pub unsafe fn add(&self) -> bool {
         // SAFETY: the handle is live; contract.
         unsafe { ffi::ex_sleeper_add(self.handle.get()) }
     }
@@ -53,14 +52,8 @@ impl Sleeper {
     }
 }
 
-/// The wake-up vector is ours from now on. Process context, once.
-pub fn start() -> Result<()> {
-    // SAFETY: no precondition beyond the above.
-    check(unsafe { ffi::ex_sleepers_setup() }).map(drop)
-}
-
-/// Not any more, if it was; nobody is on a list.
-pub fn stop() {
-    // SAFETY: does nothing unless it was started.
-    unsafe { ffi::ex_sleepers_teardown() }
+/// The wake-up vector is ours: hardware may post to vCPUs.
+pub fn listens() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { ffi::ex_sleepers_listen() }
 }

@@ -47,16 +47,15 @@ unsafe fn bytes_mut<'a>(at: *mut u8, len: usize) -> &'a mut [u8] {
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_init() -> c_int {
-    let ready = global::init().and_then(|()| {
+    let ready = global::init();
+    if ready.is_ok() {
         exitless_insn::init();
-        crate::vendor::start().inspect_err(|_| global::exit())
-    });
+    }
     status(ready)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_exit() {
-    exitless_host::wakeup::stop();
     global::exit();
     #[cfg(target_os = "none")]
     // SAFETY: no fd is open and no vCPU exists, so the decoder, the allocator's one user, decodes no more.
@@ -275,6 +274,11 @@ extern "C" fn ex_rs_vcpu_wake_check(p: *mut c_void) -> bool {
     // SAFETY: called by the vCPU's own thread while it blocks.
     let v = unsafe { vcpu(p) };
     v.shared.must_wake()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_hardware_posts() -> bool {
+    global::get().is_some_and(crate::vendor::hardware_posts)
 }
 
 #[unsafe(no_mangle)]

@@ -173,9 +173,10 @@ fn states(vm: &Vm, mut asked: States, arg: usize) -> Result<isize> {
     user::put(arg, &asked)
 }
 
-/// The name of an exit's number on this host.
+/// The name of an exit's number on this host. The number that is looked up is one of those that are counted, whatever a CPU predicts.
 fn exit_name(number: u64) -> Option<&'static str> {
-    vendor::exit_name(global::get()?.kind, number)
+    let counted = (0..st::EXITS).map(st::number).find(|n| *n == number)?;
+    vendor::exit_name(global::get()?.kind, counted)
 }
 
 /// Records that go to user space one behind the other, as many as it has room for.

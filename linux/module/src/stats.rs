@@ -10,6 +10,7 @@ use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::mem::KArc;
+use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::chooser::Mechanism;
 use exitless_vcpu::stats::{self as st, Counter, Stats};
@@ -62,12 +63,12 @@ const NAMES: [(&CStr, Pick); 19] = [
 
 /// The name of one of KVM's counters, by its number in the ABI of /dev/exitless.
 pub fn counter_name(n: usize) -> Option<&'static str> {
-    NAMES.get(n).and_then(|(name, _)| name.to_str().ok())
+    NAMES.guarded(n).and_then(|(name, _)| name.to_str().ok())
 }
 
 /// One of KVM's counters of a vCPU, by that number.
 pub fn counter_of(s: &Stats, n: usize) -> Option<&Counter> {
-    NAMES.get(n).map(|(_, pick)| pick(s))
+    NAMES.guarded(n).map(|(_, pick)| pick(s))
 }
 
 type PickOfVm = fn(&VmStats) -> &AtomicU64;

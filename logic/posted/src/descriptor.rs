@@ -220,16 +220,6 @@ impl<M: Memory> Descriptor<M> {
         }
     }
 
-    // --- under the lock of the wake-up list ---
-
-    /// A blocked vCPU's CPU goes away: it stands on the list of `to`'s CPU already. `true`: wake the vCPU, a sender may have
-    /// notified the old CPU. A vCPU that is not blocked at `from` (any more) is left alone.
-    pub fn retarget(&self, from: Place, to: Place) -> bool {
-        let at =
-            |c: Control| Place { vector: c.vector(), destination: c.destination() } == from && !c.suppress();
-        self.change(|c| at(c).then(|| place(c, to))).is_some_and(|before| before.outstanding())
-    }
-
     // --- inside ---
 
     fn any_requested(&self) -> bool {

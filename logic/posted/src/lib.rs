@@ -5,13 +5,15 @@
 //! word and are read and written as one.
 //!
 //! ```text
-//!              load(cpu)                     block(cpu)
-//!    ┌─────┐ ─────────────▶ ┌─────────┐ ─────────────▶ ┌─────────┐
-//!    │ Out │                │ Running │                │ Blocked │ ◀─┐ retarget
-//!    │ SN  │ ◀───────────── │ NV=post │ ◀───────────── │ NV=wake │ ──┘ (its CPU goes away)
-//!    └─────┘     put        └─────────┘   load(cpu)    └─────────┘
-//!       └──────────────────── block(cpu) ──────────────────▲
+//!              load(cpu)                    wait, block(cpu)
+//!    ┌─────┐ ─────────────▶ ┌─────────┐ ─────────────────▶ ┌─────────┐
+//!    │ Out │                │ Running │                    │ Blocked │
+//!    │ SN  │ ◀───────────── │ NV=post │ ◀───────────────── │ NV=wake │
+//!    └─────┘     put        └─────────┘     load(cpu)      └─────────┘
+//!       └──────────────────── block(cpu) ──────────────────────▲
 //! ```
+//! Whose CPU goes away while it is blocked is woken, loads where it comes to, and waits there.
+//!
 //! Only the vCPU's own thread loads, puts, blocks and takes. Anyone posts, at any time: other vCPUs, devices through
 //! interrupt remapping, the CPU's own IPI virtualisation.
 //!

@@ -6,7 +6,7 @@
 pub mod svm;
 pub mod vmx;
 
-use crate::global::{self, CpuSlot, Global};
+use crate::global::{CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
 use exitless_host::mem::Pages;
 use exitless_host::{Errno, cpu, pr_err, pr_warn};
@@ -198,12 +198,9 @@ pub fn adjust(g: &Global, leaf: u32, sub: u32, r: &mut CpuidResult) {
     }
 }
 
-/// What can be had only now that all else is there. Process context.
-pub fn start() -> Result<(), Errno> {
-    match global::get() {
-        Some(g) if g.kind == Kind::Vmx => vmx::start(g),
-        _ => Ok(()),
-    }
+/// CPUs can post to vCPUs whose threads sleep.
+pub fn hardware_posts(g: &Global) -> bool {
+    g.kind == Kind::Vmx && g.vmx.caps.ipiv()
 }
 
 /// The vCPU's thread, loaded, wants to sleep. `false`: something was posted. [`wakes_up`] follows in either case. Process context.

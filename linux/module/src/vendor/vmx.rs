@@ -74,7 +74,7 @@ const LAST_PID: u16 = 511;
 impl PidTable {
     /// For a new VM.
     pub fn new(g: &Global) -> Result<Self, Errno> {
-        if !g.vmx.caps.ipiv() {
+        if !g.vmx.caps.ipiv() || !wakeup::listens() {
             return Ok(Self(None));
         }
         Pages::zeroed(0).map(|page| Self(Some(page))).ok_or(Errno::ENOMEM)
@@ -192,23 +192,15 @@ pub(super) fn probe(g: &mut Global) -> Result<(), Errno> {
     }
     host::begin_mitigations()?;
     g.vmx.caps = Caps::negotiate(|leaf| ops::cpuid(leaf, 0), capability, wish()).map_err(refused)?;
-    Ok(())
-}
-
-/// See [`super::start`].
-pub(super) fn start(g: &Global) -> Result<(), Errno> {
     match (g.vmx.caps.ipiv(), host::wants_ipiv()) {
         (true, _) => {
             pr_warn!("ipiv=1: IPI virtualization is on, untested on hardware so far");
             crate::control::want(Mechanism::IpiVirtualization);
-            wakeup::start()
         }
-        (false, true) => {
-            pr_warn!("ipiv=1: this CPU has no IPI virtualization, or APICv is off");
-            Ok(())
-        }
-        (false, false) => Ok(()),
+        (false, true) => pr_warn!("ipiv=1: this CPU has no IPI virtualization, or APICv is off"),
+        (false, false) => {}
     }
+    Ok(())
 }
 
 /// A region that VMXON or VMPTRLD takes: zeroes behind the revision (SDM vol. 3C, 25.2).
@@ -319,11 +311,12 @@ pub(super) fn falls_asleep(v: &VcpuObj) -> bool {
     }
     cpu::preempt_disable();
     // SAFETY: preemption is off, and this is process context; `wakes_up` takes it off.
-    unsafe { v.vmx.sleeper.add() };
+    let may = unsafe { v.vmx.sleeper.add() };
     v.vmx.asleep.store(true, Ordering::Relaxed);
     // Loaded here, on the list first: what is posted from now on comes to this CPU, or is seen now.
     let here = global::get().and_then(|g| g.cpus.get(cpu::id() as usize));
-    let sleeps = here.is_some_and(|slot| v.shared.apic.posted().wait(place(slot, WAKE_UP)) == Block::Sleep);
+    let sleeps =
+        may && here.is_some_and(|slot| v.shared.apic.posted().wait(place(slot, WAKE_UP)) == Block::Sleep);
     cpu::preempt_enable();
     sleeps
 }
