@@ -80,6 +80,8 @@ static void ex_sched_out(struct preempt_notifier *notifier, struct task_struct *
 	bool runnable = current->on_rq;
 #endif
 
+	/* Never lent here, but where a slice ended in an oops: the kernel schedules on, and needs its tick. */
+	ex_want_apic_timer();
 	ex_rs_sched_out(container_of(notifier, struct ex_vcpu, notifier)->rust, runnable);
 }
 

@@ -7,7 +7,8 @@
 //! ```text
 //!           lend: reads H, writes G              give_back: reads G, writes H
 //!   host's ─────────────────────────▶ lent ─────────────────────────────────▶ owed ── settle ──▶ host's
-//!     ▲ H is 0 or has passed: not now   │ the vector comes: rang                (what the guest left)
+//!     ▲ H is 0 or passes, or the vector │ the vector comes: rang                (what the guest left)
+//!     │ is requested: not now           │
 //!     └─────────────────────────────────┘ stays lent
 //! ```
 //! A register that reads 0 was *disarmed* (WRMSR of 0) or has *fired*: the two differ in the vector, which the exit acknowledged
@@ -83,13 +84,19 @@ impl Loan {
     }
 
     /// Puts the guest's deadline there, which is 0 or has not passed. `false`: not now. A host that waits for nothing may have stopped its
-    /// timer, or have an interrupt pending whose vector would be taken for the guest's; one whose moment has passed has.
+    /// timer, or have an interrupt pending whose vector would be taken for the guest's; one whose moment has passed has, also if that came
+    /// only now; and one that was given its timer back a moment before may: that deadline was another's, the guest's own perhaps.
     pub fn lend(&self, r: &impl Register, guest: u64) -> bool {
         let host = r.read();
         if host <= r.now() {
             return false;
         }
         r.write(guest);
+        if host <= r.now() || r.requested() {
+            // A host's deadline that has passed fires now. The guest's, if it has, is still software's.
+            r.write(host);
+            return false;
+        }
         self.given.store(guest, Relaxed);
         self.rang.store(false, Relaxed);
         self.wrote.store(false, Relaxed);
@@ -117,10 +124,15 @@ impl Loan {
     /// The register is the host's again, with its deadline, also one that has passed: that fires now. Harmless if nothing is lent.
     pub fn give_back(&self, r: &impl Register) {
         let Some(host) = self.host() else { return };
-        let (given, left) = (self.given.load(Relaxed), r.read());
-        // One that fired and was written anew since shows by its moment.
-        let looks = left == 0 || given != left && given != 0 && given <= r.now();
+        let (given, mut left) = (self.given.load(Relaxed), r.read());
+        // One that fired and was written anew since shows by its moment; of what was written without being told nobody knows.
+        let looks = left == 0 || given != left && given <= r.now();
         let rang = looks && r.requested();
+        if rang && left != 0 {
+            // Written; and it may be what fired between the two looks.
+            self.wrote.store(true, Relaxed);
+            left = r.read();
+        }
         r.write(host);
         self.host.store(0, Relaxed);
         self.left.store(left, Relaxed);
@@ -209,9 +221,19 @@ mod tests {
         reads: Cell<u32>,
         writes: Cell<u32>,
         looks: Cell<u32>,
+        /// How long each access takes, in turn, from the lowest four bits on.
+        pace: Cell<u64>,
     }
 
     impl Cpu {
+        /// An access takes its time.
+        fn works(&self) {
+            let pace = self.pace.get();
+            self.pace.set(pace.rotate_right(4));
+            if pace & 7 != 0 {
+                self.passes(pace & 7);
+            }
+        }
         fn armed(at: u64, tsc: u64) -> Self {
             Self { deadline: Cell::new(at), tsc: Cell::new(tsc), ..Self::default() }
         }
@@ -242,17 +264,21 @@ mod tests {
 
     impl Register for Cpu {
         fn now(&self) -> u64 {
+            self.works();
             self.tsc.get()
         }
         fn read(&self) -> u64 {
+            self.works();
             self.reads.set(self.reads.get() + 1);
             self.deadline.get()
         }
         fn write(&self, deadline: u64) {
+            self.works();
             self.writes.set(self.writes.get() + 1);
             self.wrmsr(deadline);
         }
         fn requested(&self) -> bool {
+            self.works();
             self.looks.set(self.looks.get() + 1);
             self.irr.get()
         }
@@ -363,10 +389,60 @@ mod tests {
         }
     }
 
-    /// A slice costs two reads and two writes; the IRR is looked at only if the register does not tell.
+    /// The host's deadline comes while it is about to be lent, to a guest that has none: the vector that is requested is the host's.
+    #[test]
+    fn the_host_is_faster() {
+        for late in 1..7 {
+            let (cpu, loan) = (Cpu::armed(1000, 999 - late), Loan::none());
+            // From the look at the clock to the write.
+            cpu.pace.set(late << 8);
+            cpu.passes(late);
+            assert!(!loan.lend(&cpu, 0), "{late}");
+            assert!(cpu.irr.get() && !loan.is_lent() && loan.settle(&cpu).is_none());
+        }
+    }
+
+    /// The guest's comes between the look at the register and the host's deadline, when the kernel takes its timer back: software has that
+    /// deadline, and the vector that is requested does not bring it once more.
+    #[test]
+    fn one_deadline_is_one_interrupt() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 500));
+        cpu.passes(489);
+        cpu.pace.set(1 << 4);
+        loan.give_back(&cpu);
+        assert!(cpu.irr.get());
+        assert_eq!(loan.settle(&cpu), found(500, false, false), "software's, which has passed");
+        assert!(!loan.lend(&cpu, 0), "what is requested would be taken for another");
+        assert_eq!(cpu.deadline.get(), 1000);
+    }
+
+    /// What the guest wrote anew fires between the look at the register and that at the IRR: it has fired, and is not armed as well.
+    #[test]
+    fn fires_between_two_looks() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 500));
+        cpu.wrmsr(520);
+        cpu.passes(508);
+        cpu.pace.set(3 << 8);
+        assert_eq!(loan.settle(&cpu), found(0, true, true));
+    }
+
+    /// Two deadlines written since it was lent: the first fired, and its vector has not exited yet.
+    #[test]
+    fn the_first_of_two() {
+        let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+        assert!(loan.lend(&cpu, 0));
+        cpu.wrmsr(500);
+        cpu.passes(490);
+        cpu.wrmsr(700);
+        assert_eq!(loan.settle(&cpu), found(700, true, true));
+    }
+
+    /// A slice costs two reads and two writes, and a look at the IRR; another if the register does not tell.
     #[test]
     fn what_a_slice_costs() {
-        for (writes, looks) in [(None, 0), (Some(700), 0), (Some(0), 1)] {
+        for (writes, looks) in [(None, 1), (Some(700), 1), (Some(0), 2)] {
             let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
             assert!(loan.lend(&cpu, 500));
             if let Some(deadline) = writes {
@@ -437,96 +513,127 @@ mod tests {
     }
 
     proptest! {
-        /// Against a timer of the guest's own: each of its deadlines comes once, none that it cancelled or replaced comes, none
-        /// early; and the host's tick comes no later than the end of guest mode that its moment brings.
+        /// Against a timer of the guest's own, with accesses that take their time: each of its deadlines comes once, none that it cancelled
+        /// or replaced comes, none early; and the host's tick comes no later than the end of guest mode that its moment brings.
         #[test]
-        fn as_two_timers(acts in acts()) {
+        fn as_two_timers(acts in acts(), pace in any::<u64>()) {
             const TICK: u64 = 250;
             let (cpu, loan) = (Cpu::armed(TICK, 0), Loan::none());
-            let (mut due, mut next) = (0u32, TICK);
-            let (mut own, mut wanted, mut had) = (0u64, 0u32, 0u32);
-            // The guest's as software knows it, outside of slices.
-            let mut known = 0u64;
+            cpu.pace.set(pace);
+            let mut next = TICK;
+            let mut guest = Guest::default();
+            // Something of the guest's fired since interrupts were on: its vector may be requested still.
+            let mut fired = false;
             for act in acts {
+                let before = guest.wanted;
                 // A slice begins. What is due fires in software.
                 if !loan.is_lent() {
-                    if known != 0 && known <= cpu.now() {
-                        known = 0;
-                        had += 1;
-                    }
-                    if loan.lend(&cpu, known) {
-                        known = 0;
-                    }
+                    guest.lend(&cpu, &loan);
                 }
-                let lent = loan.is_lent();
-                let arms = |to: u64, own: &mut u64, wanted: &mut u32, known: &mut u64| {
-                    let past = to != 0 && to <= cpu.now();
-                    *wanted += u32::from(past);
-                    *own = if past { 0 } else { to };
-                    if lent { cpu.wrmsr(to) } else { *known = to };
-                };
                 match act {
                     Act::Passes(ticks) | Act::Exits(ticks) | Act::Kernel(ticks) => {
                         for _ in 0..ticks {
                             cpu.passes(1);
-                            if own != 0 && own <= cpu.now() {
-                                own = 0;
-                                wanted += 1;
-                            }
+                            guest.look(&cpu);
                             // The timer that ends guest mode.
-                            if loan.host().is_some_and(|h| h <= cpu.now()) {
+                            if loan.host().is_some_and(|h| h <= cpu.tsc.get()) {
                                 break;
                             }
                         }
                     }
                     Act::Arms(left) => {
-                        let to = cpu.now().saturating_add_signed(left).max(1);
-                        arms(to, &mut own, &mut wanted, &mut known);
+                        let to = cpu.tsc.get().saturating_add_signed(left).max(1);
+                        guest.arms(&cpu, &loan, to);
                     }
-                    Act::Disarms => arms(0, &mut own, &mut wanted, &mut known),
-                }
-                if matches!(act, Act::Kernel(_)) {
-                    loan.give_back(&cpu);
+                    Act::Disarms => guest.arms(&cpu, &loan, 0),
                 }
                 let other = matches!(act, Act::Exits(_) | Act::Kernel(_));
                 if !other && loan.is_lent() && cpu.exits(&loan) && loan.take_rang() {
-                    had += 1;
+                    guest.had += 1;
                 }
-                let host_due = loan.host().is_some_and(|h| h <= cpu.now());
-                let mut pends = false;
-                if (host_due || other)
-                    && let Some(f) = loan.settle(&cpu)
-                {
-                    had += u32::from(f.rang);
-                    pends = f.rang;
-                    known = f.deadline;
+                let host_due = loan.host().is_some_and(|h| h <= cpu.tsc.get());
+                if matches!(act, Act::Kernel(_)) && !host_due {
+                    // It needs its timer, and the guest goes on in the same slice.
+                    loan.give_back(&cpu);
+                    guest.settle(&cpu, &loan);
+                    guest.lend(&cpu, &loan);
+                } else if host_due || other {
+                    guest.settle(&cpu, &loan);
                 }
-                // Interrupts are on: the host's handler, for what the host armed; or it looks for nothing, where the guest's was found
-                // pending.
+                // Interrupts are on: the host's handler, for what the host armed; or it looks for nothing, where the guest's was requested.
+                fired |= guest.wanted != before;
                 if !loan.is_lent() {
+                    let now = cpu.tsc.get();
                     if cpu.irr.replace(false) {
-                        prop_assert!(cpu.now() >= next || pends, "the host was interrupted for nothing");
-                        due += u32::from(cpu.now() >= next);
+                        prop_assert!(now >= next || fired, "the host was interrupted for nothing");
+                    } else {
+                        prop_assert!(now < next, "the tick is lost");
                     }
-                    prop_assert!(cpu.now() < next || due != 0, "the tick is lost");
-                    if due != 0 {
-                        due = 0;
-                        next = cpu.now() + TICK;
+                    if now >= next {
+                        next = now + TICK;
                         cpu.wrmsr(next);
                     }
+                    fired = false;
                 }
-                prop_assert!(had <= wanted, "early, or more than there were");
+                guest.look(&cpu);
+                prop_assert!(guest.had <= guest.wanted, "early, or more than there were");
             }
-            if let Some(f) = loan.settle(&cpu) {
-                had += u32::from(f.rang);
-                known = f.deadline;
+            guest.settle(&cpu, &loan);
+            guest.expire(&cpu);
+            prop_assert_eq!(guest.had, guest.wanted, "lost");
+            prop_assert_eq!(guest.known, guest.own);
+        }
+    }
+
+    /// A guest, by a timer of its own and by what it is given.
+    #[derive(Default)]
+    struct Guest {
+        own: u64,
+        wanted: u32,
+        had: u32,
+        /// What software knows is armed, outside of loans.
+        known: u64,
+    }
+
+    impl Guest {
+        fn look(&mut self, cpu: &Cpu) {
+            if self.own != 0 && self.own <= cpu.tsc.get() {
+                self.own = 0;
+                self.wanted += 1;
             }
-            if known != 0 && known <= cpu.now() {
-                known = 0;
-                had += 1;
+        }
+        fn expire(&mut self, cpu: &Cpu) {
+            self.look(cpu);
+            if self.known != 0 && self.known <= cpu.tsc.get() {
+                self.known = 0;
+                self.had += 1;
             }
-            prop_assert_eq!(had, wanted, "lost");
-            prop_assert_eq!(known, own);
+        }
+        fn lend(&mut self, cpu: &Cpu, loan: &Loan) {
+            self.expire(cpu);
+            if loan.lend(cpu, self.known) {
+                self.known = 0;
+            }
+            self.look(cpu);
+        }
+        fn settle(&mut self, cpu: &Cpu, loan: &Loan) {
+            if let Some(f) = loan.settle(cpu) {
+                self.had += u32::from(f.rang);
+                self.known = f.deadline;
+            }
+            self.look(cpu);
+        }
+        fn arms(&mut self, cpu: &Cpu, loan: &Loan, to: u64) {
+            // What software has fires when it comes.
+            self.expire(cpu);
+            let past = to != 0 && to <= cpu.tsc.get();
+            self.wanted += u32::from(past);
+            self.own = if past { 0 } else { to };
+            if loan.is_lent() {
+                cpu.wrmsr(to)
+            } else {
+                self.known = to
+            };
         }
     }
 }
