@@ -32,6 +32,12 @@ check used_by_stock grep -q Y /sys/module/kvm_intel/parameters/enable_ipiv
 check pairs traced runner run smp/ping_pong_halted
 check without_exits few_exits
 check stock runner run ipi/ lapic/self_ipi
+# A module that is refused has not taken the wake-up vector from it.
+refused_beside_stock() {
+    ! insmod /lab/exitless.ko $PARAMS ipiv=1 || return 1
+    runner run smp/ping_pong_halted
+}
+check refused_beside_stock refused_beside_stock
 check unload_stock on_stock unload_module
 check load load_module
 check guests runner run ipi/ smp/ping_pong lapic/self_ipi
@@ -56,6 +62,6 @@ said_by_name() {
     grep -q '^defaults +ipi_fastpath,.*+ipi_virtualization' /dev/exitless
 }
 check said_by_name said_by_name
-check guests_with_ipiv runner run --switch ipi/ smp/ping_pong lapic/self_ipi
+check guests_with_ipiv runner run --switch ipi/ smp/ping_pong lapic/self_ipi move/timers_and_ipis_x2apic
 check unused wait_unused 5
 check unload unload_module
