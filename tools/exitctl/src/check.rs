@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::host::{Fact, Host, Mark};
 use crate::out::{self, Format};
-use crate::view::{View, Vm, Watch};
+use crate::view::{View, Vm, Watch, title};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
@@ -47,9 +47,9 @@ pub(crate) fn run(format: Format, only: &crate::Which) -> Result<bool> {
     let good = host.iter().all(|f| f.mark != Mark::Bad) && unseen.is_none();
     let report = Report { host, unseen, vms };
     match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        _ => print!("{}", shown(&report)),
-    }
+        Format::Json => out::print(&(serde_json::to_string_pretty(&report)? + "\n"))?,
+        _ => out::print(&shown(&report))?,
+    };
     Ok(good)
 }
 
@@ -90,7 +90,7 @@ fn shown(r: &Report) -> String {
         text += "\nno VM is running\n";
     }
     for vm in &r.vms {
-        text += &format!("\nVM {} {} (pid {})\n", vm.id, vm.name, vm.pid);
+        text += &format!("\n{}\n", title(vm.id, &vm.name, vm.pid));
         let rows = vm.mechanisms.iter().map(|m| {
             let why = if m.state == "active" { String::new() } else { m.reason.clone() };
             vec![m.name.clone(), m.state.into(), why, m.advice.clone()]

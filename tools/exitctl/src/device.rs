@@ -130,7 +130,7 @@ impl Device {
 fn advice(e: &io::Error) -> anyhow::Error {
     match e.kind() {
         ErrorKind::NotFound => anyhow::anyhow!(
-            "there is no {PATH}: the module is not loaded (insmod exitless.ko), or stock KVM is; exitctl check says more"
+            "there is no {PATH}: the module is not loaded (modprobe exitless, or insmod exitless.ko), or stock KVM is; exitctl check says more"
         ),
         ErrorKind::PermissionDenied => anyhow::anyhow!(
             "{PATH} is root's: use sudo, or let a group read it (chgrp kvm {PATH}; chmod g+r {PATH})"

@@ -33,6 +33,8 @@ pub(crate) struct Host(PathBuf);
 /// Releases of kernels that the module was run on.
 const KERNELS: [&str; 2] = ["6.1.", "6.12."];
 
+const AVIC: &str = "load with avic=1 to try it: untested on hardware";
+
 impl Host {
     pub(crate) fn new(root: &Path) -> Self {
         Self(root.to_path_buf())
@@ -79,7 +81,12 @@ impl Host {
             what: "module",
             mark: if there { Mark::Good } else { Mark::Bad },
             found: if there { "exitless is loaded" } else { "exitless is not loaded" }.into(),
-            advice: if there { "" } else { "rmmod kvm_intel kvm_amd kvm; insmod exitless.ko" }.into(),
+            advice: if there {
+                ""
+            } else {
+                "rmmod kvm_intel kvm_amd kvm; modprobe exitless, or insmod exitless.ko, which reads nothing of /etc/modprobe.d"
+            }
+            .into(),
         }
     }
 
@@ -97,9 +104,8 @@ impl Host {
                 String::new()
             } else {
                 format!(
-                    "end their VMs, rmmod {}; keep them out: echo blacklist {} in /etc/modprobe.d",
-                    there.join(" "),
-                    there[0]
+                    "end their VMs, rmmod {}; keep them out: a file of /etc/modprobe.d with lines \"blacklist NAME\"",
+                    there.join(" ")
                 )
             },
         }
@@ -137,23 +143,67 @@ impl Host {
         }
     }
 
+    /// What a parameter of the loaded module says; none: it is not loaded, or has none of this name.
+    fn parameter(&self, name: &str) -> Option<bool> {
+        let text = self.read(&format!("sys/module/exitless/parameters/{name}"))?;
+        Some(matches!(text.as_str(), "Y" | "1"))
+    }
+
     /// Interrupts without exits.
     fn delivery(&self) -> Fact {
-        let flags = self.flags("flags");
-        let has = |f: &str| flags.iter().any(|x| x == f);
-        let vmx = self.flags("vmx flags");
-        let posted = vmx.iter().any(|f| f == "posted_intr");
-        let timer = vmx.iter().any(|f| f == "preemption_timer");
-        let (mark, found) = match (has("vmx"), posted, timer) {
-            (true, true, true) => (Mark::Good, "posted interrupts and the preemption timer"),
-            (true, true, false) => (Mark::Less, "posted interrupts, no preemption timer"),
-            (true, false, _) => {
-                (Mark::Less, "no posted interrupts: each interrupt of a running guest costs an exit")
-            }
-            (false, ..) if has("x2avic") => (Mark::Good, "x2AVIC (parameter avic, untested on hardware)"),
-            (false, ..) => (Mark::Less, "no x2AVIC: interrupts, IPIs and EOIs cost exits"),
+        let (mark, found, advice) = match self.flags("flags").iter().any(|x| x == "vmx") {
+            true => self.delivery_vmx(),
+            false => self.delivery_svm(),
         };
-        Fact { what: "interrupt delivery", mark, found: found.into(), advice: String::new() }
+        Fact { what: "interrupt delivery", mark, found, advice }
+    }
+
+    fn delivery_vmx(&self) -> (Mark, String, String) {
+        let flags = self.flags("vmx flags");
+        let can = |f: &str| flags.iter().any(|x| x == f);
+        let of = |flag, name| (can(flag), self.parameter(name));
+        let (posted, posted_is, apicv) = match of("posted_intr", "apicv") {
+            (false, _) => {
+                (false, "no posted interrupts: each interrupt of a running guest costs an exit", "")
+            }
+            (true, Some(false)) => {
+                (false, "posted interrupts are switched off (apicv=N)", "load with apicv=1")
+            }
+            (true, Some(true)) => (true, "posted interrupts (apicv=Y)", ""),
+            (true, None) => (true, "the CPU has posted interrupts", ""),
+        };
+        let (timer, timer_is, preemption) = match of("preemption_timer", "preemption_timer") {
+            (false, _) => (false, "no preemption timer", ""),
+            (true, Some(false)) => (
+                false,
+                "the preemption timer is switched off (preemption_timer=N)",
+                "load with preemption_timer=1",
+            ),
+            (true, Some(true)) => (true, "preemption timer (preemption_timer=Y)", ""),
+            (true, None) => (true, "a preemption timer", ""),
+        };
+        // Whether the CPU can is in no file.
+        let ipis = match self.parameter("ipiv") {
+            Some(true) => "; IPI virtualization is asked for (ipiv=Y, untested on hardware)",
+            Some(false) => "; IPI virtualization is not asked for (ipiv=N)",
+            None => "",
+        };
+        let mark = if posted && timer { Mark::Good } else { Mark::Less };
+        let both = if apicv.is_empty() || preemption.is_empty() { "" } else { ", " };
+        (mark, format!("{posted_is}; {timer_is}{ipis}"), format!("{apicv}{both}{preemption}"))
+    }
+
+    fn delivery_svm(&self) -> (Mark, String, String) {
+        let can = self.flags("flags").iter().any(|x| x == "x2avic");
+        let (mark, found, advice) = match (can, self.parameter("avic")) {
+            (false, _) => (Mark::Less, "no x2AVIC: interrupts, IPIs and EOIs cost exits", ""),
+            (true, Some(true)) => (Mark::Good, "x2AVIC is asked for (avic=Y, untested on hardware)", ""),
+            (true, Some(false)) => {
+                (Mark::Less, "x2AVIC is not used (avic=N): interrupts, IPIs and EOIs cost exits", AVIC)
+            }
+            (true, None) => (Mark::Less, "the CPU has x2AVIC, which is off if not asked for", AVIC),
+        };
+        (mark, found.into(), advice.into())
     }
 
     fn tsc(&self) -> Fact {
@@ -193,11 +243,13 @@ impl Host {
         let can = self.flags("flags").iter().any(|f| f == "x2apic");
         let off = self.read("proc/cmdline").unwrap_or_default().split_whitespace().any(|w| w == "nox2apic");
         let (mark, found, advice) = match (can, off) {
-            (true, false) => (Mark::Good, "the CPU has it", ""),
+            (true, false) => {
+                (Mark::Good, "the CPU has it; nothing on the kernel's command line forbids it", "")
+            }
             (true, true) => (Mark::Less, "switched off", "take nox2apic from the kernel's command line"),
             (false, _) => (Mark::Less, "the CPU has none", ""),
         };
-        Fact { what: "x2APIC", mark, found: found.into(), advice: advice.into() }
+        Fact { what: "x2APIC of the host", mark, found: found.into(), advice: advice.into() }
     }
 
     fn housekeeping(&self) -> Fact {
@@ -250,7 +302,9 @@ mod tests {
             ("proc/cpuinfo", cpu),
             ("proc/sys/kernel/osrelease", "6.1.0-56-cloud-amd64\n"),
             ("proc/cmdline", "quiet\n"),
-            ("sys/module/exitless/refcnt", "0\n"),
+            ("sys/module/exitless/parameters/apicv", "Y\n"),
+            ("sys/module/exitless/parameters/preemption_timer", "Y\n"),
+            ("sys/module/exitless/parameters/ipiv", "N\n"),
             ("sys/devices/system/clocksource/clocksource0/current_clocksource", "tsc\n"),
             ("sys/devices/system/clockevents/clockevent0/current_device", "lapic-deadline\n"),
             ("sys/devices/system/cpu/nohz_full", "2-7\n"),
@@ -276,8 +330,43 @@ mod tests {
         assert!(of("other hypervisors").advice.contains("rmmod kvm_amd"));
         assert_eq!((of("CPU").mark, of("CPU").found.as_str()), (Mark::Good, "AMD, SVM"));
         assert_eq!(of("kernel").mark, Mark::Less);
-        assert_eq!((of("x2APIC").mark, of("housekeeping").mark), (Mark::Less, Mark::Less));
+        assert_eq!((of("x2APIC of the host").mark, of("housekeeping").mark), (Mark::Less, Mark::Less));
         fs::remove_dir_all(root).unwrap();
+    }
+
+    /// What the CPU could do counts for nothing where the module was told not to use it.
+    #[test]
+    fn parameters_of_the_loaded_module_decide() {
+        let delivery = |cpu: &str, parameters: &[(&str, &str)]| {
+            let names: Vec<_> =
+                parameters.iter().map(|(n, _)| format!("sys/module/exitless/parameters/{n}")).collect();
+            let mut files = vec![("proc/cpuinfo", cpu)];
+            files.extend(names.iter().zip(parameters).map(|(n, (_, value))| (n.as_str(), *value)));
+            let (root, h) = host(&files);
+            let f = h.delivery();
+            fs::remove_dir_all(root).unwrap();
+            f
+        };
+        let intel = "flags\t: vmx\nvmx flags\t: posted_intr preemption_timer\n";
+        let f = delivery(intel, &[]);
+        assert_eq!((f.mark, f.advice.as_str()), (Mark::Good, ""));
+        let f = delivery(intel, &[("apicv", "N\n"), ("preemption_timer", "Y\n"), ("ipiv", "Y\n")]);
+        assert_eq!((f.mark, f.advice.as_str()), (Mark::Less, "load with apicv=1"));
+        assert!(f.found.contains("switched off (apicv=N)") && f.found.contains("ipiv=Y"), "{}", f.found);
+        let f = delivery(intel, &[("apicv", "Y\n"), ("preemption_timer", "N\n")]);
+        assert_eq!((f.mark, f.advice.as_str()), (Mark::Less, "load with preemption_timer=1"));
+        let f = delivery(intel, &[("apicv", "N\n"), ("preemption_timer", "N\n")]);
+        assert_eq!(f.advice, "load with apicv=1, load with preemption_timer=1");
+        let f = delivery("flags\t: vmx\n", &[("apicv", "Y\n"), ("preemption_timer", "Y\n")]);
+        assert_eq!(f.mark, Mark::Less, "a parameter makes no CPU");
+
+        let amd = "flags\t: svm x2avic\n";
+        assert_eq!(delivery(amd, &[("avic", "Y\n")]).mark, Mark::Good);
+        for off in [&[("avic", "N\n")][..], &[]] {
+            let f = delivery(amd, off);
+            assert_eq!((f.mark, f.advice.as_str()), (Mark::Less, AVIC));
+        }
+        assert_eq!(delivery("flags\t: svm\n", &[("avic", "Y\n")]).mark, Mark::Less);
     }
 
     #[test]

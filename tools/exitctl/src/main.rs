@@ -1,8 +1,9 @@
-//! exitctl: see where virtual machines on Exitless spend their exits, choose what spares them, measure the difference.
+//! exitctl: see where virtual machines on Exitless spend their exits, choose what spares them.
 //! `docs/exitctl.md`.
 
 mod check;
 mod device;
+mod export;
 mod host;
 mod names;
 mod out;
@@ -13,13 +14,18 @@ mod view;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// See where virtual machines on Exitless spend their exits, choose what spares them, measure the difference.
+/// `check` found something that does not work.
+const FOUND: u8 = 3;
+const ENDS: &str = "Ends with 0: done; 1: it failed; 2: the command line is wrong; 3: check found something that does not work.";
+
+/// See where virtual machines on Exitless spend their exits, choose what spares them.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = ENDS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -28,6 +34,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Is this host ready, and what is each mechanism to each running VM: active, or why not and what changes it.
+    ///
+    /// Ends with 3 if something does not work, or VMs cannot be seen.
     Check {
         #[command(flatten)]
         which: Which,
@@ -42,8 +50,10 @@ enum Command {
     /// Switch mechanisms, while guests run.
     Set(set::Options),
     /// Serve the counts to Prometheus.
+    ///
+    /// Whoever can connect sees every VM's counts, pid and name, although the device itself is root's.
     Exporter {
-        /// Address and port.
+        /// Address and port; the default is reached from this host alone.
         #[arg(long, default_value = "127.0.0.1:9404")]
         listen: String,
     },
@@ -91,15 +101,17 @@ fn run() -> Result<ExitCode> {
                 "check has the formats table and json"
             );
             if !check::run(*format, which)? {
-                return Ok(ExitCode::from(2));
+                return Ok(ExitCode::from(FOUND));
             }
         }
         Command::Stat(o) => stat::run(o)?,
         Command::Top(o) => top::run(o)?,
         Command::Set(o) => set::run(o)?,
-        Command::Exporter { listen } => stat::export(listen)?,
+        Command::Exporter { listen } => export::run(listen)?,
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "exitctl", &mut std::io::stdout());
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "exitctl", &mut text);
+            out::print(&String::from_utf8(text)?)?;
         }
         Command::Man { folder } => {
             std::fs::create_dir_all(folder)?;
@@ -113,7 +125,8 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("exitctl: {e:#}");
+            // With nobody to tell it to, it has failed all the same.
+            let _ = writeln!(std::io::stderr(), "exitctl: {e:#}");
             ExitCode::FAILURE
         }
     }

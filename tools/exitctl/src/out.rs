@@ -1,12 +1,13 @@
 //! Forms of output: tables for people, JSON, CSV, and the text of Prometheus.
 
 use crate::view::{Counts, View, Vm};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prometheus_client::registry::Registry;
+use std::io::Write;
 
 /// A form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -20,6 +21,19 @@ pub(crate) enum Format {
     Csv,
     /// The text format of Prometheus (OpenMetrics): counts since each vCPU's creation.
     Prometheus,
+}
+
+/// On standard output; `false`: nobody reads it any more, which is an end and not an error.
+pub(crate) fn print(text: &str) -> Result<bool> {
+    print_to(&mut std::io::stdout().lock(), text)
+}
+
+fn print_to(out: &mut impl Write, text: &str) -> Result<bool> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("writing"),
+    }
 }
 
 /// A table as wide as the terminal; the columns of `numbers` are set to the right.
@@ -192,6 +206,16 @@ mod tests {
             value("exitless_mechanism_active_vcpus", &[("vm", "4"), ("mechanism", "ipi_fastpath")]),
             1.0
         );
+    }
+
+    #[test]
+    fn a_pipe_that_closes_is_an_end() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        assert!(print_to(&mut writer, "one").unwrap());
+        drop(reader);
+        assert!(!print_to(&mut writer, "two").unwrap());
+        let mut no_room = [0; 2];
+        assert!(print_to(&mut no_room.as_mut_slice(), "three").is_err());
     }
 
     #[test]

@@ -2,12 +2,17 @@
 
 use crate::device::Device;
 use crate::names::Names;
+use crate::out;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Where modprobe finds parameters.
-const MODPROBE: &str = "/etc/modprobe.d/exitless-mechanisms.conf";
+/// Where modprobe, not insmod, finds parameters.
+const FOLDER: &str = "/etc/modprobe.d";
+const FILE: &str = "exitless-mechanisms.conf";
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -23,7 +28,9 @@ pub(crate) struct Options {
     /// VMs to come.
     #[arg(long)]
     default: bool,
-    /// With --default: also when the module is loaded again (writes /etc/modprobe.d/exitless-mechanisms.conf).
+    /// With --default: also when modprobe loads the module again (writes /etc/modprobe.d/exitless-mechanisms.conf).
+    ///
+    /// insmod reads nothing there. Options in a file whose name sorts behind, as exitless.conf does, come later and win.
     #[arg(long, requires = "default")]
     persist: bool,
     /// Say what would be done, and do nothing.
@@ -73,11 +80,11 @@ pub(crate) fn run(o: &Options) -> Result<()> {
         None => vec![0],
     };
     if targets.is_empty() {
-        println!("no VM is running");
+        out::print("no VM is running\n")?;
     }
     for id in targets {
         let whom = if id == 0 { "VMs to come".into() } else { format!("VM {id}") };
-        println!("{whom}: {}", said(&names, m));
+        out::print(&format!("{whom}: {}\n", said(&names, m)))?;
         if !o.dry_run {
             d.switch(id, m.on, m.off)?;
         }
@@ -85,9 +92,15 @@ pub(crate) fn run(o: &Options) -> Result<()> {
     if o.persist {
         // As the switches are now: the defaults with these changes.
         let line = modprobe_line(&names, m);
-        println!("{MODPROBE}: {}", line.trim_end());
+        let folder = Path::new(FOLDER);
+        let path = folder.join(FILE);
+        out::print(&format!("{} (for modprobe; insmod does not read it): {line}", path.display()))?;
+        for wins in later(folder) {
+            out::print(&format!("{} has mechanisms too, is read later and wins\n", wins.display()))?;
+        }
         if !o.dry_run {
-            write_whole(Path::new(MODPROBE), &line)?;
+            write_whole(&path, &line)
+                .with_context(|| format!("not kept for the next load: {}", path.display()))?;
         }
     }
     Ok(())
@@ -119,12 +132,38 @@ fn modprobe_line(names: &Names, m: Masks) -> String {
     )
 }
 
-/// Old or new, never half of it.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
+/// Files of the folder that set mechanisms too and whose names sort behind: modprobe hands options over in this order.
+fn later(folder: &Path) -> Vec<PathBuf> {
+    let sets = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some("options")
+                && words.next() == Some("exitless")
+                && words.any(|w| w.starts_with("mechanisms="))
+        })
+    };
+    let behind = |path: &PathBuf| {
+        path.extension().is_some_and(|e| e == "conf")
+            && path.file_name().is_some_and(|name| name > OsStr::new(FILE))
+    };
+    let all = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<_> = all.filter(behind).filter(sets).collect();
+    found.sort();
+    found
+}
+
+/// Old or new, never half of it, also where the power fails: what is renamed is on the disk, and so is the name after it.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     let new = PathBuf::from(format!("{}.new", path.display()));
-    let why = || format!("{}: only root writes there", path.display());
-    std::fs::write(&new, text).with_context(why)?;
-    std::fs::rename(&new, path).with_context(why)
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    write().inspect_err(|_| _ = std::fs::remove_file(&new))?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 #[cfg(test)]
@@ -169,6 +208,35 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
         std::fs::remove_file(path).unwrap();
-        assert!(write_whole(Path::new("/nowhere/at/all"), "x").is_err());
+    }
+
+    /// The cause is said, and nothing is left over.
+    #[test]
+    fn a_file_that_cannot_be_written() {
+        let cause = write_whole(Path::new("/nowhere/at/all"), "x").unwrap_err();
+        assert_eq!(cause.kind(), io::ErrorKind::NotFound);
+        let folder = std::env::temp_dir().join(format!("exitctl-set-folder-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("a/b")).unwrap();
+        assert_eq!(write_whole(&folder.join("a"), "x").unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn who_is_read_later_is_named() {
+        let folder = std::env::temp_dir().join(format!("exitctl-set-later-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, text) in [
+            (FILE, "options exitless mechanisms=-all\n"),
+            ("exitless.conf", "blacklist kvm_intel\n options  exitless apicv=0 mechanisms=-boost\n"),
+            ("a.conf", "options exitless mechanisms=-all\n"),
+            ("exitless.conf.new", "options exitless mechanisms=-all\n"),
+            ("y.conf", "options exitless apicv=0\noptions kvm mechanisms=1\n"),
+            ("z.conf", "#options exitless mechanisms=-all\n"),
+        ] {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        assert_eq!(later(&folder), [folder.join("exitless.conf")]);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -1,11 +1,10 @@
-//! `exitctl stat`: the profile of exits, once or again and again; and the exporter, which serves it to Prometheus.
+//! `exitctl stat`: the profile of exits, once or again and again.
 
 use crate::device::Device;
 use crate::out::{self, Format};
-use crate::view::{View, Vm, Watch};
-use anyhow::{Context, Result};
+use crate::view::{View, Vm, Watch, title};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
-use std::io::Write;
 use std::time::Duration;
 
 /// Parts of the table.
@@ -45,26 +44,20 @@ pub(crate) struct Options {
 pub(crate) fn run(o: &Options) -> Result<()> {
     let mut watch = Watch::new(Device::open()?)?;
     let Some(interval) = o.interval else {
-        return print(&shown(o, &o.which.of(watch.look()?)?, true)?);
+        out::print(&shown(o, &o.which.of(watch.look()?)?, true)?)?;
+        return Ok(());
     };
     watch.since()?;
     let mut n = 0;
     while o.count.is_none_or(|count| n < count) {
         std::thread::sleep(interval);
         let view = if o.format == Format::Prometheus { watch.look()? } else { watch.since()? };
-        print(&shown(o, &o.which.of(view)?, n == 0)?)?;
+        if !out::print(&shown(o, &o.which.of(view)?, n == 0)?)? {
+            return Ok(());
+        }
         n += 1;
     }
     Ok(())
-}
-
-/// A pipe that closes is an end, not an error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        r => r.context("writing"),
-    }
 }
 
 fn shown(o: &Options, view: &View, first: bool) -> Result<String> {
@@ -82,7 +75,7 @@ fn profile(vm: &Vm, by: &[Part], seconds: Option<f64>) -> String {
     let (all, fast, user) = (vm.total(|v| v.exits), vm.total(|v| v.fast), vm.total(|v| v.user));
     let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
     let time = seconds.map_or("since their creation".into(), |s| format!("in {s:.2} s"));
-    let mut text = format!("VM {} {} (pid {}), {} vCPUs {time}\n", vm.id, vm.name, vm.pid, vm.vcpus.len());
+    let mut text = format!("{}, {} vCPUs {time}\n", title(vm.id, &vm.name, vm.pid), vm.vcpus.len());
     text += &format!("{all} exits: {:.1} % fast, {:.1} % to user space\n\n", share(fast), share(user));
     for part in by {
         let section = match part {
@@ -132,31 +125,6 @@ fn mechanisms(vm: &Vm) -> String {
         ]
     });
     out::table(&["mechanism", "active", "hits", "saved", "added", "left to others"], &[1, 2, 3, 4], rows)
-}
-
-/// `exitctl exporter`.
-pub(crate) fn export(listen: &str) -> Result<()> {
-    let mut watch = Watch::new(Device::open()?)?;
-    let server = tiny_http::Server::http(listen)
-        .map_err(|e| anyhow::anyhow!("{listen}: {e}; --listen takes another address and port"))?;
-    eprintln!("http://{listen}/metrics; Ctrl-C ends it");
-    for request in server.incoming_requests() {
-        let answer = match request.url() {
-            "/metrics" => match watch.look().and_then(|view| out::prometheus(&view)) {
-                Ok(text) => tiny_http::Response::from_string(text).with_header(content_type()),
-                Err(e) => tiny_http::Response::from_string(format!("{e:#}\n")).with_status_code(500),
-            },
-            _ => tiny_http::Response::from_string("/metrics\n").with_status_code(404),
-        };
-        // Who asked may be gone.
-        let _ = request.respond(answer);
-    }
-    Ok(())
-}
-
-fn content_type() -> tiny_http::Header {
-    const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    tiny_http::Header::from_bytes("Content-Type", TYPE).unwrap_or_else(|()| unreachable!("{TYPE} is ASCII"))
 }
 
 #[cfg(test)]

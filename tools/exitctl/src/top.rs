@@ -1,19 +1,26 @@
 //! `exitctl top`: VMs, their vCPUs and mechanisms, live.
 //!
 //! Keys: arrows move, Enter opens a VM and Esc leaves it, Tab goes from its vCPUs to its exits and mechanisms, s sorts by the next
-//! column, / filters by name, q ends.
+//! column, / filters by name, q and Ctrl-C end.
 
 use crate::device::Device;
 use crate::out::largest;
-use crate::view::{View, Vm, Watch};
-use anyhow::Result;
+use crate::view::{View, Vm, Watch, title};
+use anyhow::{Result, ensure};
 use clap::Args;
 use ratatui::Frame;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
+use ratatui::crossterm::cursor::Show;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{LeaveAlternateScreen, disable_raw_mode};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Row, Table, TableState};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
@@ -70,7 +77,15 @@ enum Outcome {
 }
 
 impl Screen {
-    fn key(&mut self, code: KeyCode, view: &View) -> Outcome {
+    fn key(&mut self, key: impl Into<KeyEvent>, view: &View) -> Outcome {
+        let KeyEvent { code, modifiers, .. } = key.into();
+        // The terminal is raw: it makes no signal of Ctrl-C.
+        if modifiers.contains(KeyModifiers::CONTROL) && matches!(code, KeyCode::Char('c' | 'C')) {
+            return Outcome::Leave;
+        }
+        if modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) {
+            return Outcome::Stay;
+        }
         if self.typing {
             match code {
                 KeyCode::Enter => self.typing = false,
@@ -154,10 +169,8 @@ impl Screen {
                 SORTS[self.sort]
             ),
             Some(vm) => format!(
-                "VM {} {} (pid {}): {:.0} exits/s",
-                vm.id,
-                vm.name,
-                vm.pid,
+                "{}: {:.0} exits/s",
+                title(vm.id, &vm.name, vm.pid),
                 vm.total(|v| v.exits) as f64 / seconds
             ),
         };
@@ -267,13 +280,43 @@ pub(crate) fn run(o: &Options) -> Result<()> {
     let mut watch = Watch::new(Device::open()?)?;
     let first = watch.since()?;
     o.which.of(first)?;
-    let mut terminal = ratatui::try_init()?;
-    let r = live(o, &mut watch, &mut terminal);
-    ratatui::restore();
-    r
+    ensure!(std::io::stdout().is_terminal(), "top needs a terminal; exitctl stat --interval 1 does not");
+    let signal = Arc::new(AtomicUsize::new(0));
+    for n in [SIGTERM, SIGHUP, SIGINT] {
+        signal_hook::flag::register_usize(n, Arc::clone(&signal), n as usize)?;
+    }
+    let r = {
+        let _restored = Restored;
+        ratatui::try_init()
+            .map_err(Into::into)
+            .and_then(|mut terminal| live(o, &mut watch, &mut terminal, &signal))
+    };
+    match signal.load(Ordering::Relaxed) {
+        0 => r,
+        // The end that the signal asked for, with the terminal as it was.
+        n => Ok(signal_hook::low_level::emulate_default_handler(n as i32)?),
+    }
 }
 
-fn live(o: &Options, watch: &mut Watch, terminal: &mut ratatui::DefaultTerminal) -> Result<()> {
+/// The terminal as it was, however it is left, also half made; each step on its own.
+struct Restored;
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let _ = disable_raw_mode();
+        let _ = execute!(std::io::stdout(), LeaveAlternateScreen, Show);
+    }
+}
+
+/// A signal that comes just before the wait for a key is seen after so long.
+const BLIND: Duration = Duration::from_secs(1);
+
+fn live(
+    o: &Options,
+    watch: &mut Watch,
+    terminal: &mut ratatui::DefaultTerminal,
+    signal: &AtomicUsize,
+) -> Result<()> {
     let mut screen = Screen::default();
     screen.to(o.which.vm);
     let mut view = View { seconds: Some(1.0), vms: Vec::new() };
@@ -281,14 +324,20 @@ fn live(o: &Options, watch: &mut Watch, terminal: &mut ratatui::DefaultTerminal)
     let mut looks = 0;
     loop {
         terminal.draw(|frame| screen.draw(frame, &view))?;
+        if signal.load(Ordering::Relaxed) != 0 {
+            return Ok(());
+        }
         let wait = next.saturating_duration_since(Instant::now());
-        if event::poll(wait)? {
+        if event::poll(wait.min(BLIND))? {
             if let Event::Key(k) = event::read()?
                 && k.kind == KeyEventKind::Press
-                && matches!(screen.key(k.code, &view), Outcome::Leave)
+                && matches!(screen.key(k, &view), Outcome::Leave)
             {
                 return Ok(());
             }
+            continue;
+        }
+        if Instant::now() < next {
             continue;
         }
         if o.count.is_some_and(|count| looks >= count) {
@@ -366,6 +415,20 @@ mod tests {
         assert_eq!(s.vms(&v).iter().map(|vm| vm.id).collect::<Vec<_>>(), [1, 2, 3]);
         s.key(KeyCode::Char('s'), &v);
         assert_eq!(s.vms(&v)[0].id, 2);
+    }
+
+    /// Ctrl-C ends it wherever it is pressed; other chords are not typed.
+    #[test]
+    fn chords_are_not_text() {
+        let (v, mut s) = (view(), Screen::default());
+        let chord = |c, with| KeyEvent::new(KeyCode::Char(c), with);
+        assert!(matches!(s.key(chord('c', KeyModifiers::CONTROL), &v), Outcome::Leave));
+        s.key(KeyCode::Char('/'), &v);
+        s.key(chord('G', KeyModifiers::SHIFT), &v);
+        s.key(chord('u', KeyModifiers::CONTROL), &v);
+        s.key(chord('x', KeyModifiers::ALT), &v);
+        assert!(matches!(s.key(chord('c', KeyModifiers::CONTROL), &v), Outcome::Leave));
+        assert!(s.typing && s.filter == "G", "{}", s.filter);
     }
 
     /// A VM that is open ends: its list comes back.

@@ -6,6 +6,10 @@ use anyhow::Result;
 use exitless_control_abi::{ALL_VCPUS, kind, state};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 /// Counts by name.
@@ -52,7 +56,7 @@ pub(crate) struct Vm {
     /// Of the thread that created it.
     pub(crate) pid: i32,
     pub(crate) uid: u32,
-    /// The process's name for it: QEMU's `-name`, or the command.
+    /// The process's name for it: QEMU's `-name`, or the command; without control characters.
     pub(crate) name: String,
     pub(crate) vcpus: Vec<Vcpu>,
     /// Exits by reason.
@@ -140,7 +144,7 @@ impl Watch {
         let known = states.iter().zip(&self.names.mechanisms);
         let mechanisms = known.map(|(s, m)| self.mechanism(s, &m.name)).collect();
         let vcpus = vcpus.iter().map(vcpu).collect();
-        Ok(Vm { id, pid, uid, name: process_name(pid), vcpus, exits, msrs, ports, counters, mechanisms })
+        Ok(Vm { id, pid, uid, name: process_name(pid, uid), vcpus, exits, msrs, ports, counters, mechanisms })
     }
 
     fn mechanism(&self, s: &exitless_control_abi::State, name: &str) -> Mechanism {
@@ -175,12 +179,24 @@ fn vcpu(r: &exitless_control_abi::VcpuRecord) -> Vcpu {
     Vcpu { id: r.id, cpu: r.cpu, state, exits: r.exits, fast: r.fast, user: r.user }
 }
 
-/// QEMU's `-name`, its first word, or the command; empty where the process is out of sight.
-fn process_name(pid: i32) -> String {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    name_in(&line).unwrap_or_else(|| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().into()
-    })
+/// QEMU's `-name`, its first word, or the command; empty where the process is out of sight, or another user's than the VM: the number is
+/// that of the thread which created the VM, and once it has ended another's.
+fn process_name(pid: i32, uid: u32) -> String {
+    let of = || -> std::io::Result<Option<String>> {
+        // Held open, so that what is read is of the process whose owner was looked at.
+        let process = File::open(format!("/proc/{pid}"))?;
+        if process.metadata()?.uid() != uid {
+            return Ok(None);
+        }
+        let read = |what| {
+            let file = File::open(format!("/proc/self/fd/{}/{what}", process.as_raw_fd()))?;
+            let mut bytes = Vec::new();
+            file.take(1 << 20).read_to_end(&mut bytes).map(|_| bytes)
+        };
+        let command = || Ok(read("comm").map(|c| String::from_utf8_lossy(&c).trim_end().to_owned()).ok());
+        name_in(&read("cmdline")?).map_or_else(command, |name| Ok(Some(name)))
+    };
+    printable(&of().ok().flatten().unwrap_or_default())
 }
 
 fn name_in(line: &[u8]) -> Option<String> {
@@ -189,6 +205,22 @@ fn name_in(line: &[u8]) -> Option<String> {
     let name = String::from_utf8_lossy(words.next()?).into_owned();
     let first = name.split(',').find(|part| !part.is_empty())?;
     Some(first.strip_prefix("guest=").unwrap_or(first).to_owned())
+}
+
+/// The longest name that is shown, in characters.
+const NAME: usize = 64;
+
+/// A name that any user chose, fit for the terminal of root: `?` for control characters (C0, DEL, C1) and for those that change the
+/// direction or the lines of the text around them.
+fn printable(name: &str) -> String {
+    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    name.chars().take(NAME).map(|c| if c.is_control() || turns(c) { '?' } else { c }).collect()
+}
+
+/// How a VM is called to people.
+pub(crate) fn title(id: u64, name: &str, pid: i32) -> String {
+    let space = if name.is_empty() { "" } else { " " };
+    format!("VM {id}{space}{name} (pid {pid})")
 }
 
 fn less(now: &Counts, before: &Counts) -> Counts {
@@ -314,5 +346,38 @@ pub(crate) mod tests {
         assert_eq!(name_in(b"qemu\0-name\0db\0").as_deref(), Some("db"));
         assert_eq!(name_in(b"firecracker\0--id\0x"), None);
         assert_eq!(name_in(b"qemu\0-name"), None);
+    }
+
+    #[test]
+    fn names_move_no_terminal() {
+        assert_eq!(printable("\x1b]0;x\x07a\nb\x7f\u{9b}2J"), "?]0;x?a?b??2J");
+        assert_eq!(printable("\u{202e}\u{2066}\u{2028}w\u{eb}b-1 \u{540d}"), "???w\u{eb}b-1 \u{540d}");
+        assert_eq!(printable(&"x".repeat(9999)).len(), NAME);
+        assert_eq!((title(3, "", 4).as_str(), title(3, "a", 4).as_str()), ("VM 3 (pid 4)", "VM 3 a (pid 4)"));
+    }
+
+    /// Of a process that asks for the terminal's attention, and only as long as it is the VM's user's.
+    #[test]
+    fn names_of_processes() {
+        use std::process::{Command, Stdio};
+        let shell = |args: &[&str]| {
+            let mut c = Command::new("sh");
+            c.args(["-c", "echo; read x", "sh"]).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = c.spawn().unwrap();
+            // It runs, and is no longer a copy of this process.
+            child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            child
+        };
+        let (mut named, mut nameless) = (shell(&["-name", "guest=\x1b[2Jweb,x=y"]), shell(&[]));
+        let of = |pid: u32, uid| process_name(pid as i32, uid);
+        let uid = std::fs::metadata(format!("/proc/{}", named.id())).unwrap().uid();
+        assert_eq!(of(named.id(), uid), "?[2Jweb");
+        assert_eq!(of(nameless.id(), uid), "sh");
+        assert_eq!((of(named.id(), uid + 1), of(nameless.id(), uid + 1)), (String::new(), String::new()));
+        for child in [&mut named, &mut nameless] {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+        assert_eq!(of(named.id(), uid), "", "it has ended");
     }
 }
