@@ -303,10 +303,11 @@ fn whom_messages_reach(e: &Env) -> R {
 }
 
 /// A VM of 300 vCPUs: messages of user space, of a route and of a vCPU reach the last, by the ways that KVM_CAP_X2APIC_API opens, and it
-/// takes them. Without that API an id has 8 bits, and a device's 0xff is everybody.
+/// takes them. Without that API an id has 8 bits, and a device's 0xff is everybody. Whoever is in xAPIC mode is not taken for another.
 fn ids_above_255(e: &Env) -> R {
     const CPUS: u32 = 300;
     const LAST: u32 = CPUS - 1;
+    const TWIN: u32 = 0x101;
     /// Have their APICs on, in x2APIC mode; the third has the lower bits of the last one's id.
     const LISTEN: [u32; 5] = [0, 1, LAST & 0xff, 0xff, LAST];
     let (sys, vm) = e.vm_with_chips()?;
@@ -394,6 +395,36 @@ fn ids_above_255(e: &Env) -> R {
     v.fd.set(nr::SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;
     v.run_to(KVM_EXIT_IO)?;
     same!(v.io().0, 0x81, "port of the handler");
+
+    // One whose id has the lower 8 bits of another's, and that is in xAPIC mode still, as the firmware has not started it.
+    let twin = &vcpus[TWIN as usize];
+    lapic(twin, &[(0xf0, 0x1ff)])?;
+    for id in [1, TWIN] {
+        ipi(id, 0x49)?;
+        same!(
+            pending(&vcpus, 0x49)?,
+            if id == 1 { vec![1] } else { vec![1, TWIN as usize] },
+            "an IPI to {id}"
+        );
+    }
+    if exitless() {
+        // For stock KVM the former is none in xAPIC mode, and the latter is one.
+        ipi(u32::MAX, 0x4a)?;
+        same!(pending(&vcpus, 0x4a)?, [&all[..4], &[TWIN as usize], &last].concat(), "a broadcast");
+        ipi(0xff, 0x4b)?;
+        same!(pending(&vcpus, 0x4b)?, [0xff], "an IPI to 255");
+    }
+    let states = || -> Result<[u32; 2], Stop> {
+        let of = |id: u32| vcpus[id as usize].fd.get::<kvm_mp_state>(nr::GET_MP_STATE).map(|s| s.mp_state);
+        Ok([of(1)?, of(TWIN)?])
+    };
+    let [fresh, started] = [KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_RUNNABLE];
+    for (id, want) in [(1, [started, fresh]), (TWIN, [started, started])] {
+        ipi(id, 0x4500)?;
+        states()?;
+        ipi(id, 0x4604)?;
+        same!(states()?, want, "INIT and SIPI to {id}");
+    }
     Ok(())
 }
 

@@ -36,22 +36,34 @@ impl Address {
         self.hw_enabled() && self.sw_enabled()
     }
 
+    /// In x2APIC mode, or to be started in spite of an id that xAPIC mode has no room for: 32 bits name it.
+    #[inline]
+    fn knows_wide_ids(self) -> bool {
+        self.x2apic() || self.x2apic_id() > 0xff
+    }
+
+    /// The one physical id that names it. In xAPIC mode it is what the guest sees and may change, unless the immutable id is above
+    /// 0xff: the lower 8 bits of that are another vCPU's, and an INIT or SIPI to them is for that one. This holds in every VM: on a
+    /// machine that has only xAPICs nobody has such an id.
+    #[inline]
+    pub fn physical_id(self) -> u32 {
+        if self.knows_wide_ids() { self.x2apic_id() } else { self.xapic_id().into() }
+    }
+
     /// The destination (not the shorthand) of `msg` names this APIC. An APIC disabled in IA32_APIC_BASE is never named.
     ///
     /// An xAPIC sender's or device's 0xff is a broadcast for every target; an x2APIC sender's 0xff is one for targets in xAPIC mode
-    /// only, and 0xffff_ffff for all. A physical id above 0xff names its vCPU even in xAPIC mode, so that it can be started.
+    /// whose ids have 8 bits, and 0xffff_ffff for all.
     #[inline]
     pub fn names(self, msg: &InterruptMessage) -> bool {
         if !self.hw_enabled() {
             return false;
         }
-        if is_broadcast(msg, self.x2apic()) {
+        if is_broadcast(msg, self.knows_wide_ids()) {
             return true;
         }
         match (msg.logical, self.x2apic()) {
-            (false, true) => msg.destination == self.x2apic_id(),
-            (false, false) if msg.destination > 0xff => msg.destination == self.x2apic_id(),
-            (false, false) => msg.destination == u32::from(self.xapic_id()),
+            (false, _) => msg.destination == self.physical_id(),
             (true, true) => in_cluster(x2apic_ldr(self.x2apic_id()), msg.destination, 16),
             (true, false) if self.flat() => u32::from(self.logical_id()) & msg.destination != 0,
             (true, false) => in_cluster(self.logical_id().into(), msg.destination, 4),
@@ -64,10 +76,10 @@ pub const fn x2apic_ldr(id: u32) -> u32 {
     (id >> 4) << 16 | 1 << (id & 0xf)
 }
 
-/// The destination is every APIC in that mode.
-pub(crate) fn is_broadcast(msg: &InterruptMessage, target_x2apic: bool) -> bool {
+/// The destination is every APIC that 32 bits name (`wide`), or 8.
+pub(crate) fn is_broadcast(msg: &InterruptMessage, wide: bool) -> bool {
     match msg.destination {
-        0xff => !(msg.x2apic && target_x2apic),
+        0xff => !(msg.x2apic && wide),
         u32::MAX => msg.x2apic,
         _ => false,
     }

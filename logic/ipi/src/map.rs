@@ -41,7 +41,7 @@ pub struct Map<const IDS: usize, W = AtomicU16> {
     ids: [W; IDS],
     flat: [W; 8],
     clusters: [W; 16 * CLUSTER],
-    /// How many are in xAPIC mode, for which an x2APIC sender's 0xff is a broadcast.
+    /// How many are in xAPIC mode, for which an x2APIC sender's 0xff may be a broadcast.
     xapics: W,
 }
 
@@ -127,9 +127,7 @@ impl Address {
         let bit = |bit: u8| self.logical_id() >> bit & 1 != 0;
         match (self.x2apic(), place) {
             _ if !self.hw_enabled() => false,
-            (true, Place::Id(id)) => id == self.x2apic_id(),
-            (false, Place::Id(id)) if id > 0xff => id == self.x2apic_id(),
-            (false, Place::Id(id)) => id == self.xapic_id().into(),
+            (_, Place::Id(id)) => id == self.physical_id(),
             (true, _) => false,
             (_, Place::Flat(n)) => self.flat() && bit(n),
             (_, Place::Cluster(n)) => !self.flat() && n / 4 == self.logical_id() / 16 && bit(n % 4),
@@ -139,10 +137,7 @@ impl Address {
     /// Everywhere it may stand, and perhaps elsewhere; each once.
     fn places(self) -> impl Iterator<Item = Place> {
         let cluster = self.logical_id() / 16 * 4;
-        let (id, other) = (self.x2apic_id(), u32::from(self.xapic_id()));
-        let other = (id != other).then_some(Place::Id(other));
-        core::iter::once(Place::Id(id))
-            .chain(other)
+        core::iter::once(Place::Id(self.physical_id()))
             .chain((0..8).map(Place::Flat))
             .chain((0..4).map(move |bit| Place::Cluster(cluster + bit)))
     }

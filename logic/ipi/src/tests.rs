@@ -188,13 +188,34 @@ fn aliases() {
     assert_eq!(vm.fast(&to(1, true, false), None), None, "0 is there still");
 }
 
-/// Above 0xff an id is the vCPU's own in each mode, and it has two.
+/// Above 0xff an id is the vCPU's own in each mode, and its only one: its lower 8 bits are another vCPU's, also an x2APIC sender's 0xff.
 #[test]
 fn wide_ids_before_x2apic() {
-    let vm = Vm::new([xapic(0x23, 0x23), xapic(0x123, 0x23), xapic(0x124, 0x24)]);
-    assert_eq!(vm.fast(&to(0x123, false, true), None), Some(std::vec![1]));
-    assert_eq!(vm.fast(&to(0x24, false, true), None), Some(std::vec![2]));
-    assert_eq!(vm.fast(&to(0x23, false, true), None), None);
+    let mut vm =
+        Vm::new([x2apic(0x23), xapic(0x123, 0x23), xapic(0x124, 0x24), xapic(0xff, 0xff), xapic(1, 1)]);
+    let both = |vm: &Vm, destination, x2apic| {
+        let m = to(destination, false, x2apic);
+        let named = vm.slow(&m, None);
+        assert!(vm.fast(&m, None).is_none_or(|fast| fast == named), "{m:?}");
+        named
+    };
+    for x2apic in [false, true] {
+        assert_eq!(both(&vm, 0x123, x2apic), [1]);
+        assert_eq!(both(&vm, 0x23, x2apic), [0]);
+        assert_eq!(both(&vm, 0x24, x2apic), []);
+    }
+    assert_eq!(vm.fast(&to(0x23, false, true), None), Some(std::vec![0]), "looked up");
+    assert_eq!(both(&vm, 0xff, true), [3, 4], "a broadcast in xAPIC mode, and an id");
+    assert_eq!(both(&vm, 0xff, false), [0, 1, 2, 3, 4]);
+    assert_eq!(both(&vm, u32::MAX, true), [0, 1, 2, 3, 4]);
+    vm.change(1, xapic(0x123, 0x77));
+    assert_eq!(
+        (both(&vm, 0x77, true), both(&vm, 0x123, true)),
+        (Vec::new(), std::vec![1]),
+        "not by a changed id"
+    );
+    vm.change(1, x2apic(0x123));
+    assert_eq!((both(&vm, 0x23, true), both(&vm, 0x123, true)), (std::vec![0], std::vec![1]));
     assert_eq!(vm.fast(&to(IDS as u32, false, true), None), None, "beyond the map nothing is known");
 }
 
@@ -275,7 +296,7 @@ fn without_the_upper_part() {
     let named: Vec<_> = map.resolve(&to(2, false, true), None, 2).unwrap().iter().collect();
     assert_eq!(named, [0]);
     assert_eq!(map.resolve(&to(0x123, false, true), None, 2), None);
-    assert_eq!(map.holder(0x23), Some(1));
+    assert_eq!(map.holder(0x23), None, "its 8 bits are not its id");
     assert_eq!(map.holder(0x123), None);
 }
 

@@ -109,7 +109,8 @@ fn reference(message: &InterruptMessage, sender: Option<usize>, cpus: &[Model]) 
         if message.x2apic && destination == 0xffff_ffff {
             return true;
         }
-        if destination == 0xff && (!message.x2apic || m.mode == Mode::XApic) {
+        let wide = m.mode == Mode::X2Apic || m.id > 0xff;
+        if destination == 0xff && !(message.x2apic && wide) {
             return true;
         }
         match (message.logical, m.mode) {
@@ -121,8 +122,7 @@ fn reference(message: &InterruptMessage, sender: Option<usize>, cpus: &[Model]) 
                 let members = (0..4).any(|bit| destination >> bit & u32::from(m.logical_id) >> bit & 1 == 1);
                 destination / 16 == u32::from(m.logical_id / 16) && members
             }
-            (false, Mode::X2Apic) => destination == m.id,
-            (false, _) if destination > 0xff => destination == m.id,
+            (false, _) if wide => destination == m.id,
             (false, _) => destination == u32::from(m.xapic_id),
         }
     };
