@@ -26,6 +26,10 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 /// Shortest distance between two ticks of channel 0, in clocks (200.3 microseconds), to protect the host. A shorter
 /// period ticks at this pace; reading the counter is not affected.
 pub const MIN_TICK_CLOCKS: u64 = 239;
+/// How many times as long as a tick took in the hard interrupt no other follows it, up to [`MAX_REST_NS`].
+pub const REST: u64 = 7;
+/// A tick takes some 2 ms for the most vCPUs; one that takes longer was itself held up.
+pub const MAX_REST_NS: u64 = 15_000_000;
 /// Half a period of port 0x61's refresh bit, in nanoseconds.
 const REFRESH_TOGGLE_NS: u64 = 15_085;
 
@@ -342,6 +346,8 @@ pub struct Pit {
     channels: [Channel; 3],
     /// Clocks from channel 0's load to its next tick; 0 for none.
     next_tick: u64,
+    /// No tick before: the host's CPU is for others.
+    rest_until: u64,
     /// Ticks not yet ended by the guest, the one under way included. Counted while `reinject` is set.
     pending: u32,
     /// The guest ended the last tick, so the next one may go out.
@@ -361,6 +367,7 @@ impl Pit {
             channel.init(gate);
         }
         self.next_tick = 0;
+        self.rest_until = 0;
         self.reinject = true;
         self.speaker = flags & KVM_PIT_SPEAKER_DUMMY != 0;
         self.speaker_data = false;
@@ -500,7 +507,15 @@ impl Pit {
     /// When the host timer must call [`Pit::irq0_expire`], in nanoseconds; None while channel 0 does not tick.
     pub fn irq0_next(&self) -> Option<u64> {
         let [timer, ..] = &self.channels;
-        (self.next_tick != 0).then(|| timer.load_time.saturating_add(ns_of(self.next_tick)))
+        let tick = || timer.load_time.saturating_add(ns_of(self.next_tick)).max(self.rest_until);
+        (self.next_tick != 0).then(tick)
+    }
+
+    /// The pulse for which [`Pit::irq0_expire`] asked was made between these times. However many vCPUs it was for, the host's CPU is
+    /// kept by ticks for a small part of its time; those that come late for it are late as any others.
+    pub fn irq0_made(&mut self, began: u64, ended: u64) {
+        let rest = ended.saturating_sub(began).saturating_mul(REST).min(MAX_REST_NS);
+        self.rest_until = ended.saturating_add(rest);
     }
 
     /// The host timer expired. Counts every tick that is due and returns true if GSI 0 must be pulsed (high, then

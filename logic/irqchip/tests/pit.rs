@@ -1,6 +1,6 @@
 //! The 8254: each mode against a counter that is stepped clock by clock, access sequences, ticks without drift, Linux's use.
 use bytemuck::Zeroable;
-use exitless_irqchip::pit::{FREQUENCY, MIN_TICK_CLOCKS, Pit, clocks_of, ns_of};
+use exitless_irqchip::pit::{FREQUENCY, MAX_REST_NS, MIN_TICK_CLOCKS, Pit, REST, clocks_of, ns_of};
 use exitless_kvm_abi::{
     KVM_PIT_FLAGS_HPET_LEGACY, KVM_PIT_FLAGS_SPEAKER_DATA_ON, KVM_PIT_SPEAKER_DUMMY, kvm_pit_state2,
 };
@@ -354,6 +354,34 @@ fn a_greedy_guest_is_held_to_the_shortest_tick() {
     program(&mut pit, 0, 0, 2, 2);
     assert_eq!(pit.irq0_next(), Some(ns_of(MIN_TICK_CLOCKS)));
     assert!(ns_of(MIN_TICK_CLOCKS) >= 200_000);
+}
+
+/// A tick for very many vCPUs takes longer than the shortest period: the CPU is not kept by the next ones.
+#[test]
+fn long_ticks_leave_the_cpu_to_others() {
+    let mut pit = fresh();
+    pit.set_reinject(false);
+    program(&mut pit, 0, 0, 2, 2);
+    let (mut now, mut busy, took) = (0, 0, 1_500_000);
+    for _ in 0..20 {
+        now = pit.irq0_next().unwrap();
+        assert!(pit.irq0_expire(now));
+        pit.irq0_made(now, now + took);
+        busy += took;
+        now += took;
+        // Not by programming it anew either.
+        program(&mut pit, now, 0, 2, 2);
+        assert_eq!(pit.irq0_next(), Some(now + REST * took));
+    }
+    assert!(busy <= now / REST);
+    pit.irq0_made(now, now + 1_000_000_000);
+    assert_eq!(pit.irq0_next(), Some(now + 1_000_000_000 + MAX_REST_NS));
+    // A short one is as if it took no time.
+    now = pit.irq0_next().unwrap();
+    assert!(pit.irq0_expire(now));
+    pit.irq0_made(now, now + 20_000);
+    program(&mut pit, now, 0, 2, 2);
+    assert_eq!(pit.irq0_next(), Some(now + ns_of(MIN_TICK_CLOCKS)));
 }
 
 #[test]

@@ -543,15 +543,16 @@ impl Vm {
 
     /// The 8254's host timer fired (hard interrupt).
     pub fn pit_fired(&self) {
-        let pulse = {
-            let mut chips = self.chips.lock();
-            let pulse = chips.pit.irq0_expire(time::monotonic_ns());
-            self.pit_start(&chips);
-            pulse
-        };
+        let began = time::monotonic_ns();
+        let pulse = self.chips.lock().pit.irq0_expire(began);
         if pulse {
             self.pulse_gsi(0, Source::PIT);
         }
+        let mut chips = self.chips.lock();
+        if pulse {
+            chips.pit.irq0_made(began, time::monotonic_ns());
+        }
+        self.pit_start(&chips);
     }
 
     /// The chips after power-up.
