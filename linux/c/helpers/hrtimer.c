@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* linux/hrtimer.h: timers on CLOCK_MONOTONIC that fire in hard interrupt context, also on PREEMPT_RT. */
+#include <linux/atomic.h>
 #include <linux/cpumask.h>
 #include <linux/hrtimer.h>
 #include <linux/sched/isolation.h>
@@ -25,6 +26,8 @@ struct ex_timer {
 	u32 elsewhere;
 	u64 expires;
 	call_single_data_t csd;
+	/* Calls that are on their way or run. */
+	atomic_t calls;
 };
 
 static enum hrtimer_restart ex_timer_fire(struct hrtimer *timer)
@@ -41,22 +44,55 @@ static enum hrtimer_restart ex_timer_fire(struct hrtimer *timer)
 	return HRTIMER_NORESTART;
 }
 
-/* On the CPU that shall have it. */
+/* A CPU that keeps house, of this node if there is one: each in turn, or all timers would be one's. */
+static unsigned int ex_housekeeper(void)
+{
+	const struct cpumask *all = housekeeping_cpumask(HK_TYPE_TIMER);
+	unsigned int cpu = cpumask_any_and_distribute(all, cpumask_of_node(numa_node_id()));
+
+	if (cpu < nr_cpu_ids && cpu_online(cpu))
+		return cpu;
+	return cpumask_any_and_distribute(all, cpu_online_mask);
+}
+
+/*
+ * The CPU that is called goes offline (CPUHP_AP_SMPCFD_DYING): its timers may have been migrated already, and one that is started now
+ * would not fire before it is back. All other CPUs stand still, so nobody else makes the call. False: one is on its way, or cannot be.
+ */
+static bool ex_timer_pass_on(struct ex_timer *t)
+{
+	unsigned int cpu = ex_housekeeper();
+
+	if (cpu >= nr_cpu_ids)
+		cpu = cpumask_any(cpu_online_mask);
+	if (smp_call_function_single_async(cpu, &t->csd))
+		return false;
+	t->elsewhere = cpu + 1;
+	return true;
+}
+
+/* On the CPU that shall have it, interrupts off. */
 static void ex_timer_queue(void *info)
 {
 	struct ex_timer *t = info;
 	u64 expires;
 
+	if (unlikely(!cpu_online(smp_processor_id()))) {
+		if (ex_timer_pass_on(t))
+			return;
+		goto out;
+	}
+	/* A call to one's own CPU comes out of a slice. */
+	ex_want_apic_timer();
 	/* The thread may start it anew meanwhile, anywhere: who starts it last has the newest time. */
 	do {
 		expires = READ_ONCE(t->expires);
 		hrtimer_start(&t->timer, ns_to_ktime(expires), HRTIMER_MODE_ABS_PINNED_HARD);
 		smp_mb();
 	} while (READ_ONCE(t->expires) != expires);
-}
-
-static void ex_timer_nothing(void *info)
-{
+out:
+	/* From here on it may be freed. */
+	atomic_fetch_dec_release(&t->calls);
 }
 
 void *ex_timer_new(void *cookie, u32 kind)
@@ -81,9 +117,11 @@ void ex_timer_free(void *timer)
 {
 	struct ex_timer *t = timer;
 
-	/* A call that is still on its way is over before this one; one to a CPU that went offline was over before that. */
-	if (t->elsewhere)
-		smp_call_function_single(t->elsewhere - 1, ex_timer_nothing, NULL, 1);
+	/*
+	 * A second call would not tell: those that somebody waits for overtake others (__flush_smp_call_function_queue()). Nobody starts
+	 * it any more, and a CPU that goes offline takes its calls before.
+	 */
+	atomic_cond_read_acquire(&t->calls, !VAL);
 	hrtimer_cancel(&t->timer);
 	kfree(t);
 }
@@ -98,17 +136,6 @@ void ex_timer_start(void *timer, u64 expires_ns, bool pinned)
 	ex_want_apic_timer();
 	hrtimer_start(&t->timer, ns_to_ktime(expires),
 		      pinned ? HRTIMER_MODE_ABS_PINNED_HARD : HRTIMER_MODE_ABS_HARD);
-}
-
-/* A CPU that keeps house, of this node if there is one: each in turn, or all timers would be one's. */
-static unsigned int ex_housekeeper(void)
-{
-	const struct cpumask *all = housekeeping_cpumask(HK_TYPE_TIMER);
-	unsigned int cpu = cpumask_any_and_distribute(all, cpumask_of_node(numa_node_id()));
-
-	if (cpu < nr_cpu_ids && cpu_online(cpu))
-		return cpu;
-	return cpumask_any_and_distribute(all, cpu_online_mask);
 }
 
 /*
@@ -127,10 +154,14 @@ void ex_timer_start_elsewhere(void *timer, u64 expires_ns)
 	WRITE_ONCE(t->expires, min_t(u64, expires_ns, KTIME_MAX));
 	/* Against the barrier in ex_timer_queue(): a call that is busy still looks at it (again). */
 	smp_mb();
+	atomic_inc(&t->calls);
 	err = cpu < nr_cpu_ids ? smp_call_function_single_async(cpu, &t->csd) : -ENXIO;
-	if (!err)
+	if (!err) {
 		t->elsewhere = cpu + 1;
-	else if (err != -EBUSY)
+		return;
+	}
+	atomic_dec(&t->calls);
+	if (err != -EBUSY)
 		ex_timer_start(timer, expires_ns, true);
 }
 

@@ -195,11 +195,20 @@ struct Started {
     queued: Mutex<u64>,
     newest: AtomicU64,
     call_busy: AtomicBool,
+    /// Calls that are on their way or run.
+    calls: AtomicU32,
+    freed: AtomicBool,
 }
 
 impl Started {
     fn new() -> Arc<Self> {
-        Arc::new(Self { queued: Mutex::new(0), newest: AtomicU64::new(0), call_busy: AtomicBool::new(false) })
+        Arc::new(Self {
+            queued: Mutex::new(0),
+            newest: AtomicU64::new(0),
+            call_busy: AtomicBool::new(false),
+            calls: AtomicU32::new(0),
+            freed: AtomicBool::new(false),
+        })
     }
 
     /// `ex_timer_queue`; the call may be made again as soon as it begins.
@@ -210,9 +219,19 @@ impl Started {
             *self.queued.lock().unwrap() = expires;
             fence(Ordering::SeqCst);
             if self.newest.load(Ordering::Relaxed) == expires {
-                return;
+                break;
             }
         }
+        assert!(!self.freed.load(Ordering::Relaxed), "freed under a call");
+        self.calls.fetch_sub(1, Ordering::Release);
+    }
+
+    /// `ex_timer_free`.
+    fn free(&self) {
+        while self.calls.load(Ordering::Acquire) != 0 {
+            thread::yield_now();
+        }
+        self.freed.store(true, Ordering::Relaxed);
     }
 
     /// `ex_timer_start`.
@@ -228,6 +247,7 @@ impl Started {
         let busy = t.call_busy.load(Ordering::Relaxed);
         (!busy).then(|| {
             t.call_busy.store(true, Ordering::Relaxed);
+            t.calls.fetch_add(1, Ordering::Relaxed);
             let t = t.clone();
             thread::spawn(move || t.called())
         })
@@ -251,4 +271,19 @@ fn the_newest_start_counts() {
             assert_eq!(*t.queued.lock().unwrap(), 1);
         });
     }
+}
+
+/// Whoever frees it waits for each call, also for one that was made again while another ran. (That a call has begun, which is all that
+/// its being busy or another call to that CPU tells, is not enough.)
+#[test]
+fn freed_behind_all_calls() {
+    // All interleavings take minutes.
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let t = Started::new();
+        let calls = [Started::elsewhere(&t, 2), Started::elsewhere(&t, 1)];
+        t.free();
+        calls.into_iter().flatten().for_each(|call| call.join().unwrap());
+    });
 }
