@@ -21,6 +21,7 @@ void ex_rs_user_return(u32 cpu);
 void ex_rs_host_suspends(void);
 void ex_rs_host_resumes(void);
 void ex_rs_guests_stop(void);
+void ex_rs_guests_go_on(void);
 void ex_rs_clock_source_changed(void);
 
 /* Files. */

@@ -222,11 +222,13 @@ static int ex_reboot(struct notifier_block *nb, unsigned long event, void *unuse
 
 static struct notifier_block ex_reboot_nb = { .notifier_call = ex_reboot };
 
-/* Guests learn that they were stopped, also when no CPU is turned off (suspend to idle). */
+/* Guests learn that they were stopped, and timers that the clock was, also when no CPU is turned off (suspend to idle). */
 static int ex_pm(struct notifier_block *nb, unsigned long event, void *unused)
 {
 	if (event == PM_SUSPEND_PREPARE || event == PM_HIBERNATION_PREPARE)
 		ex_rs_guests_stop();
+	else if (event == PM_POST_SUSPEND || event == PM_POST_HIBERNATION)
+		ex_rs_guests_go_on();
 	return NOTIFY_DONE;
 }
 

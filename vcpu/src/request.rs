@@ -47,6 +47,9 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if has(R::MOVED) {
         crate::timer::moved(v, sh, host);
     }
+    if has(R::SLEPT) {
+        crate::timer::slept(v, sh, host);
+    }
     if has(R::TIMER) {
         crate::timer::fired(v, sh, host);
     }

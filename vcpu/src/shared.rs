@@ -48,6 +48,8 @@ impl Request {
     pub const LAZY: Self = Self(1 << 15);
     /// The VM's switches moved, or a fact that [`crate::mechanisms`] looks at did.
     pub const MECHANISMS: Self = Self(1 << 14);
+    /// The host slept: its clock stood still, its TSC perhaps not, and what was queued by one for the other comes late.
+    pub const SLEPT: Self = Self(1 << 10);
     /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.
     pub const MOVED: Self = Self(1 << 13);
 }

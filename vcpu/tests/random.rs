@@ -31,7 +31,7 @@ fn env() -> impl Strategy<Value = Env> {
         2 => Just(Env::TlbFlush),
         1 => prop_oneof![
             Just(Request::EVENT), Just(Request::QUIESCE), Just(Request::TIMER), Just(Request::CLOCK),
-            Just(Request::STEAL), Just(Request::TSC), Just(Request::STOPPED), Just(Request::TLB_FLUSH),
+            Just(Request::STEAL), Just(Request::TSC), Just(Request::STOPPED), Just(Request::SLEPT), Just(Request::TLB_FLUSH),
         ].prop_map(Env::Ask),
         2 => any::<u64>().prop_map(Env::Switch),
         1 => Just(Env::Signal),

@@ -119,6 +119,11 @@ extern "C" fn ex_rs_guests_stop() {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn ex_rs_guests_go_on() {
+    clock::guests_go_on();
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn ex_rs_clock_source_changed() {
     clock::source_changed();
 }

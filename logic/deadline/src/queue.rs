@@ -2,7 +2,8 @@
 //!
 //! To move it costs as much as several exits of other kinds, and a guest writes many deadlines for each that comes. So one that is
 //! queued for an earlier moment, still some time away, stays: it fires early, and the thread arms again. That is one interrupt
-//! too many in [`NEAR_MS`] at most, against each move saved. Moments are of the host's TSC.
+//! too many in [`NEAR_MS`] at most, against each move saved. Moments are of the host's TSC; where the timer's own clock has stood still
+//! meanwhile, as the host slept, it is taken for [`Queue::gone`].
 
 /// Nearer than this a moment is likely to come before the guest's next deadline is written.
 const NEAR_MS: u64 = 1;

@@ -263,6 +263,7 @@ fn give<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, to: Home) {
 }
 
 /// The host's timer fired, in hard interrupt context on whatever CPU: the requester's side. `again` queues it for so many ticks later.
+/// It waits for `patience` ticks in all, however often the guest writes another deadline meanwhile.
 /// What its CPU then does is in the answer; [`Due::Post`]: the vector is in the IRR, and the owner is to be told as of any message that
 /// was `Accepted` so.
 pub fn host_fired(
@@ -271,9 +272,14 @@ pub fn host_fired(
     patience: u64,
     again: impl Fn(u64),
 ) -> (Due, Accepted) {
+    let begin = tsc();
+    let mut now = begin;
     loop {
-        match sh.timer.take_due(tsc(), patience) {
-            Due::Wait(_) => core::hint::spin_loop(),
+        match sh.timer.take_due(now, patience.saturating_sub(now.saturating_sub(begin))) {
+            Due::Wait(_) => {
+                core::hint::spin_loop();
+                now = tsc();
+            }
             Due::Post => {
                 let accepted = sh.apic.accept_edge(sh.timer_vector.load(Ordering::Relaxed));
                 sh.timer.posted();
@@ -304,6 +310,15 @@ pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
         host.cancel_timer();
     }
     host.bring_timers(here && meant);
+}
+
+/// The host slept: the host's timer, whose clock stood still meanwhile, is queued anew, or goes.
+pub fn slept<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if v.queue.queued() {
+        v.queue.gone();
+        host.cancel_timer();
+    }
+    sync(v, sh, host);
 }
 
 /// Until when a vCPU that is about to sleep may be waited for awake, ns on the host's clock; never, if the host has the timer.

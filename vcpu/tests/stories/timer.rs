@@ -4,6 +4,7 @@ use crate::fake::guest::*;
 use crate::fake::machine::{TIMER_LIMIT, TIMER_VECTOR};
 use crate::fake::world::{APIC, HOUSEKEEPER, TICKS};
 use crate::fake::{Env, Machine, Op};
+use exitless_deadline::Home;
 use exitless_lapic::Armed;
 use exitless_vcpu::Request;
 use exitless_vcpu::backend::{Event, Exit};
@@ -600,4 +601,47 @@ fn posted_from_an_earlier_one() {
         m.then([Op::Deadline(20 * MS), Op::Deadline(10 * MS), Op::Nop]);
         assert_eq!(m.w.timer_starts.get(), 3);
     });
+}
+
+/// The host sleeps with its TSC counting on: its timer's clock stood still, so what is queued would come late by all of that; the deadline
+/// is met all the same, by the timer that asks and by the one that posts.
+#[test]
+fn the_host_slept() {
+    const MS: u64 = 1_000_000;
+    let slept = |mut m: Machine| {
+        let begin = m.w.ns.get();
+        m.go();
+        let queued = m.w.timer.get().unwrap();
+        m.w.timer.set(Some(queued + 1000 * MS));
+        m.happen(Env::Ask(Request::SLEPT));
+        m.then([Op::Nop]);
+        let queued = m.w.timer.get().unwrap() - begin;
+        assert!((10 * MS..10 * MS + 1000).contains(&queued), "{queued}");
+        m.then([time(11 * MS), Op::Nop, Op::Nop]);
+        m.then([Op::Nop, Op::Nop]);
+        assert_eq!((m.events(), homes(&m)), (vec![TIMER], (false, false)));
+    };
+    slept(Machine::new([Op::Deadline(10 * MS), Op::Nop]));
+    posted(&[Op::Deadline(10 * MS), Op::Nop], slept);
+}
+
+/// A guest that moves its deadline to just ahead again and again holds the host's interrupt for the patience in all, not for as long as
+/// it does so.
+#[test]
+fn patience_has_an_end() {
+    use exitless_vcpu::timer::{Due, host_fired};
+    use std::cell::Cell;
+    const PATIENCE: u64 = 1000;
+    let m = Machine::new([]);
+    let (now, again) = (Cell::new(0), Cell::new(0));
+    m.sh.timer.give(Home::Posted(500), true);
+    let tsc = || {
+        now.set(now.get() + 10);
+        assert!(now.get() < 10 * PATIENCE, "it waits and waits");
+        m.sh.timer.give(Home::Posted(now.get() + 500), true);
+        now.get()
+    };
+    let (due, _) = host_fired(&m.sh, tsc, PATIENCE, |left| again.set(left));
+    assert_eq!((due, now.get() <= PATIENCE), (Due::Nothing, true));
+    assert!((500..=516).contains(&again.get()), "{}", again.get());
 }

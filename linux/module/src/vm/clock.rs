@@ -120,7 +120,7 @@ impl Vm {
         c.generation.host_tsc_back(back);
         for v in self.each_vcpu() {
             v.host_tsc_back(back);
-            for r in [Request::TSC, Request::STOPPED, Request::CLOCK, Request::TIMER] {
+            for r in [Request::TSC, Request::STOPPED, Request::CLOCK, Request::SLEPT, Request::TIMER] {
                 v.shared.request(r);
             }
         }
@@ -165,6 +165,11 @@ pub fn source_changed() {
 /// The guests stop, and are told so when they go on.
 pub fn guests_stop() {
     global::each_vm(Vm::note_stop);
+}
+
+/// The host was suspended, perhaps with all CPUs on, and threads run again.
+pub fn guests_go_on() {
+    global::each_vm(|vm| vm.request_all(Request::SLEPT));
 }
 
 impl crate::vcpu::VcpuObj {
