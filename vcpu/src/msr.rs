@@ -260,7 +260,7 @@ impl<B: Backend> Vcpu<B> {
             self.lapic.keep_tsc_deadline(value);
             return;
         }
-        if timer::write_deadline(self, sh, host, value, host.now()) {
+        if timer::write_deadline(self, sh, host, value, host.now(), origin) {
             self.event_dirty = true;
             sh.request(Request::EVENT);
         }

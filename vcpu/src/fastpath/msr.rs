@@ -75,6 +75,6 @@ fn deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
     skip::over(v, host)?;
     let m = Moment { ns: 0, tsc: host.tsc() };
     // Where the CPU delivers, it has the vector.
-    v.event_dirty |= timer::write_deadline(v, sh, host, deadline, m) && !v.vapic.in_page;
+    v.event_dirty |= timer::write_deadline(v, sh, host, deadline, m, Origin::Guest) && !v.vapic.in_page;
     Ok(())
 }

@@ -15,7 +15,7 @@ use core::sync::atomic::{Ordering, fence};
 use exitless_chooser::Mechanism::LazyDeadline;
 use exitless_lapic::Now;
 use exitless_lazy::{Host as Lazy, HostPage};
-use exitless_policy::Invalid;
+use exitless_policy::{Invalid, Origin};
 use exitless_pv_abi::{EXITLESS_LAZY_ADDRESS, exitless_feature, exitless_lazy_deadline};
 
 const ARMED: u64 = offset_of!(exitless_lazy_deadline, armed) as u64;
@@ -102,19 +102,21 @@ pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(
     Err(Invalid)
 }
 
-/// IA32_TSC_DEADLINE was written, and is taken. It may have passed.
+/// IA32_TSC_DEADLINE was written, and is taken. It may have passed. A write of user space's is not attended, whatever stands in the page:
+/// no departure comes behind it.
 pub(super) fn written<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
     deadline: u64,
     now: &Now,
+    origin: Origin,
 ) {
     if !enabled(v.pv.lazy_deadline) {
         return;
     }
     let elsewhere = v.passthrough.takes_writes() || v.lapic.timer_masked();
-    let attend = sh.active(LazyDeadline) && deadline > now.guest_tsc && !elsewhere;
+    let attend = origin == Origin::Guest && sh.active(LazyDeadline) && deadline > now.guest_tsc && !elsewhere;
     step(v, sh, host, false, |lazy, page| if attend { lazy.update(page, deadline) } else { lazy.stop(page) });
     if v.pv.lazy.armed() != 0 {
         sh.count_hit(LazyDeadline);

@@ -38,6 +38,7 @@ pub use exitless_deadline::Due;
 pub use exitless_deadline::passthrough::{Found, Loan, Register};
 use exitless_deadline::{Facts, Home, Place};
 use exitless_lapic::{Accepted, Armed, Now};
+use exitless_policy::Origin;
 
 /// Both clocks as the guest's APIC sees them.
 pub fn now<B: Backend>(v: &Vcpu<B>, m: Moment) -> Now {
@@ -115,6 +116,7 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     deadline: u64,
     m: Moment,
+    origin: Origin,
 ) -> bool {
     harvest(v, sh);
     if !v.lapic.set_tsc_deadline(deadline) {
@@ -124,7 +126,7 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
         v.passthrough.armed();
     }
     let n = now(v, m);
-    lazy::written(v, sh, host, deadline, &n);
+    lazy::written(v, sh, host, deadline, &n, origin);
     let passed = expire(v, sh, host, &n);
     place(v, sh, host, m);
     passed

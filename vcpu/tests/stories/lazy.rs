@@ -318,6 +318,22 @@ fn of_somebody_else() {
     });
 }
 
+/// User space writes the value that stands in *pending*, between two KVM_RUN: whoever saves the memory then saves an *armed* of 0. The
+/// deadline comes, and the guest's next one exits.
+#[test]
+fn written_by_user_space() {
+    both(&[Op::Deadline(10_000), Op::Deadline(30_000), Op::Nop], |mut m| {
+        m.go();
+        let pending = m.w.u64_at(PENDING);
+        m.user_msr(DEADLINE, pending);
+        assert_eq!((armed(&m), m.v.lapic.tsc_deadline()), (0, pending));
+        m.then([peek(PAGE, 0), Op::Deadline(35_000), Op::Nop]);
+        assert_eq!(written(&m), 2);
+        m.then([time(36_000), look(), look(), look()]);
+        assert_eq!(m.events(), [TIMER]);
+    });
+}
+
 /// Addresses that are no memory, or none that can be written: #GP, and what was there before stays off.
 #[test]
 fn bad_addresses() {
