@@ -10,6 +10,9 @@
  *   load: what is found -> where the device is -> hotplug callbacks, which take each CPU -> syscore -> reboot notifier.
  *   Unload, reboot and kexec walk it backwards: pointers as they were, MSRs 0, and only then the pages go.
  *
+ * The parameters are in sysfs from before the load until behind the unload: whoever reads or writes them looks under exg_lock whether
+ * anything is there.
+ *
  * A CPU that goes offline is given back, one that comes is taken: the kernel fills its device in anew. Where the host does not attend
  * (another one behind a migration, or its switch is off), each deadline is written to the MSR as the kernel would have done, and the
  * host is asked again once a second at most.
@@ -47,9 +50,10 @@
 static const char exg_symbol[] = "lapic_next_deadline";
 
 static bool exg_lazy = true;
-static const char *exg_why = "not looked yet";
 static DEFINE_MUTEX(exg_lock);
-/* CPUs are taken as they come. Under exg_lock. */
+/* Why no CPU may be taken; NULL while all is there that taking one needs. Under exg_lock, as what follows and exg_cpus. */
+static const char *exg_why = "not looked yet";
+/* CPUs are taken as they come. */
 static bool exg_on;
 static int exg_slot;
 static DEFINE_PER_CPU(struct exg_cpu *, exg_cpus);
@@ -107,14 +111,13 @@ static void exg_take(void *unused)
 	WRITE_ONCE(dev->set_next_event, exg_next_event);
 }
 
-/* Likewise. The host puts the last deadline into the MSR before it lets go. */
+/* Likewise. The host puts the last deadline into the MSR before it lets go of the page, whoever has the device by now. */
 static void exg_give(void *unused)
 {
 	struct clock_event_device *dev = exg_device(smp_processor_id());
 
-	if (dev->set_next_event != exg_next_event)
-		return;
-	WRITE_ONCE(dev->set_next_event, exg_original);
+	if (dev->set_next_event == exg_next_event)
+		WRITE_ONCE(dev->set_next_event, exg_original);
 	wrmsrl_safe(EXG_MSR_LAZY_DEADLINE, 0);
 }
 
@@ -131,16 +134,23 @@ static int exg_cpu_offline(unsigned int cpu)
 	return 0;
 }
 
-/* All CPUs as `on` says. */
-static void exg_switch(bool on)
+/* All CPUs as `on` says. Under exg_lock. */
+static void exg_put(bool on)
+{
+	if (exg_why || exg_on == on)
+		return;
+	cpus_read_lock();
+	WRITE_ONCE(exg_on, on);
+	on_each_cpu(on ? exg_take : exg_give, NULL, 1);
+	cpus_read_unlock();
+}
+
+/* No CPU is taken from here on, whatever is written to `lazy`. */
+static void exg_end(const char *why)
 {
 	mutex_lock(&exg_lock);
-	if (exg_slot > 0 && exg_on != on) {
-		cpus_read_lock();
-		WRITE_ONCE(exg_on, on);
-		on_each_cpu(on ? exg_take : exg_give, NULL, 1);
-		cpus_read_unlock();
-	}
+	exg_put(false);
+	exg_why = why;
 	mutex_unlock(&exg_lock);
 }
 
@@ -170,7 +180,7 @@ static struct syscore_ops exg_syscore = { .suspend = exg_suspend, .resume = exg_
 /* Whoever runs next has its own use for these pages. */
 static int exg_reboot(struct notifier_block *nb, unsigned long action, void *data)
 {
-	exg_switch(false);
+	exg_end("the machine goes down");
 	return NOTIFY_DONE;
 }
 
@@ -184,7 +194,8 @@ static void notrace exg_hook(unsigned long ip, unsigned long parent, struct ftra
 		smp_store_release(&exg_seen, (struct clock_event_device *)regs->si);
 }
 
-static struct ftrace_ops exg_ops = { .func = exg_hook, .flags = FTRACE_OPS_FL_SAVE_REGS };
+/* Permanent: not to be had where hooks are switched off, and nobody switches them off meanwhile. */
+static struct ftrace_ops exg_ops = { .func = exg_hook, .flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_PERMANENT };
 
 /* The device is what we take it for: one per CPU, of deadlines, counting by eights. */
 static const char *exg_fits(void)
@@ -212,8 +223,11 @@ static const char *exg_find_device(void)
 	if (err)
 		return "this kernel's function tracer does not know lapic_next_deadline";
 	err = register_ftrace_function(&exg_ops);
-	if (err)
-		return "this kernel's functions cannot be hooked";
+	if (err) {
+		ftrace_free_filter(&exg_ops);
+		return err == -EBUSY ? "this kernel's hooks are switched off: sysctl kernel.ftrace_enabled" :
+				       "this kernel's functions cannot be hooked";
+	}
 	/* Each sleep sets a timer. */
 	for (tries = 0; tries < 1000 && !smp_load_acquire(&exg_seen); tries++)
 		usleep_range(100, 200);
@@ -241,48 +255,64 @@ static void exg_free(void)
 {
 	int cpu;
 
-	for_each_possible_cpu(cpu)
+	for_each_possible_cpu(cpu) {
 		kfree(per_cpu(exg_cpus, cpu));
+		per_cpu(exg_cpus, cpu) = NULL;
+	}
 }
 
-static int exg_start(void)
+static int exg_alloc(void)
 {
-	int cpu, err;
+	int cpu;
 
 	for_each_possible_cpu(cpu) {
 		struct exg_cpu *c = kzalloc_node(sizeof(*c), GFP_KERNEL, cpu_to_node(cpu));
 
-		if (!c) {
-			exg_free();
+		if (!c)
 			return -ENOMEM;
-		}
 		per_cpu(exg_cpus, cpu) = c;
 	}
-	exg_on = exg_lazy;
-	err = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "exitless/guest:online", exg_cpu_online, exg_cpu_offline);
+	return 0;
+}
+
+/* Under exg_lock, which no hotplug callback takes. */
+static int exg_start(void)
+{
+	int err = exg_alloc();
+
+	if (!err) {
+		exg_on = exg_lazy;
+		err = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "exitless/guest:online", exg_cpu_online, exg_cpu_offline);
+	}
 	if (err < 0) {
+		exg_on = false;
 		exg_free();
 		return err;
 	}
 	exg_slot = err;
-	register_syscore(&exg_syscore);
-	register_reboot_notifier(&exg_reboot_nb);
+	exg_why = NULL;
 	return 0;
 }
 
 static int __init exg_init(void)
 {
+	const char *why = exg_look();
 	int err;
 
-	exg_why = exg_look();
-	if (exg_why) {
-		pr_info("%s: nothing to do\n", exg_why);
+	if (why) {
+		exg_end(why);
+		pr_info("%s: nothing to do\n", why);
 		return 0;
 	}
+	mutex_lock(&exg_lock);
 	err = exg_start();
-	if (!err)
-		pr_info("lazy deadlines on %u CPUs\n", num_online_cpus());
-	return err;
+	mutex_unlock(&exg_lock);
+	if (err)
+		return err;
+	register_syscore(&exg_syscore);
+	register_reboot_notifier(&exg_reboot_nb);
+	pr_info("lazy deadlines on %u CPUs\n", num_online_cpus());
+	return 0;
 }
 
 static void __exit exg_exit(void)
@@ -291,8 +321,11 @@ static void __exit exg_exit(void)
 		return;
 	unregister_reboot_notifier(&exg_reboot_nb);
 	unregister_syscore(&exg_syscore);
+	exg_end("unloaded");
 	cpuhp_remove_state(exg_slot);
+	mutex_lock(&exg_lock);
 	exg_free();
+	mutex_unlock(&exg_lock);
 }
 
 module_init(exg_init);
@@ -302,8 +335,11 @@ static int exg_set_lazy(const char *text, const struct kernel_param *kp)
 {
 	int err = param_set_bool(text, kp);
 
-	if (!err)
-		exg_switch(exg_lazy);
+	if (!err) {
+		mutex_lock(&exg_lock);
+		exg_put(exg_lazy);
+		mutex_unlock(&exg_lock);
+	}
 	return err;
 }
 
@@ -313,7 +349,7 @@ module_param_cb(lazy, &exg_lazy_ops, &exg_lazy, 0644);
 MODULE_PARM_DESC(lazy, "Lazy deadlines, where the host offers them (default: y); may be switched at any time");
 
 /* What was found, and of how many CPUs the host attends the timer's last deadline. */
-static int exg_get_state(char *buf, const struct kernel_param *kp)
+static int exg_print_state(char *buf)
 {
 	unsigned int taken = 0, attended = 0;
 	int cpu;
@@ -329,6 +365,16 @@ static int exg_get_state(char *buf, const struct kernel_param *kp)
 	return sysfs_emit(buf, "lazy deadlines on %u of %u CPUs, attended now on %u\n", taken, num_online_cpus(), attended);
 }
 
+static int exg_get_state(char *buf, const struct kernel_param *kp)
+{
+	int len;
+
+	mutex_lock(&exg_lock);
+	len = exg_print_state(buf);
+	mutex_unlock(&exg_lock);
+	return len;
+}
+
 static const struct kernel_param_ops exg_state_ops = { .get = exg_get_state };
 
 module_param_cb(state, &exg_state_ops, NULL, 0444);
@@ -341,9 +387,11 @@ static int exg_get_sum(char *buf, const struct kernel_param *kp)
 	u64 sum = 0;
 	int cpu;
 
+	mutex_lock(&exg_lock);
 	for_each_possible_cpu(cpu)
 		if (per_cpu(exg_cpus, cpu))
 			sum += READ_ONCE(*(u64 *)((void *)per_cpu(exg_cpus, cpu) + at));
+	mutex_unlock(&exg_lock);
 	return sysfs_emit(buf, "%llu\n", sum);
 }
 
