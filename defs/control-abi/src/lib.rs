@@ -149,7 +149,7 @@ pub struct States {
 pub struct State {
     /// Its number.
     pub mechanism: u32,
-    /// [`kind::REASON`]; 0: active. Of the first vCPU where it is not active, if it is active in none.
+    /// [`kind::REASON`] of the first vCPU where it is not active; 0: active in all.
     pub reason: u32,
     /// [`state`].
     pub flags: u32,

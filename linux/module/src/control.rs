@@ -304,8 +304,8 @@ fn state_of<'a>(vm: &Vm, m: Mechanism, vcpus: impl Iterator<Item = &'a VcpuObj>)
             *sum = sum.wrapping_add(n.get());
         }
     }
-    let nowhere = first.unwrap_or_else(|| shown(m, wanted, None).1);
-    s.reason = if s.active == 0 { nowhere } else { Reason::Active } as u32;
+    let none = if s.active == 0 { shown(m, wanted, None).1 } else { Reason::Active };
+    s.reason = first.unwrap_or(none) as u32;
     s.flags = if wanted.has(m) { state::WANTED } else { 0 } | if s.active != 0 { state::ACTIVE } else { 0 };
     s
 }

@@ -25,14 +25,14 @@ macro_rules! reasons {
 
 reasons! {
     Active = 0, "active";
-    SwitchedOff = 1, "switched off: for this VM, or by the module's parameter mechanisms when the VM was created";
+    SwitchedOff = 1, "switched off: for this VM, or in the defaults when it was created";
     Pending = 2, "nothing stands against it: the vCPU looks when it next enters the guest";
     NotBuilt = 3, "this version of the module does not have it";
-    NoIrqchip = 4, "the VM's local APICs are in user space: KVM_CREATE_IRQCHIP or KVM_CAP_SPLIT_IRQCHIP puts them into the kernel";
+    NoIrqchip = 4, "the VM's local APICs are in user space: KVM_CREATE_IRQCHIP or KVM_CAP_SPLIT_IRQCHIP puts them into the kernel (QEMU: -machine kernel-irqchip=on or split)";
     NoDelivery = 5, "the CPU does not deliver this vCPU's interrupts by itself: it cannot (APICv, AVIC), that is switched off (parameter apicv), or the guest's APIC is off";
-    NoTimer = 6, "the CPU has no timer that runs while the guest does (VMX-preemption timer)";
-    NoDeadline = 7, "the guest's CPUID does not show the TSC-deadline timer: the VMM leaves it out, or the host has none";
-    UnsteadyTsc = 8, "the host's CPUs have different TSCs: see its kernel log and clock source";
+    NoTimer = 6, "the CPU has no timer that runs while the guest does (Intel's VMX-preemption timer: not there, known to count wrongly, or switched off by parameter preemption_timer; AMD has none)";
+    NoDeadline = 7, "the guest's CPUID does not show the TSC-deadline timer: the VMM leaves it out (QEMU: -cpu ..,+tsc-deadline), or the host has none";
+    UnsteadyTsc = 8, "the host's CPUs have different TSCs: see its kernel log and clock source; it stays so until the module is loaded again";
     IdleExits = 9, "the guest leaves when it is idle: KVM_CAP_X86_DISABLE_EXITS lets it stay (QEMU: -overcommit cpu-pm=on)";
     NoHousekeeping = 10, "no CPU is set aside for housekeeping: the host's command line has no nohz_full=";
     NotInCpuid = 11, "the guest's CPUID does not show it (leaf 0x40000001): the VMM leaves it out";
@@ -42,7 +42,7 @@ reasons! {
     NotAsked = 15, "the guest has not asked for it: its kernel module exitless-guest.ko does";
     OwnTsc = 16, "the guest's TSC is not the host's: it has an offset or another rate (mechanism host_tsc, before the vCPUs are made)";
     OtherTimer = 17, "the guest's APIC timer is not in TSC-deadline mode, or masked, or its APIC is off";
-    IdlesInside = 18, "the guest stays when it is idle (KVM_CAP_X86_DISABLE_EXITS), where the CPU's timer for guest mode may stand still";
-    HostTimer = 19, "the host's tick is not the local APIC's timer in TSC-deadline mode with high resolution, or that stops in deep C-states (no ARAT)";
+    IdlesInside = 18, "the guest stays when it is idle, where the CPU's timer for guest mode may stand still (KVM_CAP_X86_DISABLE_EXITS; QEMU: without -overcommit cpu-pm=on)";
+    HostTimer = 19, "the host's tick is not from the local APIC's TSC-deadline timer with high resolution, or CPUs stop that timer in deep C-states (no ARAT): see the kernel's command line";
     NoIpiv = 20, "IPI virtualization was not asked for when the module was loaded (parameter ipiv), or the CPU has none: the kernel's log says which";
 }

@@ -117,7 +117,7 @@ rows! {
     TimerPassthrough: "timer_passthrough", Vcpu, false, Root,
         [NoIrqchip, NoTimer, NoDelivery, NoDeadline, UnsteadyTsc, HostTimer, IdlesInside, OwnTsc, OtherTimer], 0,
         "the guest has the CPU's APIC timer while it runs: deadlines are armed without an exit (Intel)";
-    HostTsc: "host_tsc", Vm, false, Owner, [UnsteadyTsc], 0,
+    HostTsc: "host_tsc", Vm, false, Owner, [UnsteadyTsc, OwnTsc], 0,
         "a TSC that the VMM leaves at its start, or sets to 0, is the host's: what timer_passthrough needs";
     IpiVirtualization: "ipi_virtualization", Vcpu, false, Root, [NoIrqchip, NoIpiv, NoX2Apic], 0,
         "Intel's IPI virtualization sends IPIs of guests in x2APIC mode without exits; untested on hardware";
