@@ -22,7 +22,11 @@ watched() {
         [ $MODULE = kvm ] || ! grep -q "$2" /dev/exitless || found=seen
         sleep 0.1
     done
-    wait $guests || { cat /tmp/guests; return 1; }
+    wait $guests
+    watched_rc=$?
+    # Also where they passed: documents name some of them.
+    cat /tmp/guests
+    [ $watched_rc = 0 ] || return 1
     [ $MODULE = kvm ] || [ $found = $1 ] || { echo "$2: $found"; return 1; }
 }
 # The housekeeper that may goes away and comes back while it has their timers.
