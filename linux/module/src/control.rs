@@ -9,6 +9,7 @@ use crate::vcpu::VcpuObj;
 use crate::vendor;
 use crate::vm::Vm;
 use core::fmt::{self, Write};
+use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use exitless_control_abi::*;
 use exitless_host::mem::KArc;
@@ -40,21 +41,9 @@ pub fn want(m: Mechanism) {
 pub fn ioctl(cmd: u32, arg: usize, writable: bool) -> Result<isize> {
     match cmd {
         EXITLESS_LIST_VMS => list(arg),
-        EXITLESS_GET_STATES => {
-            let asked: States = user::get(arg)?;
-            states(&*find(asked.vm)?, asked, arg)
-        }
-        EXITLESS_GET_COUNTERS => {
-            let asked: Counters = user::get(arg)?;
-            counters(&*find(asked.vm)?, asked, arg)
-        }
-        EXITLESS_LIST_VCPUS => {
-            let asked: Vcpus = user::get(arg)?;
-            vcpus(&*find(asked.vm)?, asked, arg)
-        }
         EXITLESS_SWITCH if !writable => Err(Errno::EBADF),
         EXITLESS_SWITCH => switch(&user::get(arg)?),
-        _ => about(cmd, arg),
+        _ => look(cmd, arg, find),
     }
 }
 
@@ -62,26 +51,30 @@ pub fn ioctl(cmd: u32, arg: usize, writable: bool) -> Result<isize> {
 pub fn vm_ioctl(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
     let own = |id: u64| if id == 0 || id == vm.id { Ok(()) } else { Err(Errno::ENOENT) };
     match cmd {
-        EXITLESS_GET_STATES => {
-            let asked: States = user::get(arg)?;
-            own(asked.vm)?;
-            states(vm, asked, arg)
-        }
-        EXITLESS_GET_COUNTERS => {
-            let asked: Counters = user::get(arg)?;
-            own(asked.vm)?;
-            counters(vm, asked, arg)
-        }
-        EXITLESS_LIST_VCPUS => {
-            let asked: Vcpus = user::get(arg)?;
-            own(asked.vm)?;
-            vcpus(vm, asked, arg)
-        }
         EXITLESS_SWITCH => {
             let s: Switch = user::get(arg)?;
             own(s.vm)?;
             let (on, off) = masks(&s)?;
             move_switches(vm, on, off)
+        }
+        _ => look(cmd, arg, |id| own(id).map(|()| vm)),
+    }
+}
+
+/// What is only looked at; `whose` finds the VM of an id.
+fn look<V: Deref<Target = Vm>>(cmd: u32, arg: usize, whose: impl FnOnce(u64) -> Result<V>) -> Result<isize> {
+    match cmd {
+        EXITLESS_GET_STATES => {
+            let asked: States = user::get(arg)?;
+            states(&*whose(asked.vm)?, asked, arg)
+        }
+        EXITLESS_GET_COUNTERS => {
+            let asked: Counters = user::get(arg)?;
+            counters(&*whose(asked.vm)?, asked, arg)
+        }
+        EXITLESS_LIST_VCPUS => {
+            let asked: Vcpus = user::get(arg)?;
+            vcpus(&*whose(asked.vm)?, asked, arg)
         }
         _ => about(cmd, arg),
     }
