@@ -165,6 +165,10 @@ pub const EXITLESS_VERSION: u32 = 1;
 pub mod exitless_feature {
     /// [`super::MSR_EXITLESS_LAZY_DEADLINE`] is there.
     pub const LAZY_DEADLINE: u32 = 1 << 0;
+    /// [`super::MSR_EXITLESS_DESCRIPTOR`] is there, and the window behind it.
+    pub const SHARED_DESCRIPTOR: u32 = 1 << 1;
+    /// [`super::EXITLESS_DESCRIPTOR_RAW`] may be set: the MSRs behind [`super::MSR_EXITLESS_DESCRIPTOR`] are there.
+    pub const RAW_SEND: u32 = 1 << 2;
 }
 
 /// Where the vCPU's [`exitless_lazy_deadline`] lies: bit 0 enables it, bits 63:6 are the address, the others 0. Writing 0 always
@@ -183,4 +187,40 @@ pub struct exitless_lazy_deadline {
     /// Written by the guest: what it wants.
     pub pending: u64,
     pub reserved: [u64; 6],
+}
+
+/// Bit 0, [`EXITLESS_DESCRIPTOR_SHARED`]: the vCPU uses the window; bit 1, [`EXITLESS_DESCRIPTOR_RAW`]: it sends by itself. The
+/// others are 0 (`docs/protocols/shared-descriptor.md`).
+pub const MSR_EXITLESS_DESCRIPTOR: u32 = 0x4558_4c01;
+/// Linear address of the first instruction of the sequence that sends.
+pub const MSR_EXITLESS_SEQUENCE: u32 = 0x4558_4c02;
+/// Bits 15:0: from there to the first instruction behind the one that sets the request; bits 31:16: to the first behind the
+/// sequence; the others 0.
+pub const MSR_EXITLESS_SEQUENCE_PARTS: u32 = 0x4558_4c03;
+/// Written: as the interrupt command register in x2APIC mode, whoever has that. Not read.
+pub const MSR_EXITLESS_ICR: u32 = 0x4558_4c04;
+
+pub const EXITLESS_DESCRIPTOR_SHARED: u64 = 1 << 0;
+pub const EXITLESS_DESCRIPTOR_RAW: u64 = 1 << 1;
+
+/// Guest-physical address of the descriptor of the vCPU with APIC id 0; the next is 64 bytes behind. No VMM has memory there.
+pub const EXITLESS_WINDOW: u64 = 0xfee1_0000;
+/// How many descriptors the window has.
+pub const EXITLESS_WINDOW_ENTRIES: u32 = 1024;
+/// What a flag in the window reads when it is set. Where there is no window, reads are zeroes or ones.
+pub const EXITLESS_YES: u64 = u64::from_le_bytes(*b"Attended");
+
+/// A posted-interrupt descriptor (SDM vol. 3C, 30.6) in the window, with what software has in it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct exitless_descriptor {
+    /// A request bit for each vector.
+    pub pir: [u64; 4],
+    /// Bit 0 ON, bit 1 SN, bits 23:16 NV, bits 63:32 NDST (an x2APIC id of the host's).
+    pub control: u64,
+    /// [`EXITLESS_YES`]: this vCPU may send by itself. Written by the host.
+    pub sends: u64,
+    /// [`EXITLESS_YES`]: others may post to this vCPU. Written by the host.
+    pub found: u64,
+    pub reserved: u64,
 }
