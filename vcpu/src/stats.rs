@@ -83,6 +83,51 @@ impl Keyed {
     }
 }
 
+/// Places of a [`Sums`].
+const SUMS: usize = 1024;
+
+/// Counts of many vCPUs by key, added up: each vCPU's rows are gone through once.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Sums {
+    /// The key + 1; 0: free.
+    tags: [u64; SUMS],
+    counts: [u64; SUMS],
+    /// Counts of keys for which there was no place, and of those that had none in their vCPU.
+    pub other: u64,
+}
+
+impl Sums {
+    /// One vCPU's more.
+    pub fn add(&mut self, table: &Keyed) {
+        table.rows().for_each(|(key, n)| self.count(key, n));
+        self.other = self.other.wrapping_add(table.other.get());
+    }
+
+    fn count(&mut self, key: u32, n: u64) {
+        let tag = u64::from(key) + 1;
+        let start = key.wrapping_mul(0x9e37_79b1) >> 22;
+        for probe in 0..16 {
+            let i = (start.wrapping_add(probe) % SUMS as u32) as usize;
+            let (Some(t), Some(c)) = (self.tags.get_mut(i), self.counts.get_mut(i)) else { continue };
+            if *t == 0 {
+                *t = tag;
+            }
+            if *t == tag {
+                *c = c.wrapping_add(n);
+                return;
+            }
+        }
+        self.other = self.other.wrapping_add(n);
+    }
+
+    /// All keys and their counts.
+    pub fn rows(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let taken = self.tags.iter().zip(&self.counts);
+        taken.filter_map(|(t, n)| Some((t.checked_sub(1)? as u32, *n)))
+    }
+}
+
 /// What one mechanism did in one vCPU.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -206,5 +251,31 @@ mod tests {
         }
         let sum: u64 = t.rows().map(|(_, c)| c).sum();
         assert_eq!(sum + t.other.get(), 400);
+    }
+
+    fn zeroed<T: bytemuck::Zeroable>() -> std::boxed::Box<T> {
+        std::boxed::Box::new(T::zeroed())
+    }
+
+    /// A key that several vCPUs have is one row with the sum; more keys than places are "other".
+    #[test]
+    fn sums_of_many_vcpus() {
+        let mut sums = zeroed::<Sums>();
+        for vcpu in 0..3u32 {
+            let t = zeroed::<Keyed>();
+            for key in [0, 0x6e0, u32::MAX - 1, 100 + vcpu] {
+                (0..=vcpu).for_each(|_| t.bump(key));
+            }
+            t.other.add(10);
+            sums.add(&t);
+        }
+        let mut rows: std::vec::Vec<_> = sums.rows().collect();
+        rows.sort_unstable();
+        assert_eq!(rows, [(0, 6), (100, 1), (101, 2), (102, 3), (0x6e0, 6), (u32::MAX - 1, 6)]);
+        assert_eq!(sums.other, 30);
+        (0..5000).for_each(|key| sums.count(key, 2));
+        let all: u64 = sums.rows().map(|(_, n)| n).sum();
+        assert_eq!(all + sums.other, 24 + 30 + 10_000);
+        assert!(sums.rows().count() > SUMS * 9 / 10);
     }
 }

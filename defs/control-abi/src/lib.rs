@@ -191,7 +191,7 @@ pub struct Counters {
     pub record: u32,
     /// In: for how many there is room. Out: how many were written; as many as asked: there may be more.
     pub count: u32,
-    /// In: the vCPU's id. [`ALL_VCPUS`]: sums, of [`kind::EXIT`] and [`kind::COUNTER`] only.
+    /// In: the vCPU's id. [`ALL_VCPUS`]: sums.
     pub vcpu: u32,
     /// In: [`kind`], from [`kind::EXIT`] on.
     pub what: u32,

@@ -246,9 +246,12 @@ fn counters(e: &Env) -> R {
     same!(get_counters(&d, id, 0, kind::COUNTER, 3)?, named[..3].to_vec(), "room for three");
     same!(get_counters(&d, id, 0, kind::COUNTER, 0)?, vec![], "no room");
     errno!(get_counters(&d, id, 1, kind::PORT, 100), libc::ENOENT, "vCPU 1");
-    errno!(get_counters(&d, id, ALL_VCPUS, kind::PORT, 100), libc::EINVAL, "sums by port");
-    errno!(get_counters(&d, id, ALL_VCPUS, kind::MSR, 100), libc::EINVAL, "sums by MSR");
+    let _second = vcpu(&g.sys, &g.vm, 7)?;
+    same!(get_counters(&d, id, ALL_VCPUS, kind::PORT, 100)?, ports, "sums by port");
+    same!(get_counters(&d, id, ALL_VCPUS, kind::MSR, 100)?, vec![], "sums by MSR");
+    same!(get_counters(&d, id, 7, kind::PORT, 100)?, vec![], "of the second, which never ran");
     for what in [0, 2, kind::PORT + 1, u32::MAX] {
+        errno!(get_counters(&d, id, ALL_VCPUS, what, 100), libc::EINVAL, "sums of kind {what}");
         errno!(get_counters(&d, id, 0, what, 100), libc::EINVAL, "kind {what}");
     }
     errno!(get_counters(&d, id + 1, 0, kind::EXIT, 100), libc::ENOENT, "another VM");

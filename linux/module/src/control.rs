@@ -207,9 +207,15 @@ fn counters(vm: &Vm, mut asked: Counters, arg: usize) -> Result<isize> {
             rows(asked.what, || vm.each_vcpu(), &mut out)?;
         }
         (kind::EXIT | kind::COUNTER, Some(v)) => rows(asked.what, || core::iter::once(v), &mut out)?,
-        (kind::MSR, Some(v)) => keyed(&v.shared.stats.by_msr, &mut out)?,
-        (kind::PORT, Some(v)) => keyed(&v.shared.stats.by_port, &mut out)?,
-        (kind::EXIT..=kind::PORT, None) if asked.vcpu != ALL_VCPUS => return Err(Errno::ENOENT),
+        (kind::MSR | kind::PORT, None) if asked.vcpu == ALL_VCPUS => {
+            let sums = stats::sums(vm, table_of(asked.what)).ok_or(Errno::ENOMEM)?;
+            keyed(sums.rows(), sums.other, &mut out)?;
+        }
+        (kind::MSR | kind::PORT, Some(v)) => {
+            let table = table_of(asked.what)(&v.shared.stats);
+            keyed(table.rows(), table.other.get(), &mut out)?;
+        }
+        (kind::EXIT..=kind::PORT, None) => return Err(Errno::ENOENT),
         _ => return Err(Errno::EINVAL),
     }
     asked.count = out.written;
@@ -244,9 +250,16 @@ where
     }
 }
 
-fn keyed(table: &st::Keyed, out: &mut Records) -> Result<()> {
-    let others = Counter { key: OTHERS, count: table.other.get() };
-    let rows = table.rows().map(|(key, count)| Counter { key: u64::from(key), count });
+fn table_of(what: u32) -> fn(&Stats) -> &st::Keyed {
+    match what {
+        kind::MSR => |s| &s.by_msr,
+        _ => |s| &s.by_port,
+    }
+}
+
+fn keyed(rows: impl Iterator<Item = (u32, u64)>, others: u64, out: &mut Records) -> Result<()> {
+    let others = Counter { key: OTHERS, count: others };
+    let rows = rows.map(|(key, count)| Counter { key: u64::from(key), count });
     for record in rows.chain(core::iter::once(others)).filter(|r| r.count != 0) {
         if !out.put(&record)? {
             break;

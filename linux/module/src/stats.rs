@@ -9,7 +9,8 @@ use core::ffi::CStr;
 use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_host::mem::KArc;
+use exitless_host::mem::{KArc, KBox};
+use exitless_host::task;
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::chooser::Mechanism;
@@ -198,25 +199,22 @@ fn by_reason(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn keyed(vm: &Vm, out: &mut Out<'_>, pick: fn(&Stats) -> &st::Keyed, width: usize) -> fmt::Result {
-    // Sums over vCPUs without memory of its own: for each key of each vCPU, only the first vCPU that has it prints.
+/// A keyed table of all vCPUs, added up. `None`: no memory for it.
+pub fn sums(vm: &Vm, pick: fn(&Stats) -> &st::Keyed) -> Option<KBox<st::Sums>> {
+    let mut sums = KBox::<st::Sums>::zeroed()?;
     for v in vm.each_vcpu() {
-        for (key, _) in pick(&v.shared.stats).rows() {
-            let mut sum = 0u64;
-            let mut first = None;
-            for w in vm.each_vcpu() {
-                if let Some((_, n)) = pick(&w.shared.stats).rows().find(|(k, _)| *k == key) {
-                    sum = sum.wrapping_add(n);
-                    first = first.or(Some(w.index));
-                }
-            }
-            if first == Some(v.index) {
-                writeln!(out, "{key:#0w$x} {sum}", w = width + 2)?;
-            }
-        }
+        task::cond_resched();
+        sums.add(pick(&v.shared.stats));
     }
-    let other = vm.each_vcpu().fold(0u64, |n, v| n.wrapping_add(pick(&v.shared.stats).other.get()));
-    if other != 0 { writeln!(out, "other {other}") } else { Ok(()) }
+    Some(sums)
+}
+
+fn keyed(vm: &Vm, out: &mut Out<'_>, pick: fn(&Stats) -> &st::Keyed, width: usize) -> fmt::Result {
+    let Some(sums) = sums(vm, pick) else { return Ok(()) };
+    for (key, sum) in sums.rows() {
+        writeln!(out, "{key:#0w$x} {sum}", w = width + 2)?;
+    }
+    if sums.other != 0 { writeln!(out, "other {}", sums.other) } else { Ok(()) }
 }
 
 fn vcpus(vm: &Vm, out: &mut Out<'_>) -> fmt::Result {

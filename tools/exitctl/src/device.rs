@@ -109,7 +109,7 @@ impl Device {
     /// Counters of one kind.
     pub(crate) fn counters(&self, vm: u64, vcpu: u32, what: u32) -> io::Result<Vec<abi::Counter>> {
         let ask = |address, record, count| abi::Counters { vm, address, record, count, vcpu, what };
-        self.list(abi::EXITLESS_GET_COUNTERS, 256, ask, |c| c.count)
+        self.list(abi::EXITLESS_GET_COUNTERS, 2048, ask, |c| c.count)
     }
 
     /// Moves switches; VM 0: those of VMs to come.

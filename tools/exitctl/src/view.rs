@@ -127,17 +127,10 @@ impl Watch {
         for c in d.counters(id, ALL_VCPUS, kind::EXIT)? {
             exits.insert(self.names.exit(d, c.key)?, c.count);
         }
-        let (mut msrs, mut ports) = (Counts::new(), Counts::new());
-        for v in &vcpus {
-            for (what, sum, name) in [
-                (kind::MSR, &mut msrs, names::msr as fn(u64) -> String),
-                (kind::PORT, &mut ports, names::port),
-            ] {
-                for c in d.counters(id, v.id, what)? {
-                    *sum.entry(name(c.key)).or_default() += c.count;
-                }
-            }
-        }
+        let keyed = |what, name: fn(u64) -> String| -> Result<Counts> {
+            Ok(d.counters(id, ALL_VCPUS, what)?.iter().map(|c| (name(c.key), c.count)).collect())
+        };
+        let (msrs, ports) = (keyed(kind::MSR, names::msr)?, keyed(kind::PORT, names::port)?);
         let counters = d.counters(id, ALL_VCPUS, kind::COUNTER)?;
         let counters = counters.iter().map(|c| (self.names.counter(c.key), c.count)).collect();
         let states = d.states(id)?;

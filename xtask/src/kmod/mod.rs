@@ -6,6 +6,8 @@
 //! ```
 
 mod link;
+#[cfg(test)]
+mod parameters;
 
 use std::{
     fs,
