@@ -1,6 +1,7 @@
 //! What the hall needs from the operating system. `linux/module` implements it over C helpers, the tests with a fake.
 
 use crate::clock::tsc::Rate;
+use crate::times::Times;
 use exitless_chooser::{Facts, Fallback, Set};
 use exitless_x86::apic::InterruptMessage;
 
@@ -169,6 +170,8 @@ pub trait Host {
     fn edge_eois(&self) -> bool;
 
     // --- time ---
+    /// Where time is counted, while somebody measures (atomic).
+    fn times(&self) -> Option<&Times>;
     /// Now (atomic).
     fn now(&self) -> Moment;
     /// The host TSC's rate, kHz.

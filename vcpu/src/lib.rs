@@ -46,6 +46,7 @@ pub mod shared;
 pub mod skip;
 pub mod stats;
 pub mod timer;
+pub mod times;
 pub mod vcpu;
 
 pub use exitless_chooser as chooser;

@@ -14,19 +14,29 @@ use crate::pv::steal;
 use crate::request;
 use crate::shared::{VcpuShared, mp};
 use crate::timer::{self, passthrough};
+use crate::times::Spent;
 use crate::vcpu::{PendingPort, Vcpu};
 use exitless_chooser::Mechanism::HaltPollGuest;
 
 /// Runs the vCPU until user space is needed. The caller has loaded the vCPU and its FPU state, and holds the lock on
 /// slots and routes.
 pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
+    clock(v, host, Spent::User);
     let exit = until_exit(v, sh, host);
     sh.steal.at_boundary(false);
     timer::leave(v, sh, host);
     eoi::withdraw(v, host);
     timer::lazy::depart(v, sh, host);
     vapic::take_back(v, sh);
+    clock(v, host, Spent::Kernel);
     exit
+}
+
+/// Until now the vCPU was there, if somebody measures.
+fn clock<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, spent: Spent) {
+    if let Some(t) = host.times() {
+        v.stopwatch.lap(t, host.tsc(), spent);
+    }
 }
 
 fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> RunExit {
@@ -121,13 +131,24 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.b.begin(cpu);
     passthrough::begin(v);
     avic::runs(v, host);
+    let times = host.times();
+    match times {
+        None => v.stopwatch.stop(),
+        Some(_) => v.stopwatch.slice(),
+    }
     let exit = loop {
         if !passthrough::before(v, sh, host, cpu) {
             break None;
         }
         entry::before(v);
         vapic::sync(v, sh);
+        if let Some(t) = times {
+            v.stopwatch.enter(t, &sh.sent, host.tsc());
+        }
         let exit = v.b.enter(cpu, v.flush);
+        if let Some(t) = times {
+            v.stopwatch.exit(t, host.tsc(), v.b.exit_number());
+        }
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
         match fastpath::try_handle(v, sh, host, exit) {
@@ -166,6 +187,7 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     // Before the look at what is requested: who announces afterwards finds us awake, or wakes us.
     sh.apic.posted().settle();
     if v.mp_state == mp::HALTED && entry::wakes(v, sh, host) {
+        sh.count_wake();
         v.set_mp(sh, mp::RUNNABLE);
         timer::to_cpu(v, sh, host);
         // HLT ended the interrupt shadow: what it held back may go in now.
@@ -176,18 +198,29 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if sh.pending() {
         return Next::Again;
     }
-    if waits_awake(v, sh) && host.poll(timer::next_ns(v, sh, host)) {
+    if waits_awake(v, sh) && poll(v, sh, host) {
         sh.stats.halt_polled.bump();
         return Next::Again;
     }
     if !timer::to_host(v, sh, host) {
         return Next::Again;
     }
-    if host.block() {
+    clock(v, host, Spent::Kernel);
+    let woken = host.block();
+    clock(v, host, Spent::Halted);
+    if woken {
         return Next::Again;
     }
     sh.stats.signal_exits.bump();
     Next::Leave(RunExit::Interrupted)
+}
+
+fn poll<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    let until = timer::next_ns(v, sh, host);
+    clock(v, host, Spent::Kernel);
+    let woken = host.poll(until);
+    clock(v, host, Spent::Polled);
+    woken
 }
 
 /// The host waits awake before the thread sleeps, unless the guest does so itself.

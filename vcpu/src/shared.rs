@@ -12,6 +12,7 @@
 //! loads the requests. Both are SeqCst, so at least one sees the other: either the vCPU notices the request and does
 //! not enter, or the requester sees IN_GUEST and sends the IPI. `tests/loom.rs` holds this.
 
+use crate::stats::waker;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use exitless_chooser::{Facts, Fallback, Mechanism, Set};
 use exitless_lapic::Shared as ApicShared;
@@ -210,6 +211,10 @@ pub struct VcpuShared {
     pub mode: AtomicU32,
     /// [`mp`]: written by the owner, read by wakers.
     pub mp_state: AtomicU32,
+    /// Somebody measures: time stamps are taken.
+    pub measured: AtomicBool,
+    /// [`waker`]: whose interrupt came last to the halted vCPU.
+    pub waker: AtomicU8,
     /// The CPU the thread was last loaded on, -1 before the first.
     pub cpu: AtomicI32,
     /// From where to where the thread may use published tables.
@@ -236,6 +241,8 @@ pub struct VcpuShared {
     pub lazy_page: AtomicU64,
     /// See above.
     pub lazy_armed: AtomicU64,
+    /// While somebody measures: when the first IPI was posted that no entry has followed, ticks; 0: none.
+    pub sent: AtomicU64,
     /// Counters; written by the owner alone.
     pub stats: crate::stats::Stats,
 }
@@ -255,6 +262,33 @@ impl VcpuShared {
     /// sender may have thought so, and that we are in the guest. `tests/loom_posted.rs` holds this.
     pub fn must_wake(&self) -> bool {
         self.pending() || self.returned.load(Ordering::Relaxed) || self.apic.posted().outstanding()
+    }
+
+    /// The sender's side, behind a post: whose it was, of [`waker`], if that may end a halt; and when, of an IPI that needs an entry, if
+    /// somebody measures. The last that comes to a halted vCPU counts as what woke it.
+    #[inline]
+    pub fn note_post(&self, by: u8, tsc: impl FnOnce() -> u64) {
+        if self.mp_state.load(Ordering::Relaxed) == mp::HALTED {
+            self.waker.store(by, Ordering::Relaxed);
+        }
+        if by == waker::IPI && self.measured.load(Ordering::Relaxed) {
+            let by_cpu = self.delivers.load(Ordering::Relaxed) && self.needs_ipi();
+            if !by_cpu && self.sent.load(Ordering::Relaxed) == 0 {
+                self.sent.store(tsc(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The owner's side: its halt is over.
+    pub fn count_wake(&self) {
+        let by = if self.unhalted.load(Ordering::Relaxed) {
+            waker::SIBLING
+        } else {
+            self.waker.load(Ordering::Relaxed)
+        };
+        if let Some(c) = self.stats.wakes.get(usize::from(by)) {
+            c.bump();
+        }
     }
 
     /// The vCPU may use this mechanism.

@@ -11,6 +11,19 @@ pub const EXITS: usize = 192;
 /// Rows of the per-MSR and per-port tables; what does not fit is counted as "other".
 pub const ROWS: usize = 64;
 
+/// Who ended a halt, as far as that is known.
+#[allow(missing_docs)]
+pub mod waker {
+    /// Nobody who is named here: an NMI, user space, hardware that posted by itself.
+    pub const OTHER: u8 = 0;
+    pub const TIMER: u8 = 1;
+    pub const IPI: u8 = 2;
+    pub const DEVICE: u8 = 3;
+    /// KVM_HC_KICK_CPU.
+    pub const SIBLING: u8 = 4;
+    pub const COUNT: usize = 5;
+}
+
 /// A counter written by one thread.
 #[derive(bytemuck::Zeroable, Default)]
 #[repr(transparent)]
@@ -24,6 +37,10 @@ impl Counter {
     /// So many more.
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+    /// That is the value.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
     }
     /// The value.
     pub fn get(&self) -> u64 {
@@ -170,6 +187,18 @@ pub struct Stats {
     pub halt_wakeup: Counter,
     /// HLTs that ended while the thread still waited awake.
     pub halt_polled: Counter,
+    /// Waits awake.
+    pub halt_polls: Counter,
+    /// How long those were that brought a wake-up, ns.
+    pub halt_poll_success_ns: Counter,
+    /// And those that did not.
+    pub halt_poll_fail_ns: Counter,
+    /// How long the thread slept in HLT, ns.
+    pub halt_wait_ns: Counter,
+    /// What ended halts, by [`waker`].
+    pub wakes: [Counter; waker::COUNT],
+    /// How long the thread waited for a CPU in KVM_RUN, ns.
+    pub steal_ns: Counter,
     /// Exits for host interrupts.
     pub irq_exits: Counter,
     /// Interrupts given to the guest.

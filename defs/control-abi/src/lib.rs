@@ -6,6 +6,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
+pub mod times;
+
 use bytemuck::{Pod, Zeroable};
 
 /// [`EXITLESS_GET_VERSION`] answers this; also the second word of the text form.
@@ -32,6 +37,8 @@ pub const EXITLESS_SWITCH: u32 = ioc::<Switch>(1, 4);
 pub const EXITLESS_GET_COUNTERS: u32 = ioc::<Counters>(3, 5);
 /// A [`Vcpus`].
 pub const EXITLESS_LIST_VCPUS: u32 = ioc::<Vcpus>(3, 6);
+/// A [`Measure`].
+pub const EXITLESS_MEASURE: u32 = ioc::<Measure>(3, 7);
 
 /// [`Words::kind`], and [`Counters::what`].
 pub mod kind {
@@ -49,6 +56,12 @@ pub mod kind {
     pub const MSR: u32 = 5;
     /// Exits of IN, OUT, INS and OUTS, by port; no words.
     pub const PORT: u32 = 6;
+    /// What time was spent on, ticks: [`super::times::spent_key`].
+    pub const SPENT: u32 = 7;
+    /// The time that exits took, by reason: [`super::times::key`]; no words.
+    pub const TIME: u32 = 8;
+    /// How late timers and IPIs were: [`super::times::key`].
+    pub const LATE: u32 = 9;
 }
 
 /// [`Counter::key`]: all that have no key of their own.
@@ -245,6 +258,32 @@ pub struct VcpuRecord {
     pub user: u64,
 }
 
+/// [`Measure::set`].
+pub mod measure {
+    /// Only look.
+    pub const LOOK: u32 = 0;
+    /// Take time stamps from now on.
+    pub const ON: u32 = 1;
+    /// Take none any more; what was measured stays.
+    pub const OFF: u32 = 2;
+}
+
+/// Whether a VM's time is measured. Who may switch may have it measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Measure {
+    /// In: the VM's id; on a VM's descriptor also 0: that VM.
+    pub vm: u64,
+    /// In: [`measure`].
+    pub set: u32,
+    /// Out: 1: time stamps are taken.
+    pub on: u32,
+    /// Out: ticks per millisecond, of everything that is in ticks here.
+    pub khz: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,6 +298,7 @@ mod tests {
         assert_eq!(EXITLESS_SWITCH, 0x4020_eb04);
         assert_eq!(EXITLESS_GET_COUNTERS, 0xc020_eb05);
         assert_eq!(EXITLESS_LIST_VCPUS, 0xc020_eb06);
+        assert_eq!(EXITLESS_MEASURE, 0xc018_eb07);
         assert_eq!((size_of::<VmRecord>(), size_of::<State>()), (32, 168));
         assert_eq!((size_of::<Counter>(), size_of::<VcpuRecord>()), (16, 40));
     }

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("control/states", states),
     ("control/counters", counters),
     ("control/vcpus", vcpus),
+    ("control/times", the_times),
     ("control/switch", switches),
     ("control/defaults", defaults),
     ("control/host_tsc", host_tsc),
@@ -119,7 +120,7 @@ fn the_words(e: &Env) -> R {
         same!(words(fd, kind::REASON, 0)?.1.text[..7], *b"active\0", "reason 0");
         same!(words(fd, kind::FALLBACK, 0)?.0, "form", "fallback 0");
         same!(words(fd, kind::COUNTER, 0)?.0, "exits", "counter 0");
-        for kind in 0..8 {
+        for kind in 0..kind::LATE + 2 {
             if kind != kind::EXIT {
                 errno!(words(fd, kind, 64), libc::ENOENT, "number 64 of kind {kind}");
             }
@@ -250,7 +251,7 @@ fn counters(e: &Env) -> R {
     same!(get_counters(&d, id, ALL_VCPUS, kind::PORT, 100)?, ports, "sums by port");
     same!(get_counters(&d, id, ALL_VCPUS, kind::MSR, 100)?, vec![], "sums by MSR");
     same!(get_counters(&d, id, 7, kind::PORT, 100)?, vec![], "of the second, which never ran");
-    for what in [0, 2, kind::PORT + 1, u32::MAX] {
+    for what in [0, 2, kind::LATE + 1, u32::MAX] {
         errno!(get_counters(&d, id, ALL_VCPUS, what, 100), libc::EINVAL, "sums of kind {what}");
         errno!(get_counters(&d, id, 0, what, 100), libc::EINVAL, "kind {what}");
     }
@@ -263,6 +264,78 @@ fn counters(e: &Env) -> R {
         libc::EINVAL,
         "another record"
     );
+    Ok(())
+}
+
+fn measures(fd: &Fd, vm: u64, set: u32) -> kvm::Result<Measure> {
+    let mut m = Measure { vm, set, on: 9, khz: 0, reserved: 0 };
+    fd.with(EXITLESS_MEASURE, &mut m)?;
+    Ok(m)
+}
+
+/// Time is measured from when it is asked for until it is not any more: what it was spent on, and each exit's.
+fn the_times(e: &Env) -> R {
+    let d = device()?;
+    let g = e.guest(Chips::Full, &PORTS)?;
+    let id = mine(&d)?.id;
+    let get = |what| get_counters(&d, id, 0, what, 5000);
+    g.vcpu.run_to(KVM_EXIT_IO)?;
+    let m = measures(&d, id, measure::LOOK)?;
+    ensure!(m.on == 0 && m.khz > 1000, "{m:?}");
+    for what in [kind::SPENT, kind::TIME, kind::LATE] {
+        same!(get(what)?, vec![], "kind {what} before");
+    }
+    same!(measures(&g.vm, 0, measure::ON)?.on, 1, "by the VM's descriptor");
+    same!(measures(&d, id, measure::ON)?.on, 1, "once more");
+    let second = vcpu(&g.sys, &g.vm, 7)?;
+    for _ in 0..10 {
+        g.vcpu.run_to(KVM_EXIT_IO)?;
+    }
+    same!(measures(&d, id, measure::OFF)?.on, 0, "over");
+    let spent = get(kind::SPENT)?;
+    let ticks = |name: &str| {
+        let found = spent.iter().find(|c| {
+            let (vcpu, n) = times::spent_parts(c.key);
+            vcpu == 0 && words(&d, kind::SPENT, n).is_ok_and(|w| w.0 == name)
+        });
+        found.map_or(0, |c| c.count)
+    };
+    ensure!(ticks("guest") > 0 && ticks("user") > 0 && ticks("halted") == 0, "{spent:?}");
+    let all = get_counters(&d, id, ALL_VCPUS, kind::SPENT, 100)?;
+    same!(all.len(), 2 * spent.len(), "of both vCPUs");
+    ensure!(all.iter().all(|c| times::spent_parts(c.key).0 == 0 || c.count == 0), "the second did not run");
+    let exits = get(kind::TIME)?;
+    let sum = |wanted: u32| -> u64 {
+        exits.iter().filter(|c| times::parts(c.key).1 == wanted).map(|c| c.count).sum()
+    };
+    let buckets = exits.iter().filter(|c| times::parts(c.key).1 >= times::field::BUCKET);
+    // The first run came in without an exit before it, and the last exit has no entry behind it.
+    ensure!(sum(times::field::COUNT) >= 18, "{exits:?}");
+    same!(buckets.map(|c| c.count).sum::<u64>(), sum(times::field::COUNT), "each is in a bucket");
+    ensure!(sum(times::field::USER) > 0 && sum(times::field::USER) <= ticks("user"), "{exits:?}");
+    let (least, most) = (sum(times::field::MIN), sum(times::field::MAX));
+    ensure!(0 < least && least <= most && most <= sum(times::field::TICKS), "{least} to {most}");
+    let mut sums = get_counters(&d, id, ALL_VCPUS, kind::TIME, 5000)?;
+    let mut alone = exits.clone();
+    sums.sort_by_key(|c| c.key);
+    alone.sort_by_key(|c| c.key);
+    same!(sums, alone, "sums");
+    // Nobody measures any more.
+    for _ in 0..3 {
+        g.vcpu.run_to(KVM_EXIT_IO)?;
+    }
+    same!((get(kind::TIME)?, get(kind::SPENT)?), (exits, spent), "afterwards");
+    same!(measures(&d, id, measure::ON)?.on, 1, "again");
+    drop(second);
+    // Who may not.
+    let reader = kvm::open_read(DEVICE)?;
+    errno!(measures(&reader, id, measure::OFF), libc::EBADF, "by who may read");
+    same!(measures(&reader, id, measure::LOOK)?.on, 1, "who may look");
+    errno!(measures(&d, id, 3), libc::EINVAL, "set 3");
+    errno!(measures(&d, id + 1, measure::ON), libc::ENOENT, "another VM");
+    errno!(measures(&g.vm, id + 1, measure::ON), libc::ENOENT, "another by a VM's descriptor");
+    let mut bad = Measure { vm: id, set: 0, on: 0, khz: 0, reserved: 1 };
+    errno!(d.with(EXITLESS_MEASURE, &mut bad), libc::EINVAL, "reserved");
     Ok(())
 }
 

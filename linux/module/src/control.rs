@@ -12,13 +12,14 @@ use core::fmt::{self, Write};
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use exitless_control_abi::*;
-use exitless_host::mem::KArc;
-use exitless_host::{Errno, Result, pr_err, task};
+use exitless_host::mem::{KArc, KBox};
+use exitless_host::{Errno, Result, pr_err, task, time};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::chooser::{Fallback, Mechanism, Reason, Row, Scope, Set, TABLE, Who, shown};
 use exitless_vcpu::shared::mode;
 use exitless_vcpu::stats::{self as st, Stats};
+use exitless_vcpu::times::{Late, Spent, Times};
 
 /// What VMs to come have on besides the table's column, because a parameter of its own asks for it (`avic`, `ipiv`).
 static ASKED: AtomicU64 = AtomicU64::new(0);
@@ -43,6 +44,17 @@ pub fn ioctl(cmd: u32, arg: usize, writable: bool) -> Result<isize> {
         EXITLESS_LIST_VMS => list(arg),
         EXITLESS_SWITCH if !writable => Err(Errno::EBADF),
         EXITLESS_SWITCH => switch(&user::get(arg)?),
+        EXITLESS_MEASURE => {
+            let asked: Measure = user::get(arg)?;
+            let vm = find(asked.vm)?;
+            if asked.set != measure::LOOK {
+                if !writable {
+                    return Err(Errno::EBADF);
+                }
+                may_control(&vm)?;
+            }
+            measures(&vm, asked, arg)
+        }
         _ => look(cmd, arg, find),
     }
 }
@@ -56,6 +68,11 @@ pub fn vm_ioctl(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
             own(s.vm)?;
             let (on, off) = masks(&s)?;
             move_switches(vm, on, off)
+        }
+        EXITLESS_MEASURE => {
+            let asked: Measure = user::get(arg)?;
+            own(asked.vm)?;
+            measures(vm, asked, arg)
         }
         _ => look(cmd, arg, |id| own(id).map(|()| vm)),
     }
@@ -101,6 +118,8 @@ fn words(kind: u32, number: u32) -> Option<Words> {
         kind::FALLBACK => Fallback::ALL.guarded(n).map(|f| (0, f.name(), f.words()))?,
         kind::EXIT => (0, exit_name(u64::from(number))?, ""),
         kind::COUNTER => (0, stats::counter_name(n)?, ""),
+        kind::SPENT => (0, Spent::ALL.guarded(n)?.name(), ""),
+        kind::LATE => (0, Late::ALL.guarded(n)?.name(), ""),
         _ => return None,
     };
     Some(Words { kind, number, flags, reserved: 0, name: padded(name), text: padded(text) })
@@ -215,7 +234,22 @@ fn counters(vm: &Vm, mut asked: Counters, arg: usize) -> Result<isize> {
             let table = table_of(asked.what)(&v.shared.stats);
             keyed(table.rows(), table.other.get(), &mut out)?;
         }
-        (kind::EXIT..=kind::PORT, None) => return Err(Errno::ENOENT),
+        (kind::SPENT, _) if asked.vcpu == ALL_VCPUS => spent(vm.each_vcpu(), &mut out)?,
+        (kind::SPENT, Some(v)) => spent(core::iter::once(v), &mut out)?,
+        (kind::TIME | kind::LATE, None) if asked.vcpu == ALL_VCPUS => {
+            let sum = KBox::<Times>::zeroed().ok_or(Errno::ENOMEM)?;
+            vm.each_vcpu().filter_map(VcpuObj::times).for_each(|t| {
+                task::cond_resched();
+                sum.merge(t);
+            });
+            times(asked.what, &sum, &mut out)?;
+        }
+        (kind::TIME | kind::LATE, Some(v)) => {
+            if let Some(t) = v.times() {
+                times(asked.what, t, &mut out)?;
+            }
+        }
+        (kind::EXIT..=kind::LATE, None) => return Err(Errno::ENOENT),
         _ => return Err(Errno::EINVAL),
     }
     asked.count = out.written;
@@ -266,6 +300,63 @@ fn keyed(rows: impl Iterator<Item = (u32, u64)>, others: u64, out: &mut Records)
         }
     }
     Ok(())
+}
+
+/// What each of these vCPUs spent its time on.
+fn spent<'a>(vcpus: impl Iterator<Item = &'a VcpuObj>, out: &mut Records) -> Result<()> {
+    for v in vcpus {
+        let Some(t) = v.times() else { continue };
+        for (n, ticks) in t.spent.iter().enumerate() {
+            if !out.put(&Counter { key: times::spent_key(v.id, n as u32), count: ticks.get() })? {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Times of exits, or how late things were; fields that are zero are left out.
+fn times(what: u32, t: &Times, out: &mut Records) -> Result<()> {
+    let mut put = |row: u32, fields: &mut dyn Iterator<Item = (u32, u64)>| {
+        let more = fields.filter(|(_, n)| *n != 0);
+        for (field, count) in more {
+            if !out.put(&Counter { key: times::key(row, field), count })? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    if what == kind::LATE {
+        for (late, h) in t.late() {
+            if !put(late as u32, &mut h.fields())? {
+                break;
+            }
+        }
+        return Ok(());
+    }
+    for row in t.rows() {
+        if !put(st::number(row.place()) as u32, &mut row.fields())? {
+            return Ok(());
+        }
+    }
+    put(OTHERS as u32, &mut t.others().fields()).map(drop)
+}
+
+/// Starts, ends or only tells whether the VM's time is measured. The caller may.
+fn measures(vm: &Vm, mut asked: Measure, arg: usize) -> Result<isize> {
+    if asked.reserved != 0 || asked.set > measure::OFF {
+        return Err(Errno::EINVAL);
+    }
+    if asked.set != measure::LOOK {
+        // vCPUs that are made meanwhile wait, and find it.
+        let _config = vm.lock.lock();
+        let on = asked.set == measure::ON;
+        vm.each_vcpu().try_for_each(|v| v.measure(on))?;
+        vm.measured.store(on, Relaxed);
+    }
+    asked.on = u32::from(vm.measured.load(Relaxed));
+    asked.khz = time::tsc_khz();
+    user::put(arg, &asked)
 }
 
 fn vcpus(vm: &Vm, mut asked: Vcpus, arg: usize) -> Result<isize> {

@@ -14,7 +14,7 @@ use exitless_host::task;
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::chooser::Mechanism;
-use exitless_vcpu::stats::{self as st, Counter, Stats};
+use exitless_vcpu::stats::{self as st, Counter, Stats, waker};
 
 /// Counters of the VM itself, written by anyone.
 #[derive(bytemuck::Zeroable)]
@@ -40,7 +40,7 @@ mod kind {
 type Pick = fn(&Stats) -> &Counter;
 
 /// Files that hold one number. In the ABI of /dev/exitless they have numbers: new ones go behind the last.
-const NAMES: [(&CStr, Pick); 19] = [
+static NAMES: [(&CStr, Pick); 29] = [
     (c"exits", |s| &s.exits),
     (c"fast_exits", |s| &s.fast),
     (c"io_exits", |s| &s.io_exits),
@@ -60,7 +60,22 @@ const NAMES: [(&CStr, Pick); 19] = [
     (c"tlb_flush", |s| &s.tlb_flush),
     (c"req_event", |s| &s.req_event),
     (c"user_exits", |s| &s.user),
+    (c"halt_attempted_poll", |s| &s.halt_polls),
+    (c"halt_poll_success_ns", |s| &s.halt_poll_success_ns),
+    (c"halt_poll_fail_ns", |s| &s.halt_poll_fail_ns),
+    (c"halt_wait_ns", |s| &s.halt_wait_ns),
+    (c"wake_other", |s| woken(s, waker::OTHER)),
+    (c"wake_timer", |s| woken(s, waker::TIMER)),
+    (c"wake_ipi", |s| woken(s, waker::IPI)),
+    (c"wake_device", |s| woken(s, waker::DEVICE)),
+    (c"wake_sibling", |s| woken(s, waker::SIBLING)),
+    (c"steal_ns", |s| &s.steal_ns),
 ];
+
+fn woken(s: &Stats, by: u8) -> &Counter {
+    let [other, ..] = &s.wakes;
+    s.wakes.get(usize::from(by)).unwrap_or(other)
+}
 
 /// The name of one of KVM's counters, by its number in the ABI of /dev/exitless.
 pub fn counter_name(n: usize) -> Option<&'static str> {

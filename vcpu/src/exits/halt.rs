@@ -7,7 +7,9 @@ use crate::host::Host;
 use crate::outcome::{Next, RunExit};
 use crate::shared::{VcpuShared, mp};
 use crate::skip;
+use crate::stats::waker;
 use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// The vCPU halts unless something already waits.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
@@ -17,6 +19,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     if !host.irqchip() {
         return if entry::wakes(v, sh, host) { Next::Again } else { Next::Leave(RunExit::Hlt) };
     }
+    sh.waker.store(waker::OTHER, Relaxed);
     v.set_mp(sh, mp::HALTED);
     Next::Again
 }

@@ -107,6 +107,8 @@ pub struct Vcpu<B> {
     pub in_guest: InGuest,
     /// MSRs that the guest has for itself.
     pub opened: Opened,
+    /// While somebody measures.
+    pub stopwatch: crate::times::Stopwatch,
     /// The vCPU has entered the guest at least once.
     pub started: bool,
     /// KVM's number of it: the APIC id.

@@ -43,6 +43,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         cpuid: Zeroable::zeroed(),
         msrs: Zeroable::zeroed(),
         pv: Zeroable::zeroed(),
+        stopwatch: Default::default(),
         started: false,
         id: 0,
     }

@@ -289,6 +289,9 @@ impl<C> Host for Os<C> {
         self.w.edge_eois.get()
     }
 
+    fn times(&self) -> Option<&exitless_vcpu::times::Times> {
+        self.w.measured.get().then_some(&*self.w.times)
+    }
     fn now(&self) -> Moment {
         self.w.ns.set(self.w.ns.get() + 1);
         Moment { ns: self.w.ns.get(), tsc: self.w.ns.get() * TICKS }

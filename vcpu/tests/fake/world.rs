@@ -7,6 +7,7 @@ use std::prelude::v1::*;
 use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
 use exitless_vcpu::timer::{self, Due, Loan, Register};
+use exitless_vcpu::times::Times;
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
@@ -216,6 +217,9 @@ pub(crate) struct World {
     pub(crate) script_over: Cell<bool>,
 
     // --- time ---
+    /// Somebody measures.
+    pub(crate) measured: Cell<bool>,
+    pub(crate) times: Box<Times>,
     pub(crate) ns: Cell<u64>,
     pub(crate) timer: Cell<Option<u64>>,
     /// How often it posted its vector.
@@ -432,6 +436,8 @@ impl World {
             found: Cell::default(),
             edge_eois: Cell::default(),
             script_over: Cell::new(false),
+            measured: Cell::new(false),
+            times: Box::new(bytemuck::Zeroable::zeroed()),
             ns: Cell::new(1_000_000),
             timer: Cell::new(None),
             posts: Cell::new(0),

@@ -19,4 +19,5 @@ mod registers;
 mod rewritten;
 mod tasks;
 mod timer;
+mod times;
 mod vapic;

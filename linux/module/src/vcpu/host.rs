@@ -17,6 +17,7 @@ use exitless_memslots::Slot;
 use exitless_vcpu::chooser::{Facts, Fallback, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
+use exitless_vcpu::times::Times;
 use exitless_x86::apic::InterruptMessage;
 use exitless_x86::msr::{Msr, flush_cmd};
 
@@ -297,6 +298,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         self.vm.edge_eois.load(Ordering::Acquire)
     }
 
+    fn times(&self) -> Option<&Times> {
+        if self.me.shared.measured.load(Ordering::Relaxed) { self.me.times() } else { None }
+    }
     fn now(&self) -> Moment {
         let now = Moment { ns: time::monotonic_ns(), tsc: ops::rdtsc() };
         if self.loaded { now } else { self.me.moment::<B>(now) }
@@ -464,7 +468,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
             false => task::Woken::Condition,
         };
         vendor::wakes_up(self.me);
-        poll::slept(self.me, time::monotonic_ns().saturating_sub(from));
+        let slept = time::monotonic_ns().saturating_sub(from);
+        self.me.shared.stats.halt_wait_ns.add(slept);
+        poll::slept(self.me, slept);
         self.lock();
         woken != task::Woken::Signal
     }

@@ -8,6 +8,7 @@ pub mod state;
 pub mod sync;
 
 use crate::global::{self, CpuSlot, Global};
+use crate::publish::Once;
 use crate::runpage::RunPage;
 use crate::vendor::{self, Vendor, with_backend};
 use crate::vm::Vm;
@@ -21,7 +22,7 @@ use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
 use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
-use exitless_host::{Errno, Result, cpu, time};
+use exitless_host::{Errno, Result, cpu, task, time};
 use exitless_hw_ops as ops;
 use exitless_ipi::Address;
 use exitless_pv_abi::KVM_VCPU_PREEMPTED;
@@ -30,7 +31,9 @@ use exitless_vcpu::clock::tsc::{Rate, ticks_and_rest};
 use exitless_vcpu::clock::units::ticks_to_ns;
 use exitless_vcpu::host::Moment;
 use exitless_vcpu::journal::Journal;
+use exitless_vcpu::stats::waker;
 use exitless_vcpu::timer::{self, Due};
+use exitless_vcpu::times::Times;
 use exitless_vcpu::{Request, Vcpu, VcpuShared};
 use exitless_vmx::Vmx;
 
@@ -51,6 +54,10 @@ pub struct VcpuObj {
     inner: Inner,
     run: Option<Pages>,
     io: Option<Pages>,
+    /// What was measured of it.
+    times: Once<Times>,
+    /// What the thread had waited for CPUs when it last left one, ns.
+    waited_ns: AtomicU64,
     /// With SVM.
     pub svm: vendor::svm::Parts,
     /// With VMX.
@@ -177,7 +184,10 @@ impl VcpuObj {
         };
         match timer::host_fired(&self.shared, ops::rdtsc, patience, again) {
             (Due::Ask, _) => {}
-            (_, accepted) => return self.notify(accepted),
+            (_, accepted) => {
+                self.shared.note_post(waker::TIMER, || 0);
+                return self.notify(accepted);
+            }
         }
         self.shared.request(Request::TIMER);
         if self.shared.needs_ipi() && self.shared.cpu.load(Ordering::Relaxed) != cpu::id() as i32 {
@@ -186,18 +196,35 @@ impl VcpuObj {
         self.kick();
     }
 
+    /// Somebody measures it from now on, or nobody. The caller holds the VM's `lock`.
+    pub fn measure(&self, on: bool) -> Result<()> {
+        if on {
+            self.times.make().ok_or(Errno::ENOMEM)?;
+        }
+        self.shared.measured.store(on, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What was measured of it, ever.
+    pub fn times(&self) -> Option<&Times> {
+        self.times.get()
+    }
+
     /// The thread was put on a CPU. Preemption is off.
     pub fn sched_in(&self, cpu: u32) {
         self.check_tsc(cpu);
         if let Some(g) = global::get() {
             self.load_on(g, cpu);
         }
+        let waited = task::run_delay_ns().saturating_sub(self.waited_ns.load(Ordering::Relaxed));
+        self.shared.stats.steal_ns.add(waited);
         self.shared.hints.came();
         self.shared.returned.store(true, Ordering::Relaxed);
     }
 
     /// The thread leaves its CPU, still runnable or not.
     pub fn sched_out(&self, preempted: bool) {
+        self.waited_ns.store(task::run_delay_ns(), Ordering::Relaxed);
         self.shared.hints.left(preempted);
         if preempted
             && let Some(byte) = self.shared.steal.to_tell()
@@ -336,6 +363,8 @@ impl<'a> Loaded<'a> {
         cpu::preempt_disable();
         // SAFETY: preemption is off; `put` follows on the same thread when this drops.
         let at = unsafe { v.task.load() };
+        // Whoever ran it before, and however long this thread waited elsewhere, is not this run's.
+        v.waited_ns.store(task::run_delay_ns(), Ordering::Relaxed);
         v.sched_in(at);
         cpu::preempt_enable();
         Self(v)
@@ -368,6 +397,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
     v.timer.init(cookie, crate::callbacks::timer_kind::APIC)?;
     v.fpu.init()?;
     v.lock.init(LockClass::Vcpu)?;
+    v.measure(vm.measured.load(Ordering::Relaxed))?;
     v.run = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
     v.io = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
     let root = vm.mmu.lock().root();

@@ -19,12 +19,18 @@ pub fn halted(v: &VcpuObj, work: &WorkWord, until: u64) -> bool {
     if limit == 0 || !task::single_task_running() {
         return false;
     }
-    let end = time::monotonic_ns().saturating_add(limit).min(until);
+    let stats = &v.shared.stats;
+    stats.halt_polls.bump();
+    let begin = time::monotonic_ns();
+    let end = begin.saturating_add(limit).min(until);
     loop {
+        let now = time::monotonic_ns();
         if v.shared.must_wake() {
+            stats.halt_poll_success_ns.add(now.saturating_sub(begin));
             return true;
         }
-        if work.pending() || time::monotonic_ns() >= end {
+        if work.pending() || now >= end {
+            stats.halt_poll_fail_ns.add(now.saturating_sub(begin));
             return false;
         }
         task::cpu_relax();

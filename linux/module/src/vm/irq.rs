@@ -22,6 +22,7 @@ use exitless_kvm_abi::{
 };
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_few};
 use exitless_vcpu::Request;
+use exitless_vcpu::stats::waker;
 use exitless_x86::apic::InterruptMessage;
 
 /// The chips of a VM, under one lock.
@@ -74,11 +75,16 @@ fn index(v: &VcpuObj) -> usize {
     v.index as usize
 }
 
-/// Who spins for an answer lets the receiver run.
+/// Who spins for an answer lets the receiver run; and whose interrupt it is that the receiver may wake up by.
 fn note(sender: Option<&VcpuObj>, receiver: &VcpuObj) {
-    if let Some(sender) = sender {
-        sender.shared.hints.sent_to(index(receiver));
-    }
+    let by = match sender {
+        Some(sender) => {
+            sender.shared.hints.sent_to(index(receiver));
+            waker::IPI
+        }
+        None => waker::DEVICE,
+    };
+    receiver.shared.note_post(by, ops::rdtsc);
 }
 
 impl VcpuObj {
@@ -265,6 +271,7 @@ impl Vm {
         self.pic_output.store(level, Ordering::SeqCst);
         if level {
             for v in self.each_vcpu().filter(|v| v.shared.apic.accepts_ext_int()) {
+                note(None, v);
                 v.notify(Accepted::ExtInt);
             }
         }

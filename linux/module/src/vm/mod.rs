@@ -155,6 +155,8 @@ pub struct Vm {
     pub turns: Rotation,
     /// `KVM_CAP_HALT_POLL`: longest wait awake in HLT, ns; `u32::MAX`: as the module's parameter.
     pub halt_poll_ns: AtomicU32,
+    /// Its time is measured; under `lock`.
+    pub measured: AtomicBool,
     /// Mechanisms whose switch is on: an [`exitless_vcpu::chooser::Set`].
     pub wanted: AtomicU64,
     /// Level-triggered pins with someone to notify (resample irqfds).
