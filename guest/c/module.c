@@ -75,10 +75,19 @@ static u64 exg_second(void)
 	return (u64)tsc_khz * 1000;
 }
 
-/* On the CPU itself. A host that does not know the MSR lets it fault, which costs an exit and is caught. */
+/* On the CPU itself. A host that does not know the MSR, or a bit of it, lets it fault, which costs an exit and is caught. */
 static void exg_ask(struct exg_cpu *c)
 {
-	wrmsrl_safe(EXG_MSR_LAZY_DEADLINE, virt_to_phys(c) | 1);
+	u64 value = virt_to_phys(c) | EXG_ENABLED;
+
+	if (wrmsrl_safe(EXG_MSR_LAZY_DEADLINE, value | EXG_HOST_TICKS))
+		wrmsrl_safe(EXG_MSR_LAZY_DEADLINE, value);
+}
+
+/* The write of this MSR orders nothing by itself (SDM vol. 3A, 11.12.3); the first has the deadline's own fence before it. */
+void exg_wrmsr_deadline(u64 value)
+{
+	wrmsrl(MSR_IA32_TSC_DEADLINE, value);
 }
 
 /* Instead of lapic_next_deadline(): interrupts are off. */
@@ -91,7 +100,7 @@ static int exg_next_event(unsigned long delta, struct clock_event_device *dev)
 		return 0;
 	/* The write of this MSR orders nothing by itself (SDM vol. 3A, 11.12.3). */
 	asm volatile("mfence; lfence" : : : "memory");
-	wrmsrl(MSR_IA32_TSC_DEADLINE, deadline);
+	ex_rs_write(c, deadline);
 	if (unlikely(ex_rs_wrote(c, deadline, rdtsc(), exg_second())))
 		exg_ask(c);
 	return 0;
@@ -106,6 +115,7 @@ static void exg_take(void *unused)
 	if (dev->set_next_event != exg_original)
 		return;
 	c->armed = 0;
+	c->offset = 0;
 	ex_rs_asks(c, rdtsc(), exg_second());
 	exg_ask(c);
 	WRITE_ONCE(dev->set_next_event, exg_next_event);
@@ -244,8 +254,8 @@ static const char *exg_look(void)
 		return "no Exitless here, or nothing that it offers";
 	if (found & EXG_OTHER_VERSION)
 		return "the host speaks another version";
-	if (!(found & EXG_FEATURE_LAZY_DEADLINE))
-		return "the host offers no lazy deadlines";
+	if (!(found & (EXG_FEATURE_LAZY_DEADLINE | EXG_FEATURE_HOST_TICKS)))
+		return "the host offers no lazy deadlines, nor its timer";
 	if (!boot_cpu_has(X86_FEATURE_TSC_DEADLINE_TIMER))
 		return "this guest has no TSC-deadline timer";
 	return exg_find_device();
@@ -351,7 +361,7 @@ MODULE_PARM_DESC(lazy, "Lazy deadlines, where the host offers them (default: y);
 /* What was found, and of how many CPUs the host attends the timer's last deadline. */
 static int exg_print_state(char *buf)
 {
-	unsigned int taken = 0, attended = 0;
+	unsigned int taken = 0, attended = 0, ticks = 0;
 	int cpu;
 
 	if (exg_why)
@@ -360,9 +370,11 @@ static int exg_print_state(char *buf)
 	for_each_online_cpu(cpu) {
 		taken += READ_ONCE(exg_device(cpu)->set_next_event) == exg_next_event;
 		attended += READ_ONCE(per_cpu(exg_cpus, cpu)->armed) != 0;
+		ticks += READ_ONCE(per_cpu(exg_cpus, cpu)->offset) != 0;
 	}
 	cpus_read_unlock();
-	return sysfs_emit(buf, "lazy deadlines on %u of %u CPUs, attended now on %u\n", taken, num_online_cpus(), attended);
+	return sysfs_emit(buf, "lazy deadlines on %u of %u CPUs, attended now on %u, in the host's ticks on %u\n", taken,
+			  num_online_cpus(), attended, ticks);
 }
 
 static int exg_get_state(char *buf, const struct kernel_param *kp)

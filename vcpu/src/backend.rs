@@ -464,7 +464,7 @@ pub trait Backend {
         let _ = at;
         false
     }
-    /// Lends the CPU's APIC timer to the guest, armed for `deadline` of its own TSC, which is the host's (0: not armed): it reads and writes
+    /// Lends the CPU's APIC timer to the guest, armed for `deadline` of the host's TSC (0: not armed): it reads and writes
     /// IA32_TSC_DEADLINE without an exit, and each deadline that comes ends guest mode with [`Exit::Deadline`]. What the host waits for
     /// ends it with [`Exit::Timer`]. `false`: not now.
     fn lend_timer(&mut self, cpu: &Self::Cpu, deadline: u64) -> bool {

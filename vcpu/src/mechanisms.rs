@@ -6,7 +6,11 @@ use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
-use exitless_chooser::{Facts, Mechanism::LazyDeadline, Reason, active};
+use exitless_chooser::{
+    Facts,
+    Mechanism::{LazyDeadline, TimerPassthrough},
+    Reason, active,
+};
 use exitless_pv_abi::exitless_feature;
 
 /// Chooses, if something moved since.
@@ -19,15 +23,25 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     let facts = facts(v, host);
     sh.chosen.set(active(host.wanted(), &facts), &facts);
     let lazy = host.wanted().has(LazyDeadline) && host.irqchip() && v.cpuid.caps().tsc_deadline;
-    v.cpuid.show_own(if lazy { exitless_feature::LAZY_DEADLINE } else { 0 });
+    let ticks = host.wanted().has(TimerPassthrough)
+        && host.irqchip()
+        && v.cpuid.caps().tsc_deadline
+        && v.b.has_timer();
+    let shown = |shown: bool, feature| if shown { feature } else { 0 };
+    v.cpuid
+        .show_own(shown(lazy, exitless_feature::LAZY_DEADLINE) | shown(ticks, exitless_feature::HOST_TICKS));
     if !sh.active(LazyDeadline) {
-        timer::lazy::clear(v, sh, host);
+        timer::lazy::unattended(v, sh, host);
+    }
+    if !sh.active(TimerPassthrough) {
+        timer::lazy::unshifted(v, sh, host);
     }
 }
 
 /// Whoever changes what is looked at here clears [`Vcpu::chosen`], on other threads by [`crate::Request::MECHANISMS`].
 fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
     let caps = v.cpuid.caps();
+    let apart = v.tsc_offset != 0 || v.rate.is_scaled();
     Facts { features: caps.pv, ..host.facts() }
         .with(Reason::NoIrqchip, !host.irqchip())
         .with(Reason::NoDelivery, !v.vapic.on())
@@ -38,7 +52,8 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Facts {
         .with(Reason::NoDeadline, !caps.tsc_deadline)
         .with(Reason::NotAsked, !enabled(v.pv.lazy_deadline))
         .with(Reason::UnsteadyTsc, !host.steady_tsc())
-        .with(Reason::OwnTsc, v.tsc_offset != 0 || v.rate.is_scaled())
+        .with(Reason::OwnTsc, apart)
+        .with(Reason::ApartTsc, apart && !timer::lazy::shifts(v))
         .with(Reason::OtherTimer, !v.by_deadline)
         .with(Reason::IdlesInside, v.in_guest.hlt || v.in_guest.mwait)
 }

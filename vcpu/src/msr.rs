@@ -60,7 +60,12 @@ impl<B: Backend> Vcpu<B> {
             K::TscAdjust => Ok(self.msrs.tsc_adjust),
             K::TscDeadline => {
                 timer::show(self, sh);
-                Ok(self.lapic.tsc_deadline())
+                let deadline = self.lapic.tsc_deadline();
+                Ok(if origin == Origin::Guest {
+                    timer::passthrough::as_read(self, deadline)
+                } else {
+                    deadline
+                })
             }
             K::ApicBase => Ok(self.lapic.apic_base()),
             K::X2Apic(_) => {

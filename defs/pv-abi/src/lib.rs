@@ -169,16 +169,20 @@ pub mod exitless_feature {
     pub const SHARED_DESCRIPTOR: u32 = 1 << 1;
     /// [`super::EXITLESS_DESCRIPTOR_RAW`] may be set: the MSRs behind [`super::MSR_EXITLESS_DESCRIPTOR`] are there.
     pub const RAW_SEND: u32 = 1 << 2;
+    /// [`super::EXITLESS_HOST_TICKS`] may be set in [`super::MSR_EXITLESS_LAZY_DEADLINE`].
+    pub const HOST_TICKS: u32 = 1 << 3;
 }
 
-/// Where the vCPU's [`exitless_lazy_deadline`] lies: bit 0 enables it, bits 63:6 are the address, the others 0. Writing 0 always
-/// works on a host that knows it.
+/// Where the vCPU's [`exitless_lazy_deadline`] lies: bit 0 enables it, bit 1 is [`EXITLESS_HOST_TICKS`], bits 63:6 are the address, the
+/// others 0. Writing 0 always works on a host that knows it.
 pub const MSR_EXITLESS_LAZY_DEADLINE: u32 = 0x4558_4c00;
 /// Bits of [`MSR_EXITLESS_LAZY_DEADLINE`] that hold the address.
 pub const EXITLESS_LAZY_ADDRESS: u64 = !0 << 6;
+/// Bit of [`MSR_EXITLESS_LAZY_DEADLINE`]: the guest subtracts `offset` from what it writes to IA32_TSC_DEADLINE.
+pub const EXITLESS_HOST_TICKS: u64 = 1 << 1;
 
-/// What guest and host share of one vCPU's timer, 64-byte aligned in guest memory (`docs/protocols/lazy-deadline.md`). Both are
-/// values of IA32_TSC_DEADLINE.
+/// What guest and host share of one vCPU's timer, 64-byte aligned in guest memory (`docs/protocols/lazy-deadline.md`). The first two are
+/// moments of the guest's TSC.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct exitless_lazy_deadline {
@@ -186,7 +190,9 @@ pub struct exitless_lazy_deadline {
     pub armed: u64,
     /// Written by the guest: what it wants.
     pub pending: u64,
-    pub reserved: [u64; 6],
+    /// Written by the host: not 0: IA32_TSC_DEADLINE is in ticks of the host's TSC, which is the guest's less this.
+    pub offset: u64,
+    pub reserved: [u64; 5],
 }
 
 /// Bit 0, [`EXITLESS_DESCRIPTOR_SHARED`]: the vCPU uses the window; bit 1, [`EXITLESS_DESCRIPTOR_RAW`]: it sends by itself. The

@@ -25,6 +25,17 @@ extern "C" fn ex_rs_set(cpu: *const Cpu, deadline: u64) -> bool {
     unsafe { &*cpu }.set(deadline)
 }
 
+unsafe extern "C" {
+    fn exg_wrmsr_deadline(value: u64);
+}
+
+/// [`Cpu::write`].
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_write(cpu: *const Cpu, deadline: u64) {
+    // SAFETY: the CPU as above; C's function takes any value.
+    unsafe { (*cpu).write(deadline, |value| exg_wrmsr_deadline(value)) }
+}
+
 /// [`Cpu::wrote`].
 #[unsafe(no_mangle)]
 extern "C" fn ex_rs_wrote(cpu: *const Cpu, deadline: u64, now: u64, second: u64) -> bool {

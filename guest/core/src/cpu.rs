@@ -10,7 +10,8 @@ use exitless_lazy::GuestPage;
 pub struct Cpu {
     armed: AtomicU64,
     pending: AtomicU64,
-    reserved: [AtomicU64; 6],
+    offset: AtomicU64,
+    reserved: [AtomicU64; 5],
     /// Deadlines that were written to the MSR.
     written: AtomicU64,
     /// Deadlines that were not.
@@ -44,20 +45,28 @@ impl GuestPage for Cpu {
     fn armed(&self) -> u64 {
         self.armed.load(Relaxed)
     }
+    fn offset(&self) -> u64 {
+        self.offset.load(Relaxed)
+    }
 }
 
 impl Cpu {
-    /// The CPU wants its timer at `deadline`. `true`: write that to the MSR, then call [`Cpu::wrote`].
+    /// The CPU wants its timer at `deadline`. `true`: [`Cpu::write`] that, then call [`Cpu::wrote`].
     pub fn set(&self, deadline: u64) -> bool {
         let writes = exitless_lazy::set(self, deadline);
         bump(if writes { &self.written } else { &self.spared });
         writes
     }
 
+    /// Writes the MSR.
+    pub fn write(&self, deadline: u64, wrmsr: impl FnMut(u64)) {
+        exitless_lazy::write(self, deadline, wrmsr);
+    }
+
     /// The MSR was written with `deadline`, it is `now`. `true`: ask the host to attend, which it does not seem to do; once a second, of
     /// `second` ticks, at most.
     pub fn wrote(&self, deadline: u64, now: u64, second: u64) -> bool {
-        let attended = self.armed() != 0;
+        let attended = self.armed() != 0 || self.offset() != 0;
         if attended || deadline <= now {
             self.ignored.store(if attended { 0 } else { self.ignored.load(Relaxed) }, Relaxed);
             return false;
@@ -102,6 +111,19 @@ mod tests {
         let asked = (0..10 * SECOND).step_by(1000).filter(|now| c.wrote(now + 500, *now, SECOND)).count();
         assert!((9..=11).contains(&asked), "{asked}");
         c.armed.store(5, Relaxed);
+        assert!((0..10 * SECOND).step_by(1000).all(|now| !c.wrote(now + 500, now, SECOND)));
+    }
+
+    /// The host's ticks are written where the host says so, and such a host is not asked again.
+    #[test]
+    fn subtracts() {
+        let c = Cpu::default();
+        let mut written = std::vec::Vec::new();
+        c.write(5000, |v| {
+            written.push(v);
+            c.offset.store(1000, Relaxed);
+        });
+        assert_eq!(written, [5000, 4000]);
         assert!((0..10 * SECOND).step_by(1000).all(|now| !c.wrote(now + 500, now, SECOND)));
     }
 

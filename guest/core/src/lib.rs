@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! module.c ──> find            is this guest on Exitless, and what does it offer?
-//!         └──> set, wrote      instead of the kernel's function that sets the APIC's timer, on each CPU with interrupts off
+//!         └──> set, write, wrote   instead of the kernel's function that sets the APIC's timer, on each CPU with interrupts off
 //! ```
 #![no_std]
 #![cfg_attr(

@@ -1,5 +1,5 @@
 //! The CPU's APIC timer, lent to the guest for a slice ([`exitless_vcpu::timer::Loan`] has the states): IA32_TSC_DEADLINE of the CPU
-//! and a deadline of the guest's TSC mean the same (no offset, no other rate), and the guest writes it without an exit.
+//! and what the guest writes mean the same (no offset, or one that the guest subtracts; no other rate), and it does so without an exit.
 //!
 //! The comparator knows nothing of VMX: offset and multiplier change what RDTSC reads, not when it fires (SDM vol. 3A, 11.5.4.1;
 //! vol. 3C, 26.3). Its interrupt exits, whatever the guest's IF, and the exit acknowledges it: so the guest's expiry is known by the

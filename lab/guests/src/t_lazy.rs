@@ -32,9 +32,16 @@ fn poke(word: usize, v: u64) {
     // SAFETY: inside of this CPU's page.
     unsafe { words().add(word).write_volatile(v) }
 }
-fn offered() -> bool {
+fn found_host() -> bool {
     let [max, b, c, d] = cpuid(LEAF, 0);
-    [b, c, d] == [0x7469_7845, 0x7373_656c, 0x5650] && max > LEAF && cpuid(LEAF + 1, 0)[..2] == [1, 1]
+    [b, c, d] == [0x7469_7845, 0x7373_656c, 0x5650] && max > LEAF && cpuid(LEAF + 1, 0)[1] == 1
+}
+/// The host lends its timer to guests that subtract the offset which the page tells.
+fn host_ticks() -> bool {
+    found_host() && cpuid(LEAF + 1, 0)[0] & 8 != 0
+}
+fn offered() -> bool {
+    found_host() && cpuid(LEAF + 1, 0)[0] & 1 != 0
 }
 fn irq(_: &mut Frame) {
     LAST[index()].store(rdtsc(), SeqCst);
@@ -125,7 +132,7 @@ fn comes_later() {
 
 test!(found, "lazy/found_or_not");
 fn found() {
-    if offered() {
+    if offered() || host_ticks() {
         return on_this_cpu();
     }
     // Whoever does not offer it takes no page.
@@ -311,7 +318,7 @@ fn bad() {
     refused(MMIO | 1, "a device");
     refused(1 << 50 | 1, "no memory");
     refused(BASE | 1, "the APIC");
-    for bit in 1..6 {
+    for bit in if host_ticks() { 2..6 } else { 1..6 } {
         refused(words() as u64 | 1 | 1 << bit, "reserved bits");
     }
     comes_later();
@@ -381,4 +388,145 @@ fn storms() {
     smp::run(1, stormed);
     storm();
     check(host::wait_ms(60_000, || DONE.load(SeqCst) == 1), "the other CPU's storm does not end");
+}
+
+// ---- deadlines in the host's ticks ----
+
+fn offset() -> u64 {
+    // SAFETY: this CPU's page.
+    unsafe { words().add(2).read_volatile() }
+}
+/// As [`set`], by a guest that subtracts what the host tells, and looks again behind each write.
+fn set_shifted(t: u64) {
+    let open = flags() & 0x200 != 0;
+    cli();
+    poke(1, t);
+    fence(SeqCst);
+    if armed() == 0 || t < armed() {
+        loop {
+            let told = offset();
+            wrmsr(MSR_TSC_DEADLINE, t.wrapping_sub(told));
+            if offset() == told {
+                break;
+            }
+        }
+    }
+    if open {
+        sti();
+    }
+}
+/// This CPU subtracts, and its TSC has an offset that is no other's.
+fn shifted_on_this_cpu() {
+    on_this_cpu();
+    wrmsr(MSR, words() as u64 | 3);
+    if cpuid(7, 0)[1] & 2 != 0 {
+        wrmsr(TSC_ADJUST, rdmsr(TSC_ADJUST) + us(50_000_000) * (1 + index() as u64));
+    }
+}
+fn shifted() {
+    if !host_ticks() {
+        skip("no timer of the host's for a TSC with an offset")
+    }
+    shifted_on_this_cpu();
+}
+
+test!(shifted_arms, "ticks/armed_without_exits");
+fn shifted_arms() {
+    shifted();
+    let before = host::must(op::EXITS, &[]);
+    let n = count();
+    for _ in 0..200 {
+        set_shifted(rdtsc() + us(2_000_000));
+    }
+    check(offset() != 0, "the host tells no offset");
+    let exits = host::must(op::EXITS, &[]) - before;
+    check(exits < 100, "deadlines exit");
+    check_eq(count(), n, "came early");
+    // Outside it is in the guest's ticks, and the page says so.
+    let t = rdtsc() + us(5_000_000);
+    set_shifted(t);
+    check_eq(host::must(op::GET_MSR, &[MSR_TSC_DEADLINE as u64]), t, "the deadline outside");
+    check_eq(offset(), 0, "told behind a departure");
+    // Stopped between its look and its write: what was written means what it wants.
+    set_shifted(t);
+    let told = offset();
+    outb(PIO_RAM, 0);
+    wrmsr(MSR_TSC_DEADLINE, t.wrapping_sub(told));
+    check_eq(host::must(op::GET_MSR, &[MSR_TSC_DEADLINE as u64]), t, "the stale one outside");
+    set_shifted(rdtsc() + us(NEAR));
+    check(spin_until(n + 1), "the last never came");
+}
+
+test!(shifted_ends, "ticks/whatever_takes_it_back", timeout(120));
+fn shifted_ends() {
+    shifted();
+    let lvtt = TSC_DEADLINE | VECTOR as u32;
+    let each: [(&str, fn(u32)); 6] = [
+        ("LVTT", |lvtt| write(LVTT, lvtt)),
+        ("masked", |lvtt| {
+            write(LVTT, MASKED | lvtt);
+            write(LVTT, lvtt);
+        }),
+        ("the MSR", |_| {
+            wrmsr(MSR, 0);
+            wrmsr(MSR, words() as u64 | 3);
+        }),
+        ("the TSC", |_| wrmsr(0x10, rdtsc() + us(10))),
+        ("state saved and loaded", |_| {
+            host::must(op::STATE_ROUND_TRIP, &[]);
+        }),
+        ("a kernel that knows nothing of it", |_| {
+            poke(1, 7);
+            write(LVTT, TSC_DEADLINE | VECTOR as u32);
+            wrmsr(MSR_TSC_DEADLINE, rdtsc() + us(4_000_000));
+        }),
+    ];
+    for (what, end) in each {
+        cli();
+        set_shifted(rdtsc() + us(5_000_000));
+        end(lvtt);
+        check_eq(offset(), 0, what);
+        wrmsr(MSR_TSC_DEADLINE, 0);
+        sti();
+        let t = rdtsc() + us(NEAR);
+        set_shifted(t);
+        check(spin_until_it_came(t), what);
+    }
+}
+
+/// Deadlines all over the place, with departures and moves of the TSC between: none is early, and the last always comes.
+fn shifted_storm() {
+    let mut seed = index() as u64 + 1;
+    for _ in 0..30 {
+        let mut last = 0;
+        let n = count();
+        for _ in 0..20 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+            last = rdtsc() + us((seed >> 40) % 3000);
+            set_shifted(last);
+            match seed >> 60 {
+                0 => outb(PIO_RAM, 0),
+                1 => {
+                    cpuid(0, 0);
+                }
+                _ => {}
+            }
+        }
+        check(count() - n <= 20, "more than were set");
+        check(spin_until_it_came(last), "the last of many never came");
+    }
+}
+static SHIFTED_DONE: AtomicU64 = AtomicU64::new(0);
+fn shifted_stormed() {
+    shifted_on_this_cpu();
+    shifted_storm();
+    SHIFTED_DONE.store(1, SeqCst);
+}
+test!(shifted_storms, "ticks/storm", cpus(2) | timeout(120));
+fn shifted_storms() {
+    shifted();
+    smp::start_all(2);
+    smp::run(1, shifted_stormed);
+    shifted_storm();
+    check(host::wait_ms(60_000, || SHIFTED_DONE.load(SeqCst) == 1), "the other CPU's storm does not end");
 }

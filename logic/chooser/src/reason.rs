@@ -45,4 +45,5 @@ reasons! {
     IdlesInside = 18, "the guest stays when it is idle, where the CPU's timer for guest mode may stand still (KVM_CAP_X86_DISABLE_EXITS; QEMU: without -overcommit cpu-pm=on)";
     HostTimer = 19, "the host's tick is not from the local APIC's TSC-deadline timer with high resolution, or CPUs stop that timer in deep C-states (no ARAT): see the kernel's command line";
     NoIpiv = 20, "IPI virtualization was not asked for when the module was loaded (parameter ipiv), or the CPU has none: the kernel's log says which";
+    ApartTsc = 21, "the guest's TSC is not the host's: it has another rate, or an offset that the guest does not add itself (its kernel module exitless-guest.ko does; or mechanism host_tsc, before the vCPUs are made)";
 }

@@ -115,10 +115,10 @@ rows! {
     LazyDeadline: "lazy_deadline", Vcpu, false, Owner, [NoIrqchip, NoDeadline, NotAsked], 0,
         "a guest with exitless-guest.ko moves its timer later without an exit; off, such a guest does not find the module";
     TimerPassthrough: "timer_passthrough", Vcpu, false, Root,
-        [NoIrqchip, NoTimer, NoDelivery, NoDeadline, UnsteadyTsc, HostTimer, IdlesInside, OwnTsc, OtherTimer], 0,
+        [NoIrqchip, NoTimer, NoDelivery, NoDeadline, UnsteadyTsc, HostTimer, IdlesInside, ApartTsc, OtherTimer], 0,
         "the guest has the CPU's APIC timer while it runs: deadlines are armed without an exit (Intel)";
     HostTsc: "host_tsc", Vm, false, Owner, [UnsteadyTsc, OwnTsc], 0,
-        "a TSC that the VMM leaves at its start, or sets to 0, is the host's: what timer_passthrough needs";
+        "a TSC that the VMM leaves at its start, or sets to 0, is the host's: what timer_passthrough needs, unless the guest adds the offset";
     IpiVirtualization: "ipi_virtualization", Vcpu, false, Root, [NoIrqchip, NoIpiv, NoX2Apic], 0,
         "Intel's IPI virtualization sends IPIs of guests in x2APIC mode without exits; untested on hardware";
 }

@@ -10,6 +10,8 @@ pub trait HostPage {
     fn barrier(&self);
     /// Loads *pending*, once; `None`: out of reach now.
     fn pending(&self) -> Option<u64>;
+    /// Stores *offset*; `false`: out of reach now.
+    fn tell(&self, offset: u64) -> bool;
 }
 
 /// What the host knows. All-zero: not attended.
@@ -18,6 +20,10 @@ pub trait HostPage {
 pub struct Host {
     /// The host's own copy.
     armed: u64,
+    /// Likewise.
+    offset: u64,
+    /// The last that was told.
+    last: u64,
     /// The page may hold something else than that.
     owes: bool,
     pad: [u8; 7],
@@ -29,6 +35,11 @@ impl Host {
         self.armed
     }
 
+    /// What the guest subtracts from each deadline that it writes, or 0.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The page must be written before the guest runs: [`Host::settle`].
     pub fn owes(&self) -> bool {
         self.owes
@@ -37,7 +48,29 @@ impl Host {
     /// A new page, whatever is in it.
     pub fn begin(&mut self, page: &impl HostPage) -> bool {
         *self = Self::default();
-        page.arm(0)
+        page.arm(0) && page.tell(0)
+    }
+
+    /// The MSR was written with `deadline`: who means what it wrote, and so reads the page behind that, subtracts `offset` from now on,
+    /// others nothing any more. `offset` 0: nobody does.
+    pub fn shift(&mut self, page: &impl HostPage, deadline: u64, offset: u64) {
+        let means = offset != 0 && page.pending() == Some(deadline);
+        let offset = if means { offset } else { 0 };
+        if offset == self.offset {
+            return;
+        }
+        let told = page.tell(offset);
+        // What was not told does not hold, and what is not taken back may be read.
+        self.owes |= !told && offset == 0;
+        self.offset = if told { offset } else { 0 };
+        self.last = if self.offset != 0 { offset } else { self.last };
+    }
+
+    /// Nothing is told, and the MSR was written with `value`: the deadline, if the guest was stopped between its look at the offset of
+    /// before and that write.
+    pub fn stale(&self, page: &impl HostPage, value: u64) -> Option<u64> {
+        let meant = value.wrapping_add(self.last);
+        (self.last != 0 && self.offset == 0 && page.pending() == Some(meant)).then_some(meant)
     }
 
     /// The MSR was written with `deadline`, which is to come.
@@ -76,11 +109,11 @@ impl Host {
 
     /// Tries again to write what could not be written.
     pub fn settle(&mut self, page: &impl HostPage) {
-        self.show(page, self.armed);
+        self.owes = !(page.arm(self.armed) && page.tell(self.offset));
     }
 
     fn show(&mut self, page: &impl HostPage, armed: u64) {
-        self.owes = !page.arm(armed);
+        self.owes |= !page.arm(armed);
         self.armed = armed;
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Vocabulary: guest and host share two words for each vCPU. *pending*, which only the guest writes: the deadline it wants. *armed*,
 //! which only the host writes: the deadline that it has a timer for, 0 if it does not look at *pending*. The host *attends* while
-//! its own copy of *armed* is not 0; it never reads the shared one.
+//! its own copy of *armed* is not 0; it never reads the shared one. *offset*, which only the host writes: where it is not 0 what the guest
+//! writes to the MSR is in ticks of the host's TSC.
 //!
 //! ```text
 //!                       WRMSR of what stands in pending
@@ -19,6 +20,8 @@
 //!   may have moved the deadline to before the new one, believing in the old.
 //! * Whoever gives the vCPU away (to user space, so perhaps to a host that has never heard of this) ends the attending, and the
 //!   deadline in IA32_TSC_DEADLINE is the guest's last.
+//! * *offset* is for the guest that looks again behind its write: what it wrote by an *offset* that is gone is wrong for as long. It becomes
+//!   another than 0 only by a write of what *pending* holds, in the guest's own ticks: so it is never the same again between two looks.
 //! * A write of the MSR that *pending* does not hold is of somebody who does not use this (the kernel behind a kexec): not attended.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -35,5 +38,5 @@ mod host;
 #[cfg(test)]
 mod tests;
 
-pub use guest::{GuestPage, set};
+pub use guest::{GuestPage, set, write};
 pub use host::{Host, HostPage};

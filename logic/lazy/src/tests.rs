@@ -5,7 +5,7 @@
 //! early. The host's threads exclude each other, as what the vCPU's thread does is done by one; nothing excludes the guest, so
 //! what holds here needs no help from the guest being stopped. Each rule of the crate's head is taken away once, and loom finds the loss.
 
-use crate::{GuestPage, Host, HostPage, set};
+use crate::{GuestPage, Host, HostPage, set, write};
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::Ordering::SeqCst;
 use loom::sync::atomic::{AtomicU64, fence};
@@ -34,6 +34,9 @@ impl<const WITHOUT: u8> GuestPage for Page<WITHOUT> {
     fn armed(&self) -> u64 {
         self.armed.load(Relaxed)
     }
+    fn offset(&self) -> u64 {
+        0
+    }
 }
 
 impl<const WITHOUT: u8> HostPage for Page<WITHOUT> {
@@ -48,6 +51,9 @@ impl<const WITHOUT: u8> HostPage for Page<WITHOUT> {
     }
     fn pending(&self) -> Option<u64> {
         Some(self.pending.load(Relaxed))
+    }
+    fn tell(&self, _: u64) -> bool {
+        true
     }
 }
 
@@ -262,6 +268,7 @@ fn who_departs_clears() {
 struct Plain {
     armed: core::cell::Cell<u64>,
     pending: core::cell::Cell<u64>,
+    offset: core::cell::Cell<u64>,
     gone: core::cell::Cell<bool>,
 }
 
@@ -276,6 +283,12 @@ impl HostPage for Plain {
     fn pending(&self) -> Option<u64> {
         (!self.gone.get()).then(|| self.pending.get())
     }
+    fn tell(&self, offset: u64) -> bool {
+        if !self.gone.get() {
+            self.offset.set(offset);
+        }
+        !self.gone.get()
+    }
 }
 
 impl GuestPage for Plain {
@@ -285,6 +298,9 @@ impl GuestPage for Plain {
     fn barrier(&self) {}
     fn armed(&self) -> u64 {
         self.armed.get()
+    }
+    fn offset(&self) -> u64 {
+        self.offset.get()
     }
 }
 
@@ -357,4 +373,127 @@ fn out_of_reach() {
     h.settle(&p);
     assert!(!h.owes());
     assert_eq!(p.armed.get(), 0);
+}
+
+/// A host whose TSC is the guest's less `offset`, and what it makes of writes.
+struct Shifted {
+    page: Plain,
+    host: Host,
+    offset: u64,
+    /// It knows the page, and has the guest's word.
+    knows: bool,
+    /// In the guest's ticks.
+    deadline: u64,
+}
+
+impl Shifted {
+    fn new() -> Self {
+        Self { page: Plain::default(), host: Host::default(), offset: 5000, knows: true, deadline: 0 }
+    }
+    fn wrmsr(&mut self, value: u64) {
+        // Lent or not, it is in whose ticks the page says.
+        self.deadline = value.wrapping_add(self.host.offset());
+        if self.knows {
+            self.host.shift(&self.page, self.deadline, self.offset);
+        }
+    }
+    fn departs(&mut self, knows: bool, offset: u64) {
+        self.host.shift(&self.page, 0, 0);
+        (self.knows, self.offset) = (knows, offset);
+    }
+}
+
+/// The guest's page, and what happens behind each look.
+struct Taken<'a, F> {
+    w: &'a core::cell::RefCell<Shifted>,
+    happens: F,
+}
+
+impl<F: Fn()> GuestPage for Taken<'_, F> {
+    fn want(&self, deadline: u64) {
+        self.w.borrow().page.want(deadline);
+    }
+    fn barrier(&self) {}
+    fn armed(&self) -> u64 {
+        0
+    }
+    fn offset(&self) -> u64 {
+        let offset = self.w.borrow().page.offset();
+        (self.happens)();
+        offset
+    }
+}
+
+/// Wherever between its looks and its writes the guest is taken away, however often, and to whomever: what stands in the MSR behind the last
+/// look is what it wants, in whose ticks it may be.
+#[test]
+fn taken_away_between_the_looks() {
+    const MOMENTS: u32 = 6;
+    // At each of the first moments: stays, another host, one that does not know the page, one with another offset.
+    for plan in 0..4u32.pow(MOMENTS) {
+        let w = core::cell::RefCell::new(Shifted::new());
+        let moment = core::cell::Cell::new(0);
+        let happens = || {
+            let n = moment.replace(moment.get() + 1);
+            let mut w = w.borrow_mut();
+            match if n < MOMENTS { plan / 4u32.pow(n) % 4 } else { 0 } {
+                1 => w.departs(true, 5000),
+                2 => w.departs(false, 70),
+                3 => w.departs(true, 900),
+                _ => {}
+            }
+        };
+        let page = Taken { w: &w, happens };
+        for deadline in [10_000, 9000] {
+            assert!(set(&page, deadline));
+            write(&page, deadline, |value| {
+                w.borrow_mut().wrmsr(value);
+                happens();
+            });
+            assert_eq!(w.borrow().deadline, deadline, "plan {plan}");
+        }
+    }
+}
+
+/// Who wrote something else than it says it wants does not read the page: it is told nothing, and nothing any more.
+#[test]
+fn an_offset_is_for_who_looks() {
+    let mut w = Shifted::new();
+    w.page.want(10_000);
+    w.wrmsr(9999);
+    assert_eq!((w.page.offset.get(), w.host.offset()), (0, 0));
+    w.wrmsr(10_000);
+    assert_eq!((w.page.offset.get(), w.host.offset()), (5000, 5000));
+    w.wrmsr(6000);
+    assert_eq!((w.page.offset.get(), w.host.offset(), w.deadline), (0, 0, 11_000));
+}
+
+/// Stopped between look and write, on the same host: what was written is what it wants, which no look is needed to mend.
+#[test]
+fn stale_and_known() {
+    let mut w = Shifted::new();
+    w.page.want(10_000);
+    w.wrmsr(10_000);
+    assert_eq!(w.host.stale(&w.page, 5000), None, "told: it is in the host's ticks");
+    w.departs(true, 5000);
+    assert_eq!(w.host.stale(&w.page, 5000), Some(10_000));
+    assert_eq!((w.host.stale(&w.page, 5001), w.host.stale(&w.page, 10_000)), (None, None));
+}
+
+/// The page is out of reach: no offset holds that was not told, and one that cannot be taken back is owed before the guest runs.
+#[test]
+fn an_offset_out_of_reach() {
+    let mut w = Shifted::new();
+    w.page.want(10_000);
+    w.page.gone.set(true);
+    w.host.shift(&w.page, 10_000, 5000);
+    assert_eq!((w.host.offset(), w.host.owes()), (0, false));
+    w.page.gone.set(false);
+    w.host.shift(&w.page, 10_000, 5000);
+    w.page.gone.set(true);
+    w.host.shift(&w.page, 0, 0);
+    assert!(w.host.owes() && w.host.offset() == 0);
+    w.page.gone.set(false);
+    w.host.settle(&w.page);
+    assert_eq!((w.host.owes(), w.page.offset.get()), (false, 0));
 }

@@ -4,6 +4,9 @@
 //! While a deadline is attended the APIC's is the earlier one, that of the page's *armed*; whatever looks at the APIC's timer from
 //! outside, or changes how it works, ends that first ([`clear`], [`depart`]). Only this thread writes the page. What cannot be written
 //! in a slice is owed, and written before the next entry ([`settle`]).
+//!
+//! The page's *offset* is for the CPU's own timer in the hands of a guest whose TSC is not the host's ([`super::passthrough`]): it ends at the
+//! same places, and with passthrough.
 
 use crate::backend::Backend;
 use crate::host::Host;
@@ -12,14 +15,20 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
 use core::mem::offset_of;
 use core::sync::atomic::{Ordering, fence};
-use exitless_chooser::Mechanism::LazyDeadline;
+use exitless_chooser::Mechanism::{LazyDeadline, TimerPassthrough};
 use exitless_lapic::Now;
 use exitless_lazy::{Host as Lazy, HostPage};
 use exitless_policy::{Invalid, Origin};
-use exitless_pv_abi::{EXITLESS_LAZY_ADDRESS, exitless_feature, exitless_lazy_deadline};
+use exitless_pv_abi::{
+    EXITLESS_HOST_TICKS, EXITLESS_LAZY_ADDRESS, KVM_MSR_ENABLED, exitless_feature, exitless_lazy_deadline,
+};
 
 const ARMED: u64 = offset_of!(exitless_lazy_deadline, armed) as u64;
 const PENDING: u64 = offset_of!(exitless_lazy_deadline, pending) as u64;
+const OFFSET: u64 = offset_of!(exitless_lazy_deadline, offset) as u64;
+
+/// Both bits: the guest has agreed to *offset*.
+const SHIFTS: u64 = KVM_MSR_ENABLED | EXITLESS_HOST_TICKS;
 
 /// The page; `sleeps`: what is not resident may be brought.
 struct Page<'a, B, H> {
@@ -32,13 +41,21 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Page<'_, B, H> {
     fn gpa(&self) -> u64 {
         self.v.pv.lazy_deadline & EXITLESS_LAZY_ADDRESS
     }
+
+    fn store(&self, at: u64, value: u64) -> bool {
+        let at = self.gpa() + at;
+        self.host.store_shared(at, value)
+            || self.sleeps && self.v.write_guest(self.host, at, &value.to_le_bytes())
+    }
 }
 
 impl<B: Backend, H: Host<Cpu = B::Cpu>> HostPage for Page<'_, B, H> {
     fn arm(&self, armed: u64) -> bool {
-        let at = self.gpa() + ARMED;
-        self.host.store_shared(at, armed)
-            || self.sleeps && self.v.write_guest(self.host, at, &armed.to_le_bytes())
+        self.store(ARMED, armed)
+    }
+
+    fn tell(&self, offset: u64) -> bool {
+        self.store(OFFSET, offset)
     }
 
     fn barrier(&self) {
@@ -85,11 +102,15 @@ pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     value: u64,
 ) -> Result<(), Invalid> {
-    if enabled(value) && v.cpuid.own() & exitless_feature::LAZY_DEADLINE == 0 {
+    let own = v.cpuid.own();
+    let known = own & (exitless_feature::LAZY_DEADLINE | exitless_feature::HOST_TICKS) != 0;
+    if enabled(value) && !known || value & EXITLESS_HOST_TICKS != 0 && own & exitless_feature::HOST_TICKS == 0
+    {
         return Err(Invalid);
     }
     let before = v.pv.lazy_deadline;
     end(v, sh, host, true);
+    shift(v, sh, host, true, 0, 0);
     v.pv.lazy_deadline = value;
     v.pv.lazy = Lazy::default();
     v.chosen = false;
@@ -115,11 +136,55 @@ pub(super) fn written<B: Backend, H: Host<Cpu = B::Cpu>>(
     if !enabled(v.pv.lazy_deadline) {
         return;
     }
+    let shifts = shifts(v) && sh.active(TimerPassthrough) && !v.lapic.timer_masked();
+    if deadline != 0 {
+        let told = shifts && origin == Origin::Guest;
+        shift(v, sh, host, false, deadline, if told { v.tsc_offset } else { 0 });
+    }
     let elsewhere = v.passthrough.takes_writes() || v.lapic.timer_masked();
     let attend = origin == Origin::Guest && sh.active(LazyDeadline) && deadline > now.guest_tsc && !elsewhere;
     step(v, sh, host, false, |lazy, page| if attend { lazy.update(page, deadline) } else { lazy.stop(page) });
     if v.pv.lazy.armed() != 0 {
         sh.count_hit(LazyDeadline);
+    }
+}
+
+/// What the guest means with a write of `value`, in its own ticks; it is `tsc`.
+pub(super) fn meant<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, value: u64, tsc: u64) -> u64 {
+    let page = Page { v, host, sleeps: false };
+    let stale = if value != 0 && shifts(v) { v.pv.lazy.stale(&page, value) } else { None };
+    stale.unwrap_or_else(|| to_guest(v, value, tsc))
+}
+
+/// What is in the register, or was written to it, in the guest's ticks; it is `tsc`.
+pub(super) fn to_guest<B: Backend>(v: &Vcpu<B>, register: u64, tsc: u64) -> u64 {
+    if register == 0 || v.pv.lazy.offset() == 0 {
+        return register;
+    }
+    let now = v.guest_tsc(tsc);
+    if register > tsc {
+        now.saturating_add(register - tsc)
+    } else {
+        now.saturating_sub(tsc - register).max(1)
+    }
+}
+
+/// The guest subtracts the offset of its TSC, where it is told to.
+pub fn shifts<B: Backend>(v: &Vcpu<B>) -> bool {
+    v.pv.lazy_deadline & SHIFTS == SHIFTS && v.tsc_offset != 0 && !v.rate.is_scaled()
+}
+
+/// From here on it subtracts `offset`; not 0: if `deadline`, which was written, is what it means.
+fn shift<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    sleeps: bool,
+    deadline: u64,
+    offset: u64,
+) {
+    if v.pv.lazy.offset() | offset != 0 {
+        step(v, sh, host, sleeps, |lazy, page| lazy.shift(page, deadline, offset));
     }
 }
 
@@ -149,7 +214,18 @@ pub(super) fn put_off<B: Backend, H: Host<Cpu = B::Cpu>>(
 
 /// How the timer works is about to change, or has: the APIC's deadline is the guest's last, and its next write exits.
 pub fn clear<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    unattended(v, sh, host);
+    unshifted(v, sh, host);
+}
+
+/// The APIC's deadline is the guest's last, and its next write comes.
+pub fn unattended<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     end(v, sh, host, false);
+}
+
+/// The guest writes in its own ticks.
+pub fn unshifted<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    shift(v, sh, host, false, 0, 0);
 }
 
 fn end<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, sleeps: bool) {
@@ -168,6 +244,7 @@ fn end<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host
 /// User space has the vCPU next, and perhaps another host behind it, which has never heard of the page.
 pub fn depart<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     end(v, sh, host, true);
+    shift(v, sh, host, true, 0, 0);
     settle(v, sh, host);
 }
 

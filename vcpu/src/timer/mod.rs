@@ -120,6 +120,7 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
     origin: Origin,
 ) -> bool {
     harvest(v, sh);
+    let deadline = if origin == Origin::Guest { lazy::meant(v, host, deadline, m.tsc) } else { deadline };
     if !v.lapic.set_tsc_deadline(deadline) {
         return false;
     }

@@ -1,5 +1,6 @@
 //! The guest has the CPU's own APIC timer while it runs (mechanism `timer_passthrough`): it arms without an exit, and what it armed
-//! ends guest mode when it comes. Never early: the comparator's TSC is the guest's, or nothing is lent.
+//! ends guest mode when it comes. Never early: the comparator's TSC is the guest's, or the guest has agreed to subtract the offset, and
+//! is told so ([`super::lazy`]), or nothing is lent.
 //!
 //! Outside of slices nothing is lent and the APIC's registers say everything, so whoever sleeps, moves, leaves for user space or is
 //! saved finds them as ever. In a slice it is lent before the first entry once a write has exited, and settled behind the last: none
@@ -13,6 +14,7 @@ use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use exitless_chooser::{Fallback, Mechanism::TimerPassthrough};
 use exitless_deadline::Home;
+use exitless_lapic::Now;
 
 /// A slice begins.
 pub fn begin<B: Backend>(v: &mut Vcpu<B>) {
@@ -44,11 +46,15 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if !sh.active(TimerPassthrough) {
         return v.passthrough.close();
     }
+    if v.tsc_offset != 0 && v.pv.lazy.offset() == 0 {
+        // Not before the guest knows what to subtract, which its next write brings.
+        return;
+    }
     if v.pv.lazy.armed() != 0 {
         if !spares(v, cpu) {
             return refused(v, sh);
         }
-        lazy::clear(v, sh, host);
+        lazy::unattended(v, sh, host);
     }
     let m = Moment { ns: 0, tsc: host.tsc() };
     let n = now(v, m);
@@ -56,7 +62,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         v.event_dirty |= !v.vapic.in_page;
         place(v, sh, host, m);
     }
-    if v.b.lend_timer(cpu, v.lapic.tsc_deadline()) {
+    if v.b.lend_timer(cpu, to_host(v.lapic.tsc_deadline(), &n, m.tsc)) {
         give(v, sh, Home::Guest);
     } else {
         refused(v, sh);
@@ -100,6 +106,16 @@ pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         v.passthrough.refused();
     }
     v.passthrough.used(found.wrote);
-    let _ = v.lapic.set_tsc_deadline(found.deadline);
+    let _ = v.lapic.set_tsc_deadline(lazy::to_guest(v, found.deadline, tsc));
     place(v, sh, host, Moment { ns: 0, tsc });
+}
+
+/// A guest's deadline in the host's ticks, of which it is `tsc`; neither wraps.
+fn to_host(deadline: u64, now: &Now, tsc: u64) -> u64 {
+    if deadline == 0 { 0 } else { tsc.saturating_add(deadline.saturating_sub(now.guest_tsc)) }
+}
+
+/// What the guest reads, of its own `deadline`.
+pub fn as_read<B: Backend>(v: &Vcpu<B>, deadline: u64) -> u64 {
+    if deadline == 0 { 0 } else { deadline.wrapping_sub(v.pv.lazy.offset()).max(1) }
 }

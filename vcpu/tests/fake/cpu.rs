@@ -56,6 +56,8 @@ pub(crate) enum Op {
     Int3,
     /// IA32_TSC_DEADLINE, this many ns from now.
     Deadline(u64),
+    /// The look behind that, by a guest that subtracts offsets: the deadline, and what was subtracted.
+    Again(u64, u64),
     /// IA32_APIC_BASE; disabled it forgets everything.
     ApicBase(u64),
     /// Through SELF_IPI or the ICR.
@@ -88,9 +90,10 @@ impl exitless_lazy::GuestPage for LazyPage<'_> {
     }
     fn barrier(&self) {}
     fn armed(&self) -> u64 {
-        let mut b = [0; 8];
-        assert!(self.w.read_ram(self.page, &mut b));
-        u64::from_le_bytes(b)
+        self.w.u64_at(self.page)
+    }
+    fn offset(&self) -> u64 {
+        self.w.u64_at(self.page + 16)
     }
 }
 
@@ -572,6 +575,7 @@ impl Cpu {
                 self.plain(3)
             }
             Op::Deadline(ns) => self.deadline(ns),
+            Op::Again(at, offset) => self.look_again(at, offset),
             Op::ApicBase(v) => {
                 self.w.x2apic.set(v & 0x400 != 0);
                 if v & 0x800 == 0 {
@@ -727,7 +731,29 @@ impl Cpu {
         if self.w.lazy.get().is_some_and(|page| !exitless_lazy::set(&LazyPage { w: &self.w, page }, at)) {
             return self.plain(2);
         }
-        self.execute(super::guest::wrmsr(0x6e0, at))
+        match self.offset() {
+            Some(offset) => self.write_deadline(at, offset),
+            None => self.execute(super::guest::wrmsr(0x6e0, at)),
+        }
+    }
+
+    /// What the page says, to a guest that has agreed.
+    fn offset(&self) -> Option<u64> {
+        let page = self.w.lazy.get().filter(|_| self.w.shifts.get())?;
+        Some(exitless_lazy::GuestPage::offset(&LazyPage { w: &self.w, page }))
+    }
+
+    /// As `exitless_lazy::write`, of which each write may exit.
+    fn write_deadline(&mut self, at: u64, offset: u64) -> Option<Exit> {
+        self.ops.push_front(Op::Again(at, offset));
+        self.execute(super::guest::wrmsr(0x6e0, at.wrapping_sub(offset)))
+    }
+
+    fn look_again(&mut self, at: u64, offset: u64) -> Option<Exit> {
+        match self.offset() {
+            Some(seen) if seen != offset => self.write_deadline(at, seen),
+            _ => self.plain(2),
+        }
     }
 
     /// What the CPU's APIC timer, or the host's deadline in its stead, makes of this moment.
@@ -1050,7 +1076,9 @@ impl Backend for Cpu {
         true
     }
     fn lend_timer(&mut self, _: &Core, deadline: u64) -> bool {
-        assert!(self.w.in_slice.get() && self.tsc_offset == 0 && self.tsc_ratio == 1 << 48);
+        assert!(self.w.in_slice.get() && self.tsc_ratio == 1 << 48);
+        let told = self.w.lazy.get().map_or(0, |page| self.w.u64_at(page + 16));
+        assert_eq!(self.tsc_offset, told, "the guest writes in ticks of another TSC");
         let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend(&*self.w, deadline);
         self.w.tick.loans.set(self.w.tick.loans.get() + u32::from(lends));
         lends

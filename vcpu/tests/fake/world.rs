@@ -198,6 +198,8 @@ pub(crate) struct World {
     pub(crate) shared_swapped: Cell<bool>,
     /// The page of the guest's lazy deadlines, if its timer's driver uses one.
     pub(crate) lazy: Cell<Option<u64>>,
+    /// It subtracts what is told there.
+    pub(crate) shifts: Cell<bool>,
     /// The host has no page behind this one of the guest's, and no memory to make one.
     pub(crate) lost: Cell<Option<u64>>,
     pub(crate) exits_on_failure: Cell<bool>,
@@ -426,6 +428,7 @@ impl World {
             swapped: Cell::new(false),
             shared_swapped: Cell::new(false),
             lazy: Cell::new(None),
+            shifts: Cell::new(false),
             lost: Cell::new(None),
             exits_on_failure: Cell::new(false),
             split: Cell::new(false),

@@ -346,9 +346,19 @@ fn bad_addresses() {
             },
         );
     }
-    both(&[faulting(wrmsr(MSR, PAGE | 2 | 1)), Op::Nop], |mut m| {
+    both(&[faulting(wrmsr(MSR, PAGE | 4 | 1)), Op::Nop], |mut m| {
         m.go();
     });
+}
+
+/// Who cannot have the CPU's timer, or may not, is offered no offset.
+#[test]
+fn no_offset_where_nothing_is_lent() {
+    let mut m = Machine::new([faulting(wrmsr(MSR, PAGE | 3)), wrmsr(MSR, PAGE | 1), Op::Nop]);
+    m.go();
+    let mut m = Machine::virtual_apic(true, [faulting(wrmsr(MSR, PAGE | 3)), Op::Nop]);
+    m.w.wanted.set(Set::ALL.put(exitless_vcpu::chooser::Mechanism::TimerPassthrough, false));
+    m.go();
 }
 
 /// Not resident: what a slice cannot write is written before the guest goes on.

@@ -119,7 +119,7 @@ fn not_lent_where_hardware_would_be_wrong() {
     assert!(!m.sh.active(M));
     // TSC_ADJUST: the guest's TSC is not the host's any more, and the deadline moves with it.
     let (_, m) = go(&[wrmsr(0x3b, 1000)]);
-    assert!(!m.sh.active(M) && m.sh.chosen.facts().unwrap().has(Reason::OwnTsc));
+    assert!(!m.sh.active(M) && m.sh.chosen.facts().unwrap().has(Reason::ApartTsc));
     assert_eq!(m.v.lapic.armed(), Armed::AtTsc(u64::MAX));
     let (loans, m) = go(&[]);
     assert!(m.sh.active(M) && loans >= 1);
@@ -277,5 +277,113 @@ fn comes_around_another_exit() {
             m.sh.stats.deeds(M).hits.get() - hits <= 1,
             "{ns}: twice, and one only because both were requested at once"
         );
+    }
+}
+
+const PAGE: u64 = 0x5_0040;
+const OFFSET: u64 = PAGE + 16;
+
+/// A guest whose TSC is `offset` ticks ahead of the host's, and which has agreed to subtract that.
+fn apart(offset: u64) -> Machine {
+    let mut m = machine(1_000_000, [wrmsr(0x4558_4c00, PAGE | 3)]);
+    m.go();
+    m.v.set_tsc_offset(&m.sh, offset);
+    m.w.lazy.set(Some(PAGE));
+    m.w.shifts.set(true);
+    m.then([Op::Nop]);
+    assert!(m.sh.active(M) && !m.sh.active(Mechanism::HostTsc));
+    m
+}
+
+const OFFSETS: [u64; 4] = [1, 1 << 40, 1u64.wrapping_neg(), (1u64 << 20).wrapping_neg()];
+
+/// Fault 7, for guests that subtract: after the first write, which is told the offset and comes again, each arms without an exit, and comes
+/// when it is due.
+#[test]
+fn with_an_offset() {
+    for offset in OFFSETS {
+        let mut m = apart(offset);
+        m.w.ns.set(1 << 30);
+        let before = exits(&m);
+        m.then([
+            Op::Deadline(5000),
+            time(2000),
+            Op::Nop,
+            Op::World(Env::Peek(OFFSET, offset)),
+            time(4000),
+            Op::Nop,
+        ]);
+        assert_eq!((m.events(), m.w.tick.loans.get()), (vec![TIMER], 1), "{offset:#x}");
+        assert_eq!(exits(&m) - before, 3, "the first write, the deadline, the end");
+        let before = exits(&m);
+        let mut ops = vec![];
+        for n in 0..20 {
+            ops.extend([
+                Op::Deadline(2000 + n),
+                Op::Deadline(1000),
+                time(900),
+                Op::Nop,
+                time(600),
+                Op::Nop,
+                Op::Nop,
+            ]);
+        }
+        m.then(ops);
+        assert_eq!(m.events(), vec![TIMER; 20]);
+        // Whatever left for user space between has taken the offset back: one more for the first.
+        assert_eq!(exits(&m) - before, 20 + 2, "one for each that came, the first write, the script's end");
+    }
+}
+
+/// Whoever has it next finds the deadline in the guest's ticks, and a guest that subtracts nothing; also one that is stopped between its
+/// look and its write, whose next look shows it. And user space's own deadlines are as they ever were.
+#[test]
+fn nobody_takes_one_ticks_for_the_others() {
+    for offset in OFFSETS {
+        let mut m = apart(offset);
+        m.w.ns.set(1 << 30);
+        m.then([Op::Deadline(900_000), Op::Deadline(800_000), Op::Nop]);
+        let at = m.w.timer_last.get();
+        assert_eq!((m.v.lapic.armed(), m.w.u64_at(OFFSET)), (Armed::AtTsc(at), 0), "{offset:#x}");
+        // Told again; it leaves between a look and the write.
+        m.then([Op::Deadline(700_000), Op::World(Env::Peek(OFFSET, offset)), Op::Nop]);
+        let at = m.w.timer_last.get();
+        let stale = at.wrapping_sub(offset);
+        m.then([wrmsr(DEADLINE, stale), Op::Again(at, offset), Op::Nop]);
+        assert_eq!((m.v.lapic.armed(), m.w.u64_at(OFFSET)), (Armed::AtTsc(at), 0), "{offset:#x}");
+        let user = at + 5;
+        m.v.write_msr(&m.sh, &m.os, DEADLINE, user, exitless_policy::Origin::Host, &Default::default())
+            .unwrap();
+        assert_eq!(m.v.lapic.armed(), Armed::AtTsc(user));
+        m.w.timer_owed.set(false);
+    }
+}
+
+/// Each of them takes the offset back, and the guest's next deadline comes in time: LVTT written, the TSC moved, the MSR, the switch.
+#[test]
+fn the_offset_is_taken_back() {
+    let lvtt = u64::from(TIMER_VECTOR) | 1 << 18;
+    let ops: [(&str, Vec<Op>); 4] = [
+        ("LVTT", vec![wrmsr(0x832, lvtt | 1 << 16), Op::World(Env::Peek(OFFSET, 0)), wrmsr(0x832, lvtt)]),
+        ("TSC_ADJUST", vec![wrmsr(0x3b, 5000)]),
+        ("the MSR", vec![wrmsr(0x4558_4c00, 0), wrmsr(0x4558_4c00, PAGE | 3)]),
+        (
+            "the switch",
+            vec![
+                Op::World(Env::Switch(Set::ALL.put(M, false).0)),
+                Op::World(Env::Ask(Request::MECHANISMS)),
+                Op::Nop,
+            ],
+        ),
+    ];
+    for (what, ops) in ops {
+        let mut m = apart(1 << 40);
+        m.w.ns.set(1 << 30);
+        let told = [Op::Deadline(900_000), Op::Deadline(800_000), Op::World(Env::Peek(OFFSET, 1 << 40))];
+        m.w.timer_owed.set(false);
+        m.then(told.into_iter().chain(ops).chain([Op::World(Env::Peek(OFFSET, 0)), Op::Nop]));
+        m.w.timer_owed.set(false);
+        m.then([Op::Deadline(5000), time(4900), Op::Nop, time(300), Op::Nop, Op::Nop, Op::Nop]);
+        assert_eq!(m.events(), vec![TIMER], "{what}");
     }
 }
