@@ -76,14 +76,14 @@ wait_unused() {
 
 # guest_command VCPUS JOB [QEMU ARGUMENTS...]: QEMU as the other commands start it, replacing this shell.
 # MACHINE (microvm, q35; a microvm's second I/O APIC delivers nothing when the first is in the kernel, and Linux
-# looks six seconds for a clock that is not there), IRQCHIP (on, split, off), GUEST_CPU, GUEST_MEMORY (MiB) and GUEST_APPEND change what it starts.
+# looks six seconds for a clock that is not there), IRQCHIP (on, split, off), GUEST_CPU, GUEST_MEMORY (MiB), GUEST_INPUT (a file for its console) and GUEST_APPEND change what it starts.
 guest_command() {
     guest_vcpus=$1; guest_job=$2; shift 2
     exec qemu-system-x86_64 -no-reboot -nodefaults -display none -serial stdio \
         -M ${MACHINE:-microvm,ioapic2=off,rtc=on},kernel-irqchip=${IRQCHIP:-on} -accel kvm -cpu ${GUEST_CPU:-max} \
         -smp $guest_vcpus -m ${GUEST_MEMORY:-256} -kernel /guest/vmlinuz -initrd ${GUEST_INITRD:-/guest/initrd} \
         -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=100 cryptomgr.notests exitless.job=$guest_job $GUEST_APPEND" \
-        "$@" </dev/null 2>&1
+        "$@" <${GUEST_INPUT:-/dev/null} 2>&1
 }
 
 # Virtio disk (served by a thread of its own, so that its interrupts come from another thread) and network card.
@@ -167,6 +167,61 @@ exits_of_all() {
                 [ -f "$exits_file" ] && echo "${exits_file##*/} $(cat "$exits_file")"
             done
         fi
+    done
+}
+
+# trace_exits: stock KVM counts exits by reason and MSR from here to untrace_exits; Exitless always does.
+kvm_events=/sys/kernel/tracing/events/kvm
+trace_exits() {
+    [ $MODULE = kvm ] || return 0
+    echo 'hist:keys=exit_reason' >$kvm_events/kvm_exit/trigger && echo 'hist:keys=ecx.hex' >$kvm_events/kvm_msr/trigger
+}
+untrace_exits() {
+    [ $MODULE = kvm ] || return 0
+    echo '!hist:keys=exit_reason' >$kvm_events/kvm_exit/trigger
+    echo '!hist:keys=ecx.hex' >$kvm_events/kvm_msr/trigger
+}
+# counted_exits: what either module has counted, as `exit REASON COUNT` (stock KVM: the processor's number for it) and `msr NUMBER COUNT`
+# lines; of the one VM that there is.
+counted_exits() {
+    if [ $MODULE = kvm ]; then
+        sed -n 's/^{ exit_reason: *\([0-9]*\) *} hitcount: *\([0-9]*\).*/exit \1 \2/p' $kvm_events/kvm_exit/hist
+        sed -n 's/^{ ecx: *\([0-9a-f]*\) *} hitcount: *\([0-9]*\).*/msr 0x\1 \2/p' $kvm_events/kvm_msr/hist
+    else
+        exits_of_all | sed 's/^/exit /'
+        sed -n 's/^\(0x[0-9a-f]* [0-9]*\)$/msr \1/p' /sys/kernel/debug/kvm/*-*/exits_by_msr
+    fi
+}
+# active_mechanisms: `mechanism NAME VCPUS` for each that is on, in how many vCPUs of the one VM that there is.
+active_mechanisms() {
+    [ $MODULE = kvm ] || sed -n '/^vm /,$ s/^  \([a-z_]*\) on active \([0-9]*\)\/.*/mechanism \1 \2/p' /dev/exitless
+}
+# work_guest VCPUS LOG [QEMU ARGUMENTS...]: a guest that does $WORK (NAME:SIZE,.. of guest/init), and at the begin and the end of each waits until
+# its exits have been read: lines `NAME begin|end WHAT KEY COUNT` in LOG.figures. $AT_MARK, if there is one, is called with `begin NAME` and `end NAME` before.
+work_guest() {
+    work_vcpus=$1; work_log=$2; shift 2
+    [ -p /tmp/answers ] || mkfifo /tmp/answers
+    exec 3<>/tmp/answers
+    : >$work_log.figures
+    GUEST_INPUT=/tmp/answers
+    GUEST_APPEND="exitless.work=$WORK $GUEST_APPEND"
+    trace_exits || return 1
+    (guest_command $work_vcpus workloads "$@") | follow_work $work_log | tee $work_log
+    untrace_exits
+    exec 3>&-
+    guest_passed $work_log
+}
+follow_work() {
+    follow_log=$1
+    follow_cr=$(printf '\r')
+    while read -r follow_line; do
+        follow_line=${follow_line%$follow_cr}
+        echo "$follow_line"
+        case "$follow_line" in "--- GUEST begin "*|"--- GUEST end "*) ;; *) continue ;; esac
+        set -- $follow_line
+        ${AT_MARK:-:} $3 $4
+        { counted_exits; active_mechanisms; echo "at $(now)"; [ -z "$5" ] || echo "work $6 $5"; } | sed "s|^|$4 $3 |" >>$follow_log.figures
+        echo go >&3
     done
 }
 

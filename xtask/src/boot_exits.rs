@@ -4,19 +4,14 @@
 //! Exitless counts by itself (debugfs). Stock KVM does not count by reason: a histogram on its `kvm_exit` tracepoint
 //! does, keyed by the same exit numbers of the processor's manual. On VMX the tracepoint's own table names them.
 
-use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
+use std::{cmp::Ordering, collections::BTreeMap};
 
-use anyhow::{Result, bail};
-use exitless_x86::svm::ExitCode;
+use anyhow::Result;
 
 use crate::{
-    lab::{
-        self, Options, deps,
-        machine::Kind,
-        report::Report,
-        scenario::{Module, Scenario},
-    },
-    paths, say,
+    lab::{Options, machine::Kind},
+    measure::{self, Names},
+    say,
 };
 
 /// What to boot.
@@ -38,38 +33,26 @@ pub struct Choice {
 
 const SCRIPT: &str = r#"
 GUEST_APPEND=exitless.hold=3
-trace=/sys/kernel/tracing
-mount -t tracefs tracefs $trace 2>/dev/null
 # Counters are read once, at the same moment on both: reading them takes time from the guest.
 boot() {
+    [ $MODULE = exitless ] || sed -n 's/^print fmt:/=== JSON names/p' $kvm_events/kvm_exit/format
+    trace_exits || return 1
     start_guest $VCPUS boot /tmp/log
     wait_line 60 /tmp/log '^--- GUEST job boot rc=0' || return 1
-    counts_$MODULE >/tmp/counts
+    counted_exits | sed -n "s/^exit /=== JSON $MODULE /p" >/tmp/counts
     [ -s /tmp/counts ] || { echo "the guest ended before its exits could be read"; return 1; }
     echo "=== JSON $MODULE boot"
     cat /tmp/counts
     wait $guest_pid
+    untrace_exits
     guest_passed /tmp/log
 }
-counts_kvm() {
-    sed -n 's/^{ exit_reason: *\([0-9]*\) *} hitcount: *\([0-9]*\).*/=== JSON kvm \1 \2/p' $trace/events/kvm/kvm_exit/hist
-}
-counts_exitless() {
-    exits_of_all | sed 's/^/=== JSON exitless /'
-}
-boot_kvm() {
-    sed -n 's/^print fmt:/=== JSON names/p' $trace/events/kvm/kvm_exit/format
-    echo 'hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger || return 1
-    boot || return 1
-    echo '!hist:keys=exit_reason' >$trace/events/kvm/kvm_exit/trigger
-}
-boot_exitless() { boot; }
 for MODULE in kvm exitless; do
     check load-$MODULE load_module
     round=0
     while [ $round -lt $ROUNDS ]; do
         round=$((round + 1))
-        check boot-$MODULE-$round boot_$MODULE
+        check boot-$MODULE-$round boot
         check unused wait_unused 5
     done
     check unload-$MODULE unload_module
@@ -78,30 +61,14 @@ done
 
 /// Boots, prints the table.
 pub fn run(choice: &Choice) -> Result<()> {
-    deps::host_packages()?;
-    let script = format!("VCPUS={} ROUNDS={}\n{SCRIPT}", choice.vcpus, choice.rounds);
-    let scenario = Scenario {
-        name: "boot-exits".into(),
-        about: String::new(),
-        cpus: choice.cpus,
-        memory: 1536,
-        timeout: Duration::from_secs(120 + 60 * u64::from(choice.rounds)),
-        needs: vec!["guest".into()],
-        modules: vec![Module::Kvm, Module::Exitless],
-        script,
-        ..Scenario::default()
-    };
-    let options = Options { module: Module::Exitless, machine: choice.machine, ..Options::default() };
-    let kernel = deps::kernel(options.kernel)?;
-    let dir = paths::made(paths::target().join("boot-exits"))?;
-    let Choice { vcpus, machine, cpus, rounds } = choice;
-    println!("-> boot-exits ({machine}, {vcpus} vCPU on {cpus} CPU, {rounds} boots each)");
-    let machine = lab::prepare(&scenario, &options, &kernel, choice.cpus, dir, None)?;
-    let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Report::default())?;
-    table(&counts(machine.kind, &report.json));
-    if report.totals().failed > 0 {
-        bail!("a boot failed; the log is {}", paths::shown(&machine.serial_log()));
-    }
+    let Choice { vcpus, machine, cpus, rounds } = *choice;
+    let script = format!("VCPUS={vcpus} ROUNDS={rounds}\n{SCRIPT}");
+    let timeout = 120 + 60 * u64::from(rounds);
+    let mut scenario = measure::scenario("boot-exits", cpus, timeout, &["guest"], script);
+    scenario.memory = 1536;
+    let what = format!("{vcpus} vCPU, {rounds} boots on each module");
+    let records = measure::records(&scenario, machine, false, Options::default(), &what)?;
+    table(&counts(machine, &records));
     say::note("docs/exits.md explains the differences");
     Ok(())
 }
@@ -113,12 +80,7 @@ type Boots = Vec<u64>;
 fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, [Boots; 2]> {
     let mut all = BTreeMap::<String, [Boots; 2]>::new();
     let mut boots = [0; 2];
-    let names = lines.iter().find_map(|line| line.strip_prefix("names ")).map(vmx_names).unwrap_or_default();
-    let name_of = |code: u64| match machine {
-        Kind::Svm | Kind::Ryzen => ExitCode(code).name().map(str::to_string),
-        // Bits above 15 are flags.
-        Kind::Vmx => names.get(&(code & 0xffff)).cloned(),
-    };
+    let names = Names::of(machine, lines);
     for line in lines {
         let mut words = line.split_whitespace();
         let Some(module) = words.next() else { continue };
@@ -131,7 +93,7 @@ fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, [Boots; 2]> {
         }
         let Ok(count) = count.parse::<u64>() else { continue };
         let name = match name.first().and_then(|n| n.parse().ok()) {
-            Some(code) if stock => name_of(code).unwrap_or_else(|| format!("exit_{code:#x}")),
+            Some(code) if stock => names.get(code),
             None if stock => continue,
             _ => name.join(" "),
         };
@@ -147,16 +109,6 @@ fn counts(machine: Kind, lines: &[String]) -> BTreeMap<String, [Boots; 2]> {
         }
     }
     all
-}
-
-/// Numbers and names of VMX's exits, from the format of the `kvm_exit` tracepoint: its first symbolic table is VMX's.
-fn vmx_names(format: &str) -> BTreeMap<u64, String> {
-    let table = format.split("__print_symbolic(").nth(1).unwrap_or_default();
-    let entry = |text: &str| {
-        let (number, name) = text.split_once('}')?.0.split_once(',')?;
-        Some((number.trim().parse().ok()?, name.trim().trim_matches('"').to_string()))
-    };
-    table.split('{').filter_map(entry).collect()
 }
 
 fn table(all: &BTreeMap<String, [Boots; 2]>) {

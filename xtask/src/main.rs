@@ -15,14 +15,15 @@ mod gates;
 mod kmod;
 mod lab;
 mod ledger;
+mod measure;
 mod mutants;
 mod overcommit;
 mod paths;
 mod promises;
-mod requests;
 mod say;
 mod sh;
 mod test;
+mod workloads;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -58,10 +59,15 @@ enum Task {
         #[command(flatten)]
         choice: bench::Choice,
     },
-    /// Requests over loopback in a Linux guest, without exitless-guest.ko and with it: deadline writes and exits for each transaction
+    /// Linux guests at work on stock KVM, on Exitless with all off and with all on: exits for each unit of work, by reason.
+    Workloads {
+        #[command(flatten)]
+        choice: workloads::Choice,
+    },
+    /// Of `workloads` the requests with a time limit: with all off, and with lazy deadlines alone.
     Requests {
         #[command(flatten)]
-        choice: requests::Choice,
+        choice: workloads::Requests,
     },
     /// Work of a guest whose vCPUs wait for each other, beside a guest that computes, with more vCPUs than CPUs; ratio to stock KVM.
     Overcommit {
@@ -137,7 +143,8 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { options } => demo::run(&options),
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
-        Task::Requests { choice } => requests::run(&choice),
+        Task::Requests { choice } => workloads::requests(&choice),
+        Task::Workloads { choice } => workloads::run(&choice),
         Task::Overcommit { choice } => overcommit::run(&choice),
         Task::Ledger => bench::page(),
         Task::BootExits { choice } => boot_exits::run(&choice),

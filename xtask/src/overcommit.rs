@@ -2,19 +2,14 @@
 //! computes (`lab/guests/src/bench/overcommit.rs`), on stock KVM and on Exitless; prints the work done for each second of CPU time that
 //! the first guest took.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::{
-    lab::{
-        self, Options, deps,
-        machine::Kind,
-        report::Report,
-        scenario::{Module, Scenario},
-    },
-    paths,
+    lab::{Options, machine::Kind},
+    measure,
 };
 
 /// Where, and how often.
@@ -60,30 +55,14 @@ done
 
 /// Measures, prints the table.
 pub fn run(choice: &Choice) -> Result<()> {
-    deps::host_packages()?;
     let Choice { machine, cpus, rounds, hypercall, ko, module_args } = choice;
     let work_of = if *hypercall { "work_yield" } else { "work" };
-    let scenario = Scenario {
-        name: "overcommit-work".into(),
-        cpus: *cpus,
-        memory: 1024,
-        timeout: Duration::from_secs(120 + 60 * u64::from(*rounds)),
-        needs: vec!["runner".into()],
-        modules: vec![Module::Kvm, Module::Exitless],
-        script: format!("ROUNDS={rounds} WORK={work_of} ARGS='{module_args}'\n{SCRIPT}"),
-        ..Scenario::default()
-    };
-    let options =
-        Options { module: Module::Exitless, machine: *machine, ko: ko.clone(), ..Options::default() };
-    let kernel = deps::kernel(options.kernel)?;
-    let dir = paths::made(paths::target().join("overcommit"))?;
-    println!("-> overcommit ({machine}, 2 guests of 4 vCPUs on {cpus} CPU, {rounds} rounds on each module)");
-    let machine = lab::prepare(&scenario, &options, &kernel, *cpus, dir, None)?;
-    let report = lab::watch(&machine, scenario.timeout * lab::patience(&options), false, Report::default())?;
-    if report.totals().failed > 0 {
-        bail!("a measurement failed; the log is {}", paths::shown(&machine.serial_log()));
-    }
-    table(&work(&report.json)?)
+    let script = format!("ROUNDS={rounds} WORK={work_of} ARGS='{module_args}'\n{SCRIPT}");
+    let timeout = 120 + 60 * u64::from(*rounds);
+    let scenario = measure::scenario("overcommit", *cpus, timeout, &["runner"], script);
+    let options = Options { ko: ko.clone(), ..Options::default() };
+    let what = format!("2 guests of 4 vCPUs, {rounds} rounds on each module");
+    table(&work(&measure::records(&scenario, *machine, false, options, &what)?)?)
 }
 
 /// What the runner says: CPU time for one round of work, in nanoseconds.

@@ -3,6 +3,7 @@
 //!     exitless-load serve PORT          answers one connection, byte by byte, until it ends
 //!     exitless-load ask PORT N          N requests of a byte, each sent when the one before is answered, which is waited for with a
 //!                                       time limit of a millisecond, again and again: a timer for each, which hardly ever comes
+//!     exitless-load ask_patiently PORT N    the same without the limit
 //!     exitless-load sleep MICROSECONDS N   N sleeps; none may be early
 
 use std::{
@@ -33,7 +34,7 @@ fn connect(port: u16) -> Result<TcpStream> {
     TcpStream::connect(("127.0.0.1", port))
 }
 
-/// Until there is something to read.
+/// Until there is something to read: asked again each millisecond.
 fn wait(peer: &TcpStream) -> Result<()> {
     const MILLISECOND: i32 = 1;
     loop {
@@ -47,14 +48,16 @@ fn wait(peer: &TcpStream) -> Result<()> {
     }
 }
 
-fn ask(port: u16, count: u64) -> Result<()> {
+fn ask(port: u16, count: u64, patiently: bool) -> Result<()> {
     let mut peer = connect(port)?;
     peer.set_nodelay(true)?;
     for n in 0..count {
         let sent = [n as u8];
         let mut got = [0];
         peer.write_all(&sent)?;
-        wait(&peer)?;
+        if !patiently {
+            wait(&peer)?;
+        }
         peer.read_exact(&mut got)?;
         if got != sent {
             return Err(Error::other("not the answer to what was asked"));
@@ -79,8 +82,9 @@ fn main() -> Result<()> {
     let number = |at: usize| args.get(at).and_then(|a| a.parse::<u64>().ok()).unwrap_or(0);
     match args.first().map(String::as_str) {
         Some("serve") => serve(number(1) as u16),
-        Some("ask") => ask(number(1) as u16, number(2)),
+        Some("ask") => ask(number(1) as u16, number(2), false),
+        Some("ask_patiently") => ask(number(1) as u16, number(2), true),
         Some("sleep") => sleep(Duration::from_micros(number(1)), number(2)),
-        _ => Err(Error::other("serve PORT, ask PORT N, sleep MICROSECONDS N")),
+        _ => Err(Error::other("no such work")),
     }
 }
