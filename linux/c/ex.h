@@ -56,6 +56,7 @@ void ex_rs_posted(void *vcpu);
 void ex_rs_sleeps_elsewhere(void *vcpu);
 
 /* Memory. */
+void ex_rs_page_brought(void *vcpu, u32 place, bool there);
 int ex_rs_mmu_invalidate_start(void *vm, u64 start, u64 end, bool blockable);
 void ex_rs_mmu_invalidate_end(void *vm, u64 start, u64 end);
 int ex_rs_mmu_age(void *vm, u64 start, u64 end, bool clear);
@@ -72,6 +73,8 @@ int ex_kicks_setup(void);
 void ex_kicks_teardown(void);
 void ex_irqfd_teardown(void);
 void ex_guest_gets_device_memory(void);
+int ex_workers_setup(void);
+void ex_workers_teardown(void);
 void ex_perf_setup(void);
 void ex_perf_teardown(void);
 int ex_sched_setup(void);

@@ -256,9 +256,12 @@ static int __init ex_module_init(void)
 	err = ex_irqfd_setup();
 	if (err)
 		goto out_kicks;
-	err = register_module_notifier(&ex_module_nb);
+	err = ex_workers_setup();
 	if (err)
 		goto out_irqfd;
+	err = register_module_notifier(&ex_module_nb);
+	if (err)
+		goto out_workers;
 	err = ex_claim_cpus();
 	if (err)
 		goto out_notifier;
@@ -300,6 +303,8 @@ out_cpus:
 	ex_release_cpus();
 out_notifier:
 	unregister_module_notifier(&ex_module_nb);
+out_workers:
+	ex_workers_teardown();
 out_irqfd:
 	ex_irqfd_teardown();
 out_kicks:
@@ -313,7 +318,7 @@ out_mitigations:
 	return err;
 }
 
-/* Runs only when no descriptor of ours is open: each holds a module reference through its file_operations. */
+/* Runs only when no descriptor of ours is open and no worker waits: each holds a module reference. */
 static void __exit ex_module_exit(void)
 {
 	ex_control_teardown();
@@ -330,6 +335,7 @@ static void __exit ex_module_exit(void)
 	ex_perf_teardown();
 	ex_release_cpus();
 	unregister_module_notifier(&ex_module_nb);
+	ex_workers_teardown();
 	ex_irqfd_teardown();
 	ex_kicks_teardown();
 	ex_sched_teardown();

@@ -53,7 +53,8 @@ pub fn ready_for_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuS
     accepts_user(v, sh, host) && interrupts_open(v) && idle
 }
 
-fn interrupts_open<B: Backend>(v: &Vcpu<B>) -> bool {
+/// Interrupts go in at this instruction boundary.
+pub fn interrupts_open<B: Backend>(v: &Vcpu<B>) -> bool {
     v.b.rflags() & rflags::IF != 0 && !v.b.interrupt_shadow()
 }
 
@@ -201,9 +202,13 @@ pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
 
 /// May a halted vCPU go on?
 pub fn wakes<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
+    sh.unhalted.load(Relaxed) || interrupted(v, sh, host)
+}
+
+/// Something would go into the guest now.
+pub fn interrupted<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: &H) -> bool {
     let nmi = v.nmi_pending != 0 && !v.b.nmi_masked();
-    nmi || sh.unhalted.load(Relaxed)
-        || v.exception.is_some()
+    nmi || v.exception.is_some()
         || v.reinject.is_some()
         || (v.b.rflags() & rflags::IF != 0 && candidate(v, sh, host).is_some())
 }

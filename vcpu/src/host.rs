@@ -16,6 +16,8 @@ pub enum FaultOutcome {
     ReadOnly,
     /// The host's page at this address of user space has a memory error: user space must hear of it, by a signal.
     Poisoned(u64),
+    /// The page at this address of user space takes time, and the caller had none.
+    Slow(u64),
     /// The host has no page there: `-EFAULT`, `-ENOMEM`.
     Error(i32),
 }
@@ -96,8 +98,11 @@ pub trait Host {
     fn cmpxchg_guest(&self, gpa: u64, size: u8, old: u64, new: u64) -> Option<bool>;
     /// Whether a RAM slot (writable, if `write`) backs the address.
     fn is_ram(&self, gpa: u64, write: bool) -> bool;
-    /// Resolves a second-level fault; may sleep.
-    fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome;
+    /// Resolves a second-level fault; may sleep. `waits`: however long the page takes; else [`FaultOutcome::Slow`] is an answer too.
+    fn slat_fault(&self, gpa: u64, write: bool, fetch: bool, waits: bool) -> FaultOutcome;
+    /// Somebody else waits for the page at `hva`, a [`FaultOutcome::Slow`], and tells [`crate::shared::Brought::end`] of it as this `place`. `false`:
+    /// nobody.
+    fn bring_page(&self, hva: u64, write: bool, place: u8) -> bool;
 
     /// Writes to some slot are logged by the CPU.
     fn logs_in_cpu(&self) -> bool;

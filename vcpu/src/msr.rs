@@ -85,6 +85,9 @@ impl<B: Backend> Vcpu<B> {
             K::PvStealTime => Ok(self.pv.steal),
             K::PvEoi => Ok(self.pv.eoi),
             K::PvPollControl => Ok(u64::from(!self.pv.polls_itself)),
+            K::PvAsyncPf => Ok(self.pv.async_pf),
+            K::PvAsyncPfInt => Ok(self.pv.async_pf_int),
+            K::PvAsyncPfAck => Ok(0),
             K::LazyDeadline => Ok(self.pv.lazy_deadline),
             K::Const(v) => Ok(v),
             _ => Err(Invalid),
@@ -168,6 +171,9 @@ impl<B: Backend> Vcpu<B> {
                 self.pv.eoi_offered = false;
             }
             K::PvPollControl => self.pv.polls_itself = value == 0,
+            K::PvAsyncPf => return pv::async_pf::set(self, sh, host, value),
+            K::PvAsyncPfInt => return pv::async_pf::set_vector(self, sh, host, value),
+            K::PvAsyncPfAck => pv::async_pf::acknowledge(self, sh, host, value, origin),
             K::LazyDeadline => return timer::lazy::set(self, sh, host, value),
             K::Const(_) => {}
             _ => return Err(Invalid),

@@ -70,6 +70,9 @@ pub fn process<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if has(R::STEAL) {
         crate::pv::steal::write(v, sh, host);
     }
+    if has(R::ASYNC_PF) {
+        crate::pv::async_pf::ready(v, sh, host);
+    }
     take_nmis(v, sh);
     v.event_dirty = true;
     Next::Again

@@ -57,6 +57,7 @@ impl<B: Backend> Vcpu<B> {
         // Whoever runs after INIT has not told us about its memory.
         self.pv = Pv::default();
         sh.steal.set(None);
+        crate::pv::async_pf::forget(self, sh);
         self.forget_instruction();
         self.dr = [0; 4];
         self.flush = true;

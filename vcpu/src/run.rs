@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::journal::Access;
 use crate::mechanisms;
 use crate::outcome::{Fast, Next, RunExit};
-use crate::pv::steal;
+use crate::pv::{async_pf, steal};
 use crate::request;
 use crate::shared::{VcpuShared, mp};
 use crate::timer::{self, passthrough};
@@ -47,6 +47,8 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return RunExit::Interrupted;
     }
     v.event_dirty = true;
+    // Whatever made it wait, the guest may be elsewhere by now.
+    v.async_pf.go_on();
     // ioctls may have written any register.
     v.vapic.written();
     loop {
@@ -67,7 +69,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         }
         // What follows may read the guest's page tables.
         sh.steal.at_boundary(false);
-        if v.mp_state != mp::RUNNABLE {
+        if !v.runs() {
             if let Next::Leave(exit) = wait(v, sh, host) {
                 return exit;
             }
@@ -181,7 +183,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     exit
 }
 
-/// The vCPU is halted or waits for INIT or SIPI: sleeps until that may have changed.
+/// The vCPU is halted, or waits for INIT, SIPI or a page: sleeps until that may have changed.
 fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
     vapic::take_back(v, sh);
     // Before the look at what is requested: who announces afterwards finds us awake, or wakes us.
@@ -193,6 +195,11 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         // HLT ended the interrupt shadow: what it held back may go in now.
         v.event_dirty = true;
         sh.stats.halt_wakeup.bump();
+        return Next::Again;
+    }
+    if v.mp_state == mp::RUNNABLE && async_pf::goes_on(v, sh, host) {
+        timer::to_cpu(v, sh, host);
+        v.event_dirty = true;
         return Next::Again;
     }
     if sh.pending() {
@@ -223,8 +230,11 @@ fn poll<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     woken
 }
 
-/// The host waits awake before the thread sleeps, unless the guest does so itself.
+/// The host waits awake before the thread sleeps, unless the guest does so itself. A slow page is worth no waiting.
 fn waits_awake<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
+    if v.async_pf.waits() {
+        return false;
+    }
     if !v.pv.polls_itself || !sh.active(HaltPollGuest) {
         return true;
     }

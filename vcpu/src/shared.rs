@@ -49,6 +49,8 @@ impl Request {
     pub const LAZY: Self = Self(1 << 15);
     /// The VM's switches moved, or a fact that [`crate::mechanisms`] looks at did.
     pub const MECHANISMS: Self = Self(1 << 14);
+    /// Pages have come that others brought, or the guest can hear of them.
+    pub const ASYNC_PF: Self = Self(1 << 16);
     /// The host slept: its clock stood still, its TSC perhaps not, and what was queued by one for the other comes late.
     pub const SLEPT: Self = Self(1 << 10);
     /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.
@@ -197,6 +199,55 @@ impl Steal {
     }
 }
 
+/// Pages that workers of the host bring (`exitless_async_pf`), as they and the owner see them.
+#[derive(bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Brought {
+    /// A bit for each place whose worker has ended, until the owner has seen it.
+    ended: AtomicU64,
+    /// And did not get its page.
+    refused: AtomicU64,
+    /// The guest has a token that it did not take yet: more news need not interrupt it.
+    told: AtomicBool,
+    _pad: [u8; 7],
+}
+
+impl Brought {
+    /// A worker's last deed; the caller requests and wakes. `true`: and interrupts, the guest waits for news.
+    pub fn end(&self, place: u8, there: bool) -> bool {
+        let bit = 1u64.checked_shl(place.into()).unwrap_or(0);
+        if !there {
+            self.refused.fetch_or(bit, Ordering::Relaxed);
+        }
+        self.ended.fetch_or(bit, Ordering::SeqCst);
+        !self.told.load(Ordering::SeqCst)
+    }
+
+    /// The owner: workers that have ended, and those of them that got nothing.
+    pub fn ended(&self) -> (u64, u64) {
+        // The second behind the first, which says that it counts.
+        let ended = self.ended.load(Ordering::SeqCst);
+        (ended, self.refused.load(Ordering::Relaxed))
+    }
+
+    /// The owner has seen the end, and may give the place to another worker.
+    pub fn settle(&self, place: u8) {
+        let others = !1u64.checked_shl(place.into()).unwrap_or(0);
+        self.refused.fetch_and(others, Ordering::Relaxed);
+        self.ended.fetch_and(others, Ordering::SeqCst);
+    }
+
+    /// The owner: the guest has a token to take.
+    pub fn token_told(&self) {
+        self.told.store(true, Ordering::SeqCst);
+    }
+
+    /// The owner: it has taken it. The look at who has ended comes behind.
+    pub fn token_taken(&self) {
+        self.told.store(false, Ordering::SeqCst);
+    }
+}
+
 /// The shared part of one vCPU.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -233,6 +284,8 @@ pub struct VcpuShared {
     pub apic: ApicShared,
     /// Steal time, as whoever takes the CPU away needs it.
     pub steal: Steal,
+    /// Pages that others bring for it.
+    pub pages: Brought,
     /// What it shows those that wait for it.
     pub hints: exitless_yielding::Hints,
     /// Which mechanisms are active: beside the counters, on lines that only the owner writes.

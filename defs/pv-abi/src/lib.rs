@@ -64,6 +64,36 @@ pub const KVM_STEAL_RESERVED_MASK: u64 = 0x1f << 1;
 /// Bits of MSR_KVM_PV_EOI_EN that hold the address (4-byte aligned); bit 1 must be 0.
 pub const KVM_PV_EOI_ADDRESS: u64 = !3;
 
+/// Bits of MSR_KVM_ASYNC_PF_EN; the address in the others is 64-byte aligned.
+pub const KVM_ASYNC_PF_ENABLED: u64 = 1 << 0;
+/// Also at CPL 0.
+pub const KVM_ASYNC_PF_SEND_ALWAYS: u64 = 1 << 1;
+/// A guest hypervisor hears of it by an exit.
+pub const KVM_ASYNC_PF_DELIVERY_AS_PF_VMEXIT: u64 = 1 << 2;
+/// "Page ready" comes as an interrupt; without it nothing is told.
+pub const KVM_ASYNC_PF_DELIVERY_AS_INT: u64 = 1 << 3;
+/// Bits that must be 0.
+pub const KVM_ASYNC_PF_RESERVED_MASK: u64 = 3 << 4;
+/// Bits that hold the address.
+pub const KVM_ASYNC_PF_ADDRESS: u64 = !0 << 6;
+/// Bits of MSR_KVM_ASYNC_PF_INT that hold the vector; the others must be 0.
+pub const KVM_ASYNC_PF_VEC_MASK: u64 = 0xff;
+
+/// Asynchronous page faults of one vCPU, 64-byte aligned in guest memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct kvm_vcpu_pv_apf_data {
+    /// Written by the host with a #PF that is none: KVM_PV_REASON_*. The guest takes it back to 0 in its handler.
+    pub flags: u32,
+    /// Written by the host with the interrupt: whose page is there. The guest takes it back to 0, then writes MSR_KVM_ASYNC_PF_ACK.
+    pub token: u32,
+    pub pad: [u8; 56],
+    /// The guest's own.
+    pub enabled: u32,
+}
+/// CR2 holds the token of the page that is not there.
+pub const KVM_PV_REASON_PAGE_NOT_PRESENT: u32 = 1;
+
 /// kvmclock of one vCPU, written by the host under a sequence lock.
 ///
 /// Reader: take `version` (odd: retry), read, take `version` again (changed: retry). Time in ns is

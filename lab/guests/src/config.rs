@@ -204,6 +204,10 @@ pub mod op {
     pub const MOVE: u64 = 56;
     /// Result = how often it has.
     pub const MOVES: u64 = 57;
+    /// a0 = pool offset, a1 = length: pages that are missing there come when PAGE_COMES says so (userfaultfd).
+    pub const SLOW_PAGES: u64 = 58;
+    /// a0 = pool offset: a page of zeroes comes.
+    pub const PAGE_COMES: u64 = 59;
     /// a0 = GSI, a1 = id: an irqfd on an eventfd that is there.
     pub const IRQFD_OF: u64 = 55;
 }

@@ -19,6 +19,7 @@ mod smp;
 mod trap;
 
 mod bench;
+mod t_apf;
 mod t_basic;
 mod t_clock;
 mod t_cpuid;

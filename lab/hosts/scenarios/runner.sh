@@ -11,5 +11,6 @@
 
 check load load_module
 check runner runner run
+[ $MODULE = kvm ] || check ends runner run apf/ends_meanwhile
 check unused wait_unused 5
 check unload unload_module

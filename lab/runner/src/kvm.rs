@@ -256,6 +256,35 @@ pub fn event_write(fd: RawFd, v: u64) -> bool {
     unsafe { libc::write(fd, &raw const v as *const _, 8) == 8 }
 }
 
+/// A userfaultfd, for faults of the kernel too.
+pub fn userfaultfd() -> Result<Fd> {
+    /// `struct uffdio_api`: version, features, ioctls.
+    const API: u32 = 3 << 30 | 24 << 16 | 0xaa << 8 | 0x3f;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    if fd < 0 {
+        return Err(Errno::last());
+    }
+    // SAFETY: a new descriptor.
+    let fd = unsafe { Fd::from_raw(fd as i32) };
+    fd.with(API, &mut [0xaau64, 0, 0])?;
+    Ok(fd)
+}
+
+/// Faults at pages that are missing there wait.
+pub fn uffd_register(uffd: &Fd, addr: u64, len: u64) -> Result<i32> {
+    /// `struct uffdio_register`: start, length, mode (missing pages), ioctls.
+    const REGISTER: u32 = 3 << 30 | 32 << 16 | 0xaa << 8;
+    uffd.with(REGISTER, &mut [addr, len, 1, 0])
+}
+
+/// Pages of zeroes come there.
+pub fn uffd_zero(uffd: &Fd, addr: u64, len: u64) -> Result<i32> {
+    /// `struct uffdio_zeropage`: start, length, mode, how much came.
+    const ZEROPAGE: u32 = 3 << 30 | 32 << 16 | 0xaa << 8 | 4;
+    uffd.with(ZEROPAGE, &mut [addr, len, 0, 0u64])
+}
+
 /// An anonymous or descriptor-backed mapping, unmapped on drop.
 pub struct Map {
     ptr: *mut u8,

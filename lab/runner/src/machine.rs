@@ -91,6 +91,7 @@ pub struct Machine {
     pub vcpus: Vec<Arc<Vcpu>>,
     pub(crate) devices: Mutex<Devices>,
     pub(crate) events: Mutex<Vec<Fd>>,
+    pub(crate) uffd: Mutex<Option<Fd>>,
     pub(crate) slots: Mutex<HashMap<u32, kvm_userspace_memory_region>>,
     pub(crate) exit_counts: Mutex<HashMap<u32, u64>>,
     pub(crate) benches: Mutex<Vec<Measurement>>,
@@ -187,6 +188,7 @@ impl Machine {
             vcpus,
             devices: Mutex::new(Devices::new()),
             events: Mutex::new(Vec::new()),
+            uffd: Mutex::new(None),
             slots: Mutex::new(HashMap::new()),
             exit_counts: Mutex::new(HashMap::new()),
             benches: Mutex::new(Vec::new()),
@@ -204,6 +206,10 @@ impl Machine {
     pub(crate) fn new_vm(&self) -> Result<Fd, String> {
         let vm = create(&self.sys, self.config)?;
         map_memory(&vm, &self.ram, &self.edges)?;
+        for slot in lock(&self.slots).values() {
+            vm.set(nr::SET_USER_MEMORY_REGION, slot)
+                .map_err(|e| format!("KVM_SET_USER_MEMORY_REGION: {e}"))?;
+        }
         Ok(vm)
     }
 

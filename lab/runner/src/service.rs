@@ -64,6 +64,8 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
             m.pool.set_word(a[0], a[1]);
             Ok(0)
         }
+        op::SLOW_PAGES => slow_pages(m, a[0], a[1]),
+        op::PAGE_COMES => page_comes(m, a[0]),
         op::DIRTY_LOG => dirty_log(m, a[0] as u32, a[1]),
         op::IOEVENTFD => ioeventfd(m, a),
         op::IOEVENTFD_OFF => ioeventfd_off(m, a),
@@ -213,6 +215,22 @@ fn remap(p: *mut libc::c_void, n: usize) -> i32 {
         libc::munmap(p, n);
         if libc::mmap(p, n, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) == p { 0 } else { -1 }
     }
+}
+
+fn slow_pages(m: &Machine, offset: u64, len: u64) -> Answer {
+    if offset + len > m.pool.size() as u64 {
+        return Err(Errno(libc::EINVAL));
+    }
+    let uffd = kvm::userfaultfd()?;
+    kvm::uffd_register(&uffd, m.pool.addr() + offset, len)?;
+    *lock(&m.uffd) = Some(uffd);
+    Ok(0)
+}
+
+fn page_comes(m: &Machine, offset: u64) -> Answer {
+    let uffd = lock(&m.uffd);
+    kvm::uffd_zero(uffd.as_ref().ok_or(Errno(libc::EINVAL))?, m.pool.addr() + offset, 4096)?;
+    Ok(0)
 }
 
 fn dirty_log(m: &Machine, slot: u32, gpa: u64) -> Answer {

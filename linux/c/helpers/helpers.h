@@ -122,7 +122,7 @@ int ex_mutex_lock_killable(void *lock);
 void ex_mutex_unlock(void *lock);
 
 /* mm.c */
-int ex_gup(u64 hva, bool write, bool atomic, struct ex_gup_result *out);
+int ex_gup(u64 hva, bool write, bool waits, struct ex_gup_result *out);
 void ex_page_release(u64 pfn, bool dirty, bool accessed);
 u32 ex_host_level(void *mm, u64 hva);
 bool ex_pfn_is_ram(u64 pfn);
@@ -239,6 +239,11 @@ void ex_sleeper_free(void *sleeper);
 bool ex_sleeper_add(void *sleeper);
 void ex_sleeper_remove(void *sleeper);
 bool ex_sleepers_listen(void);
+
+/* workers.c */
+void *ex_workers_new(void *vcpu);
+void ex_workers_free(void *workers);
+bool ex_workers_bring(void *workers, u64 hva, bool write, u32 place);
 
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);

@@ -48,7 +48,7 @@ static int ex_follow_pfn(struct vm_area_struct *vma, unsigned long addr, struct 
 #endif
 
 /* -EAGAIN asks for another try: the mmap lock was dropped on the way. */
-static int ex_gup_remapped(unsigned long hva, bool write, struct ex_gup_result *out)
+static int ex_gup_remapped(unsigned long hva, bool write, bool waits, struct ex_gup_result *out)
 {
 	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
@@ -57,8 +57,13 @@ static int ex_gup_remapped(unsigned long hva, bool write, struct ex_gup_result *
 
 	mmap_read_lock(mm);
 	vma = vma_lookup(mm, hva);
-	if (!vma || !(vma->vm_flags & (VM_IO | VM_PFNMAP)) || !(vma->vm_flags & (write ? VM_WRITE : VM_READ)))
+	if (!vma || !(vma->vm_flags & (write ? VM_WRITE : VM_READ)))
 		goto out;
+	if (!(vma->vm_flags & (VM_IO | VM_PFNMAP))) {
+		if (!waits)
+			err = -EBUSY;
+		goto out;
+	}
 	out->counted = 0;
 	ex_guest_gets_device_memory();
 	err = ex_follow_pfn(vma, hva, out);
@@ -85,9 +90,9 @@ out:
 
 /*
  * The page behind a user address of the current address space.
- * 0, -EFAULT (no mapping, no permission, or not resident when atomic), -EHWPOISON, -EINTR (fatal signal).
+ * 0, -EFAULT (no mapping, no permission), -EBUSY (it takes time, and the caller does not wait), -EHWPOISON, -EINTR (fatal signal).
  */
-int ex_gup(u64 hva, bool write, bool atomic, struct ex_gup_result *out)
+int ex_gup(u64 hva, bool write, bool waits, struct ex_gup_result *out)
 {
 	struct page *page, *wpage;
 	long got;
@@ -95,13 +100,8 @@ int ex_gup(u64 hva, bool write, bool atomic, struct ex_gup_result *out)
 
 	if (get_user_pages_fast_only(hva, 1, FOLL_WRITE, &page) == 1)
 		return ex_gup_done(page, true, out);
-	if (atomic) {
-		if (!write && get_user_pages_fast_only(hva, 1, 0, &page) == 1)
-			return ex_gup_done(page, false, out);
-		return -EFAULT;
-	}
-
-	got = get_user_pages_unlocked(hva, 1, &page, FOLL_HWPOISON | (write ? FOLL_WRITE : 0));
+	got = get_user_pages_unlocked(hva, 1, &page,
+				      FOLL_HWPOISON | (write ? FOLL_WRITE : 0) | (waits ? 0 : FOLL_NOWAIT));
 	if (got == 1) {
 		if (write)
 			return ex_gup_done(page, true, out);
@@ -117,7 +117,7 @@ int ex_gup(u64 hva, bool write, bool atomic, struct ex_gup_result *out)
 	do {
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		err = ex_gup_remapped(hva, write, out);
+		err = ex_gup_remapped(hva, write, waits, out);
 	} while (err == -EAGAIN);
 	return err;
 }

@@ -136,7 +136,7 @@ unsafe extern "C" {
     pub(crate) fn ex_mutex_unlock(lock: *mut c_void);
 
     // mm.c
-    pub(crate) fn ex_gup(hva: u64, write: bool, atomic: bool, out: *mut GupResult) -> c_int;
+    pub(crate) fn ex_gup(hva: u64, write: bool, waits: bool, out: *mut GupResult) -> c_int;
     pub(crate) fn ex_page_release(pfn: u64, dirty: bool, accessed: bool);
     pub(crate) fn ex_host_level(mm: *mut c_void, hva: u64) -> u32;
     pub(crate) fn ex_pfn_is_ram(pfn: u64) -> bool;
@@ -258,6 +258,9 @@ unsafe extern "C" {
     pub(crate) fn ex_sleeper_add(sleeper: *mut c_void) -> bool;
     pub(crate) fn ex_sleeper_remove(sleeper: *mut c_void);
     pub(crate) fn ex_sleepers_listen() -> bool;
+    pub(crate) fn ex_workers_new(vcpu: *mut c_void) -> *mut c_void;
+    pub(crate) fn ex_workers_free(workers: *mut c_void);
+    pub(crate) fn ex_workers_bring(workers: *mut c_void, hva: u64, write: bool, place: u32) -> bool;
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
     pub(crate) fn ex_vmx_wants_ipiv() -> bool;
     pub(crate) fn ex_vmx_fred() -> bool;

@@ -41,6 +41,7 @@ pub mod uaccess;
 pub mod vmx;
 pub mod wait;
 pub mod wakeup;
+pub mod workers;
 
 #[cfg(test)]
 mod fake;

@@ -55,13 +55,13 @@ impl Drop for HostPage {
     }
 }
 
-/// The page behind `hva` in the current address space, faulting it in unless `atomic`. Asks for write permission when
-/// `write`; when only reading, still reports whether writing would do. `EFAULT`: none, or (atomic) not resident;
-/// `EHWPOISON`: the page has a memory error; `EINTR`: the task is being killed.
-pub fn page_of(hva: u64, write: bool, atomic: bool) -> Result<HostPage> {
+/// The page behind `hva` in the current address space, faulting it in. Asks for write permission when `write`; when only reading, still
+/// reports whether writing would do. `EFAULT`: none; `EBUSY`: it takes time, and the caller does not `wait` for it; `EHWPOISON`: the page has a
+/// memory error; `EINTR`: the task is being killed.
+pub fn page_of(hva: u64, write: bool, waits: bool) -> Result<HostPage> {
     let mut found = ffi::GupResult::default();
     // SAFETY: found is ours to fill; the helper checks the address.
-    check(unsafe { ffi::ex_gup(hva, write, atomic, &raw mut found) })?;
+    check(unsafe { ffi::ex_gup(hva, write, waits, &raw mut found) })?;
     Ok(HostPage { pfn: found.pfn, writable: found.writable != 0, counted: found.counted != 0 })
 }
 

@@ -304,6 +304,13 @@ extern "C" fn ex_rs_sleeps_elsewhere(p: *mut c_void) {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn ex_rs_page_brought(p: *mut c_void, place: u32, there: bool) {
+    // SAFETY: a vCPU's workers lose sight of it, under the lock that this is called with, before it is freed.
+    let v = unsafe { vcpu(p) };
+    v.page_brought(place as u8, there);
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn ex_rs_mmu_invalidate_start(p: *mut c_void, start: u64, end: u64, blockable: bool) -> c_int {
     // SAFETY: the notifier is unregistered before its VM is freed.
     let vm = unsafe { vm(p) };

@@ -128,7 +128,7 @@ pub fn check_extension(cap: usize) -> isize {
         KVM_CAP_COALESCED_PIO | KVM_CAP_CHECK_EXTENSION_VM | KVM_CAP_SPLIT_IRQCHIP => 1,
         KVM_CAP_EXIT_ON_EMULATION_FAILURE => 1,
         KVM_CAP_INTR_SHADOW | KVM_CAP_REINJECT_CONTROL | KVM_CAP_IOAPIC_POLARITY_IGNORED => 1,
-        KVM_CAP_EXT_EMUL_CPUID => 1,
+        KVM_CAP_EXT_EMUL_CPUID | KVM_CAP_ASYNC_PF | KVM_CAP_ASYNC_PF_INT => 1,
         KVM_CAP_TSC_CONTROL | KVM_CAP_VM_TSC_CONTROL => {
             isize::from(global::get().and_then(vendor::tsc_scaling).is_some())
         }

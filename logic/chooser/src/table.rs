@@ -121,6 +121,8 @@ rows! {
         "a TSC that the VMM leaves at its start, or sets to 0, is the host's: what timer_passthrough needs, unless the guest adds the offset";
     IpiVirtualization: "ipi_virtualization", Vcpu, false, Root, [NoIrqchip, NoIpiv, NoX2Apic], 0,
         "Intel's IPI virtualization sends IPIs of guests in x2APIC mode without exits; untested on hardware";
+    AsyncPf: "async_pf", Vcpu, true, Owner, [NoIrqchip], 0,
+        "a guest does something else, or halts, while the host brings a page that takes time (swap, userfaultfd)";
 }
 
 impl Mechanism {

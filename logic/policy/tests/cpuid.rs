@@ -88,7 +88,7 @@ fn hardware_that_has_nothing_gets_what_we_make() {
     assert_eq!(must(&l, 0xd, 0), r(0, 0, 0, 0));
     assert_eq!(
         must(&l, 0x4000_0001, 0).eax,
-        1 | 2 | 8 | 0x20 | 0x40 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 24
+        1 | 2 | 8 | 1 << 4 | 0x20 | 0x40 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 24
     );
     let c = host_caps(&nothing());
     assert!(c.x2apic && c.tsc_deadline && c.tsc_adjust && c.long_mode && !c.xsave && !c.rdtscp);

@@ -179,6 +179,9 @@ fn value_rules() {
         (Msr::DEBUGCTL, 3, 0, 4),
         (Msr::HWCR, 1 << 24 | 1 << 3, 1 << 24, 1 << 30),
         (Msr::HWCR, 1 << 18 | 1 << 6 | 1 << 8, 1 << 18, 1 << 4),
+        (Msr(0x4b56_4d02), 0x104f, 0x104f, 0x1011),
+        (Msr(0x4b56_4d02), 0, 0, 0x1021),
+        (Msr(0x4b56_4d06), 0xff, 0xff, 0x100),
         (Msr(0x4b56_4d03), 0x1041, 0x1041, 0x1003),
         (Msr(0x4b56_4d04), 0x1005, 0x1005, 0x1003),
         (Msr::MISC_FEATURES_ENABLES, 0, 0, 1),
@@ -212,6 +215,16 @@ fn value_rules() {
 #[test]
 fn registers_of_one_ability() {
     let mut caps = GuestCaps::default();
+    // Asynchronous page faults without the interrupt are a feature of their own.
+    caps.pv = 1 << 4;
+    for (value, origin, taken) in
+        [(9, Origin::Guest, false), (1, Origin::Guest, true), (9, Origin::Host, true)]
+    {
+        assert_eq!(check_write(0x4b56_4d02, value, origin, &caps).is_ok(), taken);
+    }
+    assert_eq!(check_read(0x4b56_4d07, Origin::Guest, &caps), Err(Invalid));
+    caps.pv = 0;
+    assert_eq!(check_write(0x4b56_4d02, 0, Origin::Guest, &caps), Err(Invalid));
     assert_eq!(check_write(Msr::FLUSH_CMD.0, 1, Origin::Guest, &caps), Err(Invalid));
     caps.flush_l1d = true;
     for (value, ok) in [(0, true), (1, true), (2, false)] {

@@ -5,6 +5,7 @@ use crate::backend::{Backend, Event, SlatFault};
 use crate::host::{FaultOutcome, Host};
 use crate::journal::Walked;
 use crate::outcome::{Next, RunExit, suberror};
+use crate::pv::async_pf;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
 use exitless_x86::exception::{Exception, Vector};
@@ -25,7 +26,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     }
     // Whatever it takes to have the page: reclaim, swap, the pages that look like it.
     v.b.dirty_l1d();
-    match host.slat_fault(fault.gpa, fault.write, fault.fetch) {
+    let waits = !async_pf::may(v, sh);
+    match resolve(v, sh, host, fault, waits) {
+        FaultOutcome::Slow(_) => Next::Again,
         FaultOutcome::Fixed if fault.marked && broken(v, sh) => ending::unexpected(v.b.exit_number()),
         FaultOutcome::Fixed => {
             sh.stats.pf_fixed.bump();
@@ -48,6 +51,22 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             Next::Again
         }
         FaultOutcome::Error(e) => Next::Leave(RunExit::Error(e)),
+    }
+}
+
+/// [`Host::slat_fault`]; [`FaultOutcome::Slow`]: somebody else waits for the page.
+fn resolve<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    fault: SlatFault,
+    waits: bool,
+) -> FaultOutcome {
+    match host.slat_fault(fault.gpa, fault.write, fault.fetch, waits) {
+        FaultOutcome::Slow(hva) if !async_pf::begin(v, sh, host, fault, hva) => {
+            host.slat_fault(fault.gpa, fault.write, fault.fetch, true)
+        }
+        outcome => outcome,
     }
 }
 

@@ -30,7 +30,7 @@ pub mod passthrough;
 use crate::backend::Backend;
 use crate::clock::units::{ns_to_ticks, ticks_to_ns};
 use crate::host::{Host, Moment};
-use crate::shared::{VcpuShared, mp};
+use crate::shared::VcpuShared;
 use crate::stats::waker;
 use crate::vcpu::{Vcpu, vapic};
 use core::sync::atomic::Ordering;
@@ -208,7 +208,7 @@ fn due_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u6
 
 /// The one function that changes who has the timer. It is armed for what the APIC waits for, which is not due at `m`.
 pub fn place<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, m: Moment) {
-    place_as(v, sh, host, m, v.mp_state == mp::RUNNABLE);
+    place_as(v, sh, host, m, v.runs());
 }
 
 fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(

@@ -103,6 +103,8 @@ pub struct Vcpu<B> {
     pub msrs: MsrState,
     /// Paravirtual features.
     pub pv: Pv,
+    /// Pages that others bring for it.
+    pub async_pf: exitless_async_pf::Pages,
     /// What the guest does without an exit by its owner's wish.
     pub in_guest: InGuest,
     /// MSRs that the guest has for itself.
@@ -227,8 +229,8 @@ impl<B: Backend> Vcpu<B> {
         self.debug.forget_hits();
     }
 
-    /// Halted, or waiting for INIT or SIPI?
-    pub fn runnable(&self) -> bool {
-        self.mp_state == mp::RUNNABLE
+    /// Neither halted, nor waiting for INIT, SIPI or a page?
+    pub fn runs(&self) -> bool {
+        self.mp_state == mp::RUNNABLE && !self.async_pf.waits()
     }
 }

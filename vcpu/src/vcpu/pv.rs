@@ -14,6 +14,10 @@ pub struct Pv {
     pub steal: u64,
     /// MSR_KVM_PV_EOI_EN.
     pub eoi: u64,
+    /// MSR_KVM_ASYNC_PF_EN.
+    pub async_pf: u64,
+    /// MSR_KVM_ASYNC_PF_INT.
+    pub async_pf_int: u64,
     /// The guest was told it may skip an EOI.
     pub eoi_offered: bool,
     /// KVM_KVMCLOCK_CTRL: tell the guest that it was stopped.

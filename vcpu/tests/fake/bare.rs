@@ -44,6 +44,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         msrs: Zeroable::zeroed(),
         pv: Zeroable::zeroed(),
         stopwatch: Default::default(),
+        async_pf: Default::default(),
         started: false,
         id: 0,
     }

@@ -100,6 +100,9 @@ impl<C> Host for Os<C> {
             return false;
         }
         self.w.written.borrow_mut().push((gpa, data.to_vec()));
+        if let Some((_, vector)) = self.w.tokens.get().filter(|(at, _)| *at == gpa) {
+            self.w.irr.borrow_mut().push(vector);
+        }
         self.w.write_ram(gpa, data)
     }
     fn read_guest_atomic(&self, gpa: u64, buf: &mut [u8]) -> bool {
@@ -136,8 +139,14 @@ impl<C> Host for Os<C> {
     fn is_ram(&self, gpa: u64, write: bool) -> bool {
         gpa < super::world::RAM as u64 || (!write && (ROM..ROM + 4096).contains(&gpa))
     }
-    fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool) -> FaultOutcome {
+    fn slat_fault(&self, gpa: u64, write: bool, _fetch: bool, waits: bool) -> FaultOutcome {
         self.w.strange("slat_fault");
+        if !waits && self.w.slow_pages.borrow().contains(&(gpa >> 12)) {
+            return FaultOutcome::Slow(HVA + (gpa & !0xfff));
+        }
+        self.w
+            .waited
+            .set(self.w.waited.get() + u32::from(self.w.slow_pages.borrow_mut().remove(&(gpa >> 12))));
         if self.w.poisoned.get() == Some(gpa >> 12) {
             return FaultOutcome::Poisoned(HVA + (gpa & !0xfff));
         }
@@ -146,6 +155,15 @@ impl<C> Host for Os<C> {
             return FaultOutcome::Fixed;
         }
         if self.is_ram(gpa, false) { FaultOutcome::ReadOnly } else { FaultOutcome::Mmio }
+    }
+
+    fn bring_page(&self, hva: u64, write: bool, place: u8) -> bool {
+        self.w.may_sleep("bring_page");
+        let brings = !self.w.no_workers.get();
+        if brings {
+            self.w.workers.borrow_mut().push((hva - HVA, write, place));
+        }
+        brings
     }
 
     fn logs_in_cpu(&self) -> bool {

@@ -87,6 +87,8 @@ pub(crate) enum Env {
     Swap(bool),
     /// The host has taken this page away, or none.
     Lose(Option<u64>),
+    /// The eldest worker ends, with its page or without.
+    WorkerEnds(bool),
     /// These 8 bytes hold that, or the test fails.
     Peek(u64, u64),
 }
@@ -154,6 +156,16 @@ pub(crate) struct World {
     pub(crate) written: RefCell<Vec<(u64, Vec<u8>)>>,
     /// Pages whose second-level mapping exists.
     pub(crate) mapped: RefCell<BTreeSet<u64>>,
+    /// Pages that take time, by number.
+    pub(crate) slow_pages: RefCell<BTreeSet<u64>>,
+    /// Those for which the vCPU's thread waited itself.
+    pub(crate) waited: Cell<u32>,
+    /// Workers that wait for pages: address, write, place.
+    pub(crate) workers: RefCell<Vec<(u64, bool, u8)>>,
+    /// There are no more of them.
+    pub(crate) no_workers: Cell<bool>,
+    /// Where the guest reads tokens, and the vector of the interrupt that comes with them.
+    pub(crate) tokens: Cell<Option<(u64, u8)>>,
     /// Pages that were marked as devices'.
     pub(crate) marked: RefCell<BTreeSet<u64>>,
     /// Somebody wants to know what is written.
@@ -403,6 +415,11 @@ impl World {
             flushed: Cell::default(),
             written: RefCell::default(),
             mapped: RefCell::default(),
+            slow_pages: RefCell::default(),
+            waited: Cell::default(),
+            workers: RefCell::default(),
+            no_workers: Cell::default(),
+            tokens: Cell::default(),
             marked: RefCell::default(),
             logs: Cell::default(),
             dirty: RefCell::default(),
@@ -678,6 +695,15 @@ impl World {
             Env::Poke(at, value) => assert!(self.write_ram(at, &value.to_le_bytes())),
             Env::Swap(out) => self.shared_swapped.set(out),
             Env::Lose(page) => self.lost.set(page),
+            Env::WorkerEnds(there) => {
+                let (gpa, _, place) = self.workers.borrow_mut().remove(0);
+                if there {
+                    self.slow_pages.borrow_mut().remove(&(gpa >> 12));
+                }
+                let interrupts = self.sh.pages.end(place, there);
+                self.sh.request(Request::ASYNC_PF);
+                self.ipi.set(self.ipi.get() || interrupts && self.sh.needs_ipi());
+            }
             Env::Peek(at, value) => assert_eq!(self.u64_at(at), value, "at {at:#x}"),
         }
     }

@@ -3,6 +3,7 @@
 #[path = "../fake/mod.rs"]
 mod fake;
 
+mod async_pf;
 mod avic;
 mod debug;
 mod events;

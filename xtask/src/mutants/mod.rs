@@ -25,6 +25,7 @@ use crate::{
 const VERSION: &str = "27.1.0";
 /// Crates whose tests decide by themselves, without an emulated machine.
 const PACKAGES: &[&str] = &[
+    "exitless-async-pf",
     "exitless-lapic",
     "exitless-irqchip",
     "exitless-insn",

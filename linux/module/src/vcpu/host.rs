@@ -197,8 +197,11 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn is_ram(&self, gpa: u64, write: bool) -> bool {
         self.vm.is_ram(gpa, write)
     }
-    fn slat_fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome {
-        self.vm.fault(gpa, write, fetch)
+    fn slat_fault(&self, gpa: u64, write: bool, fetch: bool, waits: bool) -> FaultOutcome {
+        self.vm.fault(gpa, write, fetch, waits)
+    }
+    fn bring_page(&self, hva: u64, write: bool, place: u8) -> bool {
+        self.me.workers.bring(hva, write, place)
     }
 
     fn logs_in_cpu(&self) -> bool {

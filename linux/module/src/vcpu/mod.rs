@@ -22,6 +22,7 @@ use exitless_host::lock::{LockClass, Mutex};
 use exitless_host::mem::{KArc, KBox, Pages};
 use exitless_host::task::VcpuTask;
 use exitless_host::timer::Timer;
+use exitless_host::workers::Workers;
 use exitless_host::{Errno, Result, cpu, task, time};
 use exitless_hw_ops as ops;
 use exitless_ipi::Address;
@@ -43,6 +44,8 @@ use exitless_vmx::Vmx;
 pub struct VcpuObj {
     /// For everyone.
     pub shared: VcpuShared,
+    /// Those who wait for its slow pages; they know it by this alone.
+    workers: Workers,
     /// The thread: sleep, wake, preemption.
     pub task: VcpuTask,
     /// The APIC timer's host timer.
@@ -208,6 +211,17 @@ impl VcpuObj {
     /// What was measured of it, ever.
     pub fn times(&self) -> Option<&Times> {
         self.times.get()
+    }
+
+    /// A worker has ended, with the page of this place or without.
+    pub fn page_brought(&self, place: u8, there: bool) {
+        let awaited = self.shared.pages.end(place, there);
+        self.shared.request(Request::ASYNC_PF);
+        if awaited {
+            self.kick();
+        } else {
+            self.wake();
+        }
     }
 
     /// The thread was put on a CPU. Preemption is off.
@@ -394,6 +408,7 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
     v.vm.store(core::ptr::from_ref(vm) as u64, Ordering::Relaxed);
     v.shared.cpu.store(-1, Ordering::Relaxed);
     v.task.init(cookie)?;
+    v.workers.init(cookie)?;
     v.timer.init(cookie, crate::callbacks::timer_kind::APIC)?;
     v.fpu.init()?;
     v.lock.init(LockClass::Vcpu)?;

@@ -499,8 +499,8 @@ impl Vm {
         }
     }
 
-    /// Resolves a second-level fault. The caller is in a read section.
-    pub fn fault(&self, gpa: u64, write: bool, fetch: bool) -> FaultOutcome {
+    /// Resolves a second-level fault, for a caller that waits for slow pages or does not. The caller is in a read section.
+    pub fn fault(&self, gpa: u64, write: bool, fetch: bool, waits: bool) -> FaultOutcome {
         // SAFETY: the run loop is in its read section.
         let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else {
             return self.map_apic_page(gpa >> 12);
@@ -509,7 +509,7 @@ impl Vm {
             return FaultOutcome::ReadOnly;
         }
         loop {
-            match self.try_map(slot, gpa, write, fetch) {
+            match self.try_map(slot, gpa, write, fetch, waits) {
                 Ok(true) => return FaultOutcome::Fixed,
                 Ok(false) => {
                     // A notification is under way: let it finish; a signal must not wait for it.
@@ -521,6 +521,7 @@ impl Vm {
                 Err(Errno::EHWPOISON) => {
                     return FaultOutcome::Poisoned(slot.hva_of(gpa >> 12).unwrap_or_default());
                 }
+                Err(Errno::EBUSY) => return FaultOutcome::Slow(slot.hva_of(gpa >> 12).unwrap_or_default()),
                 // The thread is being killed: the signal tells.
                 Err(Errno::EINTR) => return FaultOutcome::Fixed,
                 Err(e) => return FaultOutcome::Error(e.to_int()),
@@ -591,7 +592,7 @@ impl Vm {
     }
 
     /// One attempt; `false`: raced with a notification.
-    fn try_map(&self, slot: &Slot, gpa: u64, write: bool, fetch: bool) -> Result<bool> {
+    fn try_map(&self, slot: &Slot, gpa: u64, write: bool, fetch: bool, waits: bool) -> Result<bool> {
         let Some(hva) = slot.hva_of(gpa >> 12) else { return Err(Errno::EFAULT) };
         self.top_up()?;
         let (seq, largest, small_code) = {
@@ -601,7 +602,7 @@ impl Vm {
             }
             (m.seq, if m.small_code && fetch { Level::Page4K } else { m.largest }, m.small_code)
         };
-        let page = mmu::page_of(hva, write, false)?;
+        let page = mmu::page_of(hva, write, waits)?;
         let logs = slot.logs_dirty();
         // Where the CPU logs, a page may be writable before it is written.
         let writable = page.writable() && slot.writable() && (write || !logs || self.cpu_logs);
@@ -811,7 +812,7 @@ impl Vm {
 /// The kernel's own access to guest memory failed: user space hears why if the page has a memory error. Answers `false`. May
 /// sleep.
 fn out_of_reach(hva: u64, write: bool) -> bool {
-    if matches!(mmu::page_of(hva, write, false), Err(Errno::EHWPOISON)) {
+    if matches!(mmu::page_of(hva, write, true), Err(Errno::EHWPOISON)) {
         task::memory_error(hva & !0xfff);
     }
     false

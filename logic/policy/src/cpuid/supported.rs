@@ -17,6 +17,7 @@ pub const MAX_SUPPORTED: usize = 100;
 const PV_FEATURES: u32 = feature::CLOCKSOURCE
     | feature::NOP_IO_DELAY
     | feature::CLOCKSOURCE2
+    | feature::ASYNC_PF
     | feature::STEAL_TIME
     | feature::PV_EOI
     | feature::PV_UNHALT
@@ -24,6 +25,7 @@ const PV_FEATURES: u32 = feature::CLOCKSOURCE
     | feature::PV_SCHED_YIELD
     | feature::PV_TLB_FLUSH
     | feature::POLL_CONTROL
+    | feature::ASYNC_PF_INT
     | feature::CLOCKSOURCE_STABLE;
 
 /// The caller's slice is too short for the list.

@@ -72,6 +72,10 @@ pub enum MsrKind {
     PvStealTime,
     PvEoi,
     PvPollControl,
+    PvAsyncPf,
+    PvAsyncPfInt,
+    /// Reads as 0: bit 0 of a write says that the guest has taken a token.
+    PvAsyncPfAck,
     LazyDeadline,
     // --- no state ---
     /// Reads as this; a write that passed the check changes nothing.

@@ -3,8 +3,9 @@
 use super::MsrKind;
 use crate::{GuestCaps, mtrr};
 use exitless_pv_abi::{
-    MSR_EXITLESS_LAZY_DEADLINE, MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME,
-    MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW, feature,
+    MSR_EXITLESS_LAZY_DEADLINE, MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT,
+    MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME, MSR_KVM_SYSTEM_TIME,
+    MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW, feature,
 };
 use exitless_x86::apic::apic_base;
 use exitless_x86::msr::{Msr, de_cfg, feature_control, misc_enable, vm_cr};
@@ -211,9 +212,12 @@ pub static TABLE: &[Row] = &[
     row(Msr(MSR_EXITLESS_LAZY_DEADLINE), MsrKind::LazyDeadline),
     pv(MSR_KVM_WALL_CLOCK_NEW, MsrKind::PvWallClock(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_SYSTEM_TIME_NEW, MsrKind::PvSystemTime(true), feature::CLOCKSOURCE2),
+    pv(MSR_KVM_ASYNC_PF_EN, MsrKind::PvAsyncPf, feature::ASYNC_PF),
     pv(MSR_KVM_STEAL_TIME, MsrKind::PvStealTime, feature::STEAL_TIME),
     pv(MSR_KVM_PV_EOI_EN, MsrKind::PvEoi, feature::PV_EOI),
     pv(MSR_KVM_POLL_CONTROL, MsrKind::PvPollControl, feature::POLL_CONTROL).reset(1),
+    pv(MSR_KVM_ASYNC_PF_INT, MsrKind::PvAsyncPfInt, feature::ASYNC_PF_INT),
+    pv(MSR_KVM_ASYNC_PF_ACK, MsrKind::PvAsyncPfAck, feature::ASYNC_PF_INT),
     row(Msr::EFER, MsrKind::Efer),
     row(Msr::STAR, MsrKind::Star).listed().passthrough(),
     row(Msr::LSTAR, MsrKind::Lstar).need(Need::LongMode).listed().passthrough(),
