@@ -141,32 +141,24 @@ fn fallback(sh: &VcpuShared) -> bool {
 pub fn ready<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     let (ended, refused) = sh.pages.ended();
     while let Some(e) = v.async_pf.take_quiet(ended, refused) {
-        settle(v, sh, host, &e, refused);
+        settle(v, sh, host, &e);
     }
     while v.async_pf.owes(ended) && hears(v, sh, host) {
         if v.async_pf.take_wake_all() {
             tell(v, sh, host, WAKE_ALL);
         } else if let Some(e) = v.async_pf.take_told(ended, refused) {
-            settle(v, sh, host, &e, refused);
+            settle(v, sh, host, &e);
             e.token.iter().for_each(|token| tell(v, sh, host, *token));
         }
     }
 }
 
 /// The place is another page's from now on. One that has come is mapped: the guest goes on without a fault.
-fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    sh: &VcpuShared,
-    host: &H,
-    e: &Ended,
-    refused: u64,
-) {
+fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, e: &Ended) {
     sh.pages.settle(e.place);
-    if refused & 1 << e.place == 0 {
-        v.b.dirty_l1d();
-        // Perhaps it is gone again, or there is no memory any more: the next fault finds out.
-        let _ = host.slat_fault(e.gpa, false, false, false);
-    }
+    v.b.dirty_l1d();
+    // Perhaps it did not come, is gone again, or there is no memory any more: the next fault finds out.
+    let _ = host.slat_fault(e.gpa, false, false, false);
 }
 
 /// The guest takes interrupts of that vector, and has taken the last token.

@@ -4,7 +4,8 @@ use super::{Guest, MsrKind, find};
 use crate::{GuestCaps, Invalid, Origin, Vendor, canonical, mtrr, sign_extended};
 use exitless_pv_abi::{
     EXITLESS_HOST_TICKS, EXITLESS_LAZY_ADDRESS, KVM_ASYNC_PF_DELIVERY_AS_INT, KVM_ASYNC_PF_RESERVED_MASK,
-    KVM_ASYNC_PF_VEC_MASK, KVM_MSR_ENABLED, KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK, feature,
+    KVM_ASYNC_PF_VEC_MASK, KVM_MSR_ENABLED, KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK,
+    feature,
 };
 use exitless_x86::msr::{debugctl, flush_cmd, hwcr, pred_cmd};
 
