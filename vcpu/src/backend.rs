@@ -466,9 +466,9 @@ pub trait Backend {
     }
     /// Lends the CPU's APIC timer to the guest, armed for `deadline` of the host's TSC (0: not armed): it reads and writes
     /// IA32_TSC_DEADLINE without an exit, and each deadline that comes ends guest mode with [`Exit::Deadline`]. What the host waits for
-    /// ends it with [`Exit::Timer`]. `false`: not now.
-    fn lend_timer(&mut self, cpu: &Self::Cpu, deadline: u64) -> bool {
-        let _ = (cpu, deadline);
+    /// ends it with [`Exit::Timer`]. `quiet`: no timer of this CPU was started or stopped since interrupts are off. `false`: not now.
+    fn lend_timer(&mut self, cpu: &Self::Cpu, deadline: u64, quiet: bool) -> bool {
+        let _ = (cpu, deadline, quiet);
         false
     }
     /// It is lent. The host takes it back by itself, in the middle of a slice, where it is about to use it.

@@ -43,6 +43,13 @@ pub fn rdtsc() -> u64 {
     u64::from(hi) << 32 | u64::from(lo)
 }
 
+/// Reads the time-stamp counter when all instructions before have completed, writes of MSRs that serialise nothing among them.
+pub fn rdtsc_behind() -> u64 {
+    // SAFETY: LFENCE orders (SDM vol. 2A; on AMD the kernel makes it do so), and touches nothing.
+    unsafe { asm!("lfence", options(nomem, nostack, preserves_flags)) };
+    rdtsc()
+}
+
 /// Writes an extended control register.
 ///
 /// # Safety

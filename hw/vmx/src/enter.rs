@@ -509,8 +509,8 @@ impl<M: Machine> Backend for Vmx<M> {
     fn set_timer(&mut self, at: Option<u64>) -> bool {
         self.timer_at(at)
     }
-    fn lend_timer(&mut self, cpu: &PerCpu, deadline: u64) -> bool {
-        self.lend(cpu, deadline)
+    fn lend_timer(&mut self, cpu: &PerCpu, deadline: u64, quiet: bool) -> bool {
+        self.lend(cpu, deadline, quiet)
     }
     fn timer_lent(&self, cpu: &PerCpu) -> bool {
         cpu.loan.is_lent()

@@ -21,7 +21,7 @@ struct Timer<'a, M> {
 
 impl<M: Machine> Register for Timer<'_, M> {
     fn now(&self) -> u64 {
-        self.m.tsc()
+        self.m.tsc_behind()
     }
     fn read(&self) -> u64 {
         self.m.rdmsr(Msr::TSC_DEADLINE.0)
@@ -50,12 +50,12 @@ impl PerCpu {
 
 impl<M: Machine> Vmx<M> {
     /// See `Backend::lend_timer`.
-    pub(crate) fn lend(&mut self, cpu: &PerCpu, deadline: u64) -> bool {
+    pub(crate) fn lend(&mut self, cpu: &PerCpu, deadline: u64, quiet: bool) -> bool {
         let able = self.caps.preemption_timer() && self.caps.apicv() && self.caps.msr_bitmaps();
         if !able || !self.knows_host_timer(cpu) {
             return false;
         }
-        if !cpu.loan.lend(&cpu.timer(&self.m), deadline) {
+        if !cpu.loan.lend(&cpu.timer(&self.m), deadline, quiet) {
             return false;
         }
         self.m.note_lent(true);

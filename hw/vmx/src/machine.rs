@@ -82,6 +82,10 @@ pub trait Machine {
     fn pmu_list(&self, list: &mut [Switched; LONGEST]) -> usize;
     /// RDTSC.
     fn tsc(&self) -> u64;
+    /// RDTSC, behind all writes of MSRs before.
+    fn tsc_behind(&self) -> u64 {
+        self.tsc()
+    }
     /// What LVTT of this CPU says: its vector, and bits of [`host_timer`]. Interrupts are off.
     fn host_timer(&self) -> u32;
     /// The vector is in the IRR of this CPU's APIC, behind all reads of MSRs before. Interrupts are off.
@@ -206,6 +210,9 @@ impl Machine for Hardware {
     }
     fn tsc(&self) -> u64 {
         exitless_hw_ops::rdtsc()
+    }
+    fn tsc_behind(&self) -> u64 {
+        exitless_hw_ops::rdtsc_behind()
     }
     fn host_timer(&self) -> u32 {
         // SAFETY: reads registers of this CPU's APIC; interrupts are off.

@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// This CPU's timer. Interrupts are off.
 pub trait Register {
-    /// The TSC.
+    /// The TSC, behind all accesses before.
     fn now(&self) -> u64;
     /// RDMSR of IA32_TSC_DEADLINE.
     fn read(&self) -> u64;
@@ -85,14 +85,15 @@ impl Loan {
 
     /// Puts the guest's deadline there, which is 0 or has not passed. `false`: not now. A host that waits for nothing may have stopped its
     /// timer, or have an interrupt pending whose vector would be taken for the guest's; one whose moment has passed has, also if that came
-    /// only now; and one that was given its timer back a moment before may: that deadline was another's, the guest's own perhaps.
-    pub fn lend(&self, r: &impl Register, guest: u64) -> bool {
+    /// only now; and one that has written the register since interrupts are off may: what it replaced could have come by then, and be another's,
+    /// the guest's own perhaps. `quiet`: nobody has. Then what it waits for has not come while it stands there, and no look at the IRR is needed.
+    pub fn lend(&self, r: &impl Register, guest: u64, quiet: bool) -> bool {
         let host = r.read();
         if host <= r.now() {
             return false;
         }
         r.write(guest);
-        if host <= r.now() || r.requested() {
+        if host <= r.now() || !quiet && r.requested() {
             // A host's deadline that has passed fires now. The guest's, if it has, is still software's.
             r.write(host);
             return false;
@@ -164,6 +165,7 @@ pub struct Opening {
     open: bool,
     idle: u8,
     refused: bool,
+    quiet: bool,
 }
 
 /// A loan costs a slice about a third of the exit that it may save.
@@ -178,7 +180,12 @@ impl Opening {
 
     /// A slice begins.
     pub fn begin(&mut self) {
-        self.refused = false;
+        (self.refused, self.quiet) = (false, true);
+    }
+
+    /// This loan is the first that is tried in this slice, before its first exit: nobody has started or stopped a timer since interrupts are off.
+    pub fn take_quiet(&mut self) -> bool {
+        core::mem::replace(&mut self.quiet, false)
     }
 
     /// Not in this slice: the host needs its timer.
@@ -188,7 +195,7 @@ impl Opening {
 
     /// A deadline was written by an exit.
     pub fn armed(&mut self) {
-        (self.open, self.idle) = (true, 0);
+        (self.open, self.idle, self.quiet) = (true, 0, false);
     }
 
     /// A loan is over.
@@ -292,7 +299,7 @@ mod tests {
     #[test]
     fn a_cancelled_deadline_is_gone() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 500));
+        assert!(loan.lend(&cpu, 500, false));
         cpu.wrmsr(0);
         assert_eq!(loan.settle(&cpu), found(0, false, true));
         assert_eq!(loan.settle(&cpu), None, "told once");
@@ -303,7 +310,7 @@ mod tests {
     fn a_deadline_that_fired_is_not_taken_for_cancelled() {
         for by_exit in [true, false] {
             let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-            assert!(loan.lend(&cpu, 500));
+            assert!(loan.lend(&cpu, 500, false));
             cpu.passes(600);
             if by_exit {
                 assert!(cpu.exits(&loan));
@@ -316,11 +323,11 @@ mod tests {
     #[test]
     fn equal_deadlines_are_two() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 0));
+        assert!(loan.lend(&cpu, 0, false));
         cpu.wrmsr(1000);
         assert_eq!(loan.settle(&cpu), found(1000, false, true));
         assert_eq!(cpu.deadline.get(), 1000);
-        assert!(loan.lend(&cpu, 1000));
+        assert!(loan.lend(&cpu, 1000, false));
         cpu.passes(990);
         assert!(cpu.exits(&loan));
         assert_eq!(loan.settle(&cpu), found(0, true, false));
@@ -332,7 +339,7 @@ mod tests {
     fn a_host_deadline_that_passed_fires_when_it_comes_back() {
         for late in 990..1100 {
             let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-            assert!(loan.lend(&cpu, 0));
+            assert!(loan.lend(&cpu, 0, false));
             cpu.passes(late);
             assert_eq!(loan.settle(&cpu), found(0, false, false));
             assert!(cpu.irr.get(), "lost after {late}");
@@ -344,7 +351,7 @@ mod tests {
     fn far_deadlines_stay_what_they_are() {
         for far in [u64::from(u32::MAX) + 2, 1 << 63, u64::MAX] {
             let (cpu, loan) = (Cpu::armed(far, 10), Loan::none());
-            assert!(loan.lend(&cpu, far));
+            assert!(loan.lend(&cpu, far, false));
             assert_eq!((loan.host(), cpu.deadline.get()), (Some(far), far));
             assert_eq!(loan.settle(&cpu), found(far, false, false));
             assert_eq!(cpu.deadline.get(), far);
@@ -355,7 +362,7 @@ mod tests {
     #[test]
     fn the_host_is_told_by_its_own_timer_once() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 5000));
+        assert!(loan.lend(&cpu, 5000, false));
         cpu.passes(1000);
         assert!(!cpu.irr.get(), "not in the guest");
         assert_eq!(loan.settle(&cpu), found(5000, false, false));
@@ -368,7 +375,7 @@ mod tests {
     #[test]
     fn a_guests_expiry_is_not_the_hosts() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 100));
+        assert!(loan.lend(&cpu, 100, false));
         for n in 1..5 {
             cpu.passes(100);
             assert!(cpu.exits(&loan) && loan.take_rang() && !loan.take_rang());
@@ -383,7 +390,7 @@ mod tests {
     fn not_now() {
         for (host, now) in [(0, 5), (5, 5), (5, 6)] {
             let (cpu, loan) = (Cpu::armed(host, now), Loan::none());
-            assert!(!loan.lend(&cpu, 500) && !loan.is_lent());
+            assert!(!loan.lend(&cpu, 500, false) && !loan.is_lent());
             assert_eq!((cpu.deadline.get(), cpu.writes.get()), (host, 0));
             assert_eq!(loan.settle(&cpu), None);
         }
@@ -392,12 +399,12 @@ mod tests {
     /// The host's deadline comes while it is about to be lent, to a guest that has none: the vector that is requested is the host's.
     #[test]
     fn the_host_is_faster() {
-        for late in 1..7 {
+        for (late, quiet) in (1..7).flat_map(|late| [(late, true), (late, false)]) {
             let (cpu, loan) = (Cpu::armed(1000, 999 - late), Loan::none());
             // From the look at the clock to the write.
             cpu.pace.set(late << 8);
             cpu.passes(late);
-            assert!(!loan.lend(&cpu, 0), "{late}");
+            assert!(!loan.lend(&cpu, 0, quiet), "{late}");
             assert!(cpu.irr.get() && !loan.is_lent() && loan.settle(&cpu).is_none());
         }
     }
@@ -407,13 +414,13 @@ mod tests {
     #[test]
     fn one_deadline_is_one_interrupt() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 500));
+        assert!(loan.lend(&cpu, 500, false));
         cpu.passes(489);
         cpu.pace.set(1 << 4);
         loan.give_back(&cpu);
         assert!(cpu.irr.get());
         assert_eq!(loan.settle(&cpu), found(500, false, false), "software's, which has passed");
-        assert!(!loan.lend(&cpu, 0), "what is requested would be taken for another");
+        assert!(!loan.lend(&cpu, 0, false), "what is requested would be taken for another");
         assert_eq!(cpu.deadline.get(), 1000);
     }
 
@@ -421,7 +428,7 @@ mod tests {
     #[test]
     fn fires_between_two_looks() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 500));
+        assert!(loan.lend(&cpu, 500, false));
         cpu.wrmsr(520);
         cpu.passes(508);
         cpu.pace.set(3 << 8);
@@ -432,24 +439,27 @@ mod tests {
     #[test]
     fn the_first_of_two() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 0));
+        assert!(loan.lend(&cpu, 0, false));
         cpu.wrmsr(500);
         cpu.passes(490);
         cpu.wrmsr(700);
         assert_eq!(loan.settle(&cpu), found(700, true, true));
     }
 
-    /// A slice costs two reads and two writes, and a look at the IRR; another if the register does not tell.
+    /// A slice costs two reads and two writes; a look at the IRR only if the register does not tell, or the kernel may have used it.
     #[test]
     fn what_a_slice_costs() {
-        for (writes, looks) in [(None, 1), (Some(700), 1), (Some(0), 2)] {
-            let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-            assert!(loan.lend(&cpu, 500));
-            if let Some(deadline) = writes {
-                cpu.wrmsr(deadline);
+        for quiet in [true, false] {
+            for (writes, looks) in [(None, 0), (Some(700), 0), (Some(0), 1)] {
+                let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
+                assert!(loan.lend(&cpu, 500, quiet));
+                if let Some(deadline) = writes {
+                    cpu.wrmsr(deadline);
+                }
+                loan.settle(&cpu);
+                let looked = (cpu.reads.get(), cpu.writes.get(), cpu.looks.get());
+                assert_eq!(looked, (2, 2, looks + u32::from(!quiet)));
             }
-            loan.settle(&cpu);
-            assert_eq!((cpu.reads.get(), cpu.writes.get(), cpu.looks.get()), (2, 2, looks));
         }
     }
 
@@ -457,7 +467,7 @@ mod tests {
     #[test]
     fn given_back_in_between() {
         let (cpu, loan) = (Cpu::armed(1000, 10), Loan::none());
-        assert!(loan.lend(&cpu, 100));
+        assert!(loan.lend(&cpu, 100, false));
         cpu.passes(100);
         loan.give_back(&cpu);
         assert!(!loan.is_lent() && cpu.deadline.get() == 1000);
@@ -528,7 +538,7 @@ mod tests {
                 let before = guest.wanted;
                 // A slice begins. What is due fires in software.
                 if !loan.is_lent() {
-                    guest.lend(&cpu, &loan);
+                    guest.lend(&cpu, &loan, true);
                 }
                 match act {
                     Act::Passes(ticks) | Act::Exits(ticks) | Act::Kernel(ticks) => {
@@ -556,7 +566,7 @@ mod tests {
                     // It needs its timer, and the guest goes on in the same slice.
                     loan.give_back(&cpu);
                     guest.settle(&cpu, &loan);
-                    guest.lend(&cpu, &loan);
+                    guest.lend(&cpu, &loan, false);
                 } else if host_due || other {
                     guest.settle(&cpu, &loan);
                 }
@@ -609,10 +619,13 @@ mod tests {
                 self.had += 1;
             }
         }
-        fn lend(&mut self, cpu: &Cpu, loan: &Loan) {
+        fn lend(&mut self, cpu: &Cpu, loan: &Loan, quiet: bool) {
             self.expire(cpu);
-            if loan.lend(cpu, self.known) {
+            if loan.lend(cpu, self.known, quiet) {
                 self.known = 0;
+                self.look(cpu);
+                // What is requested ends guest mode before the first instruction.
+                self.had += u32::from(cpu.exits(loan) && loan.take_rang());
             }
             self.look(cpu);
         }

@@ -38,6 +38,7 @@ pub fn before<B: Backend, H: Host<Cpu = B::Cpu>>(
 }
 
 fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, cpu: &B::Cpu) {
+    let mut quiet = v.passthrough.take_quiet();
     // The kernel may have taken it back since the last entry.
     settle(v, sh, host, cpu);
     if !v.passthrough.takes_writes() {
@@ -54,6 +55,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         if !spares(v, cpu) {
             return refused(v, sh);
         }
+        quiet = false;
         lazy::unattended(v, sh, host);
     }
     let m = Moment { ns: 0, tsc: host.tsc() };
@@ -62,7 +64,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         v.event_dirty |= !v.vapic.in_page;
         place(v, sh, host, m);
     }
-    if v.b.lend_timer(cpu, to_host(v.lapic.tsc_deadline(), &n, m.tsc)) {
+    if v.b.lend_timer(cpu, to_host(v.lapic.tsc_deadline(), &n, m.tsc), quiet) {
         give(v, sh, Home::Guest);
     } else {
         refused(v, sh);
@@ -71,7 +73,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
 
 /// The host would lend it now: whose lazy deadline is attended has something to lose.
 fn spares<B: Backend>(v: &mut Vcpu<B>, cpu: &B::Cpu) -> bool {
-    v.b.lend_timer(cpu, 0) && v.b.take_timer_back(cpu).is_some()
+    v.b.lend_timer(cpu, 0, false) && v.b.take_timer_back(cpu).is_some()
 }
 
 fn refused<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {

@@ -1075,11 +1075,11 @@ impl Backend for Cpu {
         self.w.cpu_timer.set(at.map(|at| at.min(now.saturating_add(limit))));
         true
     }
-    fn lend_timer(&mut self, _: &Core, deadline: u64) -> bool {
+    fn lend_timer(&mut self, _: &Core, deadline: u64, quiet: bool) -> bool {
         assert!(self.w.in_slice.get() && self.tsc_ratio == 1 << 48);
         let told = self.w.lazy.get().map_or(0, |page| self.w.u64_at(page + 16));
         assert_eq!(self.tsc_offset, told, "the guest writes in ticks of another TSC");
-        let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend(&*self.w, deadline);
+        let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend(&*self.w, deadline, quiet);
         self.w.tick.loans.set(self.w.tick.loans.get() + u32::from(lends));
         lends
     }

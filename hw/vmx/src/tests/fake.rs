@@ -47,6 +47,8 @@ pub(super) struct Cpu {
     /// What LVTT says, as `Machine::host_timer` tells; the timer's bit in the IRR; EOIs; whether the kernel was told of a loan.
     pub(super) lvtt: Cell<u32>,
     pub(super) requested: Cell<bool>,
+    /// At the IRR.
+    pub(super) looks: Cell<u32>,
     pub(super) ended: Cell<u32>,
     pub(super) lent: Cell<bool>,
     /// How often the return to user mode was asked to call back.
@@ -268,6 +270,7 @@ impl Machine for Fake {
     }
     fn interrupt_requested(&self, vector: u8) -> bool {
         assert_eq!(u32::from(vector), self.cpu().lvtt.get() & 0xff);
+        self.cpu().looks.set(self.cpu().looks.get() + 1);
         self.cpu().requested.get()
     }
     fn end_interrupt(&self) {

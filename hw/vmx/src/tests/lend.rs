@@ -54,7 +54,7 @@ fn runs(b: &mut Bench, ticks: u64, writes: Option<u64>, vector: u8) -> Exit {
 fn a_slice_and_what_it_costs() {
     let mut b = bench(10 * STEP);
     b.v.begin(b.percpu);
-    assert!(b.v.lend_timer(b.percpu, 0x1200) && b.v.timer_lent(b.percpu) && b.cpu.lent.get());
+    assert!(b.v.lend_timer(b.percpu, 0x1200, true) && b.v.timer_lent(b.percpu) && b.cpu.lent.get());
     assert_eq!(b.cpu.msr(DEADLINE), 0x1200);
     let first = b.cpu.writes.borrow().len();
     assert_eq!(runs(&mut b, 10, None, 0), Exit::Cpuid);
@@ -72,6 +72,7 @@ fn a_slice_and_what_it_costs() {
         log.borrow().iter().filter(|m| **m == DEADLINE).count()
     };
     assert_eq!((deadline(&b.cpu.rdmsrs), deadline(&b.cpu.wrmsrs)), (2, 2));
+    assert_eq!(b.cpu.looks.get(), 0, "at the IRR");
     assert!(!b.cpu.lent.get());
     // Not lent again: the next entry's bitmaps are closed, and the timer is the guest's of software again.
     b.run(10, 0);
@@ -85,7 +86,7 @@ fn a_slice_and_what_it_costs() {
 fn the_guests_expiry_is_ended_for_it() {
     let mut b = bench(10 * STEP);
     b.v.begin(b.percpu);
-    assert!(b.v.lend_timer(b.percpu, 0x1100));
+    assert!(b.v.lend_timer(b.percpu, 0x1100, true));
     assert_eq!(runs(&mut b, 0x100, None, VECTOR), Exit::Deadline);
     assert_eq!(b.cpu.ended.get(), 1);
     assert!(b.v.timer_rang(b.percpu) && !b.v.timer_rang(b.percpu), "told once");
@@ -116,7 +117,7 @@ fn far_deadlines_of_the_host_do_not_wrap() {
     for steps in [1, 5, u64::from(u32::MAX), 1 << 32, (1 << 32) + 7, 1 << 40] {
         let mut b = bench(steps * STEP);
         b.v.begin(b.percpu);
-        assert!(b.v.lend_timer(b.percpu, 0));
+        assert!(b.v.lend_timer(b.percpu, 0, true));
         assert_eq!(runs(&mut b, 0, None, 0), Exit::Cpuid);
         let want = steps.min(u64::from(u32::MAX)) as u32;
         assert_eq!(b.cpu.field(f::PREEMPTION_TIMER_VALUE), want, "{steps}");
@@ -130,7 +131,7 @@ fn far_deadlines_of_the_host_do_not_wrap() {
 fn the_kernel_takes_it_back() {
     let mut b = bench(10 * STEP);
     b.v.begin(b.percpu);
-    assert!(b.v.lend_timer(b.percpu, 0x1200));
+    assert!(b.v.lend_timer(b.percpu, 0x1200, true));
     assert_eq!(runs(&mut b, 1, None, 0), Exit::Cpuid);
     b.percpu.give_timer_back(&b.m);
     b.percpu.give_timer_back(&b.m);
@@ -150,38 +151,38 @@ fn the_kernel_takes_it_back() {
 fn what_is_not_lent() {
     let mut b = bench(10 * STEP);
     b.v.begin(b.percpu);
-    assert!(b.v.lend_timer(b.percpu, 0));
+    assert!(b.v.lend_timer(b.percpu, 0, true));
     b.v.take_timer_back(b.percpu);
     b.cpu.lvtt.set(u32::from(VECTOR));
-    assert!(b.v.lend_timer(b.percpu, 0), "known");
+    assert!(b.v.lend_timer(b.percpu, 0, true), "known");
     b.v.take_timer_back(b.percpu);
     b.put();
     b.load();
     b.v.begin(b.percpu);
-    assert!(!b.v.lend_timer(b.percpu, 0), "came anew");
+    assert!(!b.v.lend_timer(b.percpu, 0, true), "came anew");
     for (lvtt, lends) in [(host_timer::DEADLINE, true), (0, false), (host_timer::DEADLINE, true)] {
         b.put();
         b.load();
         b.cpu.lvtt.set(lvtt | host_timer::MAY_STOP | u32::from(VECTOR));
         b.v.begin(b.percpu);
         for _ in 0..2 {
-            assert_eq!(b.v.lend_timer(b.percpu, 0), lends);
+            assert_eq!(b.v.lend_timer(b.percpu, 0, true), lends);
             b.v.take_timer_back(b.percpu);
         }
         b.cpu.lvtt.set(host_timer::MAY_STOP | u32::from(VECTOR));
-        assert!(!b.v.lend_timer(b.percpu, 0), "stopped meanwhile");
+        assert!(!b.v.lend_timer(b.percpu, 0, true), "stopped meanwhile");
     }
     b.cpu.lvtt.set(host_timer::DEADLINE | u32::from(VECTOR));
     b.cpu.tsc.set(0x1000 + 10 * STEP);
-    assert!(!b.v.lend_timer(b.percpu, 0), "the host's is due");
+    assert!(!b.v.lend_timer(b.percpu, 0, true), "the host's is due");
     b.cpu.tick();
-    assert!(!b.v.lend_timer(b.percpu, 0), "and nothing is armed");
+    assert!(!b.v.lend_timer(b.percpu, 0, true), "and nothing is armed");
     // Without APICv exits leave the interrupt pending, and whose it was cannot be told.
     let mut b = Bench::new();
     b.cpu.lvtt.set(host_timer::DEADLINE | u32::from(VECTOR));
     b.m.wrmsr(DEADLINE, 0x5000);
     b.v.begin(b.percpu);
-    assert!(!b.v.lend_timer(b.percpu, 0));
+    assert!(!b.v.lend_timer(b.percpu, 0, true));
 }
 
 /// Whatever delivers the guest's interrupts, a register that is lent is open: a write that exits would be lost when it comes back.
@@ -198,7 +199,7 @@ fn open_while_lent_in_every_kind() {
         };
         let closed = entered(&mut b);
         assert!(closed < 2, "{kind:?}");
-        assert!(b.v.lend_timer(b.percpu, 0));
+        assert!(b.v.lend_timer(b.percpu, 0, true));
         assert_eq!(entered(&mut b), 3 + closed, "{kind:?}");
         b.v.take_timer_back(b.percpu);
         assert_eq!(entered(&mut b), closed, "{kind:?}");
