@@ -298,6 +298,21 @@ pub enum Exit {
     Unknown(u64),
 }
 
+/// What an exit tells of itself, as the vendor has it: for traces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitInfo {
+    /// VMX: the exit reason, its flags included; SVM: EXITCODE.
+    pub reason: u32,
+    /// VMX: the exit qualification; SVM: EXITINFO1.
+    pub info1: u64,
+    /// VMX: the IDT-vectoring information; SVM: EXITINFO2.
+    pub info2: u64,
+    /// VMX: the interruption information; SVM: EXITINTINFO.
+    pub event: u32,
+    /// The error code of that event, if it has one.
+    pub error_code: u32,
+}
+
 /// One vendor's virtual CPU. All methods but [`Backend::enter`] only touch the vCPU's own state.
 #[allow(missing_docs)] // Register getters and setters say what they are.
 pub trait Backend {
@@ -319,8 +334,10 @@ pub trait Backend {
     /// next entry flushes. Told by the backend to itself: the first entry since the thread came to this CPU, KVM_RUN included; by
     /// the kernel: interrupts and the softirqs behind them.
     fn dirty_l1d(&self) {}
-    /// The vendor's number of the last exit, for counters and traces.
+    /// The vendor's number of the last exit, for counters.
     fn exit_number(&self) -> u64;
+    /// More of it, directly behind the exit.
+    fn exit_info(&self) -> ExitInfo;
     /// The event whose delivery the last exit interrupted, if any; reading it forgets it. A software event only where RIP is
     /// still at its instruction and delivering it needs nothing but [`Backend::inject`]; elsewhere the instruction runs again.
     fn take_interrupted(&mut self) -> Option<Event>;

@@ -91,6 +91,11 @@ impl CpuidState {
         self.entries.get(..self.len).unwrap_or(&[])
     }
 
+    /// User space gave an entry for it.
+    pub(crate) fn has(&self, leaf: u32, sub: u32) -> bool {
+        GuestCpuid::new(self.entries(), &self.index).find(leaf, sub).is_some()
+    }
+
     /// What the guest can do.
     pub fn caps(&self) -> &GuestCaps {
         &self.caps

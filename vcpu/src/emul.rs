@@ -5,6 +5,7 @@ use crate::host::Host;
 use crate::journal::{Access as Where, Entry, Step, Walked};
 use crate::memory::PagedMemory;
 use crate::shared::VcpuShared;
+use crate::trace;
 use crate::vcpu::Vcpu;
 use crate::vcpu::debug::Touch;
 use exitless_insn::emulate::{Table, X87Word};
@@ -138,6 +139,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> Emulation<'_, B, H> {
     }
 
     fn note(&mut self, entry: Entry) -> Result<(), Stop> {
+        trace::tell(self.host, || trace::access(&entry));
         if self.v.journal.record(entry) { Ok(()) } else { Err(Stop::Unhandled) }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::clock::tsc::Rate;
 use crate::times::Times;
+use crate::traced::Trace;
 use exitless_chooser::{Facts, Fallback, Set};
 use exitless_x86::apic::InterruptMessage;
 
@@ -222,6 +223,10 @@ pub trait Host {
     fn slice_end(&self);
     /// A signal, a reschedule or other return-to-user work waits (atomic).
     fn work_pending(&self) -> bool;
+    /// Somebody may want to hear of [`Host::trace`]'s events (atomic).
+    fn tracing(&self) -> bool;
+    /// Tells an event of this vCPU, in the host's state (atomic).
+    fn trace(&self, event: &Trace);
     /// Does that work; `false`: a signal must be taken, leave for user space.
     fn do_work(&self) -> bool;
     /// Makes the guest's FPU state live (atomic, in a slice).

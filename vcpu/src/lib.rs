@@ -47,6 +47,8 @@ pub mod skip;
 pub mod stats;
 pub mod timer;
 pub mod times;
+pub mod trace;
+pub mod traced;
 pub mod vcpu;
 
 pub use exitless_chooser as chooser;

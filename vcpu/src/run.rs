@@ -7,7 +7,7 @@ use crate::entry;
 use crate::exits;
 use crate::fastpath;
 use crate::host::Host;
-use crate::journal::Access;
+use crate::journal::{Access, Entry};
 use crate::mechanisms;
 use crate::outcome::{Fast, Next, RunExit};
 use crate::pv::{async_pf, steal};
@@ -15,6 +15,8 @@ use crate::request;
 use crate::shared::{VcpuShared, mp};
 use crate::timer::{self, passthrough};
 use crate::times::Spent;
+use crate::trace;
+use crate::traced::Trace;
 use crate::vcpu::{PendingPort, Vcpu};
 use exitless_chooser::Mechanism::HaltPollGuest;
 
@@ -88,9 +90,12 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         debug::look_ahead(v, host);
         let exit = slice(v, sh, host);
         eoi::collect(v, sh, host);
-        if let Some(exit) = exit
-            && let Next::Leave(exit) = exits::handle(v, sh, host, exit)
-        {
+        let Some(exit) = exit else { continue };
+        let next = exits::handle(v, sh, host, exit);
+        if host.tracing() {
+            trace::answered(v, sh, host);
+        }
+        if let Next::Leave(exit) = next {
             sh.stats.user.bump();
             return exit;
         }
@@ -144,6 +149,9 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         }
         entry::before(v);
         vapic::sync(v, sh);
+        if host.tracing() {
+            trace::enters(v, sh, host, &state);
+        }
         if let Some(t) = times {
             v.stopwatch.enter(t, &sh.sent, host.tsc());
         }
@@ -153,6 +161,9 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         }
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
+        if host.tracing() {
+            trace::left(v, sh, host, &state, exit);
+        }
         match fastpath::try_handle(v, sh, host, exit) {
             Fast::Reenter => {
                 sh.stats.fast.bump();
@@ -171,6 +182,9 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.pkru = taken.pkru.unwrap_or(v.pkru);
     if debug {
         v.debug_unloaded(taken.dr);
+    }
+    if exit.is_none() && host.tracing() {
+        trace::answered(v, sh, host);
     }
     take_log(v, host);
     sh.end_guest();
@@ -268,6 +282,9 @@ fn complete<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
                 }
             }
         }
+        if !asked.write {
+            trace::tell(host, || trace::access(&Entry { data, ..asked }));
+        }
         v.journal.answer(data);
     }
     // An instruction in the middle: answered, or the host had no page for the guest's memory.
@@ -283,6 +300,8 @@ fn complete_port<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, p
     if let Some(d) = data.get_mut(..usize::from(p.size.min(4))) {
         host.io_page_read(0, d);
     }
-    exits::io::finish_in(v, p.size, u32::from_le_bytes(data));
+    let data = u32::from_le_bytes(data);
+    trace::tell(host, || Trace::Pio { write: false, port: p.port, size: p.size, count: 1, data });
+    exits::io::finish_in(v, p.size, data);
     v.finish_skip(p.next_rip);
 }

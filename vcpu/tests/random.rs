@@ -228,6 +228,7 @@ proptest! {
         swapped: bool,
         poor_nmi_window: bool,
         lazy: bool,
+        tracing: bool,
         wanted in proptest::option::of(vector()),
         hardware in hardware(),
     ) {
@@ -244,6 +245,7 @@ proptest! {
         if pv_eoi {
             m.enable_pv_eoi();
         }
+        m.w.tracing.set(tracing);
         m.w.wanted_eoi.set(wanted);
         m.w.swapped.set(swapped);
         m.v.b.poor_nmi_window = poor_nmi_window;

@@ -8,7 +8,8 @@ use crate::percpu::PerCpu;
 use crate::vcpu::{PAUSES, SpecCtrl, Svm};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
+    ApicKind, ApicPage, Backend, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Stopped,
+    SysReg,
 };
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
@@ -269,6 +270,17 @@ impl Backend for Svm {
 
     fn exit_number(&self) -> u64 {
         self.exit_code
+    }
+    fn exit_info(&self) -> ExitInfo {
+        let c = self.control();
+        let coded = event_inj::VALID | event_inj::ERROR_VALID;
+        ExitInfo {
+            reason: c.exit_code as u32,
+            info1: c.exit_info_1,
+            info2: c.exit_info_2,
+            event: c.exit_int_info,
+            error_code: if c.exit_int_info & coded == coded { c.exit_int_info_err } else { 0 },
+        }
     }
     fn take_interrupted(&mut self) -> Option<Event> {
         self.take_event()

@@ -8,13 +8,14 @@ use crate::residence::Residence;
 use crate::vcpu::{PLE_WINDOW, Vmx};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, Event, Exit, Instructions, InterruptStatus, Opened, Stopped, SysReg,
+    ApicKind, ApicPage, Backend, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Stopped,
+    SysReg,
 };
 use exitless_vcpu::timer::Found;
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::debugctl;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
-use exitless_x86::vmx::control::primary;
+use exitless_x86::vmx::control::{interruption as i, primary};
 use exitless_x86::vmx::exit::BasicReason;
 use exitless_x86::vmx::{PENDING_DEBUG_BS, field as f, interruptibility as block, invept, invvpid};
 
@@ -283,6 +284,19 @@ impl<M: Machine> Backend for Vmx<M> {
     }
     fn exit_number(&self) -> u64 {
         u64::from(self.exit_reason().basic().0)
+    }
+    fn exit_info(&self) -> ExitInfo {
+        let reason = self.exit_reason();
+        let mut told =
+            ExitInfo { reason: reason.0, info1: self.m.get(f::EXIT_QUALIFICATION), ..ExitInfo::default() };
+        if !reason.entry_failed() {
+            told.info2 = u64::from(self.m.get(f::IDT_VECTORING_INFO));
+            told.event = self.m.get(f::EXIT_INTERRUPTION_INFO);
+            if told.event & (i::VALID | i::ERROR_CODE_VALID) == i::VALID | i::ERROR_CODE_VALID {
+                told.error_code = self.m.get(f::EXIT_INTERRUPTION_ERROR_CODE);
+            }
+        }
+        told
     }
     fn take_interrupted(&mut self) -> Option<Event> {
         self.take_event()

@@ -267,4 +267,14 @@ void ex_svm_restore_speculation(void);
 void ex_guests_begin(void);
 void ex_guests_end(void);
 
+/* ../trace.c */
+void ex_trace_entry(u32 vcpu, u64 rip);
+void ex_trace_exit(u32 vcpu, u32 isa, u32 reason, u64 rip, u64 info1, u64 info2, u32 event, u32 error_code);
+void ex_trace_cpuid(u32 function, u32 index, const u64 *answer, bool found, bool used_max_basic);
+void ex_trace_msr(bool write, u32 index, u64 data, bool refused);
+void ex_trace_apic(bool write, u32 reg, u64 value);
+void ex_trace_hypercall(u64 number, const u64 *operands);
+void ex_trace_pio(bool write, u32 port, u32 size, u32 count, u32 value);
+void ex_trace_mmio(u32 type, u32 len, u64 gpa, u64 value);
+
 #endif

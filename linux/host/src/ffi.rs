@@ -281,4 +281,29 @@ unsafe extern "C" {
     pub(crate) fn ex_svm_restore_speculation();
     pub(crate) fn ex_guests_begin();
     pub(crate) fn ex_guests_end();
+
+    // ../trace.c
+    pub(crate) fn ex_trace_entry(vcpu: u32, rip: u64);
+    pub(crate) fn ex_trace_exit(
+        vcpu: u32,
+        isa: u32,
+        reason: u32,
+        rip: u64,
+        info1: u64,
+        info2: u64,
+        event: u32,
+        error_code: u32,
+    );
+    pub(crate) fn ex_trace_cpuid(
+        function: u32,
+        index: u32,
+        answer: *const u64,
+        found: bool,
+        used_max_basic: bool,
+    );
+    pub(crate) fn ex_trace_msr(write: bool, index: u32, data: u64, refused: bool);
+    pub(crate) fn ex_trace_apic(write: bool, reg: u32, value: u64);
+    pub(crate) fn ex_trace_hypercall(number: u64, operands: *const u64);
+    pub(crate) fn ex_trace_pio(write: bool, port: u32, size: u32, count: u32, value: u32);
+    pub(crate) fn ex_trace_mmio(kind: u32, len: u32, gpa: u64, value: u64);
 }

@@ -37,6 +37,7 @@ pub mod srcu;
 pub mod task;
 pub mod time;
 pub mod timer;
+pub mod trace;
 pub mod uaccess;
 pub mod vmx;
 pub mod wait;

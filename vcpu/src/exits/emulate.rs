@@ -10,6 +10,7 @@ use crate::journal::{Access, Source};
 use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip::{self, NoBytes};
+use crate::trace;
 use crate::vcpu::Vcpu;
 use exitless_insn::{Mode, Outcome, Stop, emulate};
 
@@ -150,6 +151,7 @@ pub fn ask_user<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuSha
         return Next::Leave(exit);
     }
     let Some(asked) = v.journal.tell() else { return emulation_failure(v, host) };
+    trace::ask(host, &asked);
     match asked.access {
         Access::Mmio { .. } => {
             sh.stats.mmio_exits.bump();

@@ -58,7 +58,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
             v.finish_skip(next);
             return Next::Again;
         }
-        v.pending_port = Some(PendingPort { size: access.size, next_rip: next });
+        v.pending_port = Some(PendingPort { port: access.port, size: access.size, next_rip: next });
     } else {
         if !quick {
             v.finish_skip(next);

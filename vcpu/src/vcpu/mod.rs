@@ -16,6 +16,7 @@ use crate::cpuid::CpuidState;
 use crate::host::{Extended, Host};
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
+use crate::traced::Asked;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use exitless_insn::{Mode, PagingMode};
 use exitless_lapic::Lapic;
@@ -27,6 +28,8 @@ use exitless_x86::regs::{Segment, cr4, rflags};
 /// A port read that user space is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingPort {
+    /// Which.
+    pub port: u16,
     /// Bytes: 1, 2 or 4.
     pub size: u8,
     /// RIP behind the IN.
@@ -113,6 +116,8 @@ pub struct Vcpu<B> {
     pub stopwatch: crate::times::Stopwatch,
     /// The vCPU has entered the guest at least once.
     pub started: bool,
+    /// The last exit, while somebody traces.
+    pub asked: Option<Asked>,
     /// KVM's number of it: the APIC id.
     pub id: u32,
 }

@@ -27,6 +27,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         want_window: false,
         nmi_pending: 0,
         injecting: None,
+        asked: None,
         event_dirty: false,
         flush: false,
         mp_state: 0,

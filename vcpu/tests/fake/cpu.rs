@@ -7,8 +7,8 @@ use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, HOUSEKEEPER, Hand, Step, Touch, World};
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, By, Event, Exit, Instructions, InterruptStatus, Opened, SlatFault, Stopped,
-    SysReg,
+    ApicKind, ApicPage, Backend, By, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, SlatFault,
+    Stopped, SysReg,
 };
 use exitless_vcpu::shared::{mode, mp};
 use exitless_vcpu::timer::{Found, Register};
@@ -881,6 +881,9 @@ impl Backend for Cpu {
 
     fn exit_number(&self) -> u64 {
         7
+    }
+    fn exit_info(&self) -> ExitInfo {
+        ExitInfo { reason: 7, ..ExitInfo::default() }
     }
     fn take_interrupted(&mut self) -> Option<Event> {
         self.interrupted.take()

@@ -11,6 +11,7 @@ use super::world::{
 use exitless_vcpu::chooser::{Facts, Fallback, Reason, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
+use exitless_vcpu::traced::Trace;
 use exitless_x86::apic::InterruptMessage;
 use std::rc::Rc;
 
@@ -410,6 +411,15 @@ impl<C> Host for Os<C> {
         self.w.point();
         self.w.signal.get() || self.w.work.get()
     }
+    fn tracing(&self) -> bool {
+        self.w.tracing.get()
+    }
+    fn trace(&self, event: &Trace) {
+        assert!(self.w.loaded.get().is_none(), "a listener runs with the guest's state");
+        // It may use the FPU.
+        self.w.fpu_live.set(false);
+        self.w.heard.borrow_mut().push(*event);
+    }
     fn do_work(&self) -> bool {
         self.w.strange("do_work");
         self.w.point();
@@ -428,7 +438,9 @@ impl<C> Host for Os<C> {
     }
     fn unload_state(&self, state: &Extended, debug: bool) -> Taken {
         let (have, dr) = self.w.loaded.take().expect("unloaded what was not loaded");
-        assert_eq!(have, *state, "other state unloaded than loaded");
+        // The guest may have changed its PKRU; that it has one holds.
+        let known = |s: &Extended| Extended { pkru: s.pkru.map(|_| 0), ..*s };
+        assert_eq!(known(&have), known(state), "other state unloaded than loaded");
         assert!(dr.is_some() || !debug, "debug registers unloaded but not loaded");
         self.w.trail.borrow_mut().push(Hand::Unloaded);
         let pkru = self.w.pkru.replace(HOST_PKRU);

@@ -8,6 +8,7 @@ use exitless_vcpu::chooser::Set;
 use exitless_vcpu::host::Extended;
 use exitless_vcpu::timer::{self, Due, Loan, Register};
 use exitless_vcpu::times::Times;
+use exitless_vcpu::traced::Trace;
 use exitless_vcpu::{Request, VcpuShared};
 use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::cell::{Cell, RefCell};
@@ -294,6 +295,10 @@ pub(crate) struct World {
     pub(crate) memory_errors: RefCell<Vec<u64>>,
     /// The CPU has an indirect branch prediction barrier.
     pub(crate) has_barrier: Cell<bool>,
+    /// Somebody listens to the events of traces.
+    pub(crate) tracing: Cell<bool>,
+    /// What they heard.
+    pub(crate) heard: RefCell<Vec<Trace>>,
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
     /// Whom they name can be looked up, and is few.
     pub(crate) few: Cell<bool>,
@@ -493,6 +498,8 @@ impl World {
             contended: Cell::new(false),
             memory_errors: RefCell::default(),
             has_barrier: Cell::new(true),
+            tracing: Cell::new(false),
+            heard: RefCell::default(),
             ipis: RefCell::default(),
             few: Cell::new(true),
             slices: Cell::new(0),
@@ -561,6 +568,10 @@ impl World {
     /// A slice ends: the guest's state was loaded before the first entry and gone before the host heard of anything.
     pub(crate) fn check_trail(&self) {
         let trail = self.trail.borrow();
+        // While somebody listens, the host's state comes back at each event.
+        if self.tracing.get() {
+            return;
+        }
         let (inside, outside) = trail.split_at(trail.iter().position(|h| *h == Hand::Unloaded).unwrap_or(0));
         assert!(inside.iter().skip(1).all(|h| *h == Hand::Entered), "{trail:?}");
         assert!(inside.first().is_none_or(|h| *h == Hand::Loaded), "{trail:?}");

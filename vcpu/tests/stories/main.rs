@@ -21,4 +21,5 @@ mod rewritten;
 mod tasks;
 mod timer;
 mod times;
+mod trace;
 mod vapic;

@@ -28,6 +28,13 @@ const HOST_PACKAGES: &[&str] = &[
     "libnuma1",
 ];
 
+/// What people look at guests with: a scenario's word for it, its package, the program.
+pub const TRACERS: &[(&str, &str, &str)] = &[
+    ("perf", "linux-perf", "/usr/bin/perf"),
+    ("trace-cmd", "trace-cmd", "/usr/bin/trace-cmd"),
+    ("bpftrace", "bpftrace", "/usr/bin/bpftrace"),
+];
+
 /// A kernel of the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Flavour {
@@ -134,6 +141,11 @@ pub fn host_packages() -> Result<()> {
     apt::install(HOST_PACKAGES, None)?;
     // An earlier one has no SVM that works.
     apt::install_newer("qemu-system-x86", "qemu-system-x86_64", (10, 0))
+}
+
+/// A package of [`TRACERS`].
+pub fn tracer(package: &str) -> Result<()> {
+    apt::install(&[package], None)
 }
 
 /// The sources of `core`, from which the module's Rust is built for the kernel's target.

@@ -51,6 +51,8 @@ pub struct Job {
     pub script: String,
     /// Files for `/lab`, by name: modules, test programs.
     pub files: Vec<(String, PathBuf)>,
+    /// Programs of this machine, which come with their libraries.
+    pub programs: Vec<&'static str>,
 }
 
 /// Writes the host's initial RAM disk for one run to `to`.
@@ -80,6 +82,9 @@ fn job_tree(job: &Job) -> Result<Tree> {
     tree.text(&format!("{LAB}/run.sh"), job.script.as_str(), 0o755);
     for (name, source) in &job.files {
         tree.file(&format!("{LAB}/{name}"), source)?;
+    }
+    for program in &job.programs {
+        tree.program(program, Path::new(program))?;
     }
     Ok(tree)
 }

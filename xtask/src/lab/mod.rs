@@ -273,6 +273,12 @@ pub fn prepare(
     if scenario.needs("kvm-ioctls") {
         job.files.push(("kvm-ioctls".into(), crates::kvm_ioctls()?));
     }
+    for (need, package, program) in deps::TRACERS {
+        if scenario.needs(need) {
+            deps::tracer(package)?;
+            job.programs.push(program);
+        }
+    }
     if scenario.needs("kvmtool") {
         kvmtool::add(&mut job)?;
     }

@@ -8,7 +8,7 @@
 //! # memory: 1024                       (MiB of the emulated host)
 //! # timeout: 60                        (seconds of real time on two idle cores)
 //! # needs: guest runner suite swap     (QEMU with a Linux guest; the lab's own programs; modules for swap space; a module of the
-//!                                      lab's own by its folder in lab/hosts/modules)
+//!                                      lab's own by its folder in lab/hosts/modules; Debian's perf, trace-cmd, bpftrace)
 //! # modules: kvm exitless              (modules it is meant for; default both)
 //! # not on vmx, ryzen: reason          (why it cannot run on these machines)
 //! # in test: svm, vmx 2                (machines where it is part of `cargo xtask test`, with these CPUs only if there are

@@ -11,13 +11,14 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use exitless_host::fpu::Loaded;
 use exitless_host::task::WorkWord;
-use exitless_host::{cpu, enter, fpu, task, time, uaccess};
+use exitless_host::{cpu, enter, fpu, task, time, trace, uaccess};
 use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
 use exitless_vcpu::chooser::{Facts, Fallback, Set};
 use exitless_vcpu::clock::tsc::Rate;
 use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
 use exitless_vcpu::times::Times;
+use exitless_vcpu::traced::Trace;
 use exitless_x86::apic::InterruptMessage;
 use exitless_x86::msr::{Msr, flush_cmd};
 
@@ -375,6 +376,13 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
     fn work_pending(&self) -> bool {
         self.work.pending()
+    }
+    #[inline(always)]
+    fn tracing(&self) -> bool {
+        trace::wanted()
+    }
+    fn trace(&self, event: &Trace) {
+        super::trace::tell(self.me.id, B::ISA, event);
     }
     fn do_work(&self) -> bool {
         self.unlock();

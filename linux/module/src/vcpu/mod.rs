@@ -6,6 +6,7 @@ pub mod poll;
 pub mod run;
 pub mod state;
 pub mod sync;
+pub mod trace;
 
 use crate::global::{self, CpuSlot, Global};
 use crate::publish::Once;
@@ -444,6 +445,7 @@ fn fill_blanks<B: Vendor>(p: *mut Vcpu<B>) {
         addr_of_mut!((*p).user_interrupt).write(None);
         addr_of_mut!((*p).user_eoi).write(None);
         addr_of_mut!((*p).injecting).write(None);
+        addr_of_mut!((*p).asked).write(None);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod vmx;
 use crate::global::{CpuSlot, Global};
 use crate::vcpu::{Inner, VcpuObj};
 use exitless_host::mem::Pages;
+use exitless_host::trace::Isa;
 use exitless_host::{Errno, cpu, pr_err, pr_warn};
 use exitless_hw_ops as ops;
 use exitless_policy::nested;
@@ -34,6 +35,8 @@ pub trait Vendor: Backend + Sized + 'static {
     const LOADED_FOR_IOCTLS: bool;
     /// The format of KVM_GET_NESTED_STATE.
     const NESTED: nested::Format;
+    /// In whose words exits are told.
+    const ISA: Isa;
     /// Where the vCPU proper lives in its kernel object.
     fn place(inner: &Inner) -> *mut Vcpu<Self>;
     /// A CPU's part.

@@ -7,6 +7,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use exitless_avic::Entry;
 use exitless_host::mem::{KSlice, Pages, encryption_bit};
+use exitless_host::trace::Isa;
 use exitless_host::{Errno, cpu, enter, pr_err, pr_warn};
 use exitless_hw_ops as ops;
 use exitless_policy::nested;
@@ -93,6 +94,7 @@ impl AvicTables {
 impl Vendor for Svm {
     const LOADED_FOR_IOCTLS: bool = false;
     const NESTED: nested::Format = nested::Format::Svm;
+    const ISA: Isa = Isa::Svm;
 
     fn place(inner: &Inner) -> *mut Vcpu<Self> {
         inner.svm()

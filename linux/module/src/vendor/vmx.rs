@@ -7,6 +7,7 @@ use core::ffi::c_void;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use exitless_host::mem::{KSlice, Pages, phys_of};
+use exitless_host::trace::Isa;
 use exitless_host::wakeup::{self, Sleeper};
 use exitless_host::{Errno, cpu, pr_err, pr_warn, vmx as host};
 use exitless_hw_ops as ops;
@@ -96,6 +97,7 @@ impl PidTable {
 impl Vendor for Vmx {
     const LOADED_FOR_IOCTLS: bool = true;
     const NESTED: nested::Format = nested::Format::Vmx;
+    const ISA: Isa = Isa::Vmx;
 
     fn place(inner: &Inner) -> *mut Vcpu<Self> {
         inner.vmx()
