@@ -8,6 +8,7 @@ use crate::backend::{Backend, Event};
 use crate::host::Host;
 use crate::outcome::RunExit;
 use crate::shared::VcpuShared;
+use crate::trace;
 use crate::vcpu::Vcpu;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_x86::exception::{Exception, Vector};
@@ -68,7 +69,7 @@ pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
     if v.debug.blocks_interrupts() {
         v.b.set_interrupt_window(false);
     } else {
-        inject_nmi(v, sh);
+        inject_nmi(v, sh, host);
         inject_interrupt(v, sh, host);
     }
     if v.vapic.on() {
@@ -100,7 +101,11 @@ pub fn prepare_now<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vcpu
     true
 }
 
-fn put<B: Backend>(v: &mut Vcpu<B>, event: Event) {
+/// `again`: its delivery was interrupted.
+fn put<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, event: Event, again: bool) {
+    if host.tracing() {
+        trace::injects(host, event, again);
+    }
     v.b.inject(event);
     v.injecting = Some(event);
 }
@@ -108,7 +113,7 @@ fn put<B: Backend>(v: &mut Vcpu<B>, event: Event) {
 /// An interrupted delivery first, else a queued exception.
 fn inject_pending<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     if let Some(event) = v.reinject.take() {
-        put(v, event);
+        put(v, host, event, true);
     } else if let Some(x) = v.exception.take() {
         // Delivery of a fault sets RF in the pushed flags; of #DB it clears GD (SDM vol. 3B, 18.2.4).
         match x.vector {
@@ -120,17 +125,17 @@ fn inject_pending<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) 
         // Real mode pushes no error code, and VMRUN refuses one there (APM vol. 2, 15.20).
         let code = x.error_code.filter(|_| v.b.cr0() & cr0::PE != 0);
         let event = crate::debug::event(v, host, Exception { error_code: code, ..x });
-        put(v, event);
+        put(v, host, event, false);
     }
 }
 
-fn inject_nmi<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+fn inject_nmi<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if v.nmi_pending == 0 {
         return;
     }
     if v.injecting.is_none() && !v.b.nmi_masked() && !v.b.interrupt_shadow() {
         v.nmi_pending -= 1;
-        put(v, Event::Nmi);
+        put(v, host, Event::Nmi, false);
         sh.stats.nmi_injections.bump();
     }
     if v.nmi_pending != 0 {
@@ -159,7 +164,7 @@ fn inject_interrupt<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vcp
             vector
         }
     };
-    put(v, Event::Interrupt(vector));
+    put(v, host, Event::Interrupt(vector), false);
     sh.stats.irq_injections.bump();
     let more = next(v, sh, host).is_some();
     v.b.set_interrupt_window(more || (v.want_window && accepts_user(v, sh, host)));

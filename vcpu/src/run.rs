@@ -93,7 +93,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         let Some(exit) = exit else { continue };
         let next = exits::handle(v, sh, host, exit);
         if host.tracing() {
-            trace::answered(v, sh, host);
+            trace::answered(v, sh, host, false);
         }
         if let Next::Leave(exit) = next {
             sh.stats.user.bump();
@@ -184,7 +184,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         v.debug_unloaded(taken.dr);
     }
     if exit.is_none() && host.tracing() {
-        trace::answered(v, sh, host);
+        trace::answered(v, sh, host, true);
     }
     take_log(v, host);
     sh.end_guest();

@@ -5,13 +5,15 @@
 //! and from what the answer made of them, directly before the next entry. So handlers know nothing of it, but for those of accesses
 //! to devices, whose data may come much later.
 
-use crate::backend::{Backend, Exit, IoAccess};
+use crate::backend::{Backend, By, Event, Exit, IoAccess, SlatFault};
 use crate::host::{Extended, Host};
 use crate::journal::{Access, Entry};
 use crate::shared::VcpuShared;
 use crate::traced::{Asked, Mmio, Trace};
 use crate::vcpu::Vcpu;
 use exitless_insn::Mode;
+use exitless_lapic::{Mode as LapicMode, Now};
+use exitless_x86::apic::reg;
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::Msr;
 use exitless_x86::regs::{Gpr, Gprs};
@@ -41,7 +43,7 @@ pub fn enters<B: Backend, H: Host<Cpu = B::Cpu>>(
 ) {
     let rip = v.b.rip();
     aside(v, host, state, |v| {
-        answer(v, sh, host);
+        answer(v, sh, host, true);
         host.trace(&Trace::Entry { rip });
     });
 }
@@ -56,16 +58,23 @@ pub fn left<B: Backend, H: Host<Cpu = B::Cpu>>(
     state: &Extended,
     exit: Exit,
 ) {
-    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs() });
-    let event = Trace::Exit { rip: v.b.rip(), info: v.b.exit_info() };
+    let in_service = in_service(v);
+    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service });
+    let fault = if let Exit::Slat(fault) = exit { Some(fault.gpa) } else { None };
+    let event = Trace::Exit { rip: v.b.rip(), info: v.b.exit_info(), fault };
     aside(v, host, state, |_| host.trace(&event));
 }
 
-/// The exit was answered, and no entry follows at once. The host's state is loaded.
+/// The exit was answered, in the slice (`fast`) or behind it, and no entry follows at once. The host's state is loaded.
 #[cold]
 #[inline(never)]
-pub fn answered<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    answer(v, sh, host);
+pub fn answered<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, fast: bool) {
+    answer(v, sh, host, fast);
+}
+
+/// The vector that the guest would end with an EOI, where software has the APIC.
+pub fn in_service<B: Backend>(v: &Vcpu<B>) -> Option<u8> {
+    v.lapic.top_isr().filter(|_| !v.vapic.on())
 }
 
 /// Listeners may be anybody's programs, which find the host's XCR0, IA32_XSS, PKRU and breakpoints, and may use its FPU: the guest's
@@ -84,8 +93,23 @@ fn aside<B: Backend, H: Host<Cpu = B::Cpu>>(
     host.load_state(&Extended { pkru: taken.pkru.or(state.pkru), ..*state }, debug.then_some(taken.dr));
 }
 
+/// An event is given to the next entry; of NMIs there is none.
+#[cold]
+#[inline(never)]
+pub fn injects<H: Host>(host: &H, event: Event, again: bool) {
+    let exception = |vector, error_code| Trace::Exception { vector, error_code, again };
+    let told = match event {
+        Event::Interrupt(vector) => Trace::Interrupt { vector, soft: false, again },
+        Event::Software(By::IntN, vector, _) => Trace::Interrupt { vector, soft: true, again },
+        Event::Software(_, vector, _) => exception(vector, None),
+        Event::Exception(x) => exception(x.vector.0, x.error_code),
+        Event::Nmi => return,
+    };
+    host.trace(&told);
+}
+
 /// What the last exit amounted to.
-fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, fast: bool) {
     let Some(asked) = v.asked.take().filter(|a| a.number == sh.stats.exits.get()) else { return };
     let (before, after) = (&asked.gprs, v.b.gprs());
     match asked.exit {
@@ -94,7 +118,13 @@ fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, h
             let write = asked.exit == Exit::Wrmsr;
             let refused = v.exception.is_some_and(|x| x.vector == Vector::GP);
             let data = if write { before.edx_eax() } else { after.edx_eax() };
-            msr(host, write, before.get(Gpr::Rcx) as u32, data, refused);
+            let index = before.get(Gpr::Rcx) as u32;
+            host.trace(&Trace::Msr { write, index, data: if refused && !write { 0 } else { data }, refused });
+            match index.checked_sub(Msr::X2APIC.0).filter(|i| *i <= 0xff && !refused) {
+                Some(i) if write => told_write(host, i << 4, data, asked.in_service, true),
+                Some(i) => host.trace(&Trace::Apic { write, register: i << 4, value: data }),
+                None => {}
+            }
         }
         Exit::Hypercall => host.trace(&hypercall(v, before)),
         // The emulator tells of strings, and of a read that user space answers whoever takes the answer.
@@ -103,8 +133,19 @@ fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, h
             host.trace(&port(io, data as u32));
         }
         Exit::ApicWrite(register) => {
-            let value = v.b.apic_page().map_or(0, |page| page.read(register));
-            host.trace(&Trace::Apic { write: true, register, value: u64::from(value) });
+            let value = u64::from(v.b.apic_page().map_or(0, |page| page.read(register)));
+            told_write(
+                host,
+                register,
+                value | v.lapic.icr() & !0xffff_ffff,
+                None,
+                v.lapic.mode() == LapicMode::X2Apic,
+            );
+        }
+        Exit::EoiInduced(vector) => host.trace(&Trace::Eoi { vector }),
+        // Behind the slice the emulator has told of it.
+        Exit::Slat(fault) if fast && v.lapic.mmio_base() == Some(fault.gpa & !0xfff) => {
+            register(v, sh, host, fault, asked.in_service)
         }
         _ => {}
     }
@@ -117,11 +158,48 @@ fn cpuid<B: Backend>(v: &Vcpu<B>, before: &Gprs) -> Trace {
     Trace::Cpuid { function, index, answer, found, used_max_basic: !found && answer != [0; 4] }
 }
 
-fn msr<H: Host>(host: &H, write: bool, index: u32, data: u64, refused: bool) {
-    host.trace(&Trace::Msr { write, index, data: if refused && !write { 0 } else { data }, refused });
-    if !refused && (Msr::X2APIC.0..Msr::X2APIC.0 + 0x100).contains(&index) {
-        host.trace(&Trace::Apic { write, register: (index - Msr::X2APIC.0) << 4, value: data });
+/// An access to the APIC's page in the slice.
+fn register<B: Backend, H: Host>(
+    v: &Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    fault: SlatFault,
+    in_service: Option<u8>,
+) {
+    let at = (fault.gpa & 0xfff) as u32;
+    let read = || v.lapic.mmio_read(&sh.apic, at, &Now { ns: 0, guest_tsc: 0 });
+    let value = if at == reg::EOI { 0 } else { u64::from(read()) };
+    let kind = if fault.write { Mmio::Write } else { Mmio::Read };
+    host.trace(&Trace::Mmio { kind, len: 4, gpa: fault.gpa, data: value });
+    if fault.write {
+        told_write(host, at, value | v.lapic.icr() & !0xffff_ffff, in_service, false);
+    } else {
+        host.trace(&Trace::Apic { write: false, register: at, value });
     }
+}
+
+/// The register at `at` of the APIC was written, and what that did besides. In `value` the ICR has its destination.
+fn told_write<H: Host>(host: &H, at: u32, value: u64, in_service: Option<u8>, x2apic: bool) {
+    let value_told = if x2apic { value } else { value & 0xffff_ffff };
+    host.trace(&Trace::Apic { write: true, register: at, value: value_told });
+    match at {
+        reg::ICR => {
+            let destination = (value >> if x2apic { 32 } else { 56 }) as u32;
+            host.trace(&Trace::Ipi { icr: value as u32, destination });
+        }
+        reg::SELF_IPI => host.trace(&Trace::Ipi { icr: 1 << 18 | value as u32 & 0xff, destination: 0 }),
+        reg::EOI => {
+            if let Some(vector) = in_service {
+                host.trace(&Trace::Eoi { vector });
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The emulator wrote a register of the APIC's page, before which `in_service` was [`in_service`].
+pub fn page_written<B: Backend, H: Host>(v: &Vcpu<B>, host: &H, at: u32, value: u32, in_service: Option<u8>) {
+    told_write(host, at, u64::from(value) | v.lapic.icr() & !0xffff_ffff, in_service, false);
 }
 
 fn hypercall<B: Backend>(v: &Vcpu<B>, before: &Gprs) -> Trace {

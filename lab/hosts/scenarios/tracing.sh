@@ -6,23 +6,25 @@
 # in test: svm, vmx
 
 T=/sys/kernel/tracing
+# One of each kind.
+GUESTS="cpuid/custom msr/apic_base mmio/read_then_write pio/in_keeps pv/hypercall_unknown ipi/to_a_vcpu_in_user lapic/nested_isr deadline/wakes_hlt"
 cd /tmp
 check load load_module
 # Says what it looks for when that is not there.
 has() { grep -qE -- "$1" $2 || { echo "no $1 in:"; head -60 $2; return 1; }; }
 
 # What guests did as the kernel's own file tells it. On stock KVM the same guests say the same.
-listen() { echo 8192 >$T/buffer_size_kb && echo >$T/trace && echo 1 >$T/events/kvm/enable; }
+listen() { echo 4096 >$T/buffer_size_kb && echo >$T/trace && echo 1 >$T/events/kvm/enable; }
 events() {
     listen || return 1
-    runner run cpuid/ msr/read msr/write pio/in_keeps pio/unclaimed pv/hypercall_unknown ipi/self_ipi mmio/ lapic/registers >/tmp/out
+    runner run $GUESTS >/tmp/out
     rc=$?
     echo 0 >$T/events/kvm/enable
     cat $T/trace >/tmp/trace
     [ $rc = 0 ] || { tail /tmp/out; return 1; }
-    for event in entry exit cpuid msr apic hypercall pio mmio; do has " kvm_$event: " /tmp/trace || return 1; done
+    for event in entry exit cpuid msr apic apic_ipi apic_accept_irq hypercall pio mmio cr page_fault inj_virq userspace_exit fpu vcpu_wakeup; do has " kvm_$event: " /tmp/trace || return 1; done
     has ' kvm_exit: vcpu 0 reason (cpuid|CPUID) rip 0x[0-9a-f]+ info1 0x' /tmp/trace || return 1
-    has ' kvm_cpuid: func 0 idx 0 rax [0-9a-f]+ .*, cpuid entry found$' /tmp/trace || return 1
+    has ' kvm_cpuid: func [0-9a-f]+ idx [0-9a-f]+ rax [0-9a-f]+ .*, cpuid entry found$' /tmp/trace || return 1
     has ' kvm_msr: msr_read 1b = 0xfee00900$' /tmp/trace || return 1
     has ' kvm_mmio: mmio unsatisfied-read len ' /tmp/trace || return 1
     echo "$(grep -cE ' kvm_exit: ' /tmp/trace) exits"
@@ -36,7 +38,7 @@ alternate() {
 check alternate alternate
 # A profile of exits, while it is recorded and afterwards.
 profile() {
-    perf kvm stat record -a -o p.data runner run cpuid/ pio/in_keeps mmio/ >out 2>&1 || { cat out; return 1; }
+    perf kvm stat record -a -o p.data runner run $GUESTS >out 2>&1 || { cat out; return 1; }
     perf kvm -i p.data stat report --event=vmexit 2>&1 | tee out
     has '^ *(cpuid|CPUID) +[0-9]+ ' out || return 1
     perf kvm -i p.data stat report --event=ioport 2>&1 | tee out
@@ -50,7 +52,7 @@ live() {
     perf kvm stat live -a </dev/null >live 2>&1 &
     viewer=$!
     for i in 1 2 3 4 5 6 7 8; do
-        runner run cpuid/ ipi/self_ipi >/dev/null
+        runner run cpuid/custom >/dev/null
         sleep $((1 + SLOW / 2))
         tr -d '\033' <live >out
         grep -qE '^ *(cpuid|CPUID) +[0-9]+ ' out && break
@@ -63,7 +65,7 @@ live() {
 }
 check perf-live live
 recorder() {
-    trace-cmd record -q -o t.dat -e kvm runner run cpuid/ msr/read >out 2>&1 || { cat out; return 1; }
+    trace-cmd record -q -o t.dat -e kvm runner run cpuid/custom >out 2>&1 || { cat out; return 1; }
     trace-cmd report -i t.dat >out 2>/dev/null
     head -20 out
     has ' kvm_exit: +vcpu 0 reason (cpuid|CPUID) rip' out
@@ -72,7 +74,7 @@ check trace-cmd recorder
 formats() {
     for name in $(ls $T/events/kvm); do [ -f $T/events/kvm/$name/format ] && echo $name; done >/tmp/names
     for name in $(cat /tmp/names); do grep -v ^ID: $T/events/kvm/$name/format; done >/tmp/formats
-    [ $(wc -l </tmp/names) -ge 8 ]
+    [ $(wc -l </tmp/names) -ge 28 ]
 }
 check formats formats
 check unload unload_module

@@ -276,5 +276,23 @@ void ex_trace_apic(bool write, u32 reg, u64 value);
 void ex_trace_hypercall(u64 number, const u64 *operands);
 void ex_trace_pio(bool write, u32 port, u32 size, u32 count, u32 value);
 void ex_trace_mmio(u32 type, u32 len, u64 gpa, u64 value);
+void ex_trace_fast_mmio(u64 gpa);
+void ex_trace_ipi(u32 icr, u32 destination);
+void ex_trace_accept(u32 apicid, u16 mode, bool level, u8 vector);
+void ex_trace_eoi(u32 apicid, u8 vector);
+void ex_trace_pv_eoi(u32 apicid, u8 vector);
+void ex_trace_inject_interrupt(u8 vector, bool soft, bool again);
+void ex_trace_inject_exception(u8 vector, bool coded, u32 error_code, bool again);
+void ex_trace_cr(bool write, u32 cr, u64 value);
+void ex_trace_timer_wait(u32 vcpu, s64 late);
+void ex_trace_page_fault(u32 vcpu, u64 rip, u64 address, u64 error_code);
+void ex_trace_log_full(u32 vcpu);
+void ex_trace_user_exit(u32 reason, int err);
+void ex_trace_fpu(bool load);
+void ex_trace_wakeup(u64 ns, bool waited, bool valid);
+void ex_trace_halt_poll(u32 vcpu, u32 fresh, u32 old);
+void ex_trace_set_irq(u32 gsi, bool level, u32 source);
+void ex_trace_msi(u64 address, u64 data);
+void ex_trace_ack(u32 irqchip, u32 pin);
 
 #endif

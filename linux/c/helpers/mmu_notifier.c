@@ -5,6 +5,7 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include "helpers.h"
+#include "../trace.h"
 
 struct ex_mmu_notifier {
 	struct mmu_notifier mn;
@@ -18,6 +19,7 @@ static void *ex_cookie(struct mmu_notifier *mn)
 
 static int ex_invalidate_start(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
+	trace_kvm_unmap_hva_range(range->start, range->end);
 	return ex_rs_mmu_invalidate_start(ex_cookie(mn), range->start, range->end, mmu_notifier_range_blockable(range));
 }
 
@@ -28,16 +30,19 @@ static void ex_invalidate_end(struct mmu_notifier *mn, const struct mmu_notifier
 
 static int ex_clear_flush_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long start, unsigned long end)
 {
+	trace_kvm_age_hva(start, end);
 	return ex_rs_mmu_age(ex_cookie(mn), start, end, true);
 }
 
 static int ex_clear_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long start, unsigned long end)
 {
+	trace_kvm_age_hva(start, end);
 	return ex_rs_mmu_age(ex_cookie(mn), start, end, true);
 }
 
 static int ex_test_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long address)
 {
+	trace_kvm_test_age_hva(address);
 	return ex_rs_mmu_age(ex_cookie(mn), address, address + 1, false);
 }
 

@@ -306,4 +306,22 @@ unsafe extern "C" {
     pub(crate) fn ex_trace_hypercall(number: u64, operands: *const u64);
     pub(crate) fn ex_trace_pio(write: bool, port: u32, size: u32, count: u32, value: u32);
     pub(crate) fn ex_trace_mmio(kind: u32, len: u32, gpa: u64, value: u64);
+    pub(crate) fn ex_trace_fast_mmio(gpa: u64);
+    pub(crate) fn ex_trace_ipi(icr: u32, destination: u32);
+    pub(crate) fn ex_trace_accept(apicid: u32, mode: u16, level: bool, vector: u8);
+    pub(crate) fn ex_trace_eoi(apicid: u32, vector: u8);
+    pub(crate) fn ex_trace_pv_eoi(apicid: u32, vector: u8);
+    pub(crate) fn ex_trace_inject_interrupt(vector: u8, soft: bool, again: bool);
+    pub(crate) fn ex_trace_inject_exception(vector: u8, coded: bool, error_code: u32, again: bool);
+    pub(crate) fn ex_trace_cr(write: bool, cr: u32, value: u64);
+    pub(crate) fn ex_trace_timer_wait(vcpu: u32, late: i64);
+    pub(crate) fn ex_trace_page_fault(vcpu: u32, rip: u64, address: u64, error_code: u64);
+    pub(crate) fn ex_trace_log_full(vcpu: u32);
+    pub(crate) fn ex_trace_user_exit(reason: u32, err: c_int);
+    pub(crate) fn ex_trace_fpu(load: bool);
+    pub(crate) fn ex_trace_wakeup(ns: u64, waited: bool, valid: bool);
+    pub(crate) fn ex_trace_halt_poll(vcpu: u32, fresh: u32, old: u32);
+    pub(crate) fn ex_trace_set_irq(gsi: u32, level: bool, source: u32);
+    pub(crate) fn ex_trace_msi(address: u64, data: u64);
+    pub(crate) fn ex_trace_ack(irqchip: u32, pin: u32);
 }

@@ -101,3 +101,54 @@ pub fn mmio(kind: u32, len: u8, gpa: u64, value: u64) {
     // SAFETY: as above.
     unsafe { ffi::ex_trace_mmio(kind, len.into(), gpa, value) }
 }
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $t:ty),*) => $c:ident($($pass:expr),*);)*) => {$(
+        $(#[$doc])*
+        pub fn $name($($arg: $t),*) {
+            // SAFETY: takes numbers.
+            unsafe { ffi::$c($($pass),*) }
+        }
+    )*};
+}
+
+events! {
+    /// `kvm_fast_mmio`.
+    fast_mmio(gpa: u64) => ex_trace_fast_mmio(gpa);
+    /// `kvm_apic_ipi`.
+    ipi(icr: u32, destination: u32) => ex_trace_ipi(icr, destination);
+    /// `kvm_apic_accept_irq`; `mode`: the delivery mode's number.
+    accept(apic: u32, mode: u8, level: bool, vector: u8) => ex_trace_accept(apic, u16::from(mode) << 8, level, vector);
+    /// `kvm_eoi`.
+    eoi(apic: u32, vector: u8) => ex_trace_eoi(apic, vector);
+    /// `kvm_pv_eoi`.
+    pv_eoi(apic: u32, vector: u8) => ex_trace_pv_eoi(apic, vector);
+    /// `kvm_inj_virq`; `again`: its delivery was interrupted.
+    inject_interrupt(vector: u8, soft: bool, again: bool) => ex_trace_inject_interrupt(vector, soft, again);
+    /// `kvm_inj_exception`.
+    inject_exception(vector: u8, error_code: Option<u32>, again: bool) =>
+        ex_trace_inject_exception(vector, error_code.is_some(), error_code.unwrap_or(0), again);
+    /// `kvm_cr`.
+    cr(write: bool, number: u8, value: u64) => ex_trace_cr(write, u32::from(number), value);
+    /// `kvm_wait_lapic_expire`: by how many ticks the timer was late; negative: early.
+    timer_wait(vcpu: u32, late: i64) => ex_trace_timer_wait(vcpu, late);
+    /// `kvm_page_fault`.
+    page_fault(vcpu: u32, rip: u64, address: u64, error_code: u64) =>
+        ex_trace_page_fault(vcpu, rip, address, error_code);
+    /// `kvm_pml_full`.
+    log_full(vcpu: u32) => ex_trace_log_full(vcpu);
+    /// `kvm_userspace_exit`; `err`: what KVM_RUN returns.
+    user_exit(reason: u32, err: i32) => ex_trace_user_exit(reason, err);
+    /// `kvm_fpu`: the guest's registers are loaded, or put away.
+    fpu(load: bool) => ex_trace_fpu(load);
+    /// `kvm_vcpu_wakeup`: so long it slept, or waited awake; `valid`: for something.
+    wakeup(ns: u64, waited: bool, valid: bool) => ex_trace_wakeup(ns, waited, valid);
+    /// `kvm_halt_poll_ns`: how long it waits awake from now on, and until now, ns.
+    halt_poll(vcpu: u32, now: u64, before: u64) => ex_trace_halt_poll(vcpu, now as u32, before as u32);
+    /// `kvm_set_irq`; `source`: KVM's number of it.
+    set_irq(gsi: u32, level: bool, source: u32) => ex_trace_set_irq(gsi, level, source);
+    /// `kvm_msi_set_irq`.
+    msi(address: u64, data: u32) => ex_trace_msi(address, u64::from(data));
+    /// `kvm_ack_irq`; `chip`: KVM_IRQCHIP_*.
+    ack(chip: u32, pin: u32) => ex_trace_ack(chip, pin);
+}

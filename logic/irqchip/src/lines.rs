@@ -17,6 +17,11 @@ impl Source {
     /// The in-kernel PIT.
     pub const PIT: Self = Self(2);
 
+    /// KVM's number of it.
+    pub fn number(self) -> u32 {
+        self.0.into()
+    }
+
     fn bit(self) -> u32 {
         1 << (self.0 & 31)
     }

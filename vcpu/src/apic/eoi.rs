@@ -6,6 +6,8 @@ use crate::backend::Backend;
 use crate::host::Host;
 use crate::outcome::Next;
 use crate::shared::VcpuShared;
+use crate::trace;
+use crate::traced::Trace;
 use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
 use exitless_pv_abi::KVM_PV_EOI_ADDRESS;
@@ -52,7 +54,8 @@ pub fn collect<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShar
         v.pv.eoi_offered = false;
         vapic::take_back(v, sh);
         // Only edge-triggered interrupts are offered: no I/O APIC waits for this EOI.
-        let _ = v.lapic.eoi(&sh.apic);
+        let ended = v.lapic.eoi(&sh.apic);
+        trace::tell(host, || Trace::PvEoi { vector: ended.map_or(0, |e| e.vector) });
         v.event_dirty = true;
     }
 }

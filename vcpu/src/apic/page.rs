@@ -6,6 +6,8 @@ use crate::host::Host;
 use crate::outcome::Next;
 use crate::shared::VcpuShared;
 use crate::timer;
+use crate::trace;
+use crate::traced::Trace;
 use crate::vcpu::Vcpu;
 use exitless_lapic::Mode;
 use exitless_x86::apic::reg;
@@ -48,6 +50,7 @@ pub fn read<B: Backend, H: Host<Cpu = B::Cpu>>(
     let now = timer::now(v, host.now());
     // Accesses that do not lie in a register's first 4 bytes are undefined (SDM vol. 3A, 11.4.1): zero.
     let value = v.lapic.mmio_read(&sh.apic, at & !0xf, &now);
+    trace::tell(host, || Trace::Apic { write: false, register: at & !0xf, value: u64::from(value) });
     let bytes = (u64::from(value) >> ((at & 3) * 8)).to_le_bytes();
     for (i, d) in data.iter_mut().enumerate() {
         *d = if at & 0xc == 0 { bytes.get(i).copied().unwrap_or(0) } else { 0 };
@@ -71,7 +74,11 @@ pub fn write<B: Backend, H: Host<Cpu = B::Cpu>>(
     let (false, &[a, b, c, d], 0) = (hole(v), data, at & 0xf) else { return true };
     vapic::take_back(v, sh);
     let now = timer::now(v, host.now());
-    let asked = v.lapic.mmio_write(&sh.apic, at, u32::from_le_bytes([a, b, c, d]), &now);
+    let (value, in_service) = (u32::from_le_bytes([a, b, c, d]), trace::in_service(v));
+    let asked = v.lapic.mmio_write(&sh.apic, at, value, &now);
+    if host.tracing() {
+        trace::page_written(v, host, at, value, in_service);
+    }
     work::apply(v, sh, host, asked);
     true
 }

@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::outcome::{Next, RunExit};
 use crate::shared::VcpuShared;
 use crate::skip;
+use crate::traced::Trace;
 use crate::vcpu::Vcpu;
 use exitless_insn::{CrAccessKind as K, Mode, decode_cr_access};
 use exitless_policy::control::{check_cr3, check_cr4};
@@ -29,6 +30,9 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     }
     let cr8 = v.lapic.cr8();
     let before = switches(v);
+    if host.tracing() {
+        told(v, host, access.kind, mode);
+    }
     let done = match access.kind {
         K::WriteCr { cr: 0, from } => write_cr0(v, source(v, from, mode)),
         K::ReadCr { cr: 0, to } => read_cr0(v, to, if mode == Mode::Bits64 { 8 } else { 4 }),
@@ -56,6 +60,25 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return Next::Leave(RunExit::SetTpr);
     }
     Next::Again
+}
+
+/// Whoever traces hears of it; a read's value follows from what is there before it.
+#[cold]
+#[inline(never)]
+fn told<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, kind: K, mode: Mode) {
+    let (write, number, value) = match kind {
+        K::WriteCr { cr, from } => (true, cr, source(v, from, mode)),
+        K::ReadCr { cr: 2, .. } => (false, 2, v.b.cr2()),
+        K::ReadCr { cr: 3, .. } => (false, 3, v.b.cr3()),
+        K::ReadCr { cr: 4, .. } => (false, 4, v.b.cr4()),
+        K::ReadCr { cr: 8, .. } => (false, 8, u64::from(v.lapic.cr8())),
+        K::ReadCr { cr, .. } => (false, cr, v.b.cr0()),
+        K::SmswReg { .. } | K::SmswMem => (false, 0, v.b.cr0()),
+        K::Clts => (true, 0, v.b.cr0() & !cr0::TS),
+        K::LmswReg { from } => (true, 0, v.b.cr0() & !0xf | v.b.gprs().get(from) & 0xf),
+        K::LmswMem | K::ReadDr { .. } | K::WriteDr { .. } => return,
+    };
+    host.trace(&Trace::Cr { write, number, value });
 }
 
 /// Hardware checked the privilege of what it executed; these bytes were read afterwards. SMSW, which user code may execute

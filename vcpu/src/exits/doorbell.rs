@@ -10,6 +10,8 @@ use crate::backend::{Backend, SlatFault};
 use crate::host::Host;
 use crate::shared::VcpuShared;
 use crate::skip;
+use crate::trace;
+use crate::traced::Trace;
 use crate::vcpu::Vcpu;
 use exitless_chooser::{Fallback, Mechanism::DoorbellFastpath};
 use exitless_insn::{Mode, instruction_length};
@@ -31,6 +33,7 @@ pub fn rung<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared,
         return false;
     }
     sh.count_hit(DoorbellFastpath);
+    trace::tell(host, || Trace::FastMmio { gpa });
     v.finish_skip(at.rip.wrapping_add(u64::from(length)));
     true
 }

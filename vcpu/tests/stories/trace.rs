@@ -1,12 +1,13 @@
 //! What whoever traces hears: each entry and exit, and what exits amounted to, fast or slow, between them.
 
 use crate::fake::guest::*;
-use crate::fake::world::{CHIP_PORT, USER_MMIO};
-use crate::fake::{Machine, Op};
+use crate::fake::world::{APIC, CHIP_PORT, USER_MMIO};
+use crate::fake::{Env, Machine, Op};
 use exitless_vcpu::backend::{Backend, Exit};
 use exitless_vcpu::chooser::Set;
 use exitless_vcpu::traced::{Asked, Mmio, Trace};
-use exitless_x86::regs::cr4;
+use exitless_x86::apic::reg;
+use exitless_x86::regs::{cr4, rflags};
 
 fn heard(m: &Machine) -> Vec<Trace> {
     let heard = m.w.heard.take();
@@ -57,9 +58,10 @@ fn fast_and_slow_are_told_alike() {
         };
         assert_eq!(heard[2], Trace::Msr { write: true, index: 0x174, data: 9, refused: false });
         assert_eq!(heard[3], Trace::Msr { write: false, index: 0xdead, data: 0, refused: true });
-        assert_eq!(heard[4], Trace::Pio { write: true, port: CHIP_PORT, size: 2, count: 1, data: 7 });
-        assert_eq!(heard[5], Trace::Hypercall { number: 77, operands: [1, 2, 3, 4] });
-        assert_eq!(heard.len(), 6, "{heard:x?}");
+        assert_eq!(heard[4], Trace::Exception { vector: 13, error_code: Some(0), again: false });
+        assert_eq!(heard[5], Trace::Pio { write: true, port: CHIP_PORT, size: 2, count: 1, data: 7 });
+        assert_eq!(heard[6], Trace::Hypercall { number: 77, operands: [1, 2, 3, 4] });
+        assert_eq!(heard.len(), 7, "{heard:x?}");
     }
 }
 
@@ -111,9 +113,49 @@ fn a_pause_forgets() {
     let mut m = Machine::new([cpuid(0, 0), Op::Nop]);
     m.go();
     let number = m.sh.stats.exits.get() - 1;
-    m.v.asked = Some(Asked { exit: Exit::Cpuid, number, gprs: *m.v.b.gprs() });
+    m.v.asked = Some(Asked { exit: Exit::Cpuid, number, gprs: *m.v.b.gprs(), in_service: None });
     m.w.tracing.set(true);
     m.go();
     assert!(!m.w.heard.borrow().is_empty());
     assert_eq!(heard(&m), []);
+}
+
+/// Software's APIC: each EOI with the vector that it ended, each command with its destination, in the slice and behind it, by MSR and in
+/// the page; and the interrupts that go in.
+#[test]
+fn apic_registers() {
+    for (wanted, x2apic) in [(Set::ALL, true), (Set::NONE, true), (Set::NONE, false)] {
+        let write = |at: u32, value: u64| match x2apic {
+            true => wrmsr(0x800 + (at >> 4), value),
+            false => store(APIC + u64::from(at), value as u32),
+        };
+        let mut m = Machine::new([
+            write(reg::EOI, 0),
+            write(reg::ICR, 0x5_0000_0000_u64 * u64::from(x2apic) | 0x4031),
+            Op::Nop,
+        ]);
+        if x2apic {
+            m.set_x2apic();
+        }
+        m.w.wanted.set(wanted);
+        m.w.tracing.set(true);
+        m.v.b.rflags |= rflags::IF;
+        m.w.schedule.borrow_mut().push_back((0, Env::Irq(0x55)));
+        m.go();
+        let heard = heard(&m);
+        let position = |t: &Trace| {
+            heard.iter().position(|h| h == t).unwrap_or_else(|| panic!("no {t:x?} in {heard:x?}"))
+        };
+        let injected = position(&Trace::Interrupt { vector: 0x55, soft: false, again: false });
+        let ended = position(&Trace::Eoi { vector: 0x55 });
+        let told = position(&Trace::Apic { write: true, register: reg::EOI, value: 0 });
+        let destination = if x2apic { 5 } else { 0 };
+        let sent = position(&Trace::Ipi { icr: 0x4031, destination });
+        assert!(injected < told && told < ended && ended < sent, "{heard:x?}");
+        let once = |f: fn(&Trace) -> bool| heard.iter().filter(|t| f(t)).count() == 1;
+        assert!(
+            once(|t| matches!(t, Trace::Eoi { .. })) && once(|t| matches!(t, Trace::Ipi { .. })),
+            "{heard:x?}"
+        );
+    }
 }

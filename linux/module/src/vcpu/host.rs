@@ -467,7 +467,11 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
     fn poll(&self, until: u64) -> bool {
         self.unlock();
+        let from = if trace::wanted() { time::monotonic_ns() } else { 0 };
         let woken = poll::halted(self.me, &self.work, until);
+        if from != 0 && woken {
+            trace::wakeup(time::monotonic_ns().saturating_sub(from), false, true);
+        }
         self.lock();
         woken
     }
@@ -480,6 +484,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         };
         vendor::wakes_up(self.me);
         let slept = time::monotonic_ns().saturating_sub(from);
+        if trace::wanted() {
+            trace::wakeup(slept, true, woken == task::Woken::Condition);
+        }
         self.me.shared.stats.halt_wait_ns.add(slept);
         poll::slept(self.me, slept);
         self.lock();

@@ -8,7 +8,7 @@ use super::VcpuObj;
 use crate::vm::Vm;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::task::WorkWord;
-use exitless_host::{task, time};
+use exitless_host::{task, time, trace};
 use exitless_yielding::Seen;
 
 /// The first step from 0, ns.
@@ -50,6 +50,9 @@ pub fn slept(v: &VcpuObj, ns: u64) {
     let (now, most) = (v.poll_ns.load(Relaxed), most(v));
     let next = if ns > most { 0 } else { (now * 2).clamp(FIRST_NS, most.max(FIRST_NS)).min(most) };
     v.poll_ns.store(next, Relaxed);
+    if trace::wanted() && next != now {
+        trace::halt_poll(v.id, next, now);
+    }
 }
 
 /// `me` spins: lets a vCPU of its VM run that is ready; `false`: found none. Touches nothing of the others but what they publish.

@@ -7,7 +7,7 @@ use crate::vendor::Vendor;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use exitless_host::task::SignalMask;
-use exitless_host::{Errno, Result};
+use exitless_host::{Errno, Result, trace};
 use exitless_kvm_abi as abi;
 use exitless_vcpu::journal::Access;
 use exitless_vcpu::{RunExit, Vcpu, entry};
@@ -29,12 +29,23 @@ pub fn run<B: Vendor>(v: &VcpuObj, inner: &mut Vcpu<B>) -> Result<isize> {
     host.lock();
     // SAFETY: process context; `put_guest` follows on the same thread.
     unsafe { v.fpu.load_guest() };
+    if trace::wanted() {
+        trace::fpu(true);
+    }
     let exit = exitless_vcpu::run(inner, &v.shared, &host);
     // SAFETY: the pair of `load_guest` above.
     unsafe { v.fpu.put_guest() };
     host.unlock();
     common(v, inner, &host);
-    report(v, exit)
+    let done = report(v, exit);
+    if trace::wanted() {
+        trace::fpu(false);
+        trace::user_exit(
+            page.u32_at(offset_of!(abi::kvm_run, exit_reason)),
+            done.as_ref().map_or_else(|e| e.to_int(), |_| 0),
+        );
+    }
+    done
 }
 
 /// Fields user space reads after every run.

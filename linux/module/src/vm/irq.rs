@@ -6,8 +6,8 @@ use crate::vendor::svm;
 use core::sync::atomic::Ordering;
 use exitless_host::cpu::{self, Ipi, Together};
 use exitless_host::mem::KSlice;
-use exitless_host::time;
 use exitless_host::timer::Cancelled;
+use exitless_host::{time, trace};
 use exitless_hw_ops as ops;
 use exitless_ipi::Few;
 use exitless_irqchip::chips::{Effect, IrqChips, delivered};
@@ -18,7 +18,8 @@ use exitless_irqchip::pic::{Pic, PicId};
 use exitless_irqchip::pit::Pit;
 use exitless_irqchip::routes::{PinMap, Route, ioapic_eoi_vectors, lookup, message};
 use exitless_kvm_abi::{
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_ioapic_state, kvm_pic_state,
+    KVM_IRQCHIP_IOAPIC, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_ioapic_state, kvm_pic_state,
 };
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_few};
 use exitless_vcpu::Request;
@@ -71,6 +72,23 @@ impl Targets for Vm {
     }
 }
 
+/// Interrupts of these pins of the 8259 pair and the I/O APIC have ended.
+#[cold]
+fn told_ends(pic: u16, ioapic: u32) {
+    for pin in (0..16).filter(|pin| pic >> pin & 1 != 0) {
+        trace::ack(pin / 8, pin);
+    }
+    for pin in (0..24).filter(|pin| ioapic >> pin & 1 != 0) {
+        trace::ack(KVM_IRQCHIP_IOAPIC, pin);
+    }
+}
+
+fn told_msi(msi: Msi) {
+    if trace::wanted() {
+        trace::msi(u64::from(msi.address_hi) << 32 | u64::from(msi.address), msi.data);
+    }
+}
+
 fn index(v: &VcpuObj) -> usize {
     v.index as usize
 }
@@ -85,6 +103,14 @@ fn note(sender: Option<&VcpuObj>, receiver: &VcpuObj) {
         None => waker::DEVICE,
     };
     receiver.shared.note_post(by, ops::rdtsc);
+}
+
+/// The APIC of `v` took a message, if it did.
+#[inline(always)]
+fn told(v: &VcpuObj, msg: &InterruptMessage, accepted: Accepted) {
+    if trace::wanted() && !matches!(accepted, Accepted::None | Accepted::Coalesced) {
+        trace::accept(v.id, msg.mode.0, msg.level, msg.vector);
+    }
 }
 
 impl VcpuObj {
@@ -192,6 +218,7 @@ impl Vm {
     pub fn deliver(&self, msg: &InterruptMessage, sender: Option<&VcpuObj>) -> Delivered {
         route(msg, sender.map(index), self, |_, v, accepted| {
             note(sender, v);
+            told(v, msg, accepted);
             v.notify(accepted);
         })
     }
@@ -210,6 +237,7 @@ impl Vm {
         let mut ipis = Together::new();
         route_few(msg, sender.map(index), self, otherwise, first, |_, v, accepted| {
             note(sender, v);
+            told(v, msg, accepted);
             if let Some((ipi, at)) = v.tell(accepted) {
                 ipis.add(ipi, at);
             }
@@ -228,6 +256,7 @@ impl Vm {
     pub fn deliver_to(&self, id: u32, msg: &InterruptMessage, sender: &VcpuObj) -> bool {
         let Some(v) = self.vcpu_with_id(id) else { return false };
         let accepted = v.shared.apic.accept(msg);
+        told(v, msg, accepted);
         note(Some(sender), v);
         v.notify(accepted);
         accepted != Accepted::None
@@ -288,6 +317,9 @@ impl Vm {
 
     /// Drives a GSI. Any context.
     pub fn set_gsi(&self, gsi: u32, source: Source, level: bool) -> LineStatus {
+        if trace::wanted() {
+            trace::set_irq(gsi, level, source.number());
+        }
         self.with_routes(|routes, _| {
             let routes = lookup(routes, gsi);
             match message(routes) {
@@ -315,7 +347,12 @@ impl Vm {
         self.with_routes(|routes, _| {
             let routes = lookup(routes, gsi);
             if let Some(msi) = message(routes) {
+                told_msi(msi);
                 return deliver(&self.of_device(msi.message(self.format())));
+            }
+            if trace::wanted() {
+                trace::set_irq(gsi, true, source.number());
+                trace::set_irq(gsi, false, source.number());
             }
             self.set_pins(routes, source, &[true, false]);
             true
@@ -338,6 +375,7 @@ impl Vm {
 
     /// `KVM_SIGNAL_MSI`, and what an MSI route sends. No lock.
     pub fn signal_msi(&self, msi: Msi) -> LineStatus {
+        told_msi(msi);
         delivered(self.deliver_of_device(msi.message(self.format())).accepted)
     }
 
@@ -367,6 +405,9 @@ impl Vm {
 
     /// The guest ended interrupts of these pins: the 8254 may owe a tick, resample irqfds want to know.
     fn pins_ended(&self, pic: u16, ioapic: u32) {
+        if trace::wanted() {
+            told_ends(pic, ioapic);
+        }
         let mut gsis = [0u64; 2];
         self.with_routes(|_, map| {
             if let Some(map) = map {
