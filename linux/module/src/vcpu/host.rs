@@ -467,11 +467,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
     fn poll(&self, until: u64) -> bool {
         self.unlock();
-        let from = if trace::wanted() { time::monotonic_ns() } else { 0 };
         let woken = poll::halted(self.me, &self.work, until);
-        if from != 0 && woken {
-            trace::wakeup(time::monotonic_ns().saturating_sub(from), false, true);
-        }
         self.lock();
         woken
     }

@@ -26,7 +26,11 @@ pub fn halted(v: &VcpuObj, work: &WorkWord, until: u64) -> bool {
     loop {
         let now = time::monotonic_ns();
         if v.shared.must_wake() {
-            stats.halt_poll_success_ns.add(now.saturating_sub(begin));
+            let ns = now.saturating_sub(begin);
+            stats.halt_poll_success_ns.add(ns);
+            if trace::wanted() {
+                trace::wakeup(ns, false, true);
+            }
             return true;
         }
         if work.pending() || now >= end {
