@@ -121,7 +121,9 @@ fn take_log<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     }
 }
 
-/// One slice with interrupts off: enters until an exit needs more. `None`: nothing left to handle.
+/// One slice with interrupts off: enters until an exit needs more. `None`: nothing left to handle. A function of its own, so that
+/// what is around it takes no register from the fast path.
+#[inline(never)]
 fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Exit> {
     host.slice_begin();
     host.fpu_live();
@@ -138,11 +140,8 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.b.begin(cpu);
     passthrough::begin(v);
     avic::runs(v, host);
-    let times = host.times();
-    match times {
-        None => v.stopwatch.stop(),
-        Some(_) => v.stopwatch.slice(),
-    }
+    let times = host.times().is_some();
+    v.stopwatch.slice(times);
     let exit = loop {
         if !passthrough::before(v, sh, host, cpu) {
             break None;
@@ -152,12 +151,12 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         if host.tracing() {
             trace::enters(v, sh, host, &state);
         }
-        if let Some(t) = times {
-            v.stopwatch.enter(t, &sh.sent, host.tsc());
+        if times {
+            stamp_entry(v, sh, host);
         }
         let exit = v.b.enter(cpu, v.flush);
-        if let Some(t) = times {
-            v.stopwatch.exit(t, host.tsc(), v.b.exit_number());
+        if times {
+            stamp_exit(v, host);
         }
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
@@ -195,6 +194,23 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.b.end();
     host.slice_end();
     exit
+}
+
+#[cold]
+fn stamp_entry<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    match host.times() {
+        Some(t) => v.stopwatch.enter(t, &sh.sent, host.tsc()),
+        None => v.stopwatch.slice(false),
+    }
+}
+
+#[cold]
+fn stamp_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+    let now = host.tsc();
+    match host.times() {
+        Some(t) => v.stopwatch.exit(t, now, v.b.exit_number()),
+        None => v.stopwatch.slice(false),
+    }
 }
 
 /// The vCPU is halted, or waits for INIT, SIPI or a page: sleeps until that may have changed.

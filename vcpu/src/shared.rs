@@ -317,19 +317,17 @@ impl VcpuShared {
         self.pending() || self.returned.load(Ordering::Relaxed) || self.apic.posted().outstanding()
     }
 
-    /// The sender's side, behind a post: whose it was, of [`waker`], if that may end a halt; and when, of an IPI that needs an entry, if
-    /// somebody measures. The last that comes to a halted vCPU counts as what woke it.
-    #[inline]
-    pub fn note_post(&self, by: u8, tsc: impl FnOnce() -> u64) {
+    /// The sender's side, behind a post to a vCPU that the CPU does not deliver to: it has to look. Whose the interrupt is, of [`waker`]:
+    /// the last that comes to a halted vCPU counts as what woke it. While somebody measures, the first IPI since an entry is stamped.
+    pub fn request_event(&self, by: u8, tsc: impl FnOnce() -> u64) {
         if self.mp_state.load(Ordering::Relaxed) == mp::HALTED {
             self.waker.store(by, Ordering::Relaxed);
         }
-        if by == waker::IPI && self.measured.load(Ordering::Relaxed) {
-            let by_cpu = self.delivers.load(Ordering::Relaxed) && self.needs_ipi();
-            if !by_cpu && self.sent.load(Ordering::Relaxed) == 0 {
-                self.sent.store(tsc(), Ordering::Relaxed);
-            }
+        if by == waker::IPI && self.measured.load(Ordering::Relaxed) && self.sent.load(Ordering::Relaxed) == 0
+        {
+            self.sent.store(tsc(), Ordering::Relaxed);
         }
+        self.request(Request::EVENT);
     }
 
     /// The owner's side: its halt is over.

@@ -1,6 +1,6 @@
 //! Where a vCPU's time goes, while somebody measures: stamps at the borders of guest, module, user space and sleep.
 //!
-//! Off, which is the default, an exit pays two branches on a value that the slice looked up once. On, it pays two RDTSCs. Those do not
+//! Off, which is the default, an exit pays two branches on a value that the slice looked up once (what they skip is out of line). On, it pays two RDTSCs. Those do not
 //! serialise: what is before or behind a border by some ten cycles is not told apart. Everything is in ticks of the host's TSC; where
 //! that goes back from one CPU to the next, no time has passed.
 //!
@@ -25,7 +25,7 @@ pub enum Spent {
     Kernel,
     /// Between two KVM_RUNs.
     User,
-    /// The thread sleeps, the vCPU being halted.
+    /// The thread sleeps: the vCPU is halted, or waits for a page.
     Halted,
     /// The vCPU is halted, the thread waits awake.
     Polled,
@@ -239,8 +239,8 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// Nobody measures.
-    pub fn stop(&mut self) {
+    /// Nobody measures any more.
+    fn stop(&mut self) {
         self.runs = false;
         self.open = false;
         self.due = 0;
@@ -264,9 +264,12 @@ impl Stopwatch {
         }
     }
 
-    /// A slice begins: what comes first is no exit's fast path.
-    pub fn slice(&mut self) {
+    /// A slice begins: what comes first is no exit's fast path. `on`: somebody measures.
+    pub fn slice(&mut self, on: bool) {
         self.fast = false;
+        if !on {
+            self.stop();
+        }
     }
 
     /// Directly behind an exit of that number.

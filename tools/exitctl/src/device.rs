@@ -109,21 +109,49 @@ impl Device {
     /// Counters of one kind.
     pub(crate) fn counters(&self, vm: u64, vcpu: u32, what: u32) -> io::Result<Vec<abi::Counter>> {
         let ask = |address, record, count| abi::Counters { vm, address, record, count, vcpu, what };
-        self.list(abi::EXITLESS_GET_COUNTERS, 2048, ask, |c| c.count)
+        // Times of 24 reasons with all their buckets, or what a thousand vCPUs spent theirs on, fit.
+        self.list(abi::EXITLESS_GET_COUNTERS, 8192, ask, |c| c.count)
+    }
+
+    /// Whether a VM's time is measured, from now on: [`abi::measure`].
+    pub(crate) fn measure(&self, vm: u64, set: u32) -> Result<abi::Measure> {
+        let mut m = abi::Measure { vm, set, ..Zeroable::zeroed() };
+        match self.plain(abi::EXITLESS_MEASURE, &mut m) {
+            Ok(_) => Ok(m),
+            Err(e) if set == abi::measure::LOOK => Err(e.into()),
+            Err(e) => Err(refused(e, vm)),
+        }
+    }
+
+    /// Does it to one VM, or to each that is there; one that ends meanwhile is not missed.
+    pub(crate) fn each(&self, one: Option<u64>, mut f: impl FnMut(u64) -> Result<()>) -> Result<()> {
+        if let Some(id) = one {
+            return f(id);
+        }
+        for vm in self.vms()? {
+            if let Err(e) = f(vm.id)
+                && self.vms()?.iter().any(|v| v.id == vm.id)
+            {
+                return Err(e);
+            }
+        }
+        Ok(())
     }
 
     /// Moves switches; VM 0: those of VMs to come.
     pub(crate) fn switch(&self, vm: u64, on: u64, off: u64) -> Result<()> {
         let mut s = abi::Switch { vm, on, off, reserved: 0 };
-        let who = "root, or the VM's user with the device's descriptor; some mechanisms are root's alone (docs/control.md)";
-        match self.plain(abi::EXITLESS_SWITCH, &mut s) {
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!("this is not yours to switch: {who}"),
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                bail!("there is no VM {vm} (any more): exitctl stat lists them")
-            }
-            Err(e) => Err(e).context("switching"),
-        }
+        self.plain(abi::EXITLESS_SWITCH, &mut s).map(drop).map_err(|e| refused(e, vm))
+    }
+}
+
+/// Why something was not switched.
+fn refused(e: io::Error, vm: u64) -> anyhow::Error {
+    let who = "root, or the VM's user with the device's descriptor; some mechanisms are root's alone (docs/control.md)";
+    match e.kind() {
+        ErrorKind::PermissionDenied => anyhow::anyhow!("this is not yours to switch: {who}"),
+        ErrorKind::NotFound => anyhow::anyhow!("there is no VM {vm} (any more): exitctl stat lists them"),
+        _ => anyhow::Error::new(e).context("switching"),
     }
 }
 

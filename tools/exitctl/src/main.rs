@@ -5,10 +5,12 @@ mod check;
 mod device;
 mod export;
 mod host;
+mod measure;
 mod names;
 mod out;
 mod set;
 mod stat;
+mod times;
 mod top;
 mod view;
 
@@ -47,6 +49,8 @@ enum Command {
     Stat(stat::Options),
     /// The same live, on the whole terminal.
     Top(top::Options),
+    /// Have the time that exits take measured, or not any more: what stat and top show of it.
+    Measure(measure::Options),
     /// Switch mechanisms, while guests run.
     Set(set::Options),
     /// Serve the counts to Prometheus.
@@ -80,7 +84,10 @@ impl Which {
         view.vms
             .retain(|vm| self.vm.is_none_or(|id| vm.id == id) && self.pid.is_none_or(|pid| vm.pid == pid));
         if view.vms.is_empty() && (self.vm.is_some() || self.pid.is_some()) {
-            bail!("no such VM is running: exitctl stat without --vm and --pid lists all");
+            let whom = self.vm.map(|n| format!("VM {n}")).into_iter();
+            let of = self.pid.map(|n| format!("VM of process {n}"));
+            let whom: Vec<_> = whom.chain(of).collect();
+            bail!("no {} is running: exitctl stat without --vm and --pid lists all", whom.join(", or "));
         }
         Ok(view)
     }
@@ -106,6 +113,7 @@ fn run() -> Result<ExitCode> {
         }
         Command::Stat(o) => stat::run(o)?,
         Command::Top(o) => top::run(o)?,
+        Command::Measure(o) => measure::run(o)?,
         Command::Set(o) => set::run(o)?,
         Command::Exporter { listen } => export::run(listen)?,
         Command::Completions { shell } => {

@@ -22,6 +22,8 @@ pub(crate) struct Names {
     reasons: Vec<String>,
     fallbacks: Vec<String>,
     counters: Vec<String>,
+    spent: Vec<String>,
+    late: Vec<String>,
     exits: HashMap<u64, String>,
 }
 
@@ -45,6 +47,8 @@ impl Names {
             reasons: all(kind::REASON)?.iter().map(|w| text(&w.text)).collect(),
             fallbacks: all(kind::FALLBACK)?.iter().map(|w| text(&w.name)).collect(),
             counters: all(kind::COUNTER)?.iter().map(|w| text(&w.name)).collect(),
+            spent: all(kind::SPENT)?.iter().map(|w| text(&w.name)).collect(),
+            late: all(kind::LATE)?.iter().map(|w| text(&w.name)).collect(),
             exits: HashMap::new(),
         })
     }
@@ -60,6 +64,16 @@ impl Names {
 
     pub(crate) fn counter(&self, n: u64) -> String {
         self.counters.get(n as usize).cloned().unwrap_or_else(|| format!("counter_{n}"))
+    }
+
+    /// What time is spent on.
+    pub(crate) fn spent(&self, n: u32) -> String {
+        self.spent.get(n as usize).cloned().unwrap_or_else(|| format!("spent_{n}"))
+    }
+
+    /// What is late.
+    pub(crate) fn late(&self, n: u32) -> String {
+        self.late.get(n as usize).cloned().unwrap_or_else(|| format!("late_{n}"))
     }
 
     /// An exit's, asked for when it first appears.

@@ -1,13 +1,18 @@
 //! Forms of output: tables for people, JSON, CSV, and the text of Prometheus.
 
+use crate::times::Durations;
 use crate::view::{Counts, View, Vm};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use std::io::Write;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 
 /// A form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -93,6 +98,29 @@ fn numbers(vm: &Vm) -> Vec<(&'static str, String, u64)> {
         all.extend(each.map(|(what, n)| ("mechanism", format!("{}.{what}", m.name), n)));
         all.extend(m.fallbacks.iter().map(|(f, n)| ("mechanism", format!("{}.left.{f}", m.name), *n)));
     }
+    let Some(t) = &vm.times else { return all };
+    for (vcpu, spent) in &t.spent {
+        all.extend(spent.iter().map(|(what, ns)| ("spent", format!("{vcpu}.{what}_ns"), *ns)));
+    }
+    for (kind, durations) in [("time", &t.exits), ("late", &t.late)] {
+        for (name, d) in durations {
+            let [p50, p90, p99, p999] = d.percentiles();
+            let each = [
+                ("count", d.count),
+                ("total_ns", d.total_ns()),
+                ("min_ns", d.min_ns()),
+                ("mean_ns", d.mean_ns()),
+                ("p50_ns", p50),
+                ("p90_ns", p90),
+                ("p99_ns", p99),
+                ("p999_ns", p999),
+                ("max_ns", d.max_ns()),
+                ("user_ns", d.user_ns()),
+                ("idle_ns", d.idle_ns()),
+            ];
+            all.extend(each.map(|(what, n)| (kind, format!("{name}.{what}"), n)));
+        }
+    }
     all
 }
 
@@ -111,6 +139,47 @@ pub(crate) fn csv(view: &View, head: bool) -> Result<String> {
 }
 
 type Labels = Vec<(&'static str, String)>;
+
+/// A duration's bounds for Prometheus, ns.
+const BOUNDS: [u64; 16] = [
+    250,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    10_000_000,
+    100_000_000,
+    1_000_000_000,
+    10_000_000_000,
+];
+
+/// A histogram that others have counted.
+#[derive(Debug, Default)]
+struct Counted(Mutex<Durations>);
+
+impl EncodeMetric for Counted {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        let d = self.0.lock().map_err(|_| std::fmt::Error)?;
+        let bounds = BOUNDS.iter().map(|ns| *ns as f64 / 1e9).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(d.up_to(&BOUNDS)).collect();
+        encoder.encode_histogram::<Labels>(d.total_ns() as f64 / 1e9, d.count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+impl TypedMetric for Counted {
+    const TYPE: MetricType = MetricType::Histogram;
+}
 
 /// The text that a Prometheus server reads.
 pub(crate) fn prometheus(view: &View) -> Result<String> {
@@ -131,6 +200,19 @@ pub(crate) fn prometheus(view: &View) -> Result<String> {
     let added = counter(&mut registry, "mechanism_added_exits", "Exits that there were for it alone");
     let active = Family::<Labels, Gauge>::default();
     registry.register("mechanism_active_vcpus", "vCPUs in which a mechanism is active", active.clone());
+    let mut durations = |name: &str, help: &str| {
+        let family = Family::<Labels, Counted>::default();
+        registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+        family
+    };
+    let handled =
+        durations("exit_time", "From an exit to the next entry, without user space and sleep, by reason");
+    let late = durations("late", "How late timers and IPIs were");
+    let spent = Family::<Labels, Counter<f64, AtomicU64>>::default();
+    registry.register_with_unit("vcpu_time", "What vCPUs spent their time on", Unit::Seconds, spent.clone());
+    let halts = counter(&mut registry, "wakes", "What ended halts");
+    let steal = Family::<Labels, Counter<f64, AtomicU64>>::default();
+    registry.register_with_unit("steal", "vCPU threads waited for a CPU", Unit::Seconds, steal.clone());
     for vm in &view.vms {
         let vm_labels =
             || vec![("vm", vm.id.to_string()), ("pid", vm.pid.to_string()), ("name", vm.name.clone())];
@@ -160,6 +242,28 @@ pub(crate) fn prometheus(view: &View) -> Result<String> {
             saved.get_or_create(&labels).inc_by(m.saved);
             added.get_or_create(&labels).inc_by(m.added);
             active.get_or_create(&labels).set(i64::from(m.active));
+        }
+        for (name, n) in &vm.counters {
+            if let Some(by) = name.strip_prefix("wake_") {
+                halts.get_or_create(&with("by", by.into())).inc_by(*n);
+            } else if name == "steal_ns" {
+                steal.get_or_create(&vm_labels()).inc_by(*n as f64 / 1e9);
+            }
+        }
+        let Some(t) = &vm.times else { continue };
+        for (family, key, all) in [(&handled, "reason", &t.exits), (&late, "what", &t.late)] {
+            for (name, d) in all {
+                if let Ok(mut known) = family.get_or_create(&with(key, name.clone())).0.lock() {
+                    *known = d.clone();
+                }
+            }
+        }
+        for (vcpu, of) in &t.spent {
+            for (what, ns) in of {
+                let mut labels = with("vcpu", vcpu.to_string());
+                labels.push(("state", what.clone()));
+                spent.get_or_create(&labels).inc_by(*ns as f64 / 1e9);
+            }
         }
     }
     let mut text = String::new();
@@ -202,6 +306,29 @@ mod tests {
             value("exitless_vcpu_exits_total", &[("vm", "3"), ("vcpu", "1"), ("class", "kernel")]),
             77.0
         );
+        let spent = [("vm", "3"), ("vcpu", "1"), ("state", "guest")];
+        assert_eq!(value("exitless_vcpu_time_seconds_total", &spent), 16e-6);
+        assert_eq!(value("exitless_wakes_total", &[("vm", "3"), ("by", "timer")]), 18.0);
+        assert_eq!(value("exitless_steal_seconds_total", &[("vm", "3")]), 4e-6);
+        let of = |reason: &str| {
+            let fits = |s: &&prometheus_parse::Sample| {
+                s.metric == "exitless_exit_time_seconds"
+                    && (s.labels.get("vm"), s.labels.get("reason")) == (Some("3"), Some(reason))
+            };
+            match scrape.samples.iter().find(fits).map(|s| &s.value) {
+                Some(prometheus_parse::Value::Histogram(all)) => {
+                    all.iter().map(|b| (b.less_than, b.count)).collect::<Vec<_>>()
+                }
+                other => panic!("{other:?} in {text}"),
+            }
+        };
+        let hlt = of("hlt");
+        assert_eq!((hlt[3], hlt[4]), ((2e-6, 0.0), (5e-6, 2.0)), "{hlt:?}");
+        assert_eq!(hlt.last().map(|(_, n)| *n), Some(2.0));
+        assert!(text.contains("le=\"+Inf\""), "{text}");
+        // Of 500 to 699 ns; those up to 511 are in a bucket whose middle is 480.
+        assert_eq!(of("msr")[1..3], [(5e-7, 12.0), (1e-6, 200.0)]);
+        assert_eq!(value("exitless_exit_time_seconds_count", &[("vm", "3"), ("reason", "hlt")]), 2.0);
         assert_eq!(
             value("exitless_mechanism_active_vcpus", &[("vm", "4"), ("mechanism", "ipi_fastpath")]),
             1.0
@@ -230,6 +357,9 @@ mod tests {
         assert_eq!(find("3", "exit", "hlt"), Some(("a \"quoted\" name, with a comma".into(), "40".into())));
         assert_eq!(find("4", "mechanism", "ipi_fastpath.left.form").unwrap().1, "3");
         assert_eq!(find("4", "vcpu", "0.fast").unwrap().1, "60");
+        assert_eq!(find("4", "time", "hlt.mean_ns").unwrap().1, "3500");
+        assert_eq!(find("3", "spent", "1.guest_ns").unwrap().1, "16000");
+        assert_eq!(find("3", "late", "timer.max_ns").unwrap().1, "900");
     }
 
     #[test]

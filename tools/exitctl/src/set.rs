@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where modprobe, not insmod, finds parameters.
 const FOLDER: &str = "/etc/modprobe.d";
@@ -71,23 +72,26 @@ pub(crate) fn run(o: &Options) -> Result<()> {
     if o.vm.is_none() && !o.all_vms && !o.default {
         bail!("for whom? --vm NUMBER, --all-vms, or --default for VMs to come");
     }
+    if o.vm == Some(0) {
+        bail!("no VM has the number 0: exitctl stat lists them; VMs to come are --default");
+    }
     let d = if o.dry_run { Device::open()? } else { Device::open_to_switch()? };
     let names = Names::read(&d)?;
     let m = masks(&names, &o.changes)?;
-    let targets = match o.vm {
-        Some(id) => vec![id],
-        None if o.all_vms => d.vms()?.iter().map(|vm| vm.id).collect(),
-        None => vec![0],
-    };
-    if targets.is_empty() {
-        out::print("no VM is running\n")?;
-    }
-    for id in targets {
+    let mut none = true;
+    let one = if o.default { Some(0) } else { o.vm };
+    d.each(one, |id| {
+        none = false;
         let whom = if id == 0 { "VMs to come".into() } else { format!("VM {id}") };
-        out::print(&format!("{whom}: {}\n", said(&names, m)))?;
-        if !o.dry_run {
-            d.switch(id, m.on, m.off)?;
+        if o.dry_run {
+            return out::print(&format!("{whom}: would be {}\n", said(&names, m))).map(drop);
         }
+        d.switch(id, m.on, m.off)?;
+        out::print(&format!("{whom}: {}\n", said(&names, m)))?;
+        out::print(&states(&d, &names, id, m)?).map(drop)
+    })?;
+    if none {
+        out::print("no VM is running\n")?;
     }
     if o.persist {
         // As the switches are now: the defaults with these changes.
@@ -104,6 +108,24 @@ pub(crate) fn run(o: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What that makes of a VM that runs: each that was switched, or, of VMs to come, nothing.
+fn states(d: &Device, names: &Names, id: u64, m: Masks) -> Result<String> {
+    if id == 0 {
+        return Ok(String::new());
+    }
+    let moved = |n: u32| (m.on | m.off) >> n & 1 == 1;
+    // Each vCPU looks when it next enters the guest; those that run are made to.
+    std::thread::sleep(Duration::from_millis(50));
+    let vcpus = d.vms()?.iter().find(|vm| vm.id == id).map_or(0, |vm| vm.vcpus);
+    let all = d.states(id)?;
+    let lines = all.iter().filter(|s| moved(s.mechanism)).map(|s| {
+        let name = names.mechanisms.get(s.mechanism as usize).map_or("?", |m| m.name.as_str());
+        let why = if s.active == vcpus { String::new() } else { format!(": {}", names.reason(s.reason)) };
+        format!("  {name} active in {} of {vcpus} vCPUs{why}\n", s.active)
+    });
+    Ok(lines.collect())
 }
 
 /// What is switched, in words; what only root switches is said.

@@ -5,6 +5,7 @@
 
 use crate::device::Device;
 use crate::out::largest;
+use crate::times::{Durations, said};
 use crate::view::{View, Vm, Watch, title};
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -211,11 +212,13 @@ impl Screen {
                 rate(exits, seconds),
                 share(fast, exits),
                 rate(user, seconds),
+                spent(vm, None, "guest"),
                 most.join(" "),
             ]
         };
-        let widths = [5, 8, 16, 6, 10, 6, 9].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
-        let columns = vec!["VM", "pid", "name", "vCPUs", "exits/s", "fast", "user/s", "most"];
+        let widths =
+            [4, 8, 12, 5, 9, 5, 7, 6].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
+        let columns = vec!["VM", "pid", "name", "vCPUs", "exits/s", "fast", "user/s", "guest", "most"];
         (columns, self.vms(view).iter().map(row).collect(), widths.collect())
     }
 }
@@ -231,6 +234,12 @@ fn share(n: u64, all: u64) -> String {
     if all == 0 { "-".into() } else { format!("{:.0}%", 100.0 * n as f64 / all as f64) }
 }
 
+/// The part of the time that was spent there; "-": it is not measured.
+fn spent(vm: &Vm, vcpu: Option<u32>, what: &str) -> String {
+    let share = vm.times.as_ref().and_then(|t| t.share(vcpu, what));
+    share.map_or("-".into(), |s| format!("{s:.0}%"))
+}
+
 fn of_vcpus(vm: &Vm, seconds: f64) -> Shown {
     let rows = vm.vcpus.iter().map(|v| {
         let cpu = if v.cpu < 0 { "-".into() } else { v.cpu.to_string() };
@@ -241,23 +250,34 @@ fn of_vcpus(vm: &Vm, seconds: f64) -> Shown {
             rate(v.exits, seconds),
             share(v.fast, v.exits),
             rate(v.user, seconds),
+            spent(vm, Some(v.id), "guest"),
+            spent(vm, Some(v.id), "kernel"),
+            spent(vm, Some(v.id), "halted"),
         ]
     });
     (
-        vec!["vCPU", "CPU", "state", "exits/s", "fast", "user/s"],
+        vec!["vCPU", "CPU", "state", "exits/s", "fast", "user/s", "guest", "kernel", "halted"],
         rows.collect(),
-        [6, 6, 14, 12, 8, 12].map(Constraint::Length).to_vec(),
+        [5, 5, 13, 10, 5, 10, 6, 6, 6].map(Constraint::Length).to_vec(),
     )
 }
 
 fn of_exits(vm: &Vm, seconds: f64) -> Shown {
     let mut rows = Vec::new();
     let all = vm.total(|v| v.exits);
+    let handled: u64 = vm.times.iter().flat_map(|t| t.exits.values()).map(Durations::total_ns).sum();
     for (kind, counts) in [("exit", &vm.exits), ("MSR", &vm.msrs), ("port", &vm.ports)] {
         let of = largest(counts).into_iter();
-        rows.extend(of.map(|(k, n)| vec![kind.into(), k.clone(), rate(n, seconds), share(n, all)]));
+        rows.extend(of.map(|(k, n)| {
+            let time = vm.times.as_ref().filter(|_| kind == "exit").and_then(|t| t.exits.get(k));
+            let said = |of: fn(&Durations) -> u64| time.map_or("-".into(), |d| said(of(d)));
+            let part = time.map_or("-".into(), |d| share(d.total_ns(), handled));
+            let [mean, most] = [said(Durations::mean_ns), said(Durations::max_ns)];
+            vec![kind.into(), k.clone(), rate(n, seconds), share(n, all), part, mean, most]
+        }));
     }
-    (vec!["", "what", "per s", "of all"], rows, [6, 34, 12, 8].map(Constraint::Length).to_vec())
+    let widths = [4, 27, 9, 6, 5, 10, 10].map(Constraint::Length);
+    (vec!["", "what", "per s", "of all", "time", "mean", "max"], rows, widths.to_vec())
 }
 
 fn of_mechanisms(vm: &Vm, seconds: f64) -> Shown {
@@ -393,8 +413,12 @@ mod tests {
         s.key(KeyCode::End, &v);
         let shown = lines(&mut s, &v, 80, 24);
         assert!(shown[22].trim_start().starts_with("103"), "{shown:?}");
+        let words: Vec<_> = shown[22].split_whitespace().collect();
+        assert_eq!(words[6..], ["80%", "5%", "5%"], "where its time went");
         s.key(KeyCode::Tab, &v);
-        assert!(lines(&mut s, &v, 120, 40).iter().any(|l| l.contains("TSC_DEADLINE")));
+        let shown = lines(&mut s, &v, 80, 24);
+        assert!(shown.iter().any(|l| l.contains("TSC_DEADLINE")), "{shown:?}");
+        assert!(shown.iter().any(|l| l.contains("hlt") && l.ends_with("3.500 us   4.000 us")), "{shown:?}");
         s.key(KeyCode::Tab, &v);
         assert!(lines(&mut s, &v, 120, 40).iter().any(|l| l.contains("boost") && l.contains("switched off")));
         assert!(matches!(s.key(KeyCode::Esc, &v), Outcome::Stay));

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::names::{self, Names};
+use crate::times::Times;
 use anyhow::Result;
 use exitless_control_abi::{ALL_VCPUS, kind, state};
 use serde::Serialize;
@@ -66,6 +67,9 @@ pub(crate) struct Vm {
     /// KVM's own names.
     pub(crate) counters: Counts,
     pub(crate) mechanisms: Vec<Mechanism>,
+    /// If its time was ever measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) times: Option<Times>,
 }
 
 impl Vm {
@@ -137,7 +141,9 @@ impl Watch {
         let known = states.iter().zip(&self.names.mechanisms);
         let mechanisms = known.map(|(s, m)| self.mechanism(s, &m.name)).collect();
         let vcpus = vcpus.iter().map(vcpu).collect();
-        Ok(Vm { id, pid, uid, name: process_name(pid, uid), vcpus, exits, msrs, ports, counters, mechanisms })
+        let times = Times::read(d, &mut self.names, id)?;
+        let name = process_name(pid, uid);
+        Ok(Vm { id, pid, uid, name, vcpus, exits, msrs, ports, counters, mechanisms, times })
     }
 
     fn mechanism(&self, s: &exitless_control_abi::State, name: &str) -> Mechanism {
@@ -216,7 +222,8 @@ pub(crate) fn title(id: u64, name: &str, pid: i32) -> String {
     format!("VM {id}{space}{name} (pid {pid})")
 }
 
-fn less(now: &Counts, before: &Counts) -> Counts {
+/// What came since `before`.
+pub(crate) fn less(now: &Counts, before: &Counts) -> Counts {
     let rest = now.iter().map(|(k, n)| (k.clone(), n.wrapping_sub(before.get(k).copied().unwrap_or(0))));
     // What gave its row away counts on under `others`, and from zero if it comes back.
     rest.filter(|(_, n)| *n != 0 && *n < 1 << 63).collect()
@@ -264,6 +271,7 @@ impl Vm {
             ports: less(&self.ports, &old.ports),
             counters: less(&self.counters, &old.counters),
             mechanisms: self.mechanisms.iter().map(mechanism).collect(),
+            times: self.times.as_ref().map(|now| old.times.as_ref().map_or(now.clone(), |t| now.minus(t))),
             ..self.clone()
         }
     }
@@ -303,8 +311,16 @@ pub(crate) mod tests {
             exits: counts(&[("hlt", 20), ("msr", 70), ("npf", 10)]),
             msrs: counts(&[("TSC_DEADLINE", 60), ("x2APIC ICR", 10)]),
             ports: Counts::new(),
-            counters: counts(&[("exits", 100), ("halt_exits", 20)]),
+            counters: counts(&[
+                ("exits", 100),
+                ("halt_exits", 20),
+                ("halt_wait_ns", 5000),
+                ("steal_ns", 2000),
+                ("wake_ipi", 1),
+                ("wake_timer", 9),
+            ]),
             mechanisms: vec![mechanism("ipi_fastpath", true, vcpus, 10 * n), mechanism("boost", false, 0, 0)],
+            times: Some(crate::times::tests::sample(vcpus, n)),
         }
     }
 

@@ -30,7 +30,7 @@ pub mod passthrough;
 use crate::backend::Backend;
 use crate::clock::units::{ns_to_ticks, ticks_to_ns};
 use crate::host::{Host, Moment};
-use crate::shared::VcpuShared;
+use crate::shared::{VcpuShared, mp};
 use crate::stats::waker;
 use crate::vcpu::{Vcpu, vapic};
 use core::sync::atomic::Ordering;
@@ -130,7 +130,9 @@ pub fn write_deadline<B: Backend, H: Host<Cpu = B::Cpu>>(
     let n = now(v, m);
     lazy::written(v, sh, host, deadline, &n, origin);
     let passed = expire(v, sh, host, &n);
-    v.stopwatch.set_late(m.tsc);
+    if passed {
+        v.stopwatch.set_late(m.tsc);
+    }
     place(v, sh, host, m);
     passed
 }
@@ -166,29 +168,30 @@ fn expire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, h
     if v.lapic.armed().is_due(now) && lazy::put_off(v, sh, host, now) {
         return false;
     }
-    let was = v.lapic.armed();
+    let was = host.times().map(|_| v.lapic.armed());
     let due = if !v.vapic.in_page || v.vapic.keeps_irr() {
         v.lapic.expire(&sh.apic, now)
     } else {
         v.lapic.expire_into(&sh.apic, now, |vector| vapic::request(&mut v.b, vector))
     };
-    if due {
-        note_due(v, sh, host, was, now);
+    if due && v.mp_state == mp::HALTED {
+        sh.waker.store(waker::TIMER, Ordering::Relaxed);
+    }
+    if let Some(was) = was.filter(|_| due) {
+        note_due(v, host, was, now);
     }
     due
 }
 
-/// For who measures, and for who counts what ends halts.
-fn note_due<B: Backend, H: Host>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, was: Armed, now: &Now) {
-    sh.note_post(waker::TIMER, || 0);
-    if host.times().is_some() {
-        let late = match was {
-            Armed::None => return,
-            Armed::AtNs(ns) => ns_to_ticks(now.ns.saturating_sub(ns), host.tsc_khz()),
-            Armed::AtTsc(t) => v.rate.host_ticks(now.guest_tsc.saturating_sub(t)),
-        };
-        v.stopwatch.timer_due(host.tsc().saturating_sub(late));
-    }
+/// Somebody measures: since when the vector that was posted `now` has been due.
+#[cold]
+fn note_due<B: Backend, H: Host>(v: &mut Vcpu<B>, host: &H, was: Armed, now: &Now) {
+    let late = match was {
+        Armed::None => return,
+        Armed::AtNs(ns) => ns_to_ticks(now.ns.saturating_sub(ns), host.tsc_khz()),
+        Armed::AtTsc(t) => v.rate.host_ticks(now.guest_tsc.saturating_sub(t)),
+    };
+    v.stopwatch.timer_due(host.tsc().saturating_sub(late));
 }
 
 /// Host ticks that are left at `m` until the APIC's timer is due.

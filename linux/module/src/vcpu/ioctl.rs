@@ -15,6 +15,7 @@ use exitless_policy::Origin;
 use exitless_policy::control::check_xcr0;
 use exitless_policy::cpuid::MAX_ENTRIES;
 use exitless_policy::nested;
+use exitless_vcpu::stats::waker;
 use exitless_vcpu::{Request, Vcpu, timer};
 
 /// One ioctl: the object, the vCPU proper, and the host for what needs one.
@@ -31,7 +32,7 @@ pub fn dispatch(v: &VcpuObj, cmd: u32, arg: usize) -> Result<isize> {
         return Err(Errno::ENOTTY);
     }
     if cmd == KVM_NMI && arg == 0 {
-        v.notify(v.shared.apic.queue_nmi());
+        v.notify(v.shared.apic.queue_nmi(), waker::OTHER);
         return Ok(0);
     }
     let _guard = v.lock.lock_killable()?;

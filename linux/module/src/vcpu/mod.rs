@@ -188,10 +188,7 @@ impl VcpuObj {
         };
         match timer::host_fired(&self.shared, ops::rdtsc, patience, again) {
             (Due::Ask, _) => {}
-            (_, accepted) => {
-                self.shared.note_post(waker::TIMER, || 0);
-                return self.notify(accepted);
-            }
+            (_, accepted) => return self.notify(accepted, waker::TIMER),
         }
         self.shared.request(Request::TIMER);
         if self.shared.needs_ipi() && self.shared.cpu.load(Ordering::Relaxed) != cpu::id() as i32 {

@@ -93,16 +93,16 @@ fn index(v: &VcpuObj) -> usize {
     v.index as usize
 }
 
-/// Who spins for an answer lets the receiver run; and whose interrupt it is that the receiver may wake up by.
+/// Who spins for an answer lets the receiver run.
 fn note(sender: Option<&VcpuObj>, receiver: &VcpuObj) {
-    let by = match sender {
-        Some(sender) => {
-            sender.shared.hints.sent_to(index(receiver));
-            waker::IPI
-        }
-        None => waker::DEVICE,
-    };
-    receiver.shared.note_post(by, ops::rdtsc);
+    if let Some(sender) = sender {
+        sender.shared.hints.sent_to(index(receiver));
+    }
+}
+
+/// By whom a receiver may be woken, of [`waker`].
+fn by(sender: Option<&VcpuObj>) -> u8 {
+    if sender.is_some() { waker::IPI } else { waker::DEVICE }
 }
 
 /// The APIC of `v` took a message, if it did.
@@ -160,15 +160,15 @@ impl VcpuObj {
         None
     }
 
-    /// Tells the owner what a message did.
-    pub fn notify(&self, accepted: Accepted) {
-        if let Some((ipi, at)) = self.tell(accepted) {
+    /// Tells the owner what a message did, and whose it was ([`waker`]).
+    pub fn notify(&self, accepted: Accepted, by: u8) {
+        if let Some((ipi, at)) = self.tell(accepted, by) {
             ipi.send(at);
         }
     }
 
     /// The same, but for the IPI: which one is owed, and to which CPU.
-    fn tell(&self, accepted: Accepted) -> Option<(Ipi, u32)> {
+    fn tell(&self, accepted: Accepted, by: u8) -> Option<(Ipi, u32)> {
         match accepted {
             Accepted::None | Accepted::Coalesced => return None,
             Accepted::Startup => self.shared.request(Request::APIC_STATE),
@@ -179,9 +179,9 @@ impl VcpuObj {
                 if self.shared.needs_ipi() {
                     return self.notification();
                 }
-                self.shared.request(Request::EVENT)
+                self.shared.request_event(by, ops::rdtsc)
             }
-            Accepted::Event | Accepted::Nmi | Accepted::ExtInt => self.shared.request(Request::EVENT),
+            Accepted::Event | Accepted::Nmi | Accepted::ExtInt => self.shared.request_event(by, ops::rdtsc),
         }
         self.wake_or_interrupt().map(|at| (Ipi::Kick, at))
     }
@@ -219,7 +219,7 @@ impl Vm {
         route(msg, sender.map(index), self, |_, v, accepted| {
             note(sender, v);
             told(v, msg, accepted);
-            v.notify(accepted);
+            v.notify(accepted, by(sender));
         })
     }
 
@@ -238,7 +238,7 @@ impl Vm {
         route_few(msg, sender.map(index), self, otherwise, first, |_, v, accepted| {
             note(sender, v);
             told(v, msg, accepted);
-            if let Some((ipi, at)) = v.tell(accepted) {
+            if let Some((ipi, at)) = v.tell(accepted, by(sender)) {
                 ipis.add(ipi, at);
             }
         })?;
@@ -258,7 +258,7 @@ impl Vm {
         let accepted = v.shared.apic.accept(msg);
         told(v, msg, accepted);
         note(Some(sender), v);
-        v.notify(accepted);
+        v.notify(accepted, waker::IPI);
         accepted != Accepted::None
     }
 
@@ -266,7 +266,7 @@ impl Vm {
     pub fn tell(&self, msg: &InterruptMessage, sender: &VcpuObj) {
         named(msg, Some(index(sender)), self, |_, v| {
             note(Some(sender), v);
-            v.notify(Accepted::Event);
+            v.notify(Accepted::Event, waker::IPI);
         });
     }
 
@@ -300,8 +300,7 @@ impl Vm {
         self.pic_output.store(level, Ordering::SeqCst);
         if level {
             for v in self.each_vcpu().filter(|v| v.shared.apic.accepts_ext_int()) {
-                note(None, v);
-                v.notify(Accepted::ExtInt);
+                v.notify(Accepted::ExtInt, waker::DEVICE);
             }
         }
     }
