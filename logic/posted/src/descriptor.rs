@@ -54,12 +54,27 @@ impl fmt::Debug for Descriptor {
 pub struct Descriptor<M: Memory = Native> {
     pub(crate) pir: [M::Word; 4],
     pub(crate) control: M::Word,
-    pub(crate) reserved: [u64; 3],
+    /// What guests read: see [`Descriptor::show`].
+    pub(crate) flags: [M::Word; 2],
+    pub(crate) reserved: u64,
 }
+
+/// A flag that guests with a window to the descriptor read (`docs/protocols/shared-descriptor.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
+    /// The vCPU may send by itself.
+    Sends,
+    /// Others may post to it by themselves.
+    Found,
+}
+
+/// So often is the control word exchanged: more often than senders of a vCPU make an exchange fail, each of which sets ON once.
+const TRIES: u32 = 8;
 
 const _: () = {
     assert!(size_of::<Descriptor>() == 64 && align_of::<Descriptor>() == ALIGN);
     assert!(offset_of!(Descriptor, control) == CONTROL_OFFSET);
+    assert!(offset_of!(Descriptor, flags) == CONTROL_OFFSET + 8);
 };
 
 fn outstanding(word: u64) -> bool {
@@ -76,7 +91,10 @@ impl<M: Memory> Descriptor<M> {
             word.swap(0, Relaxed);
         }
         self.control.swap(SN, AcqRel);
-        self.reserved = [0; 3];
+        for flag in &self.flags {
+            flag.swap(0, Relaxed);
+        }
+        self.reserved = 0;
     }
 
     // --- anyone ---
@@ -149,7 +167,7 @@ impl<M: Memory> Descriptor<M> {
     /// The thread wants to sleep, from running or out, and stands on the wake-up list of the CPU in `at` already.
     pub fn block(&self, at: Place) -> Block {
         let changed = self.change(|c| (!c.outstanding()).then(|| place(c, at).with_suppress(false)));
-        if changed.is_none() {
+        if changed.is_none_or(|before| before.outstanding()) {
             return Block::Pending;
         }
         M::barrier(Barrier::Block);
@@ -161,7 +179,7 @@ impl<M: Memory> Descriptor<M> {
     pub fn wait(&self, at: Place) -> Block {
         // SN is clear, so that every sender announces: nothing is requested behind the owner's back.
         let changed = self.change(|c| (!c.outstanding() && !c.suppress()).then(|| place(c, at)));
-        if changed.is_none() { Block::Pending } else { Block::Sleep }
+        if changed.is_none_or(|before| before.outstanding()) { Block::Pending } else { Block::Sleep }
     }
 
     /// Takes the requests, bit n of word n / 64 for vector n; merges them into `into`. `false`: nothing was outstanding.
@@ -212,6 +230,13 @@ impl<M: Memory> Descriptor<M> {
         }
     }
 
+    /// What guests read of a flag: `value`, or 0. Written by force, whatever they have made of it.
+    pub fn show(&self, flag: Flag, value: u64) {
+        if let Some(word) = self.flags.get(flag as usize) {
+            word.swap(value, AcqRel);
+        }
+    }
+
     /// Replaces requests: of word `index` those in `mask` become `bits`.
     pub fn replace(&self, index: usize, mask: u64, bits: u64) {
         if let Some(word) = self.pir.get(index) {
@@ -227,15 +252,21 @@ impl<M: Memory> Descriptor<M> {
     }
 
     /// Replaces the control word in one piece; `None` from `f` leaves it. What was there before, if it was replaced.
+    ///
+    /// A guest that shares the word may write it all the time: after some tries it is replaced in any case, with ON, which is what was
+    /// there before for all that the owner knows.
     fn change(&self, f: impl Fn(Control) -> Option<Control>) -> Option<Control> {
         let mut word = self.control.load(Acquire);
-        loop {
+        for _ in 0..TRIES {
             let old = Control::from_bits(word);
             match self.control.exchange(word, f(old)?.into_bits()) {
                 Ok(_) => return Some(old),
                 Err(now) => word = now,
             }
         }
+        let old = Control::from_bits(word);
+        self.control.swap(f(old)?.with_outstanding(true).into_bits(), AcqRel);
+        Some(old.with_outstanding(true))
     }
 }
 

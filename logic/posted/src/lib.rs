@@ -28,6 +28,9 @@
 //!   ([`Descriptor::has_pending`]), and who clears SN looks at the PIR afterwards.
 //! * Between a change of the control word and the look at the PIR stands a full barrier, because hardware senders set
 //!   the PIR bit and then *read* the control word ([`Barrier`]).
+//! * A guest that sees the descriptor sends as software does, but takes NV and NDST from one load behind the exchange that set ON.
+//!   It may also write anything: so nothing here loops until it stops, and NV and NDST are for the CPU and for guests. What the host sends
+//!   itself goes where its own records say.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -42,7 +45,7 @@ mod descriptor;
 mod memory;
 mod pointer;
 
-pub use descriptor::{Block, Descriptor, Place, Posted};
+pub use descriptor::{Block, Descriptor, Flag, Place, Posted};
 pub use memory::{Barrier, Memory, Native, Word};
 pub use pointer::PidPointer;
 

@@ -3,7 +3,7 @@
 //! What must hold at the end of every interleaving: a request that is still in the PIR has its notification on the way to the
 //! place where the owner waits for it. Each rule of the crate's head is taken away once, and loom finds the loss.
 
-use crate::descriptor::{Block, Descriptor, Place, Posted};
+use crate::descriptor::{Block, Descriptor, Flag, Place, Posted};
 use crate::memory::{Barrier, Memory, Word};
 use core::sync::atomic::Ordering;
 use exitless_x86::vmx::posted::Control;
@@ -69,7 +69,8 @@ impl<const W: u8> World<W> {
         let d = Descriptor {
             pir: core::array::from_fn(|_| AtomicU64::new(0)),
             control: AtomicU64::new(2),
-            reserved: [0; 3],
+            flags: core::array::from_fn(|_| AtomicU64::new(0)),
+            reserved: 0,
         };
         Arc::new(Self { d, sent: core::array::from_fn(|_| AtomicBool::new(false)) })
     }
@@ -116,6 +117,21 @@ impl<const W: u8> World<W> {
         }
     }
 
+    /// A guest with a window to the descriptor (`docs/protocols/shared-descriptor.md`): locked instructions, and one load.
+    fn guest(&self, vector: u8) {
+        let d = &self.d;
+        if d.pir[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::SeqCst) & 1 << (vector % 64)
+            != 0
+            || d.control.fetch_or(1, Ordering::SeqCst) & 1 != 0
+        {
+            return;
+        }
+        let c = Control::from_bits(d.control.load(Ordering::Relaxed));
+        if !c.suppress() {
+            self.send(Posted::Notify(Place { vector: c.vector(), destination: c.destination() }));
+        }
+    }
+
     fn requested(&self) -> bool {
         self.d.pir.iter().any(|w| w.load(Ordering::Acquire) != 0)
     }
@@ -135,20 +151,25 @@ impl<const W: u8> World<W> {
 enum Senders {
     Software,
     Hardware,
+    /// A sibling with a window to the descriptor.
+    Guest,
     /// Two of them, with two vectors.
     Both,
     /// Two of them with the same vector.
     Same,
+    /// A sibling, and the host, with the same vector.
+    Beside,
 }
 
-const ALL: [Senders; 4] = [Senders::Software, Senders::Hardware, Senders::Both, Senders::Same];
+const ALL: [Senders; 6] =
+    [Senders::Software, Senders::Hardware, Senders::Guest, Senders::Both, Senders::Same, Senders::Beside];
 
 impl Senders {
     /// Three threads with three switches take minutes.
     fn switches(self) -> usize {
         match self {
-            Self::Software | Self::Hardware => 4,
-            Self::Both | Self::Same => 2,
+            Self::Software | Self::Hardware | Self::Guest => 4,
+            Self::Both | Self::Same | Self::Beside => 2,
         }
     }
 
@@ -157,6 +178,10 @@ impl Senders {
         match self {
             Self::Software => std::vec![thread::spawn(move || a.software(VECTOR))],
             Self::Hardware => std::vec![thread::spawn(move || a.hardware(VECTOR))],
+            Self::Guest => std::vec![thread::spawn(move || a.guest(VECTOR))],
+            Self::Beside => {
+                std::vec![thread::spawn(move || a.guest(VECTOR)), thread::spawn(move || b.software(VECTOR))]
+            }
             Self::Both => {
                 std::vec![thread::spawn(move || a.software(VECTOR)), thread::spawn(move || b.hardware(OTHER))]
             }
@@ -463,6 +488,113 @@ fn vector_is_of_the_same_read() {
 #[test]
 fn one_read_of_both_suffices() {
     split(|_, now| Place { vector: now.vector(), destination: now.destination() });
+}
+
+/// A sibling that reads the place before it sets ON (`docs/protocols/shared-descriptor.md`: "once, now").
+#[test]
+#[should_panic(expected = "lost interrupt")]
+fn a_guest_looks_at_the_place_behind_on() {
+    explore(3, || {
+        let world = World::<0>::running();
+        let w = world.clone();
+        let sender = thread::spawn(move || {
+            w.d.pir[1].fetch_or(2, Ordering::SeqCst);
+            let early = Control::from_bits(w.d.control.load(Ordering::SeqCst));
+            if w.d.control.fetch_or(1, Ordering::SeqCst) & 1 == 0 && !early.suppress() {
+                w.send(Posted::Notify(Place { vector: early.vector(), destination: early.destination() }));
+            }
+        });
+        let outcome = blocks(&world);
+        sender.join().unwrap();
+        asleep(&world, outcome);
+    });
+}
+
+/// A guest that writes what it likes into the descriptor while the owner moves, sleeps and comes back. The owner never waits for it; once it
+/// has stopped, and the owner was out and in again, the descriptor is as good as any.
+#[test]
+fn who_scribbles_is_waited_for_by_nobody() {
+    for garbage in [0, !0, 1, 2, 0x00f2_0000 | 7 << 32] {
+        explore(3, move || {
+            let world = World::<0>::running();
+            let w = world.clone();
+            let scribbler = thread::spawn(move || {
+                w.d.control.swap(garbage, Ordering::Relaxed);
+                w.d.pir[1].swap(garbage, Ordering::Relaxed);
+                w.d.control.swap(!garbage, Ordering::Relaxed);
+            });
+            let _ = world.d.wait(LIST0);
+            let _ = world.d.load(CPU1);
+            let _ = world.d.take(&mut [0; 4]);
+            scribbler.join().unwrap();
+            world.d.put();
+            let _ = world.d.load(CPU1);
+            world.d.drain(&mut [0; 4]);
+            assert!(!world.d.has_pending());
+            assert_eq!(world.d.post(VECTOR), Posted::Notify(CPU1));
+        });
+    }
+}
+
+/// Memory whose exchanges all fail: somebody writes between each look and each exchange.
+struct Restless;
+/// See [`Restless`].
+struct Written(core::sync::atomic::AtomicU64);
+
+impl Memory for Restless {
+    type Word = Written;
+    fn barrier(_: Barrier) {}
+}
+
+impl Word for Written {
+    fn load(&self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        self.0.fetch_or(bits, order)
+    }
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        self.0.fetch_and(bits, order)
+    }
+    fn swap(&self, new: u64, order: Ordering) -> u64 {
+        self.0.swap(new, order)
+    }
+    fn exchange(&self, _: u64, _: u64) -> Result<u64, u64> {
+        Err(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// The owner's steps end, with preemption off as they are called, and it looks at the requests rather than sleep.
+#[test]
+fn the_owner_gets_through_whoever_writes() {
+    let word = || Written(core::sync::atomic::AtomicU64::new(0));
+    let d = Descriptor::<Restless> {
+        pir: core::array::from_fn(|_| word()),
+        control: word(),
+        flags: core::array::from_fn(|_| word()),
+        reserved: 0,
+    };
+    assert!(d.load(CPU1), "pending, for all that it knows");
+    assert_eq!(Control::from_bits(d.control.load(Ordering::Relaxed)).destination(), 1);
+    assert!(d.take(&mut [0; 4]));
+    assert_eq!(d.wait(LIST0), Block::Pending);
+    assert!(d.take(&mut [0; 4]));
+    assert_eq!(d.block(LIST0), Block::Pending);
+}
+
+/// Guests read flags there; nothing else moves with them.
+#[test]
+fn flags_are_shown() {
+    let mut d = native();
+    d.show(Flag::Found, 7);
+    let read = |d: &Descriptor| [0, 1].map(|i: usize| d.flags[i].load(Ordering::Relaxed));
+    assert_eq!(read(&d), [0, 7]);
+    d.show(Flag::Sends, 7);
+    d.show(Flag::Found, 0);
+    assert_eq!(read(&d), [7, 0]);
+    d.init();
+    assert_eq!(read(&d), [0, 0]);
+    assert!(!d.has_pending());
 }
 
 /// Taking before clearing ON: a post in between sends nothing and ON is gone.
