@@ -258,6 +258,16 @@ bool ex_vmx_wants_ipiv(void)
 	return ex_ipiv;
 }
 
+/* modprobe exitless raw_ipi=1: the administrator's half of the consent; docs/security.md says to what. */
+static bool ex_raw_ipi;
+module_param_named(raw_ipi, ex_raw_ipi, bool, 0444);
+MODULE_PARM_DESC(raw_ipi, "Allow Intel guests whose VM's owner switches pvipi_raw on to write the CPUs' interrupt command registers: they can disturb the whole host (default: off)");
+
+bool ex_vmx_allows_raw_ipi(void)
+{
+	return ex_raw_ipi;
+}
+
 bool ex_vmx_wants_pml(void)
 {
 	return ex_pml;

@@ -191,6 +191,8 @@ pub enum ApicKind {
     X2ApicOff = 3,
     /// As [`Self::X2Apic`], and the CPU sends IPIs: writes of the ICR exit only where it cannot (AVIC, IPI virtualization).
     X2ApicIpis = 4,
+    /// As [`Self::X2Apic`], and the ICR is the CPU's own: see [`crate::apic::raw`].
+    X2ApicRaw = 5,
 }
 
 /// The vectors that virtual-interrupt delivery compares (SDM vol. 3C, 25.4.2); 0: none.

@@ -168,6 +168,10 @@ pub trait Host {
     fn apic_id(&self) -> u32;
     /// From now on hardware senders find this vCPU's APIC, or not any more.
     fn found_by_hardware(&self, found: bool);
+    /// The guest finds the window to its descriptors.
+    fn open_window(&self);
+    /// All vCPUs of the VM look at what was posted to them.
+    fn all_look(&self);
     /// They find every APIC of the VM, and what they send is not lost (atomic).
     fn hardware_sends(&self) -> bool;
     /// Hardware has made this vCPU's IPI pending everywhere: tells those that it names.

@@ -1,6 +1,6 @@
 //! Reading and writing any MSR: one line per kind.
 
-use crate::apic::{choose, vapic, work};
+use crate::apic::{choose, raw, vapic, work};
 use crate::backend::{ApicKind, Backend, Opened, SysReg};
 use crate::clock::tsc::{Rate, Scaling};
 use crate::host::Host;
@@ -89,6 +89,7 @@ impl<B: Backend> Vcpu<B> {
             K::PvAsyncPfInt => Ok(self.pv.async_pf_int),
             K::PvAsyncPfAck => Ok(0),
             K::LazyDeadline => Ok(self.pv.lazy_deadline),
+            K::Descriptor | K::Sequence | K::SequenceParts => Ok(self.pv.raw.read(kind)),
             K::Const(v) => Ok(v),
             _ => Err(Invalid),
         }
@@ -175,6 +176,9 @@ impl<B: Backend> Vcpu<B> {
             K::PvAsyncPfInt => return pv::async_pf::set_vector(self, sh, host, value),
             K::PvAsyncPfAck => pv::async_pf::acknowledge(self, sh, host, value, origin),
             K::LazyDeadline => return timer::lazy::set(self, sh, host, value),
+            K::Descriptor => return raw::set(self, host, value),
+            K::Sequence | K::SequenceParts => return raw::set_sequence(self, kind, value),
+            K::ExitlessIcr if raw::has_icr(self) => return self.write_x2apic(sh, host, X2APIC_ICR, value),
             K::Const(_) => {}
             _ => return Err(Invalid),
         }
@@ -287,7 +291,7 @@ impl<B: Backend> Vcpu<B> {
     ) -> Result<(), Invalid> {
         vapic::take_back(self, sh);
         // It may be disabled, and lose what is pending. Before the next slice it is looked at again.
-        choose::retire(self, host);
+        choose::retire(self, sh, host);
         let from_host = origin == Origin::Host;
         let caps = if from_host { host_caps } else { self.cpuid.caps() };
         let base = BaseCaps { x2apic: caps.x2apic, maxphyaddr: caps.maxphyaddr() };
@@ -306,6 +310,9 @@ impl<B: Backend> Vcpu<B> {
         // Sending needs nothing that hardware changes, where it does not send itself.
         if msr != X2APIC_ICR || self.vapic.kind == ApicKind::X2ApicIpis {
             vapic::take_back(self, sh);
+        }
+        if msr == X2APIC_ICR {
+            raw::again(self, sh, host);
         }
         let now = timer::now(self, host.now());
         let asked = self.lapic.msr_write(&sh.apic, msr, value, &now).map_err(|_| Invalid)?;

@@ -92,7 +92,7 @@ pub fn apic_state<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuS
     crate::apic::vapic::take_back(v, sh);
     let startup = sh.apic.take_startup();
     if startup.init {
-        crate::apic::choose::retire(v, host);
+        crate::apic::choose::retire(v, sh, host);
         v.reset(sh, host, true);
         v.set_mp(sh, if v.bsp { mp::RUNNABLE } else { mp::INIT_RECEIVED });
     }

@@ -54,6 +54,7 @@ impl<B: Backend> Vcpu<B> {
         self.nmi_pending = 0;
         let _ = sh.apic.take_nmis();
         crate::timer::lazy::forget(self, sh, host);
+        crate::apic::raw::forget(self, sh);
         // Whoever runs after INIT has not told us about its memory.
         self.pv = Pv::default();
         sh.steal.set(None);

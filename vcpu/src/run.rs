@@ -1,6 +1,6 @@
 //! The loop around one vCPU: requests, events, one slice of guest running, the exit; until user space is needed.
 
-use crate::apic::{avic, choose, eoi, vapic};
+use crate::apic::{avic, choose, eoi, raw, vapic};
 use crate::backend::{Backend, Exit};
 use crate::debug;
 use crate::entry;
@@ -29,6 +29,7 @@ pub fn run<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, 
     timer::leave(v, sh, host);
     eoi::withdraw(v, host);
     timer::lazy::depart(v, sh, host);
+    raw::depart(v, sh, host);
     vapic::take_back(v, sh);
     clock(v, host, Spent::Kernel);
     exit
@@ -79,6 +80,7 @@ fn until_exit<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         }
         choose::choose(v, sh, host);
         mechanisms::choose(v, sh, host);
+        raw::follow(v, sh, host);
         timer::follow(v, sh, host);
         timer::lazy::settle(v, sh, host);
         if v.event_dirty {

@@ -55,7 +55,8 @@ pub struct Choice {
     /// What the CPUs have besides, as scenarios name it (`ipiv`); the figures are printed only.
     #[arg(long, value_parser = Extra::named)]
     pub cpu: Vec<Extra>,
-    /// Exitless with this mechanism on, which guests of stock KVM do not have: `timer-passthrough`.
+    /// Exitless with this mechanism on, which guests of stock KVM do not have: `timer-passthrough`, `pvipi-raw` (the
+    /// host is in x2APIC mode then).
     #[arg(long, value_parser = MECHANISMS.map(|(name, _)| name), conflicts_with = "module_args")]
     pub mechanism: Option<String>,
     /// More words for the emulated host's kernel command line (`mitigations=auto`); the figures are printed only.
@@ -92,7 +93,13 @@ impl Choice {
 }
 
 /// What records name, and how Exitless is loaded for it.
-const MECHANISMS: [(&str, &str); 1] = [("timer-passthrough", "mechanisms=+timer_passthrough,+host_tsc")];
+const MECHANISMS: [(&str, &str); 2] = [
+    ("timer-passthrough", "mechanisms=+timer_passthrough,+host_tsc"),
+    (RAW, "raw_ipi=1 mechanisms=+pvipi_raw"),
+];
+
+/// The host must be in x2APIC mode.
+const RAW: &str = "pvipi-raw";
 
 /// A module with parameters.
 #[derive(Debug, Clone)]
@@ -239,6 +246,7 @@ fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Ve
         ko: choice.ko.clone(),
         append: choice.append.clone(),
         cpu: choice.cpu.clone(),
+        x2apic: choice.mechanism.as_deref() == Some(RAW),
         ..Options::default()
     };
     let kernel = deps::kernel(options.kernel)?;

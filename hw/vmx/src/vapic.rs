@@ -44,7 +44,9 @@ fn controls(kind: ApicKind) -> u32 {
         // The page may be mapped for other vCPUs: an access to it must exit.
         ApicKind::Software => secondary::VIRTUALIZE_APIC_ACCESSES,
         ApicKind::XApic => BOTH | secondary::VIRTUALIZE_APIC_ACCESSES,
-        ApicKind::X2Apic | ApicKind::X2ApicOff | ApicKind::X2ApicIpis => BOTH | secondary::VIRTUALIZE_X2APIC,
+        ApicKind::X2Apic | ApicKind::X2ApicOff | ApicKind::X2ApicIpis | ApicKind::X2ApicRaw => {
+            BOTH | secondary::VIRTUALIZE_X2APIC
+        }
     }
 }
 
@@ -119,6 +121,8 @@ impl<M: Machine> Vmx<M> {
                 self.pages.msr_bitmaps.get(self.opened.index()).copied().unwrap_or_default();
             let bitmaps = match kind {
                 ApicKind::XApic if self.lends => lent,
+                ApicKind::X2ApicRaw if self.lends => ipis_lent,
+                ApicKind::X2ApicRaw => ipis,
                 ApicKind::X2ApicIpis if self.sends_ipis() && self.lends => ipis_lent,
                 // A write that exits while it is lent would be one of software's alone.
                 ApicKind::X2Apic | ApicKind::X2ApicIpis if self.lends => x2apic_lent,

@@ -208,6 +208,9 @@ pub mod op {
     pub const SLOW_PAGES: u64 = 58;
     /// a0 = pool offset: a page of zeroes comes.
     pub const PAGE_COMES: u64 = 59;
+    /// a0 = linear address, a1 = nonzero: the calling vCPU comes to user space in front of the instruction there, once, and the guest moves
+    /// to a new VM meanwhile if asked to.
+    pub const STOP_AT: u64 = 70;
     /// a0 = GSI, a1 = id: an irqfd on an eventfd that is there.
     pub const IRQFD_OF: u64 = 55;
 }

@@ -38,6 +38,7 @@ mod t_move;
 mod t_msr;
 mod t_pio;
 mod t_pv;
+mod t_raw;
 mod t_smp;
 mod t_soak;
 mod t_spec;

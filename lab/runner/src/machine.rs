@@ -30,6 +30,8 @@ pub struct Vcpu {
     pub(crate) nmis: AtomicU32,
     /// Vector to inject when an interrupt window opens (only without in-kernel chips), or 0.
     pub(crate) window: AtomicU32,
+    /// The guest moves where the vCPU stops for `STOP_AT`.
+    pub(crate) moves_there: AtomicBool,
 }
 
 impl Vcpu {
@@ -177,6 +179,7 @@ impl Machine {
                 expect: AtomicU32::new(0),
                 nmis: AtomicU32::new(0),
                 window: AtomicU32::new(0),
+                moves_there: AtomicBool::new(false),
             }));
         }
         Ok(Arc::new(Machine {
@@ -421,6 +424,7 @@ impl Machine {
             match reason {
                 KVM_EXIT_IO => self.io(v, run),
                 KVM_EXIT_MMIO => self.mmio(run),
+                KVM_EXIT_DEBUG => self.stopped_at(v),
                 KVM_EXIT_IRQ_WINDOW_OPEN => self.window(v),
                 KVM_EXIT_HLT if !self.has_irqchip() => {
                     self.window(v);
@@ -431,6 +435,19 @@ impl Machine {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 _ => self.unexpected(v, run),
+            }
+        }
+    }
+
+    /// In front of the instruction that the guest named.
+    fn stopped_at(self: &Arc<Machine>, v: &Vcpu) {
+        if let Err(e) = v.fd.set(nr::SET_GUEST_DEBUG, &kvm_guest_debug::default()) {
+            return self.end(Outcome::Failed(format!("KVM_SET_GUEST_DEBUG: {e}")));
+        }
+        if v.moves_there.swap(false, Ordering::SeqCst) {
+            crate::moves::start_now(self);
+            while !self.stops.load(Ordering::SeqCst) && !self.is_over() {
+                std::thread::yield_now();
             }
         }
     }

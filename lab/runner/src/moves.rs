@@ -183,22 +183,39 @@ pub(crate) fn start(m: &Arc<Machine>, times: u64) {
     let m = m.clone();
     std::thread::spawn(move || {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        let exitless = std::path::Path::new("/sys/module/exitless").exists();
         for n in 0..times {
             std::thread::sleep(Duration::from_micros(random.next() >> 32 & 0xfff));
-            let orders: Vec<_> = ORDERS.iter().filter(|order| exitless || order.stock).collect();
-            let order = orders[random.next() as usize % orders.len()];
-            if !m.stop() {
+            if !stop_and_move(&m, n, &mut random) {
                 return;
             }
-            let moved = once(&m, order, exitless.then(|| on(n, &mut random)));
-            m.moves.fetch_add(1, Ordering::SeqCst);
-            if let Err(why) = moved {
-                m.end(Outcome::Failed(format!("move {n}: {why}")));
-            }
-            m.go_on();
         }
     });
+}
+
+/// Starts a thread that moves the VM once.
+pub(crate) fn start_now(m: &Arc<Machine>) {
+    let m = m.clone();
+    std::thread::spawn(move || {
+        let n = m.moves.load(Ordering::SeqCst);
+        stop_and_move(&m, n, &mut Random(0x9e37_79b9_7f4a_7c15 ^ n << 32));
+    });
+}
+
+/// Move number `n`; false: the test is over.
+fn stop_and_move(m: &Machine, n: u64, random: &mut Random) -> bool {
+    let exitless = std::path::Path::new("/sys/module/exitless").exists();
+    let orders: Vec<_> = ORDERS.iter().filter(|order| exitless || order.stock).collect();
+    let order = orders[random.next() as usize % orders.len()];
+    if !m.stop() {
+        return false;
+    }
+    let moved = once(m, order, exitless.then(|| on(n, random)));
+    m.moves.fetch_add(1, Ordering::SeqCst);
+    if let Err(why) = moved {
+        m.end(Outcome::Failed(format!("move {n}: {why}")));
+    }
+    m.go_on();
+    true
 }
 
 /// All mechanisms and none in turn, and any of them.

@@ -101,6 +101,7 @@ fn service(m: &Arc<Machine>, v: &Arc<Vcpu>, op: u64, a: [u64; 6]) -> Answer {
             moves::start(m, a[0]);
             Ok(0)
         }
+        op::STOP_AT => stop_at(v, a[0], a[1] != 0),
         op::MOVES => Ok(m.moves.load(Ordering::SeqCst) as i64),
         op::USER_EXITS => Ok(lock(&m.exit_counts).get(&(a[0] as u32)).copied().unwrap_or(0) as i64),
         op::AFTER => after(m, v, a),
@@ -461,4 +462,16 @@ fn state_round_trip(v: &Vcpu) -> Answer {
     f.set(nr::SET_MP_STATE, &mp)?;
     f.set(nr::SET_DEBUGREGS, &debug)?;
     Ok(0)
+}
+
+/// DR7: the first breakpoint, at execution; bit 10 is always set.
+const FIRST_BREAKPOINT: u64 = 0x402;
+
+/// The next KVM_EXIT_DEBUG is the one asked for: see `Machine::stopped_at`.
+fn stop_at(v: &Vcpu, at: u64, moves: bool) -> Answer {
+    v.moves_there.store(moves, Ordering::SeqCst);
+    let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+    let mut debug = kvm_guest_debug { control, ..Default::default() };
+    (debug.arch.debugreg[0], debug.arch.debugreg[7]) = (at, FIRST_BREAKPOINT);
+    v.fd.set(nr::SET_GUEST_DEBUG, &debug).map(i64::from)
 }

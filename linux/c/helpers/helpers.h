@@ -248,6 +248,7 @@ bool ex_workers_bring(void *workers, u64 hva, bool write, u32 place);
 /* ../vmx.c */
 bool ex_vmx_wants_apicv(void);
 bool ex_vmx_wants_ipiv(void);
+bool ex_vmx_allows_raw_ipi(void);
 bool ex_vmx_fred(void);
 bool ex_vmx_wants_timer(void);
 bool ex_vmx_wants_pml(void);

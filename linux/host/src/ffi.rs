@@ -263,6 +263,7 @@ unsafe extern "C" {
     pub(crate) fn ex_workers_bring(workers: *mut c_void, hva: u64, write: bool, place: u32) -> bool;
     pub(crate) fn ex_vmx_wants_apicv() -> bool;
     pub(crate) fn ex_vmx_wants_ipiv() -> bool;
+    pub(crate) fn ex_vmx_allows_raw_ipi() -> bool;
     pub(crate) fn ex_vmx_fred() -> bool;
     pub(crate) fn ex_vmx_wants_timer() -> bool;
     pub(crate) fn ex_vmx_wants_pml() -> bool;

@@ -26,6 +26,12 @@ pub fn wants_ipiv() -> bool {
     unsafe { ffi::ex_vmx_wants_ipiv() }
 }
 
+/// The module's parameter `raw_ipi`.
+pub fn allows_raw_ipi() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { ffi::ex_vmx_allows_raw_ipi() }
+}
+
 /// The kernel takes its events by FRED, where interrupts and NMIs that an exit took cannot be handed over through gates.
 pub fn fred() -> bool {
     // SAFETY: reads a feature bit.

@@ -46,4 +46,9 @@ reasons! {
     HostTimer = 19, "the host's tick is not from the local APIC's TSC-deadline timer with high resolution, or CPUs stop that timer in deep C-states (no ARAT): see the kernel's command line";
     NoIpiv = 20, "IPI virtualization was not asked for when the module was loaded (parameter ipiv), or the CPU has none: the kernel's log says which";
     ApartTsc = 21, "the guest's TSC is not the host's: it has another rate, or an offset that the guest does not add itself (its kernel module exitless-guest.ko does; or mechanism host_tsc, before the vCPUs are made)";
+    NotAllowed = 22, "nobody allowed it when the module was loaded (parameter raw_ipi): guests that have it reach every CPU of the host (docs/security.md)";
+    HostXApic = 23, "the host's APICs are in xAPIC mode: kernels use x2APIC mode with interrupt remapping, or under a hypervisor";
+    HardwarePosts = 24, "hardware posts to this VM's vCPUs (IPI virtualization): what it reads there guests must not write";
+    NoWindow = 25, "the vCPU's id is not below 1024, or the CPU has no posted interrupts (APICv), or the VMM has memory at 0xfee10000";
+    NotRaw = 26, "the guest has not asked for it, or user space has set registers since, or the vCPU was in user space and has not sent anything since";
 }

@@ -123,6 +123,9 @@ rows! {
         "Intel's IPI virtualization sends IPIs of guests in x2APIC mode without exits; untested on hardware";
     AsyncPf: "async_pf", Vcpu, true, Owner, [NoIrqchip], 0,
         "a guest does something else, or halts, while the host brings a page that takes time (swap, userfaultfd)";
+    PvIpiRaw: "pvipi_raw", Vcpu, false, Owner,
+        [NoIrqchip, NotAllowed, HostXApic, HardwarePosts, NoWindow, NoDelivery, NoX2Apic, NotRaw], 0,
+        "the guest sends IPIs by itself, without an exit, and could send any to any CPU of the host (Intel)";
 }
 
 impl Mechanism {

@@ -96,7 +96,9 @@ struct Directory {
 #[repr(C, align(64))]
 pub struct Shared {
     // One cache line: what a sender of interrupts writes. Where the CPU has posted interrupts, it takes them from here.
-    posted: Descriptor,
+    own: Descriptor,
+    // Where it is instead, if it is to be shown to guests. Set before anybody knows of the APIC, as the pages.
+    elsewhere: Option<&'static Descriptor>,
     // Set before anybody knows of the APIC.
     page: Option<&'static ApicPage>,
     // As `page`, where the IRR is there too.
@@ -123,6 +125,16 @@ impl Shared {
         self.page = Some(page);
     }
 
+    /// The descriptor is this one from now on, in memory that guests may be shown. Nothing was posted yet.
+    pub fn use_descriptor(&mut self, descriptor: &'static Descriptor) {
+        self.elsewhere = Some(descriptor);
+    }
+
+    /// Guests may be shown the descriptor.
+    pub fn can_be_shown(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
     /// As [`Shared::use_page`], and the IRR's home is the page too: CPUs that send interrupts themselves know no other place (AVIC).
     /// The descriptor announces, no more.
     pub fn use_page_for_irr(&mut self, page: &'static ApicPage) {
@@ -137,7 +149,7 @@ impl Shared {
 
     /// Word `index` (0..4) of the IRR, 64 vectors to a word; 0 beyond.
     fn requested(&self, index: usize) -> u64 {
-        let Some(page) = self.irr else { return self.posted.requested(index) };
+        let Some(page) = self.irr else { return self.posted().requested(index) };
         let half = |i: usize| {
             let word = page.register(reg::IRR + (2 * index + i) as u32 * 16);
             word.map_or(0, |w| u64::from(w.load(Ordering::Acquire)))
@@ -164,7 +176,7 @@ impl Shared {
         let (index, bit) = place(vector);
         match self.irr(index) {
             Some(irr) => irr.fetch_or(bit, Ordering::AcqRel) & bit == 0,
-            None => self.posted.request(vector),
+            None => self.posted().request(vector),
         }
     }
 
@@ -196,7 +208,7 @@ impl Shared {
         let (index, bit) = place(vector);
         match self.irr(index) {
             Some(irr) => irr.fetch_and(!bit, Ordering::AcqRel) & bit != 0,
-            None => self.posted.withdraw(vector),
+            None => self.posted().withdraw(vector),
         }
     }
 
@@ -206,8 +218,9 @@ impl Shared {
     }
 
     /// The IRR as the posted-interrupt descriptor that it is, unless [`Shared::use_page_for_irr`] moved it.
+    #[inline]
     pub fn posted(&self) -> &Descriptor {
-        &self.posted
+        self.elsewhere.unwrap_or(&self.own)
     }
 
     /// Highest pending vector, whatever the PPR.
@@ -238,7 +251,7 @@ impl Shared {
             let shift = 32 * (index % 2);
             match self.irr(index) {
                 Some(word) => word.store(irr, Ordering::Release),
-                None => self.posted.replace(index / 2, 0xffff_ffff << shift, u64::from(irr) << shift),
+                None => self.posted().replace(index / 2, 0xffff_ffff << shift, u64::from(irr) << shift),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What entries do with the APIC: hardware's or software's.
 
-use super::{avic, eoi, ipiv, vapic};
+use super::{avic, eoi, ipiv, raw, vapic};
 use crate::backend::ApicKind;
 use crate::backend::Backend;
 use crate::host::Host;
@@ -15,10 +15,12 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return;
     }
     ipiv::admit(v, host);
+    raw::admit(v, sh, host);
     let kind = if v.vapic.keeps_irr() { avic::kind(v, sh, host) } else { kind(v, host) };
     if kind == v.vapic.kind {
         return;
     }
+    raw::end(v, sh, host);
     vapic::take_back(v, sh);
     eoi::withdraw(v, host);
     v.vapic.kind = kind;
@@ -31,9 +33,10 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
 }
 
 /// Before the APIC forgets what is pending: hardware senders do not find it any more.
-pub fn retire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
+pub fn retire<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     avic::retire(v, host);
     ipiv::retire(v);
+    raw::retire(v, sh);
 }
 
 /// On CPUs that take what is posted.

@@ -17,7 +17,12 @@ const ICR_HIGH: u32 = reg::ICR + 4;
 /// What the coming slice does with an APIC that is on in x2APIC mode.
 pub(super) fn kind<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> ApicKind {
     let wanted = v.b.posts_ipis() && host.wanted().has(IpiVirtualization);
-    if wanted { ApicKind::X2ApicIpis } else { ApicKind::X2Apic }
+    match v.vapic.kind {
+        _ if wanted => ApicKind::X2ApicIpis,
+        // Whether it stays that is looked at afterwards.
+        ApicKind::X2ApicRaw => ApicKind::X2ApicRaw,
+        _ => ApicKind::X2Apic,
+    }
 }
 
 /// Before each slice: whether senders find this APIC.

@@ -5,5 +5,6 @@ pub mod choose;
 pub mod eoi;
 pub mod ipiv;
 pub mod page;
+pub mod raw;
 pub mod vapic;
 pub mod work;

@@ -5,6 +5,7 @@ pub mod debug;
 mod events;
 pub mod msrs;
 pub mod pv;
+pub mod raw;
 pub mod stores;
 pub mod vapic;
 

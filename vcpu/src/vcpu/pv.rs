@@ -29,6 +29,8 @@ pub struct Pv {
     pub lazy_deadline: u64,
     /// What is attended of it.
     pub lazy: exitless_lazy::Host,
+    /// What it wants of the window to descriptors.
+    pub raw: super::raw::Raw,
     /// Run delay already accounted, ns.
     pub last_delay: u64,
 }

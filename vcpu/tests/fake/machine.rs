@@ -9,7 +9,7 @@ use exitless_avic::Entry;
 use exitless_kvm_abi::kvm_cpuid_entry2;
 use exitless_policy::cpuid::{CpuidIndex, GuestCpuid};
 use exitless_policy::{GuestCaps, Origin};
-use exitless_posted::PidPointer;
+use exitless_posted::{Descriptor, PidPointer};
 use exitless_vcpu::backend::{ApicPage, Backend, Event};
 use exitless_vcpu::journal::Access;
 use exitless_vcpu::shared::mp;
@@ -74,6 +74,7 @@ impl Machine {
             sh.apic.use_page_for_irr(page);
         } else {
             sh.apic.use_page(page);
+            sh.apic.use_descriptor(Box::leak(Box::new(Descriptor::zeroed())));
         }
         let sh = Rc::new(sh);
         let w = World::new(sh.clone());

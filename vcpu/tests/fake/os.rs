@@ -88,6 +88,7 @@ impl<C> Host for Os<C> {
         Facts::default()
             .with(Reason::IdleExits, !self.w.idles_in_guest.get())
             .with(Reason::NoHousekeeping, !self.w.housekeeping.get())
+            .with(Reason::NotAllowed, !self.w.raw_allowed.get())
             .with(Reason::HostTimer, self.w.tick.period.get() == 0)
     }
 
@@ -296,6 +297,10 @@ impl<C> Host for Os<C> {
     fn found_by_hardware(&self, found: bool) {
         self.w.may_sleep("found_by_hardware");
         assert_ne!(self.w.found.replace(found), found, "told twice");
+    }
+    fn open_window(&self) {}
+    fn all_look(&self) {
+        self.w.looks.set(self.w.looks.get() + 1);
     }
     fn hardware_sends(&self) -> bool {
         self.w.found.get() && !self.w.unfound.get()

@@ -270,17 +270,21 @@ impl Cpu {
                 self.plain(len);
                 self.ipiv_icr(given(Gpr::Rdx) << 32 | u64::from(rax))
             }
-            (ApicKind::X2Apic | ApicKind::X2ApicIpis, Exit::Wrmsr) if msr == SELF_IPI => {
-                self.virtual_write(len, msr, rax)
-            }
-            (ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicOff, Exit::Wrmsr)
-                if [reg::TPR, reg::EOI].contains(&msr) =>
+            // To the host's CPUs: nobody here sees it.
+            (ApicKind::X2ApicRaw, Exit::Wrmsr) if msr == reg::ICR => self.plain(len),
+            (ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicRaw, Exit::Wrmsr)
+                if msr == SELF_IPI =>
             {
                 self.virtual_write(len, msr, rax)
             }
-            (ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicOff, Exit::Rdmsr)
-                if (reg::ID..TMCCT).contains(&msr) && ![reg::ICR, reg::EOI].contains(&msr) =>
-            {
+            (
+                ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicOff | ApicKind::X2ApicRaw,
+                Exit::Wrmsr,
+            ) if [reg::TPR, reg::EOI].contains(&msr) => self.virtual_write(len, msr, rax),
+            (
+                ApicKind::X2Apic | ApicKind::X2ApicIpis | ApicKind::X2ApicOff | ApicKind::X2ApicRaw,
+                Exit::Rdmsr,
+            ) if (reg::ID..TMCCT).contains(&msr) && ![reg::ICR, reg::EOI].contains(&msr) => {
                 self.virtual_read(len, msr)
             }
             _ => Some(self.exit(insn)),

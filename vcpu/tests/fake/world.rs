@@ -224,6 +224,10 @@ pub(crate) struct World {
     pub(crate) entry: Cell<Option<&'static AtomicU64>>,
     /// With IPI virtualization: the entry in the PID-pointer table.
     pub(crate) pid: Cell<Option<&'static AtomicU64>>,
+    /// The administrator lets guests send by themselves.
+    pub(crate) raw_allowed: Cell<bool>,
+    /// How often all vCPUs were told to look at what was posted.
+    pub(crate) looks: Cell<u32>,
     /// Another vCPU's APIC is not found by hardware.
     pub(crate) unfound: Cell<bool>,
     /// Ours is.
@@ -457,6 +461,8 @@ impl World {
             level: Cell::new(false),
             entry: Cell::default(),
             pid: Cell::default(),
+            raw_allowed: Cell::default(),
+            looks: Cell::default(),
             unfound: Cell::default(),
             found: Cell::default(),
             edge_eois: Cell::default(),

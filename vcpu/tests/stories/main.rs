@@ -16,6 +16,7 @@ mod life;
 mod mechanisms;
 mod passthrough;
 mod pv;
+mod raw;
 mod registers;
 mod rewritten;
 mod tasks;

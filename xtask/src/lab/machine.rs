@@ -76,6 +76,8 @@ pub enum Extra {
     SpecCtrl,
     /// IPI virtualization (the VMX machine only).
     Ipiv,
+    /// The host's kernel uses x2APIC mode (the VMX machine only): it then sees a hypervisor in CPUID, too.
+    X2Apic,
 }
 
 impl Extra {
@@ -85,7 +87,8 @@ impl Extra {
             "pku" => Ok(Extra::Pku),
             "spec-ctrl" => Ok(Extra::SpecCtrl),
             "ipiv" => Ok(Extra::Ipiv),
-            other => bail!("no CPU can have `{other}` besides: pku, spec-ctrl, ipiv"),
+            "x2apic" => Ok(Extra::X2Apic),
+            other => bail!("no CPU can have `{other}` besides: pku, spec-ctrl, ipiv, x2apic"),
         }
     }
 }
@@ -182,6 +185,7 @@ impl Machine {
             Extra::Pku => Ok(",pku=on"),
             Extra::SpecCtrl => bail!("QEMU's translator has no SPEC_CTRL"),
             Extra::Ipiv => bail!("IPI virtualization is Intel's"),
+            Extra::X2Apic => bail!("scenarios on this machine have no use for an x2APIC"),
         };
         self.cpu.iter().map(word).collect()
     }

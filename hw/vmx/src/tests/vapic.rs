@@ -75,6 +75,7 @@ fn ipi_virtualization() {
     for (kind, control, bitmap) in [
         (ApicKind::X2Apic, 0, 0x10_1000),
         (ApicKind::X2ApicIpis, tertiary::IPI_VIRTUALIZATION, 0x10_5000),
+        (ApicKind::X2ApicRaw, 0, 0x10_5000),
         (ApicKind::X2ApicOff, 0, 0x10_2000),
         (ApicKind::XApic, 0, 0x10_0000),
         (ApicKind::Software, 0, 0x10_0000),

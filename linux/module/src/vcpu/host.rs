@@ -292,6 +292,12 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     fn found_by_hardware(&self, found: bool) {
         self.vm.found_by_hardware(self.me, found);
     }
+    fn open_window(&self) {
+        self.vm.window.open();
+    }
+    fn all_look(&self) {
+        self.vm.request_all(exitless_vcpu::Request::EVENT);
+    }
     fn hardware_sends(&self) -> bool {
         self.vm.all_found() && global::get().is_some_and(|g| g.svm.caps.avic_ipis)
     }

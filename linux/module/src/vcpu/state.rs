@@ -105,6 +105,7 @@ impl<B: Vendor> Call<'_, B> {
         b.set_rip(words[16]);
         b.set_rflags(words[17]);
         self.inner.exception = None;
+        self.inner.forget_sequence();
         self.moved_from(from);
         self.v.shared.request(Request::EVENT);
         Ok(0)
@@ -171,6 +172,7 @@ impl<B: Vendor> Call<'_, B> {
         let blank = self.inner.cpuid.entries().is_empty();
         let guest_caps = if blank { host_caps } else { self.inner.cpuid.caps() };
         check_state(&mode, guest_caps, host_caps).map_err(|_| Errno::EINVAL)?;
+        self.inner.forget_sequence();
         let base = Msr::APIC_BASE.0;
         self.inner
             .write_msr(&self.v.shared, &self.host, base, s.apic_base, Origin::Host, host_caps)

@@ -203,7 +203,7 @@ pub fn adjust(g: &Global, leaf: u32, sub: u32, r: &mut CpuidResult) {
 
 /// CPUs can post to vCPUs whose threads sleep.
 pub fn hardware_posts(g: &Global) -> bool {
-    g.kind == Kind::Vmx && g.vmx.caps.ipiv()
+    g.kind == Kind::Vmx && vmx::hardware_posts(g)
 }
 
 /// The vCPU's thread, loaded, wants to sleep. `false`: something was posted. [`wakes_up`] follows in either case. Process context.

@@ -69,6 +69,11 @@ pub struct Parts {
 #[derive(bytemuck::Zeroable)]
 pub struct PidTable(Option<Pages>);
 
+/// CPUs, or guests, post to vCPUs: who sleeps must be found.
+pub(super) fn hardware_posts(g: &Global) -> bool {
+    g.vmx.caps.ipiv() || g.vmx.caps.apicv() && host::allows_raw_ipi()
+}
+
 /// The highest APIC id in a table of one page.
 const LAST_PID: u16 = 511;
 
@@ -115,9 +120,14 @@ impl Vendor for Vmx {
         let apic = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let areas = Pages::zeroed(0).ok_or(Errno::ENOMEM)?;
         let log = if g.vmx.caps.pml() { Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?) } else { None };
+        if g.vmx.caps.apicv()
+            && let Some(descriptor) = v.vm().window.descriptor(v.id)?
+        {
+            v.shared.apic.use_descriptor(descriptor);
+        }
         let descriptor_pa = phys_of(v.shared.apic.posted());
         let (pid_table_pa, pid) = (v.vm().pids.phys(), v.vm().pids.entry(v.id));
-        if pid_table_pa != 0 {
+        if hardware_posts(g) && wakeup::listens() {
             let cookie = core::ptr::from_mut(v).cast();
             v.vmx.sleeper.init(cookie)?;
         }

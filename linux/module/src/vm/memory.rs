@@ -289,6 +289,12 @@ impl Vm {
             // Before the table changes: a notification reads the table first, so it finds the slot in one of the two.
             self.retire_slot(change.old_index().and_then(|i| current.get(i)));
         }
+        let hides = new.table().slots().iter().any(|s| super::window::is_below(s.base_gfn, s.npages));
+        if hides && self.window.hide(true) {
+            // Nobody sends by a window that others do not see any more.
+            self.request_all(Request::MECHANISMS);
+            self.synchronize();
+        }
         let old = self.slots.replace(Some(new));
         if old.is_some() || self.vcpu_count() != 0 {
             // Nobody may still act on the old table: neither map or mark by it nor hold it when it is freed.
@@ -305,6 +311,9 @@ impl Vm {
         }
         if let Some(range) = protect {
             self.watch_writes(range);
+        }
+        if !hides && self.window.hide(false) {
+            self.request_all(Request::MECHANISMS);
         }
         if !logs {
             self.log_in_cpu(false);
@@ -503,7 +512,7 @@ impl Vm {
     pub fn fault(&self, gpa: u64, write: bool, fetch: bool, waits: bool) -> FaultOutcome {
         // SAFETY: the run loop is in its read section.
         let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else {
-            return self.map_apic_page(gpa >> 12);
+            return self.map_own_page(gpa >> 12);
         };
         if write && !slot.writable() {
             return FaultOutcome::ReadOnly;
@@ -542,14 +551,15 @@ impl Vm {
         }
     }
 
-    /// No memory at `gfn`; perhaps the APIC's page, whose accesses the CPU virtualises if something is mapped there.
-    fn map_apic_page(&self, gfn: u64) -> FaultOutcome {
-        if gfn != APIC_GFN {
+    /// No memory at `gfn`; perhaps the APIC's page, whose accesses the CPU virtualises if something is mapped there, or the window.
+    fn map_own_page(&self, gfn: u64) -> FaultOutcome {
+        let window = self.window.at(gfn);
+        if gfn != APIC_GFN && window.is_none() {
             return FaultOutcome::Mmio;
         }
         let want = Mapping {
             gpa: gfn << 12,
-            hpa: self.apic_access_pa(),
+            hpa: window.unwrap_or(self.apic_access_pa()),
             level: Level::Page4K,
             perm: Perm { write: true, exec: false },
             memtype: MemType::Wb,
@@ -559,8 +569,11 @@ impl Vm {
             if let Err(e) = self.top_up() {
                 return FaultOutcome::Error(e.to_int());
             }
-            let m = self.mmu.lock();
-            if !m.apic_page {
+            let mut m = self.mmu.lock();
+            if window.is_some() {
+                // As a device's page: where memory appears, it goes.
+                m.marked = true;
+            } else if !m.apic_page {
                 return FaultOutcome::Mmio;
             }
             match self.map_locked(m, &want) {
@@ -574,8 +587,8 @@ impl Vm {
     /// Marks the page of a device: exits there tell of it. The caller is in the read section in which it found no memory there;
     /// where memory appears, the mark goes when all such sections have ended.
     pub fn mark_device(&self, gpa: u64) {
-        // With or without a page behind it, the APIC's is not for doorbells.
-        if !self.can_mark || gpa >> 12 == APIC_GFN {
+        // With or without a page behind it, the APIC's is not for doorbells, nor is the window.
+        if !self.can_mark || gpa >> 12 == APIC_GFN || super::window::holds(gpa >> 12) {
             return;
         }
         loop {

@@ -12,6 +12,7 @@ pub mod ioctl;
 pub mod irq;
 pub mod irqfd;
 pub mod memory;
+pub mod window;
 
 use crate::publish::Published;
 use crate::stats::VmStats;
@@ -175,6 +176,8 @@ pub struct Vm {
     pub avic: AvicTables,
     /// Intel's IPI virtualization.
     pub pids: PidTable,
+    /// The posted-interrupt descriptors, where CPUs have them.
+    pub window: window::Window,
     /// vCPUs whose APICs CPUs do not find in them.
     pub unfound: AtomicU32,
     /// Someone is to be notified of the EOIs of edge-triggered interrupts.
@@ -406,6 +409,12 @@ impl Vm {
             .with(Reason::NoHousekeeping, !exitless_host::timer::keeps_house())
             .with(Reason::NoAvic, !self.avic.there())
             .with(Reason::HostTimer, !crate::vendor::timer_fits())
+            .with(
+                Reason::NotAllowed,
+                !(exitless_host::vmx::allows_raw_ipi() && exitless_host::wakeup::listens()),
+            )
+            .with(Reason::NoWindow, self.window.is_hidden())
+            .with(Reason::HostXApic, !exitless_host::vmx::host_x2apic())
     }
 
     /// The address space, for looking at how the host maps it.
@@ -458,6 +467,7 @@ impl Drop for Vm {
         drop(self.zones.replace(None));
         drop(self.listeners.replace(None));
         drop(self.high_ids.replace(None));
+        self.free_window();
         cpu::guests_end();
     }
 }

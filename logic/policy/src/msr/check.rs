@@ -3,9 +3,9 @@
 use super::{Guest, MsrKind, find};
 use crate::{GuestCaps, Invalid, Origin, Vendor, canonical, mtrr, sign_extended};
 use exitless_pv_abi::{
-    EXITLESS_HOST_TICKS, EXITLESS_LAZY_ADDRESS, KVM_ASYNC_PF_DELIVERY_AS_INT, KVM_ASYNC_PF_RESERVED_MASK,
-    KVM_ASYNC_PF_VEC_MASK, KVM_MSR_ENABLED, KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK,
-    feature,
+    EXITLESS_DESCRIPTOR_RAW, EXITLESS_DESCRIPTOR_SHARED, EXITLESS_HOST_TICKS, EXITLESS_LAZY_ADDRESS,
+    KVM_ASYNC_PF_DELIVERY_AS_INT, KVM_ASYNC_PF_RESERVED_MASK, KVM_ASYNC_PF_VEC_MASK, KVM_MSR_ENABLED,
+    KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK, feature,
 };
 use exitless_x86::msr::{debugctl, flush_cmd, hwcr, pred_cmd};
 
@@ -80,6 +80,9 @@ fn stored(kind: MsrKind, value: u64, origin: Origin, caps: &GuestCaps) -> Result
             only_if(value & KVM_ASYNC_PF_RESERVED_MASK == 0 && shown)
         }
         MsrKind::PvAsyncPfInt => only_if(value & !KVM_ASYNC_PF_VEC_MASK == 0),
+        MsrKind::Descriptor => only_if(value & !(EXITLESS_DESCRIPTOR_SHARED | EXITLESS_DESCRIPTOR_RAW) == 0),
+        MsrKind::Sequence => only_if(canonical(value, caps.wide)),
+        MsrKind::SequenceParts => only_if(value >> 32 == 0 && value & 0xffff <= value >> 16),
         MsrKind::PvPollControl => only_if(value <= 1),
         MsrKind::PvEoi => only_if(value & !(KVM_PV_EOI_ADDRESS | u64::from(KVM_PV_EOI_ENABLED)) == 0),
         _ => Ok(value),

@@ -77,6 +77,11 @@ pub enum MsrKind {
     /// Reads as 0: bit 0 of a write says that the guest has taken a token.
     PvAsyncPfAck,
     LazyDeadline,
+    Descriptor,
+    Sequence,
+    SequenceParts,
+    /// Write-only: the ICR, for guests whose writes of it do not exit.
+    ExitlessIcr,
     // --- no state ---
     /// Reads as this; a write that passed the check changes nothing.
     Const(u64),

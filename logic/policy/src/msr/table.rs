@@ -3,7 +3,8 @@
 use super::MsrKind;
 use crate::{GuestCaps, mtrr};
 use exitless_pv_abi::{
-    MSR_EXITLESS_LAZY_DEADLINE, MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT,
+    MSR_EXITLESS_DESCRIPTOR, MSR_EXITLESS_ICR, MSR_EXITLESS_LAZY_DEADLINE, MSR_EXITLESS_SEQUENCE,
+    MSR_EXITLESS_SEQUENCE_PARTS, MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT,
     MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN, MSR_KVM_STEAL_TIME, MSR_KVM_SYSTEM_TIME,
     MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW, feature,
 };
@@ -210,6 +211,10 @@ pub static TABLE: &[Row] = &[
     fixed(Msr::XSS, 0).need(Need::Xsaves).listed(),
     // Whether it can be enabled is the vCPU's business. No VMM saves it: guests enable it again.
     row(Msr(MSR_EXITLESS_LAZY_DEADLINE), MsrKind::LazyDeadline),
+    row(Msr(MSR_EXITLESS_DESCRIPTOR), MsrKind::Descriptor),
+    row(Msr(MSR_EXITLESS_SEQUENCE), MsrKind::Sequence),
+    row(Msr(MSR_EXITLESS_SEQUENCE_PARTS), MsrKind::SequenceParts),
+    row(Msr(MSR_EXITLESS_ICR), MsrKind::ExitlessIcr),
     pv(MSR_KVM_WALL_CLOCK_NEW, MsrKind::PvWallClock(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_SYSTEM_TIME_NEW, MsrKind::PvSystemTime(true), feature::CLOCKSOURCE2),
     pv(MSR_KVM_ASYNC_PF_EN, MsrKind::PvAsyncPf, feature::ASYNC_PF),

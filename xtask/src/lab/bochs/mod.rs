@@ -130,7 +130,7 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
             command.env(name, "1");
         }
     }
-    if machine.x2apic {
+    if machine.x2apic || machine.cpu.contains(&Extra::X2Apic) {
         command.env("BX_HV", "1");
     }
     command

@@ -1,0 +1,30 @@
+# about: Guests send IPIs by themselves (pvipi_raw): each comes once, to targets that run, sleep and wait for a CPU, wherever senders are stopped.
+# cpu: x2apic
+# cpus: 2
+# memory: 768
+# not on svm, ryzen: posted-interrupt descriptors are Intel's
+# in test: vmx
+# timeout: 240
+# needs: runner
+
+check load eval 'PARAMS="$PARAMS raw_ipi=1" load_module'
+check not_offered runner run raw/found_or_not
+offer() { [ $MODULE = kvm ] || echo "0 $1pvipi_raw" >/dev/exitless; }
+check offer offer +
+check sends runner run raw/
+check switched runner run --switch raw/storm raw/stopped_at
+# A guest beside it stays well.
+beside() {
+    runner run raw/scribbled >/tmp/scribbles &
+    runner run smp/ping_pong lapic/self_ipi ipi/ || return 1
+    wait $! && cat /tmp/scribbles
+}
+check beside beside
+check withdraw offer -
+check withdrawn runner run raw/found_or_not
+check unused wait_unused 5
+check unload unload_module
+# Without the administrator's word there is nothing to switch on.
+refused() { load_module && offer + && runner run raw/found_or_not; }
+check refused refused
+check unload_again unload_module
