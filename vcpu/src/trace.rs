@@ -59,7 +59,7 @@ pub fn left<B: Backend, H: Host<Cpu = B::Cpu>>(
     exit: Exit,
 ) {
     let in_service = in_service(v);
-    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service });
+    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service, late: None });
     let fault = if let Exit::Slat(fault) = exit { Some(fault.gpa) } else { None };
     let event = Trace::Exit { rip: v.b.rip(), info: v.b.exit_info(), fault };
     aside(v, host, state, |_| host.trace(&event));
@@ -111,6 +111,9 @@ pub fn injects<H: Host>(host: &H, event: Event, again: bool) {
 /// What the last exit amounted to.
 fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, fast: bool) {
     let Some(asked) = v.asked.take().filter(|a| a.number == sh.stats.exits.get()) else { return };
+    if let Some(late) = asked.late {
+        host.trace(&Trace::TimerWait { late });
+    }
     let (before, after) = (&asked.gprs, v.b.gprs());
     match asked.exit {
         Exit::Cpuid => host.trace(&cpuid(v, before)),

@@ -113,7 +113,7 @@ fn a_pause_forgets() {
     let mut m = Machine::new([cpuid(0, 0), Op::Nop]);
     m.go();
     let number = m.sh.stats.exits.get() - 1;
-    m.v.asked = Some(Asked { exit: Exit::Cpuid, number, gprs: *m.v.b.gprs(), in_service: None });
+    m.v.asked = Some(Asked { exit: Exit::Cpuid, number, gprs: *m.v.b.gprs(), in_service: None, late: None });
     m.w.tracing.set(true);
     m.go();
     assert!(!m.w.heard.borrow().is_empty());
@@ -131,7 +131,7 @@ fn apic_registers() {
         };
         let mut m = Machine::new([
             write(reg::EOI, 0),
-            write(reg::ICR, 0x5_0000_0000_u64 * u64::from(x2apic) | 0x4031),
+            write(reg::ICR, (0x5_0000_0000_u64 * u64::from(x2apic)) | 0x4031),
             Op::Nop,
         ]);
         if x2apic {
