@@ -50,6 +50,8 @@ work() {
     set -- $before
     out=$(($(events pswpout) - $1)) in=$(($(events pswpin) - $2)) merged=$(cat /tmp/merged)
     note "$out pages swapped out, $in in, up to $merged merged, $(events thp_collapse_alloc) large ones made"
+    # Pages that came late, and what else the host told by interrupt.
+    note "callbacks of the first guest:$(sed -n 's/.*hypervisor callbacks//p' /tmp/first | tr -s ' ')"
     guest_passed /tmp/first && guest_passed /tmp/second || return 1
     # Otherwise this has shown nothing.
     [ $out -gt 5000 ] && [ $in -gt 1000 ] || { echo "there was no pressure"; return 1; }

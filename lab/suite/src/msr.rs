@@ -4,7 +4,8 @@ use crate::env::*;
 use exitless_runner::kvm::{self, Flex, nr, zeroed};
 use kvm_bindings::*;
 
-pub(crate) const TESTS: &[Test] = &[("msr/whatever_a_guest_wrote", whatever_a_guest_wrote)];
+pub(crate) const TESTS: &[Test] =
+    &[("msr/whatever_a_guest_wrote", whatever_a_guest_wrote), ("msr/async_pf", async_pf)];
 
 /// Rounds of random values for every MSR.
 const ROUNDS: u64 = 6;
@@ -82,8 +83,8 @@ fn value(msr: u32, r: &mut u64) -> u64 {
     }
 }
 
-/// The listed MSRs, without those that stock KVM alone lists and treats in its own way: Hyper-V's, what describes the host, and
-/// asynchronous page faults, whose values depend on each other.
+/// The listed MSRs, without those that stock KVM alone lists and treats in its own way (Hyper-V's, what describes the host), and that of
+/// asynchronous page faults, which is refused where no memory is: [`async_pf`].
 fn listed(sys: &kvm::Fd) -> Result<Vec<u32>, Stop> {
     let mut l: Box<Flex<u32, u32, 1024>> = zeroed();
     l.head = 1024;
@@ -127,6 +128,41 @@ fn whatever_a_guest_wrote(e: &Env) -> R {
             }
         }
         ensure!(bad.is_empty(), "round {round}: {}", bad.join(", "));
+    }
+    Ok(())
+}
+
+/// What migration does with the MSRs of asynchronous page faults; who has no APIC in the kernel has none of them.
+fn async_pf(e: &Env) -> R {
+    const EN: u32 = 0x4b56_4d02;
+    const INT: u32 = 0x4b56_4d06;
+    const ACK: u32 = 0x4b56_4d07;
+    let g = e.idle(Chips::Full)?;
+    let cpuid = kvm::supported_cpuid(&g.sys)?;
+    let shown = cpuid.entries.iter().find(|e| e.function == 0x4000_0001).map_or(0, |e| e.eax);
+    same!(shown & (1 << 4 | 1 << 14), 1 << 4 | 1 << 14, "CPUID");
+    let fd = &g.vcpu.fd;
+    for (msr, value, taken) in [
+        (INT, 0x61, true),
+        (INT, 0x100, false),
+        (EN, 0x8_0000 | 0xb, true),
+        (EN, 0x8_0000 | 0xf, true),
+        (EN, 0x8_0000 | 0x1b, false),
+        (EN, 0x8_0000 | 0x2b, false),
+        (ACK, 1, true),
+        (ACK, 0, true),
+    ] {
+        same!(kvm::set_msr(fd, msr, value)?, taken, "{msr:#x} = {value:#x}");
+    }
+    same!(kvm::get_msr(fd, EN)?, Some(0x8_000f), "MSR_KVM_ASYNC_PF_EN");
+    same!(kvm::get_msr(fd, INT)?, Some(0x61), "MSR_KVM_ASYNC_PF_INT");
+    same!(kvm::get_msr(fd, ACK)?, Some(0), "MSR_KVM_ASYNC_PF_ACK");
+    ensure!(!kvm::set_msr(fd, EN, 1 << 40 | 9)?, "words where no memory is");
+    ensure!(kvm::set_msr(fd, EN, 0)?, "off");
+    let g = e.idle(Chips::None)?;
+    let fd = &g.vcpu.fd;
+    for (msr, value, taken) in [(EN, 0, true), (EN, 0x8_0009, false), (INT, 0x61, false), (INT, 0, false)] {
+        same!(kvm::set_msr(fd, msr, value)?, taken, "without an APIC: {msr:#x} = {value:#x}");
     }
     Ok(())
 }

@@ -89,6 +89,8 @@ fn capabilities(e: &Env) -> R {
         KVM_CAP_X86_ROBUST_SINGLESTEP,
         KVM_CAP_SYNC_MMU,
         KVM_CAP_SPLIT_IRQCHIP,
+        KVM_CAP_ASYNC_PF,
+        KVM_CAP_ASYNC_PF_INT,
     ];
     for fd in [&s, &vm] {
         for cap in one {

@@ -8,6 +8,7 @@ use crate::outcome::{Next, RunExit, suberror};
 use crate::pv::async_pf;
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
+use exitless_chooser::Mechanism::AsyncPf;
 use exitless_x86::exception::{Exception, Vector};
 
 /// Maps the page, or emulates the access to a device.
@@ -26,8 +27,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     }
     // Whatever it takes to have the page: reclaim, swap, the pages that look like it.
     v.b.dirty_l1d();
-    let waits = !async_pf::may(v, sh);
-    match resolve(v, sh, host, fault, waits) {
+    match resolve(v, sh, host, fault) {
         FaultOutcome::Slow(_) => Next::Again,
         FaultOutcome::Fixed if fault.marked && broken(v, sh) => ending::unexpected(v.b.exit_number()),
         FaultOutcome::Fixed => {
@@ -60,9 +60,8 @@ fn resolve<B: Backend, H: Host<Cpu = B::Cpu>>(
     sh: &VcpuShared,
     host: &H,
     fault: SlatFault,
-    waits: bool,
 ) -> FaultOutcome {
-    match host.slat_fault(fault.gpa, fault.write, fault.fetch, waits) {
+    match host.slat_fault(fault.gpa, fault.write, fault.fetch, !sh.active(AsyncPf)) {
         FaultOutcome::Slow(hva) if !async_pf::begin(v, sh, host, fault, hva) => {
             host.slat_fault(fault.gpa, fault.write, fault.fetch, true)
         }

@@ -94,13 +94,13 @@ fn tells<B: Backend>(v: &Vcpu<B>) -> bool {
 }
 
 /// A slow page need not be waited for in place. Not with interrupts closed: such a guest can neither be told nor be woken by anything.
-pub fn may<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> bool {
+fn may<B: Backend>(v: &Vcpu<B>) -> bool {
     let idle = v.reinject.is_none() && v.exception.is_none() && !v.debug.acts();
     // A guest that halts without an exit is not halted by us.
-    sh.active(AsyncPf) && idle && entry::interrupts_open(v) && (!v.in_guest.hlt || tells(v))
+    idle && entry::interrupts_open(v) && (!v.in_guest.hlt || tells(v))
 }
 
-/// The page at `hva` is slow, and [`may`] said yes: somebody else waits for it. `false`: the vCPU must.
+/// The page at `hva` is slow: somebody else waits for it. `false`: the vCPU must.
 pub fn begin<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
@@ -108,15 +108,20 @@ pub fn begin<B: Backend, H: Host<Cpu = B::Cpu>>(
     fault: SlatFault,
     hva: u64,
 ) -> bool {
+    if !may(v) {
+        return fallback(sh, Fallback::Form);
+    }
     if let Some(place) = v.async_pf.find(hva) {
         // The guest does something else already, and came to the same page.
         v.async_pf.wait_for(place);
         return true;
     }
-    let Some(place) = v.async_pf.begin(hva, fault.gpa, v.id) else { return fallback(sh) };
+    let Some(place) = v.async_pf.begin(hva, fault.gpa, v.id) else {
+        return fallback(sh, Fallback::Busy);
+    };
     if !host.bring_page(hva, fault.write, place) {
         v.async_pf.cancel(place);
-        return fallback(sh);
+        return fallback(sh, Fallback::Busy);
     }
     sh.count_hit(AsyncPf);
     let reason = KVM_PV_REASON_PAGE_NOT_PRESENT.to_le_bytes();
@@ -132,8 +137,8 @@ pub fn begin<B: Backend, H: Host<Cpu = B::Cpu>>(
     true
 }
 
-fn fallback(sh: &VcpuShared) -> bool {
-    sh.count_fallback(AsyncPf, Fallback::Busy);
+fn fallback(sh: &VcpuShared, why: Fallback) -> bool {
+    sh.count_fallback(AsyncPf, why);
     false
 }
 
