@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::*;
@@ -101,6 +101,9 @@ pub struct Machine {
     ended: Condvar,
     over: AtomicBool,
     config: u64,
+    pub(crate) device: String,
+    /// The command that loads the other module while the guest moves.
+    pub swap: OnceLock<String>,
     /// How often the guest has moved to another VM.
     pub(crate) moves: AtomicU64,
     stops: AtomicBool,
@@ -199,6 +202,8 @@ impl Machine {
             ended: Condvar::new(),
             over: AtomicBool::new(false),
             config,
+            device: path.into(),
+            swap: OnceLock::new(),
             moves: AtomicU64::new(0),
             stops: AtomicBool::new(false),
             stopped: AtomicU32::new(0),

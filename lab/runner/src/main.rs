@@ -1,8 +1,8 @@
-//! `exitless-runner list [--vcpus] | run [--exits] [--switch] [--idle] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
+//! `exitless-runner list [--vcpus] | run [--exits] [--switch] [--idle] [--swap COMMAND] [pattern..] | bench [--json] [--exact] [pattern..]`, with `--device PATH`.
 //!
 //! With `--exits` a line `exits TEST REASON COUNT` before each test's result tells of each reason for which its VM left guest
 //! mode, if the module counts by reason. With `--switch` all mechanisms are switched at random meanwhile. With `--idle` guests idle
-//! without exits, all of them.
+//! without exits, all of them. With `--swap` guests that move (`move/*`) come to another module, which COMMAND loads.
 
 use std::io::Write;
 use std::process::exit;
@@ -14,7 +14,7 @@ use exitless_runner::harness::{self, Outcome, Summary};
 use exitless_runner::machine::{Machine, Measurement};
 use exitless_runner::switches;
 
-const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [--switch] [--idle] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
+const USAGE: &str = "usage: exitless-runner [--device PATH] [--timeout SECONDS] list [--vcpus] | run [--exits] [--switch] [--idle] [--swap COMMAND] [PATTERN..] | bench [--json] [--exact] [PATTERN..]";
 
 struct Options {
     device: String,
@@ -24,6 +24,7 @@ struct Options {
     idle: bool,
     vcpus: bool,
     exact: bool,
+    swap: Option<String>,
     timeout: u64,
     words: Vec<String>,
 }
@@ -37,6 +38,7 @@ fn options() -> Options {
         idle: false,
         vcpus: false,
         exact: false,
+        swap: None,
         timeout: 30,
         words: Vec::new(),
     };
@@ -49,13 +51,15 @@ fn options() -> Options {
             "--idle" => o.idle = true,
             "--vcpus" => o.vcpus = true,
             "--exact" => o.exact = true,
-            "--device" | "--timeout" => {
+            "--device" | "--timeout" | "--swap" => {
                 let Some(v) = args.next() else {
                     eprintln!("{a} needs a value\n{USAGE}");
                     exit(2)
                 };
                 if a == "--device" {
                     o.device = v
+                } else if a == "--swap" {
+                    o.swap = Some(v)
                 } else if let Ok(n) = v.parse() {
                     o.timeout = n
                 }
@@ -97,6 +101,9 @@ fn run_one(o: &Options, test: &Test) -> (Outcome, String) {
             Ok(m) => m,
             Err(e) => return Outcome::Failed(e),
         };
+        if let Some(command) = &o.swap {
+            let _ = machine.swap.set(command.clone());
+        }
         if switch {
             switches::storm(&machine);
         }

@@ -2,7 +2,10 @@
 //! of the orders that VMMs have, and the vCPUs go on. Its descriptors take the numbers of the old VM's.
 //!
 //! The guest's TSC stands still meanwhile. On Exitless the new VM has other mechanisms switched on than the old one had.
+//!
+//! With `--swap COMMAND` nothing of the old VM is left while COMMAND runs, which loads the other module: the new VM is that one's.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -90,6 +93,7 @@ struct State {
     events: kvm_vcpu_events,
     msrs: Vec<(u32, u64)>,
     deadline: Option<u64>,
+    cpuid: Box<kvm::Cpuid>,
 }
 
 impl State {
@@ -101,7 +105,11 @@ impl State {
                 found.push((*msr, value));
             }
         }
+        let mut cpuid: Box<kvm::Cpuid> = kvm::zeroed();
+        cpuid.head[0] = 256;
+        f.with(nr::GET_CPUID2, &mut *cpuid)?;
         Ok(State {
+            cpuid,
             mp: f.get(nr::GET_MP_STATE)?,
             regs: f.get(nr::GET_REGS)?,
             sregs: f.get(nr::GET_SREGS)?,
@@ -178,14 +186,18 @@ impl Random {
     }
 }
 
+/// Moves that one between two modules stands for, as it takes so much longer.
+const SWAP: u64 = 6;
+
 /// Starts a thread that moves the VM so often, at random moments.
 pub(crate) fn start(m: &Arc<Machine>, times: u64) {
     let m = m.clone();
     std::thread::spawn(move || {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        for n in 0..times {
+        let step = if m.swap.get().is_some() { SWAP } else { 1 };
+        for n in 0..times.div_ceil(step) {
             std::thread::sleep(Duration::from_micros(random.next() >> 32 & 0xfff));
-            if !stop_and_move(&m, n, &mut random) {
+            if !stop_and_move(&m, n, step, &mut random) {
                 return;
             }
         }
@@ -197,25 +209,31 @@ pub(crate) fn start_now(m: &Arc<Machine>) {
     let m = m.clone();
     std::thread::spawn(move || {
         let n = m.moves.load(Ordering::SeqCst);
-        stop_and_move(&m, n, &mut Random(0x9e37_79b9_7f4a_7c15 ^ n << 32));
+        stop_and_move(&m, n, 1, &mut Random(0x9e37_79b9_7f4a_7c15 ^ n << 32));
     });
 }
 
-/// Move number `n`; false: the test is over.
-fn stop_and_move(m: &Machine, n: u64, random: &mut Random) -> bool {
-    let exitless = std::path::Path::new("/sys/module/exitless").exists();
-    let orders: Vec<_> = ORDERS.iter().filter(|order| exitless || order.stock).collect();
+/// Move number `n`, which stands for `step` of them; false: the test is over.
+fn stop_and_move(m: &Machine, n: u64, step: u64, random: &mut Random) -> bool {
+    // Between two modules, or on stock KVM alone, the order must be one that this bears.
+    let portable = m.swap.get().is_some() || !exitless();
+    let orders: Vec<_> = ORDERS.iter().filter(|order| order.stock || !portable).collect();
     let order = orders[random.next() as usize % orders.len()];
     if !m.stop() {
         return false;
     }
-    let moved = once(m, order, exitless.then(|| on(n, random)));
-    m.moves.fetch_add(1, Ordering::SeqCst);
+    let moved = once(m, order, on(n, random));
+    m.moves.fetch_add(step, Ordering::SeqCst);
     if let Err(why) = moved {
         m.end(Outcome::Failed(format!("move {n}: {why}")));
     }
     m.go_on();
     true
+}
+
+/// This module is loaded.
+fn exitless() -> bool {
+    std::path::Path::new("/sys/module/exitless").exists()
 }
 
 /// All mechanisms and none in turn, and any of them.
@@ -227,20 +245,28 @@ fn on(n: u64, random: &mut Random) -> u64 {
     }
 }
 
-fn once(m: &Machine, order: &Order, on: Option<u64>) -> Result<(), String> {
+fn once(m: &Machine, order: &Order, on: u64) -> Result<(), String> {
     let at = |what: &'static str| move |e: Errno| format!("{what}: {e}");
-    let msrs: Vec<u32> = saved_msrs(&m.sys).map_err(at("KVM_GET_MSR_INDEX_LIST"))?;
+    let msrs = saved_msrs(&m.sys).map_err(at("KVM_GET_MSR_INDEX_LIST"))?;
     let chips = Chips::save(m).map_err(at("saving the chips"))?;
     let mut states = Vec::new();
     for v in &m.vcpus {
         states.push(State::save(&v.fd, &msrs, order).map_err(at("saving a vCPU"))?);
     }
+    if let Some(command) = m.swap.get() {
+        swap(m, command)?;
+        let known = saved_msrs(&m.sys).map_err(at("KVM_GET_MSR_INDEX_LIST"))?;
+        states.iter_mut().for_each(|state| state.msrs.retain(|(index, _)| known.contains(index)));
+    }
     let vm = m.new_vm()?;
-    if let Some(on) = on {
+    if exitless() {
         let switch = Switch { vm: 0, on, off: Set::ALL.0 & !on, reserved: 0 };
         vm.set(EXITLESS_SWITCH, &switch).map_err(at("EXITLESS_SWITCH"))?;
     }
     let vcpus: Vec<Fd> = m.vcpus.iter().map(|v| m.new_vcpu(&vm, v.id)).collect::<Result<_, _>>()?;
+    for (state, fd) in states.iter_mut().zip(&vcpus) {
+        fd.with(nr::SET_CPUID2, &mut *state.cpuid).map_err(at("KVM_SET_CPUID2"))?;
+    }
     if order.chips_first {
         chips.set(&vm).map_err(at("setting the chips"))?;
     }
@@ -267,13 +293,37 @@ fn saved_msrs(sys: &Fd) -> kvm::Result<Vec<u32>> {
     Ok(all.copied().filter(|index| *index != DEADLINE).collect())
 }
 
+/// Lets go of everything of the module's, has the command load another, opens that one.
+fn swap(m: &Machine, command: &str) -> Result<(), String> {
+    let at = |what: &'static str| move |e: Errno| format!("{what}: {e}");
+    let none = kvm::open("/dev/null").map_err(at("/dev/null"))?;
+    for v in &m.vcpus {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        map_over(v, flags, -1).map_err(at("mmap"))?;
+        take_number(&v.fd, &none).map_err(at("dup2"))?;
+    }
+    take_number(&m.vm, &none).map_err(at("dup2"))?;
+    take_number(&m.sys, &none).map_err(at("dup2"))?;
+    let done = Command::new("sh").args(["-c", command]).output().map_err(|e| format!("{command}: {e}"))?;
+    if !done.status.success() {
+        let said = [done.stdout, done.stderr].concat();
+        return Err(format!("`{command}`: {}", String::from_utf8_lossy(&said)));
+    }
+    let sys = kvm::open(&m.device).map_err(at("opening the device"))?;
+    take_number(&m.sys, &sys).map_err(at("dup2"))
+}
+
 /// The vCPU's descriptor and page are the new one's.
 fn replace(v: &Vcpu, new: &Fd) -> kvm::Result<()> {
     take_number(&v.fd, new)?;
+    map_over(v, libc::MAP_SHARED, v.fd.raw())
+}
+
+fn map_over(v: &Vcpu, flags: i32, fd: i32) -> kvm::Result<()> {
     let (p, n) = (v.map.ptr().cast(), v.map.size());
-    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-    // SAFETY: the place of the old vCPU's page; its thread, the only user, stands still.
-    let r = unsafe { libc::mmap(p, n, libc::PROT_READ | libc::PROT_WRITE, flags, v.fd.raw(), 0) };
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the place of the vCPU's page; its thread, the only user, stands still.
+    let r = unsafe { libc::mmap(p, n, access, flags | libc::MAP_FIXED, fd, 0) };
     if r == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
