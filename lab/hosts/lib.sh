@@ -196,6 +196,29 @@ counted_exits() {
 active_mechanisms() {
     [ $MODULE = kvm ] || sed -n '/^vm /,$ s/^  \([a-z_]*\) on active \([0-9]*\)\/.*/mechanism \1 \2/p' /dev/exitless
 }
+# switched_storm NAMES GUESTS...: the runner's guests while all mechanisms are switched at random, up to four times, until each of NAMES has been seen
+# active and to have done something.
+switched_storm() {
+    storm_names=$1; shift
+    [ $MODULE = exitless ] || { runner run "$@"; return; }
+    : >/tmp/storm.seen
+    for storm_try in 1 2 3 4; do
+        runner run --switch "$@" >/tmp/storm 2>&1 &
+        storm_pid=$!
+        while kill -0 $storm_pid 2>/dev/null; do cat /dev/exitless; sleep 0.1; done | grep ' on active [1-9].* hits [1-9]' >>/tmp/storm.seen
+        wait $storm_pid
+        storm_rc=$?
+        cat /tmp/storm
+        [ $storm_rc = 0 ] || return 1
+        storm_unseen=
+        for storm_name in $storm_names; do
+            grep -q "^  $storm_name " /tmp/storm.seen || storm_unseen="$storm_unseen $storm_name"
+        done
+        [ -n "$storm_unseen" ] || return 0
+    done
+    echo "nothing was done by$storm_unseen"
+    return 1
+}
 # work_guest VCPUS LOG [QEMU ARGUMENTS...]: a guest that does $WORK (NAME:SIZE,.. of guest/init), and at the begin and the end of each waits until
 # its exits have been read: lines `NAME begin|end WHAT KEY COUNT` in LOG.figures. $AT_MARK, if there is one, is called with `begin NAME` and `end NAME` before.
 work_guest() {

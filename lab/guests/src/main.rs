@@ -42,6 +42,7 @@ mod t_raw;
 mod t_smp;
 mod t_soak;
 mod t_spec;
+mod t_storm;
 mod t_timer;
 mod t_tsc;
 

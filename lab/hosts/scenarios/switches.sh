@@ -1,4 +1,4 @@
-# about: Guests do not notice which mechanisms are on: none, and all of them switched at random meanwhile.
+# about: Guests do not notice which mechanisms are on: none, and all of them switched at random meanwhile; no timer and no IPI is lost or comes twice.
 # cpus: 2
 # memory: 768
 # timeout: 240
@@ -15,5 +15,10 @@ none() { defaults -all && runner run $GUESTS; }
 random() { defaults default && runner run --switch $GUESTS; }
 check none none
 check random random
+# Of four vCPUs each timer and IPI counted.
+STORM="lazy_deadline deadline_fastpath ipi_fastpath"
+[ $VENDOR = amd ] || STORM="$STORM timer_passthrough timer_fastpath"
+storm() { defaults default,+host_tsc && switched_storm "$STORM" storm/timers_and_ipis_of_four; }
+check storm storm
 check unused wait_unused 5
 check unload unload_module
