@@ -248,23 +248,6 @@ follow_work() {
     done
 }
 
-# sample_exits FILE: keeps the newest counters in FILE until killed.
-sample_exits() {
-    while :; do
-        exits_of_all 2>/dev/null >"$1.new"
-        [ -s "$1.new" ] && mv "$1.new" "$1"
-        sleep 0.3
-    done
-}
-
-# exit_table TITLE FILE: prints counters as rows of a table, largest first.
-exit_table() {
-    sort -k2 -n -r "$2" 2>/dev/null | while read -r exits_name exits_count; do
-        [ "${exits_count:-0}" != 0 ] && echo "=== ROW $1|$exits_name|$exits_count"
-    done
-    return 0
-}
-
 # What a debug kernel found that it does not print by itself.
 leaks() {
     sleep 6 # Younger objects are not reported.

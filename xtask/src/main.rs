@@ -39,7 +39,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what is missing, build the module, run a Linux guest on it on an emulated machine, print its exits.
+    /// Install what is missing, build the module, run the same Linux guest on stock KVM and on it on an emulated machine, print its exits.
     Demo {
         #[command(flatten)]
         options: lab::Options,

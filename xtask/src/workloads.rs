@@ -14,7 +14,7 @@ use crate::{
     lab::{
         Options,
         machine::{Extra, Kind},
-        scenario::Module,
+        scenario::{Module, Scenario},
     },
     measure::{self, Names},
     paths, say,
@@ -180,6 +180,19 @@ impl Choice {
         Ok(list.map(|(name, size)| format!("{name}:{}", size * self.times)).collect::<Vec<_>>().join(","))
     }
 
+    /// All columns of the guest's list of work, to be run on one machine.
+    pub fn scenario(&self, name: &str, work: &str) -> Scenario {
+        let mut script = format!("VCPUS={} WORK={work} APPEND='{}'\n{SCRIPT}", self.vcpus, self.append);
+        for column in self.columns() {
+            let module = if column.mechanisms(self).contains(&"lazy_deadline") { "on" } else { "off" };
+            let params = column.params(self);
+            script += &format!("column {} {} '{params}' {module}\n", column.name(), column.module());
+        }
+        let needs = ["guest", "exitless-guest", "load"];
+        let scenario = measure::scenario(name, self.cpus, 900 * u64::from(self.times), &needs, script);
+        Scenario { memory: 1536, ..scenario }
+    }
+
     /// Where the figures are comparable.
     fn place(&self) -> Place {
         let ipiv = if self.ipiv() { " with IPI virtualization" } else { "" };
@@ -207,17 +220,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     if choice.page {
         return page();
     }
-    let (work, columns) = (choice.work()?, choice.columns());
-    let mut script = format!("VCPUS={} WORK={work} APPEND='{}'\n{SCRIPT}", choice.vcpus, choice.append);
-    for column in &columns {
-        let module = if column.mechanisms(choice).contains(&"lazy_deadline") { "on" } else { "off" };
-        let params = column.params(choice);
-        script += &format!("column {} {} '{params}' {module}\n", column.name(), column.module());
-    }
-    let needs = ["guest", "exitless-guest", "load"];
-    let timeout = 900 * u64::from(choice.times);
-    let mut scenario = measure::scenario("workloads", choice.cpus, timeout, &needs, script);
-    scenario.memory = 1536;
+    let scenario = choice.scenario("workloads", &choice.work()?);
     let options = Options { ko: choice.ko.clone(), cpu: choice.cpu.clone(), ..Options::default() };
     let what = format!("a guest of {} vCPUs", choice.vcpus);
     let records = measure::records(&scenario, choice.machine, true, options, &what)?;
@@ -236,7 +239,7 @@ pub fn requests(choice: &Requests) -> Result<()> {
 
 /// A machine and a guest whose figures stand in one table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Place {
+pub struct Place {
     machine: String,
     vcpus: u32,
     cpus: u32,
@@ -246,7 +249,7 @@ struct Place {
 
 /// One piece of work in one column.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Figure {
+pub struct Figure {
     #[serde(flatten)]
     place: Place,
     work: String,
@@ -264,6 +267,11 @@ struct Figure {
 }
 
 impl Figure {
+    /// Exits for each unit, if it is this work in this column.
+    pub fn each(&self, work: &str, column: Column) -> Option<f64> {
+        (self.work == work && self.column == column).then(|| self.all() / self.units)
+    }
+
     fn all(&self) -> f64 {
         self.exits.values().sum()
     }
@@ -274,7 +282,7 @@ impl Figure {
 }
 
 /// Of each column and work, the counters' difference between its two marks.
-fn figures(records: &[String], names: &Names, choice: &Choice) -> Result<Vec<Figure>> {
+pub fn figures(records: &[String], names: &Names, choice: &Choice) -> Result<Vec<Figure>> {
     let mut list = Vec::new();
     for column in choice.columns() {
         let of_column = records.iter().filter_map(|line| line.strip_prefix(column.name())?.strip_prefix(' '));
@@ -338,7 +346,7 @@ const MSRS: [(&str, u32); 2] = [("writes of the deadline", 0x6e0), ("writes of t
 const LEAST: f64 = 0.005;
 
 /// For each place a table in Markdown, which is readable as it is.
-fn tables(list: &[Figure]) -> String {
+pub fn tables(list: &[Figure]) -> String {
     let mut text = String::new();
     for place in list.iter().map(|figure| &figure.place).collect::<BTreeSet<_>>() {
         let here: Vec<_> = list.iter().filter(|figure| figure.place == *place).collect();

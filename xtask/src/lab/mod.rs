@@ -322,6 +322,7 @@ pub fn prepare(
         initrd,
         append: format!("{} {}", scenario.host, options.append),
         icount: false,
+        packaged: false,
         dir,
     })
 }
@@ -345,10 +346,7 @@ pub fn watch(machine: &Machine, limit: Duration, verbose: bool, mut report: Repo
             };
             let time = if test.time.is_zero() { String::new() } else { format!(" {}", say::secs(test.time)) };
             say::note(format!("{word} {}{time} {}", test.name, test.why).trim_end());
-        } else if (verbose && !line.starts_with("=== ROW"))
-            || line.starts_with("=== HOST")
-            || line.starts_with("=== NOTE")
-        {
+        } else if verbose || line.starts_with("=== HOST") || line.starts_with("=== NOTE") {
             say::note(format!("[{:6.1}] {line}", start.elapsed().as_secs_f64()));
         } else {
             last.push_back(line.to_string());

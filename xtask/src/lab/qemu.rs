@@ -58,13 +58,13 @@ fn built() -> Result<PathBuf> {
 /// Another emulator, in place of the lab's own.
 const OTHER: &str = "EXITLESS_LAB_QEMU";
 
-/// The program, to be completed by the machine's description; it ends with this process, however this process ends.
-/// With `hardware` nothing is emulated: the packaged one, which knows KVM.
-pub fn emulator(hardware: bool) -> Result<Command> {
+/// The program, to be completed by the machine's description; it ends with this process, however this process ends. `packaged`: the one
+/// that Debian has, where what the edits mend cannot happen.
+pub fn emulator(packaged: bool) -> Result<Command> {
     let mut command = cmd("setpriv", ["--pdeathsig", "KILL", "--"]);
     if let Some(other) = env::var_os(OTHER) {
         command.arg(other);
-    } else if hardware {
+    } else if packaged {
         command.arg("qemu-system-x86_64");
     } else {
         command.arg(built().with_context(|| {

@@ -1,18 +1,17 @@
-//! What a scenario printed, read into results: tests, tables, records, and whether the kernel's log is clean.
+//! What a scenario printed, read into results: tests, records, and whether the kernel's log is clean.
 //!
 //! Marks on the console, one per line:
 //! ```text
 //! === BEGIN name                  a test starts
 //! === END name rc=N secs=S        it ended; rc 0 is a pass, rc 4 a skip
 //! === SKIP name why               it does not apply here
-//! === ROW table|name|value        a line of a table
 //! === JSON {...}                  a record
 //! === BYE rc=N                    the script ran to its end
 //! ```
 //! The lab's programs print a line for each of their own tests: `test name ... ok`, `skipped (why)` or `FAILED (why)`, and
 //! exit with 1 if one failed.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use super::known::{self, Known};
 
@@ -80,8 +79,6 @@ impl std::fmt::Display for Totals {
 pub struct Report {
     /// Results in order.
     pub tests: Vec<Test>,
-    /// Tables by title: name and value.
-    pub tables: BTreeMap<String, Vec<(String, String)>>,
     /// JSON records.
     pub json: Vec<String>,
     /// The script's exit code, once it ended.
@@ -131,7 +128,6 @@ impl Report {
             }
             "END" => return Some(self.end(rest)),
             "SKIP" => return Some(self.skip(rest)),
-            "ROW" => self.row(rest),
             "JSON" => self.json.push(rest.to_string()),
             "BYE" => self.bye = Some(field(rest, "rc").and_then(|rc| rc.parse().ok()).unwrap_or(-1)),
             _ => {}
@@ -184,13 +180,6 @@ impl Report {
         };
         let why = why.trim_start_matches('(').trim_end_matches(')');
         Some(self.push(Test { name: name.into(), verdict, time: Duration::ZERO, why: why.into() }))
-    }
-
-    fn row(&mut self, rest: &str) {
-        let mut parts = rest.splitn(3, '|').map(str::to_string);
-        if let (Some(table), Some(name), Some(value)) = (parts.next(), parts.next(), parts.next()) {
-            self.tables.entry(table).or_default().push((name, value));
-        }
     }
 
     /// Adds a failed test that the machine, not the script, found.
