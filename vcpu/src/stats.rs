@@ -52,6 +52,24 @@ impl Counter {
     }
 }
 
+/// Times of nanoseconds by the powers of two: place 0 is for 0, place `n` for those from `2^(n-1)` on, the last for all longer ones.
+#[derive(bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Histogram(pub [Counter; Histogram::SIZE]);
+
+impl Histogram {
+    /// Places: stock KVM's.
+    pub const SIZE: usize = 32;
+
+    /// One more of so many ns.
+    pub fn note(&self, ns: u64) {
+        let place = (u64::BITS - ns.leading_zeros()) as usize;
+        if let Some(c) = self.0.get(place.min(Self::SIZE - 1)) {
+            c.bump();
+        }
+    }
+}
+
 /// A small table keyed by number + 1 (0 = free row), filled in order of appearance, open addressed.
 #[derive(bytemuck::Zeroable)]
 #[repr(C)]
@@ -195,6 +213,14 @@ pub struct Stats {
     pub halt_poll_fail_ns: Counter,
     /// How long the thread slept in HLT, ns.
     pub halt_wait_ns: Counter,
+    /// Waits awake that brought a wake-up, by how long they were.
+    pub polls_won: Histogram,
+    /// Those that did not.
+    pub polls_lost: Histogram,
+    /// Sleeps in HLT, by how long they were.
+    pub sleeps: Histogram,
+    /// 1 while the thread sleeps in HLT.
+    pub blocking: Counter,
     /// What ended halts, by [`waker`].
     pub wakes: [Counter; waker::COUNT],
     /// How long the thread waited for a CPU in KVM_RUN, ns.
@@ -267,6 +293,19 @@ mod tests {
     fn rows_and_numbers_agree() {
         for n in (0..0xa8).chain(0x400..0x410).chain([u64::MAX]) {
             assert_eq!(number(slot(n)), n);
+        }
+    }
+
+    /// Each power of two begins a place, and what is too long for all is in the last.
+    #[test]
+    fn times_by_powers_of_two() {
+        let h: Histogram = bytemuck::Zeroable::zeroed();
+        for (ns, place) in
+            [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (1 << 30, 31), ((1 << 30) - 1, 30), (u64::MAX, 31)]
+        {
+            let before = h.0[place].get();
+            h.note(ns);
+            assert_eq!(h.0[place].get(), before + 1, "{ns}");
         }
     }
 

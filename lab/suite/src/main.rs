@@ -17,6 +17,7 @@ mod msr;
 mod odd;
 mod run;
 mod state;
+mod stats;
 mod system;
 mod vm;
 
@@ -51,6 +52,7 @@ fn main() {
         life::TESTS,
         clock::TESTS,
         control::TESTS,
+        stats::TESTS,
         host::TESTS,
     ];
     let tests = groups.iter().flat_map(|g| g.iter());

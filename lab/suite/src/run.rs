@@ -174,9 +174,9 @@ fn catch_signals() {
 }
 
 /// Sends SIGUSR1 to the calling thread after a while, again and again until dropped.
-struct Alarm(std::sync::Arc<AtomicBool>);
+pub(crate) struct Alarm(std::sync::Arc<AtomicBool>);
 impl Alarm {
-    fn new(first: Duration) -> Alarm {
+    pub(crate) fn new(first: Duration) -> Alarm {
         catch_signals();
         let stop = std::sync::Arc::new(AtomicBool::new(false));
         // SAFETY: no preconditions.

@@ -99,8 +99,61 @@ static const struct file_operations ex_vcpu_fops = {
 	.llseek = noop_llseek,
 };
 
+/* The file of KVM_GET_STATS_FD, made by Rust piece by piece. */
+static ssize_t ex_stats_read(struct file *file, char __user *buf, size_t count, loff_t *pos,
+			     size_t (*fill)(void *object, u64 from, char *buf, size_t len))
+{
+	char piece[256] __aligned(8);
+	size_t done = 0, n;
+
+	if (*pos < 0)
+		return -EINVAL;
+	while (done < count) {
+		n = fill(file->private_data, *pos, piece, min(count - done, sizeof(piece)));
+		if (!n)
+			break;
+		if (copy_to_user(buf + done, piece, n))
+			return -EFAULT;
+		done += n;
+		*pos += n;
+	}
+	return done;
+}
+
+static ssize_t ex_vm_stats_read(struct file *file, char __user *buf, size_t count, loff_t *pos)
+{
+	return ex_stats_read(file, buf, count, pos, ex_rs_vm_stats);
+}
+
+static ssize_t ex_vcpu_stats_read(struct file *file, char __user *buf, size_t count, loff_t *pos)
+{
+	return ex_stats_read(file, buf, count, pos, ex_rs_vcpu_stats);
+}
+
+static int ex_vm_stats_release(struct inode *inode, struct file *file)
+{
+	ex_rs_vm_stats_release(file->private_data);
+	return 0;
+}
+
+static const struct file_operations ex_vm_stats_fops = {
+	.owner = THIS_MODULE,
+	.release = ex_vm_stats_release,
+	.read = ex_vm_stats_read,
+	.llseek = noop_llseek,
+};
+
+static const struct file_operations ex_vcpu_stats_fops = {
+	.owner = THIS_MODULE,
+	.release = ex_vcpu_release,
+	.read = ex_vcpu_stats_read,
+	.llseek = noop_llseek,
+};
+
 /* Indexed by FdKind of linux/host/src/file.rs. */
-static const struct file_operations *const ex_fops[] = { &ex_vm_fops, &ex_vcpu_fops };
+static const struct file_operations *const ex_fops[] = {
+	&ex_vm_fops, &ex_vcpu_fops, &ex_vm_stats_fops, &ex_vcpu_stats_fops
+};
 
 int ex_fd_reserve(u32 flags)
 {
@@ -126,6 +179,9 @@ void *ex_fd_open(u32 kind, const char *name, void *object, u32 flags, int *err)
 		*err = PTR_ERR(file);
 		return NULL;
 	}
+	/* Files of this kind cannot be read at an offset by themselves. */
+	if (ex_fops[kind]->read)
+		file->f_mode |= FMODE_PREAD;
 	return file;
 }
 

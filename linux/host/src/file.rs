@@ -13,6 +13,7 @@ use core::ffi::{CStr, c_void};
 use core::mem::forget;
 use core::ptr::NonNull;
 
+const O_RDONLY: u32 = 0;
 const O_RDWR: u32 = 2;
 const O_CLOEXEC: u32 = 0o2000000;
 
@@ -24,6 +25,10 @@ pub enum FdKind {
     Vm = 0,
     /// `ex_rs_vcpu_ioctl`, `ex_rs_vcpu_release`, `ex_rs_vcpu_fault`.
     Vcpu = 1,
+    /// `ex_rs_vm_stats`, `ex_rs_vm_stats_release`; only read.
+    VmStats = 2,
+    /// `ex_rs_vcpu_stats`, `ex_rs_vcpu_release`; only read.
+    VcpuStats = 3,
 }
 
 /// A descriptor number that nothing stands behind yet.
@@ -49,8 +54,9 @@ impl FdSlot {
     /// `object` is what the callbacks of `kind` expect and stays valid until the release callback.
     pub unsafe fn open(self, kind: FdKind, name: &CStr, object: *mut c_void) -> Result<OpenFd> {
         let mut err = 0;
+        let mode = if matches!(kind, FdKind::VmStats | FdKind::VcpuStats) { O_RDONLY } else { O_RDWR };
         // SAFETY: name ends in NUL; err is ours; the object is the caller's promise.
-        let file = unsafe { ffi::ex_fd_open(kind as u32, name.as_ptr(), object, O_RDWR, &raw mut err) };
+        let file = unsafe { ffi::ex_fd_open(kind as u32, name.as_ptr(), object, mode, &raw mut err) };
         let file = NonNull::new(file).ok_or(Errno::from_ret(err))?;
         Ok(OpenFd { slot: self, file })
     }

@@ -2,7 +2,7 @@
 
 use crate::vcpu::VcpuObj;
 use crate::vm::{Vm, clock};
-use crate::{control, dev, global};
+use crate::{control, dev, global, statsfd};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_host::mem::KArc;
@@ -194,6 +194,26 @@ extern "C" fn ex_rs_vm_release(p: *mut c_void) {
 extern "C" fn ex_rs_vcpu_release(p: *mut c_void) {
     // SAFETY: as above; the vCPU holds a reference to its VM on behalf of the fd, which ends here.
     unsafe { crate::vcpu::release(p.cast()) };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vm_stats(p: *mut c_void, from: u64, buf: *mut u8, len: usize) -> usize {
+    // SAFETY: the file's private pointer is its reference to the VM; C gives a buffer of `len` bytes for the duration of the call.
+    let (vm, buf) = unsafe { (vm(p), bytes_mut(buf, len)) };
+    statsfd::read_vm(vm, from as usize, buf)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vcpu_stats(p: *mut c_void, from: u64, buf: *mut u8, len: usize) -> usize {
+    // SAFETY: the file's private pointer is a vCPU, to whose VM the file holds a reference; the buffer as above.
+    let (v, buf) = unsafe { (vcpu(p), bytes_mut(buf, len)) };
+    statsfd::read_vcpu(v, from as usize, buf)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_vm_stats_release(p: *mut c_void) {
+    // SAFETY: the last close of the file: its reference comes back to us.
+    drop(unsafe { KArc::<Vm>::from_raw(p.cast::<Vm>().cast_const()) });
 }
 
 #[unsafe(no_mangle)]

@@ -16,6 +16,7 @@ pub mod global;
 pub mod publish;
 pub mod runpage;
 pub mod stats;
+pub mod statsfd;
 pub mod user;
 pub mod vcpu;
 pub mod vendor;

@@ -131,7 +131,7 @@ fn apic_registers() {
         };
         let mut m = Machine::new([
             write(reg::EOI, 0),
-            write(reg::ICR, (0x5_0000_0000_u64 * u64::from(x2apic)) | 0x4031),
+            write(reg::ICR, (0x5_0000_0000 * u64::from(x2apic)) | 0x4031),
             Op::Nop,
         ]);
         if x2apic {

@@ -479,7 +479,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
     }
     fn block(&self) -> bool {
         self.unlock();
+        let stats = &self.me.shared.stats;
         let from = time::monotonic_ns();
+        stats.blocking.set(1);
         let woken = match vendor::falls_asleep(self.me) {
             true => self.me.task.block(),
             false => task::Woken::Condition,
@@ -489,7 +491,9 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         if trace::wanted() {
             trace::wakeup(slept, true, woken == task::Woken::Condition);
         }
-        self.me.shared.stats.halt_wait_ns.add(slept);
+        stats.blocking.set(0);
+        stats.halt_wait_ns.add(slept);
+        stats.sleeps.note(slept);
         poll::slept(self.me, slept);
         self.lock();
         woken != task::Woken::Signal

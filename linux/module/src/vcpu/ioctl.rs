@@ -28,6 +28,10 @@ pub(super) struct Call<'a, B: Vendor> {
 /// The dispatcher.
 pub fn dispatch(v: &VcpuObj, cmd: u32, arg: usize) -> Result<isize> {
     v.vm().check_mm()?;
+    // Nothing of the vCPU's owner: it answers while the guest runs.
+    if cmd == KVM_GET_STATS_FD {
+        return crate::statsfd::open(v.vm(), Some(v));
+    }
     if !known(cmd) {
         return Err(Errno::ENOTTY);
     }

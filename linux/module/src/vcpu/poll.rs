@@ -28,13 +28,16 @@ pub fn halted(v: &VcpuObj, work: &WorkWord, until: u64) -> bool {
         if v.shared.must_wake() {
             let ns = now.saturating_sub(begin);
             stats.halt_poll_success_ns.add(ns);
+            stats.polls_won.note(ns);
             if trace::wanted() {
                 trace::wakeup(ns, false, true);
             }
             return true;
         }
         if work.pending() || now >= end {
-            stats.halt_poll_fail_ns.add(now.saturating_sub(begin));
+            let ns = now.saturating_sub(begin);
+            stats.halt_poll_fail_ns.add(ns);
+            stats.polls_lost.note(ns);
             return false;
         }
         task::cpu_relax();

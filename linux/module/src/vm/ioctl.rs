@@ -3,7 +3,7 @@
 use super::irq::RouteTable;
 use super::{MAX_VCPU_IDS, MAX_VCPUS, Vm, irqfd};
 use crate::dev::check_extension;
-use crate::{global, user, vendor};
+use crate::{global, statsfd, user, vendor};
 use core::sync::atomic::{AtomicBool, Ordering};
 use exitless_host::file::{FdKind, FdSlot};
 use exitless_host::mem::{KArc, KBox, KSlice};
@@ -49,6 +49,7 @@ pub fn dispatch(vm: &Vm, cmd: u32, arg: usize) -> Result<isize> {
         KVM_GET_CLOCK => get_clock(vm, arg),
         KVM_SET_CLOCK => set_clock(vm, &user::get(arg)?),
         KVM_CREATE_DEVICE => create_device(&user::get(arg)?),
+        KVM_GET_STATS_FD => statsfd::open(vm, None),
         KVM_GET_TSC_KHZ => Ok(vm.lock.lock().tsc_rate.khz() as isize),
         KVM_SET_TSC_KHZ => set_tsc_khz(vm, arg),
         _ => crate::control::vm_ioctl(vm, cmd, arg),
