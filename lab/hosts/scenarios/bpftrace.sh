@@ -20,9 +20,9 @@ program() {
 }
 reasons() { program 5 'tracepoint:kvm:kvm_exit { @exits[args->isa, args->exit_reason] = count(); }' && grep -q '^@exits\[[12], [0-9]*\]: [0-9]' out; }
 check reasons reasons
-times() {
+durations() {
     program 5 'tracepoint:kvm:kvm_exit { @at[tid] = nsecs; @why[tid] = args->exit_reason; }
-        tracepoint:kvm:kvm_entry /@at[tid]/ { @ns[@why[tid]] = hist(nsecs - @at[tid]); delete(@at[tid]); delete(@why[tid]); }' && grep -q '^@ns\[[0-9]*\]:' out
+        tracepoint:kvm:kvm_entry /@at[tid]/ { @ns[@why[tid]] = hist(nsecs - @at[tid]); delete(@at[tid]); delete(@why[tid]); } END { clear(@at); clear(@why); }' && grep -q '^@ns\[[0-9]*\]:' out
 }
-check times times
+check durations durations
 check unload unload_module
