@@ -66,6 +66,11 @@ void ex_trace_mmio(u32 type, u32 len, u64 gpa, u64 value)
 	trace_kvm_mmio(type, len, gpa, value);
 }
 
+void ex_trace_emulate(u64 rip, u32 code, const u8 *bytes, u8 length, u8 flags, bool failed)
+{
+	trace_kvm_emulate_insn(rip, code, bytes, length, flags, failed);
+}
+
 void ex_trace_fast_mmio(u64 gpa)
 {
 	trace_kvm_fast_mmio(gpa);

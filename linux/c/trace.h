@@ -553,6 +553,35 @@ TRACE_EVENT_FN(kvm_ack_irq,
 	ex_trace_listen, ex_trace_leave
 );
 
+/* CR0.PE, EFLAGS.VM, CS.D, CS.L. */
+#define EX_CODE_MODES \
+	{ 0, "real" }, { (1 << 0) | (1 << 1), "vm16" }, { (1 << 0), "prot16" }, { (1 << 0) | (1 << 2), "prot32" }, \
+	{ (1 << 0) | (1 << 3), "prot64" }
+
+TRACE_EVENT_FN(kvm_emulate_insn,
+	TP_PROTO(u64 rip, u32 code, const u8 *bytes, u8 length, u8 flags, bool failed),
+	TP_ARGS(rip, code, bytes, length, flags, failed),
+	TP_STRUCT__entry(
+		__field(__u64, rip)
+		__field(__u32, csbase)
+		__field(__u8, len)
+		__array(__u8, insn, 15)
+		__field(__u8, flags)
+		__field(__u8, failed)
+	),
+	TP_fast_assign(
+		__entry->rip = rip;
+		__entry->csbase = code;
+		__entry->len = length;
+		memcpy(__entry->insn, bytes, 15);
+		__entry->flags = flags;
+		__entry->failed = failed;
+	),
+	TP_printk("%x:%llx:%s (%s)%s", __entry->csbase, __entry->rip, __print_hex(__entry->insn, __entry->len),
+		  __print_symbolic(__entry->flags, EX_CODE_MODES), __entry->failed ? " failed" : ""),
+	ex_trace_listen, ex_trace_leave
+);
+
 TRACE_EVENT(kvm_unmap_hva_range,
 	TP_PROTO(unsigned long start, unsigned long end),
 	TP_ARGS(start, end),

@@ -11,12 +11,12 @@ use crate::journal::{Access, Entry};
 use crate::shared::VcpuShared;
 use crate::traced::{Asked, Mmio, Trace};
 use crate::vcpu::Vcpu;
-use exitless_insn::Mode;
+use exitless_insn::{Mode, instruction_length};
 use exitless_lapic::{Mode as LapicMode, Now};
 use exitless_x86::apic::reg;
 use exitless_x86::exception::Vector;
 use exitless_x86::msr::Msr;
-use exitless_x86::regs::{Gpr, Gprs};
+use exitless_x86::regs::{Gpr, Gprs, SegReg, cr0, rflags};
 
 /// Tells an event, if anybody listens.
 #[inline(always)]
@@ -106,6 +106,29 @@ pub fn injects<H: Host>(host: &H, event: Event, again: bool) {
         Event::Nmi => return,
     };
     host.trace(&told);
+}
+
+/// The emulator begins with the instruction at RIP, of which `valid` bytes were fetched, or gives up.
+#[cold]
+#[inline(never)]
+pub fn emulates<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &Vcpu<B>,
+    host: &H,
+    bytes: &[u8; 15],
+    valid: usize,
+    failed: bool,
+) {
+    let mode = v.mode();
+    let length = instruction_length(bytes, valid, mode).map_or(valid.min(15), |(length, _)| length) as u8;
+    let bits = [
+        v.b.cr0() & cr0::PE != 0,
+        v.b.rflags() & rflags::VM != 0,
+        mode == Mode::Bits32,
+        mode == Mode::Bits64,
+    ];
+    let flags = bits.iter().rev().fold(0, |all, bit| all << 1 | u8::from(*bit));
+    let code = v.b.segment(SegReg::Cs).base as u32;
+    host.trace(&Trace::Emulates { rip: v.b.rip(), code, bytes: *bytes, length, flags, failed });
 }
 
 /// What the last exit amounted to.

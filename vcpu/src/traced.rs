@@ -94,6 +94,14 @@ pub enum Trace {
     TimerWait {
         late: i64,
     },
+    Emulates {
+        rip: u64,
+        code: u32,
+        bytes: [u8; 15],
+        length: u8,
+        flags: u8,
+        failed: bool,
+    },
 }
 
 /// An exit whose answer is not told yet.

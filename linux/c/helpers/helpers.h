@@ -277,6 +277,7 @@ void ex_trace_apic(bool write, u32 reg, u64 value);
 void ex_trace_hypercall(u64 number, const u64 *operands);
 void ex_trace_pio(bool write, u32 port, u32 size, u32 count, u32 value);
 void ex_trace_mmio(u32 type, u32 len, u64 gpa, u64 value);
+void ex_trace_emulate(u64 rip, u32 code, const u8 *bytes, u8 length, u8 flags, bool failed);
 void ex_trace_fast_mmio(u64 gpa);
 void ex_trace_ipi(u32 icr, u32 destination);
 void ex_trace_accept(u32 apicid, u16 mode, bool level, u8 vector);

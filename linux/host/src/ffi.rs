@@ -307,6 +307,14 @@ unsafe extern "C" {
     pub(crate) fn ex_trace_hypercall(number: u64, operands: *const u64);
     pub(crate) fn ex_trace_pio(write: bool, port: u32, size: u32, count: u32, value: u32);
     pub(crate) fn ex_trace_mmio(kind: u32, len: u32, gpa: u64, value: u64);
+    pub(crate) fn ex_trace_emulate(
+        rip: u64,
+        code: u32,
+        bytes: *const u8,
+        length: u8,
+        flags: u8,
+        failed: bool,
+    );
     pub(crate) fn ex_trace_fast_mmio(gpa: u64);
     pub(crate) fn ex_trace_ipi(icr: u32, destination: u32);
     pub(crate) fn ex_trace_accept(apicid: u32, mode: u16, level: bool, vector: u8);

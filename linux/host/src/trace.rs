@@ -102,6 +102,12 @@ pub fn mmio(kind: u32, len: u8, gpa: u64, value: u64) {
     unsafe { ffi::ex_trace_mmio(kind, len.into(), gpa, value) }
 }
 
+/// `kvm_emulate_insn`: code at `rip` in the segment that begins at `code`; `flags`: CR0.PE, EFLAGS.VM, CS.D, CS.L.
+pub fn emulate(rip: u64, code: u32, bytes: &[u8; 15], length: u8, flags: u8, failed: bool) {
+    // SAFETY: as above; 15 bytes are read.
+    unsafe { ffi::ex_trace_emulate(rip, code, bytes.as_ptr(), length.min(15), flags, failed) }
+}
+
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $t:ty),*) => $c:ident($($pass:expr),*);)*) => {$(
         $(#[$doc])*

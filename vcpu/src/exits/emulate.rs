@@ -33,6 +33,9 @@ pub fn at<B: Backend, H: Host<Cpu = B::Cpu>>(
         None => match skip::fetch(v, host, false) {
             Ok((bytes, fetched)) => {
                 let valid = fetched.min(skip::code_room(v));
+                if host.tracing() {
+                    trace::emulates(v, host, &bytes, valid, false);
+                }
                 let operand = walked.filter(|_| one_operand(&bytes, v.mode()));
                 Source { bytes, valid, stepping: v.traps(), operand }
             }
@@ -100,6 +103,9 @@ fn pass<B: Backend, H: Host<Cpu = B::Cpu>>(
         }
         Outcome::Stop(Stop::Unhandled | Stop::Elsewhere) => {
             v.journal.clear();
+            if host.tracing() {
+                trace::emulates(v, host, &source.bytes, source.valid, true);
+            }
             emulation_failure(v, host)
         }
     };

@@ -10,8 +10,8 @@ use exitless_x86::apic::reg;
 use exitless_x86::regs::{cr4, rflags};
 
 fn heard(m: &Machine) -> Vec<Trace> {
-    let heard = m.w.heard.take();
-    heard.into_iter().filter(|t| !matches!(t, Trace::Entry { .. } | Trace::Exit { .. })).collect()
+    let other = |t: &Trace| !matches!(t, Trace::Entry { .. } | Trace::Exit { .. } | Trace::Emulates { .. });
+    m.w.heard.take().into_iter().filter(other).collect()
 }
 
 /// Entries and exits in turn, from the first to the last, whatever the exits were for.
@@ -158,4 +158,18 @@ fn apic_registers() {
             "{heard:x?}"
         );
     }
+}
+
+/// Once for each instruction, however often its replay begins anew.
+#[test]
+fn emulated_instructions() {
+    let mut m = Machine::new([load(USER_MMIO + 8), Op::Nop]);
+    m.w.tracing.set(true);
+    m.go();
+    let heard = m.w.heard.take();
+    let emulated: Vec<_> = heard.iter().filter(|t| matches!(t, Trace::Emulates { .. })).collect();
+    let [Trace::Emulates { rip: 0x1000, code: 0, length, flags, failed: false, bytes }] = emulated[..] else {
+        panic!("{emulated:x?}")
+    };
+    assert!((1..15).contains(length) && *flags & 1 != 0 && bytes[0] != 0, "{emulated:x?}");
 }

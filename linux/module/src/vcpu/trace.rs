@@ -26,6 +26,9 @@ pub fn tell(vcpu: u32, isa: Isa, event: &Trace) {
         Trace::Exception { vector, error_code, again } => trace::inject_exception(vector, error_code, again),
         Trace::Cr { write, number, value } => trace::cr(write, number, value),
         Trace::TimerWait { late } => trace::timer_wait(vcpu, late),
+        Trace::Emulates { rip, code, ref bytes, length, flags, failed } => {
+            trace::emulate(rip, code, bytes, length, flags, failed);
+        }
     }
 }
 
