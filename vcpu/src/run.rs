@@ -18,6 +18,7 @@ use crate::times::Spent;
 use crate::trace;
 use crate::traced::Trace;
 use crate::vcpu::{PendingPort, Vcpu};
+use core::sync::atomic::Ordering::Relaxed;
 use exitless_chooser::Mechanism::HaltPollGuest;
 
 /// Runs the vCPU until user space is needed. The caller has loaded the vCPU and its FPU state, and holds the lock on
@@ -124,7 +125,8 @@ fn take_log<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
 }
 
 /// One slice with interrupts off: enters until an exit needs more. `None`: nothing left to handle. A function of its own, so that
-/// what is around it takes no register from the fast path.
+/// what is around it takes no register from the fast path; and what somebody may switch is loaded each time, beside the requests, so
+/// that there is one loop and not one for each answer.
 #[inline(never)]
 fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Option<Exit> {
     host.slice_begin();
@@ -142,8 +144,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.b.begin(cpu);
     passthrough::begin(v);
     avic::runs(v, host);
-    let times = host.times().is_some();
-    v.stopwatch.slice(times);
+    v.stopwatch.slice(host.times().is_some());
     let exit = loop {
         if !passthrough::before(v, sh, host, cpu) {
             break None;
@@ -153,11 +154,11 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         if host.tracing() {
             trace::enters(v, sh, host, &state);
         }
-        if times {
+        if sh.measured.load(Relaxed) {
             stamp_entry(v, sh, host);
         }
         let exit = v.b.enter(cpu, v.flush);
-        if times {
+        if sh.measured.load(Relaxed) {
             stamp_exit(v, host);
         }
         entry::after(v, sh);
@@ -244,6 +245,7 @@ fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if !timer::to_host(v, sh, host) {
         return Next::Again;
     }
+    sh.wakes_at.store(timer::due_ns(v, host).unwrap_or(0), Relaxed);
     clock(v, host, Spent::Kernel);
     let woken = host.block();
     clock(v, host, Spent::Halted);

@@ -266,6 +266,8 @@ pub struct VcpuShared {
     pub measured: AtomicBool,
     /// [`waker`]: whose interrupt came last to the halted vCPU.
     pub waker: AtomicU8,
+    /// It halted with interrupts enabled.
+    pub halted_open: AtomicBool,
     /// The CPU the thread was last loaded on, -1 before the first.
     pub cpu: AtomicI32,
     /// From where to where the thread may use published tables.
@@ -296,6 +298,11 @@ pub struct VcpuShared {
     pub lazy_armed: AtomicU64,
     /// While somebody measures: when the first IPI was posted that no entry has followed, ticks; 0: none.
     pub sent: AtomicU64,
+    /// Since when the thread sleeps, ns on the host's monotonic clock; 0: it does not. For who looks whether that is right; written by
+    /// the owner, as what follows.
+    pub asleep: AtomicU64,
+    /// When the APIC's timer is due for which it wakes up, ns, as it was when it fell asleep; 0: none is armed.
+    pub wakes_at: AtomicU64,
     /// Counters; written by the owner alone.
     pub stats: crate::stats::Stats,
 }

@@ -1,6 +1,6 @@
 //! Where a vCPU's time goes, while somebody measures: stamps at the borders of guest, module, user space and sleep.
 //!
-//! Off, which is the default, an exit pays two branches on a value that the slice looked up once (what they skip is out of line). On, it pays two RDTSCs. Those do not
+//! Off, which is the default, an exit pays two loads and branches, on the line that it looks for requests on. On, it pays two RDTSCs. Those do not
 //! serialise: what is before or behind a border by some ten cycles is not told apart. Everything is in ticks of the host's TSC; where
 //! that goes back from one CPU to the next, no time has passed.
 //!

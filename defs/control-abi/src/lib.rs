@@ -39,6 +39,8 @@ pub const EXITLESS_GET_COUNTERS: u32 = ioc::<Counters>(3, 5);
 pub const EXITLESS_LIST_VCPUS: u32 = ioc::<Vcpus>(3, 6);
 /// A [`Measure`].
 pub const EXITLESS_MEASURE: u32 = ioc::<Measure>(3, 7);
+/// A [`Vcpus`], of [`HealthRecord`]s.
+pub const EXITLESS_LIST_HEALTH: u32 = ioc::<Vcpus>(3, 8);
 
 /// [`Words::kind`], and [`Counters::what`].
 pub mod kind {
@@ -258,6 +260,42 @@ pub struct VcpuRecord {
     pub user: u64,
 }
 
+/// [`HealthRecord::flags`].
+pub mod health {
+    /// Halted.
+    pub const HALTED: u32 = 1 << 0;
+    /// Halted with interrupts enabled.
+    pub const OPEN: u32 = 1 << 1;
+    /// Its APIC has an interrupt that is not being served.
+    pub const PENDING: u32 = 1 << 2;
+    /// In the guest at this moment.
+    pub const IN_GUEST: u32 = 1 << 3;
+}
+
+/// What of a vCPU tells whether all is well with it. Each field is whole, but two may be of different moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct HealthRecord {
+    /// KVM's id of it.
+    pub id: u32,
+    /// [`health`].
+    pub flags: u32,
+    /// All exits.
+    pub exits: u64,
+    /// HLT exits.
+    pub halts: u64,
+    /// Since when its thread sleeps, CLOCK_MONOTONIC in ns; 0: it does not.
+    pub asleep: u64,
+    /// When its APIC's timer is due, as it was when it fell asleep, CLOCK_MONOTONIC in ns; 0: none is armed.
+    pub wakes_at: u64,
+    /// Its TSC's rate, as a fraction of the host's.
+    pub tsc_ratio: u64,
+    /// What is added to that, in its ticks.
+    pub tsc_offset: u64,
+    /// Requests that it has not seen: a number for each kind, without a meaning here but that there are some.
+    pub requests: u64,
+}
+
 /// [`Measure::set`].
 pub mod measure {
     /// Only look.
@@ -299,6 +337,7 @@ mod tests {
         assert_eq!(EXITLESS_GET_COUNTERS, 0xc020_eb05);
         assert_eq!(EXITLESS_LIST_VCPUS, 0xc020_eb06);
         assert_eq!(EXITLESS_MEASURE, 0xc018_eb07);
+        assert_eq!((EXITLESS_LIST_HEALTH, size_of::<HealthRecord>()), (0xc020_eb08, 64));
         assert_eq!((size_of::<VmRecord>(), size_of::<State>()), (32, 168));
         assert_eq!((size_of::<Counter>(), size_of::<VcpuRecord>()), (16, 40));
     }

@@ -87,6 +87,14 @@ one_vm() {
     return 1
 }
 check one_vm one_vm
+healthy() {
+    for i in $(seq 50); do
+        pid=$(exitctl stat | sed -n 's/^VM .*(pid \([0-9]*\)).*/\1/p' | head -n 1)
+        [ -n "$pid" ] && exitctl check $pid >/tmp/out 2>&1 && has '^all is well' && return 0
+    done
+    has '^all is well'
+}
+check healthy healthy
 refused() { ! exitctl set bost=on --default 2>/tmp/out && has 'there are ipi_fastpath' && ! exitctl set boost=on --vm 0 2>/tmp/out && has 'VMs to come are --default' && ! exitctl set boost=on --vm 999999 2>/tmp/out && has 'no VM 999999'; }
 check refused refused
 touch /tmp/enough

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("control/counters", counters),
     ("control/vcpus", vcpus),
     ("control/times", the_times),
+    ("control/health", health_of),
     ("control/switch", switches),
     ("control/defaults", defaults),
     ("control/host_tsc", host_tsc),
@@ -336,6 +337,61 @@ fn the_times(e: &Env) -> R {
     errno!(measures(&g.vm, id + 1, measure::ON), libc::ENOENT, "another by a VM's descriptor");
     let mut bad = Measure { vm: id, set: 0, on: 0, khz: 0, reserved: 1 };
     errno!(d.with(EXITLESS_MEASURE, &mut bad), libc::EINVAL, "reserved");
+    Ok(())
+}
+
+/// What tells whether all is well: of one vCPU that never ran, and of one that halted with interrupts masked.
+fn health_of(e: &Env) -> R {
+    let d = device()?;
+    // HLT, with IF clear.
+    let g = e.guest(Chips::Full, &[0xf4])?;
+    let _second = vcpu(&g.sys, &g.vm, 7)?;
+    let id = mine(&d)?.id;
+    let get = |fd: &Fd, vm, size: u32| -> kvm::Result<Vec<HealthRecord>> {
+        let mut records = vec![HealthRecord { id: 99, ..HealthRecord::default() }; 4];
+        let mut v =
+            Vcpus { vm, address: records.as_mut_ptr() as u64, record: size, count: 4, from: 0, reserved: 0 };
+        fd.with(EXITLESS_LIST_HEALTH, &mut v)?;
+        records.truncate(v.count as usize);
+        Ok(records)
+    };
+    let fresh = get(&g.vm, 0, 64)?;
+    same!((fresh.len(), fresh[0].id, fresh[1].id), (2, 0, 7), "both");
+    same!((fresh[0].flags, fresh[0].asleep, fresh[0].exits), (0, 0, 0), "before it ran");
+    same!(fresh[0].tsc_ratio, fresh[1].tsc_ratio, "the TSCs' rate");
+    crate::run::catch_signals();
+    let runner = std::sync::atomic::AtomicI32::new(0);
+    let asleep = std::thread::scope(|s| {
+        let runs = s.spawn(|| {
+            // SAFETY: asks for a number.
+            runner.store(unsafe { libc::gettid() }, Ordering::Release);
+            g.vcpu.run()
+        });
+        let mut found = None;
+        for _ in 0..10_000 {
+            let now = get(&d, id, 64)?[0];
+            if now.flags & health::HALTED != 0 && now.asleep != 0 {
+                found = Some(now);
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        while !runs.is_finished() {
+            // SAFETY: a signal with a handler.
+            unsafe {
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), runner.load(Ordering::Acquire), libc::SIGUSR1)
+            };
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let _ = runs.join();
+        found.ok_or(Stop::Fail("it never slept".into()))
+    })?;
+    same!((asleep.flags, asleep.halts, asleep.wakes_at), (health::HALTED, 1, 0), "asleep");
+    ensure!(asleep.exits >= 1, "{asleep:?}");
+    let after = get(&d, id, 64)?[0];
+    same!((after.asleep, after.flags), (0, health::HALTED), "behind KVM_RUN");
+    errno!(get(&d, id, 40), libc::EINVAL, "another record");
+    errno!(get(&d, id + 1, 64), libc::ENOENT, "another VM");
     Ok(())
 }
 

@@ -164,7 +164,7 @@ fn hlt(e: &Env) -> R {
 
 extern "C" fn nothing(_: i32) {}
 
-fn catch_signals() {
+pub(crate) fn catch_signals() {
     // SAFETY: an empty handler without SA_RESTART.
     unsafe {
         let mut a: libc::sigaction = std::mem::zeroed();

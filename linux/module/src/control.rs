@@ -17,7 +17,7 @@ use exitless_host::{Errno, Result, pr_err, task, time};
 use exitless_nospec::Guarded;
 use exitless_vcpu::Request;
 use exitless_vcpu::chooser::{Fallback, Mechanism, Reason, Row, Scope, Set, TABLE, Who, shown};
-use exitless_vcpu::shared::mode;
+use exitless_vcpu::shared::{mode, mp};
 use exitless_vcpu::stats::{self as st, Stats};
 use exitless_vcpu::times::{Late, Spent, Times};
 
@@ -91,7 +91,11 @@ fn look<V: Deref<Target = Vm>>(cmd: u32, arg: usize, whose: impl FnOnce(u64) -> 
         }
         EXITLESS_LIST_VCPUS => {
             let asked: Vcpus = user::get(arg)?;
-            vcpus(&*whose(asked.vm)?, asked, arg)
+            vcpus(&*whose(asked.vm)?, asked, arg, record_of)
+        }
+        EXITLESS_LIST_HEALTH => {
+            let asked: Vcpus = user::get(arg)?;
+            vcpus(&*whose(asked.vm)?, asked, arg, health_of)
         }
         _ => about(cmd, arg),
     }
@@ -359,28 +363,53 @@ fn measures(vm: &Vm, mut asked: Measure, arg: usize) -> Result<isize> {
     user::put(arg, &asked)
 }
 
-fn vcpus(vm: &Vm, mut asked: Vcpus, arg: usize) -> Result<isize> {
+fn vcpus<T: bytemuck::Pod>(vm: &Vm, mut asked: Vcpus, arg: usize, of: fn(&VcpuObj) -> T) -> Result<isize> {
     if asked.reserved != 0 {
         return Err(Errno::EINVAL);
     }
-    let mut out = Records::new::<VcpuRecord>(asked.address, asked.record, asked.count)?;
+    let mut out = Records::new::<T>(asked.address, asked.record, asked.count)?;
     for v in vm.each_vcpu().skip(asked.from as usize) {
-        let (s, n) = (&v.shared, &v.shared.stats);
-        let record = VcpuRecord {
-            id: v.id,
-            cpu: s.cpu.load(Relaxed),
-            mp_state: s.mp_state.load(Relaxed),
-            in_guest: u32::from(s.mode.load(Relaxed) == mode::IN_GUEST),
-            exits: n.exits.get(),
-            fast: n.fast.get(),
-            user: n.user.get(),
-        };
-        if !out.put(&record)? {
+        if !out.put(&of(v))? {
             break;
         }
     }
     asked.count = out.written;
     user::put(arg, &asked)
+}
+
+fn record_of(v: &VcpuObj) -> VcpuRecord {
+    let (s, n) = (&v.shared, &v.shared.stats);
+    VcpuRecord {
+        id: v.id,
+        cpu: s.cpu.load(Relaxed),
+        mp_state: s.mp_state.load(Relaxed),
+        in_guest: u32::from(s.mode.load(Relaxed) == mode::IN_GUEST),
+        exits: n.exits.get(),
+        fast: n.fast.get(),
+        user: n.user.get(),
+    }
+}
+
+fn health_of(v: &VcpuObj) -> HealthRecord {
+    let s = &v.shared;
+    let halted = s.mp_state.load(Relaxed) == mp::HALTED;
+    let pending = s.apic.has_irr() || s.apic.posted().outstanding();
+    let flag = |holds, flag| if holds { flag } else { 0 };
+    let (tsc_ratio, tsc_offset) = s.tsc.get();
+    HealthRecord {
+        id: v.id,
+        flags: flag(halted, health::HALTED)
+            | flag(halted && s.halted_open.load(Relaxed), health::OPEN)
+            | flag(pending, health::PENDING)
+            | flag(s.mode.load(Relaxed) == mode::IN_GUEST, health::IN_GUEST),
+        exits: s.stats.exits.get(),
+        halts: s.stats.halt_exits.get(),
+        asleep: s.asleep.load(Relaxed),
+        wakes_at: s.wakes_at.load(Relaxed),
+        tsc_ratio,
+        tsc_offset,
+        requests: s.requests.load(Relaxed),
+    }
 }
 
 /// A mechanism in these vCPUs of the VM.

@@ -1,10 +1,12 @@
 //! `exitctl check`: is this host ready, and what is each mechanism to each running VM.
 
 use crate::device::Device;
+use crate::health::{self, Trouble};
 use crate::host::{Fact, Host, Mark};
 use crate::out::{self, Format};
 use crate::view::{View, Vm, Watch, title};
 use anyhow::Result;
+use exitless_control_abi::measure;
 use serde::Serialize;
 use std::path::Path;
 
@@ -25,6 +27,9 @@ struct Findings {
     pid: i32,
     name: String,
     mechanisms: Vec<Finding>,
+    /// If it was named: what is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    troubles: Option<Vec<Trouble>>,
 }
 
 #[derive(Serialize)]
@@ -39,18 +44,37 @@ struct Finding {
 /// `false`: something is bad.
 pub(crate) fn run(format: Format, only: &crate::Which) -> Result<bool> {
     let host = Host::new(Path::new("/")).facts();
-    let seen = Device::open().and_then(Watch::new).and_then(|mut w| Ok((w.look()?, w)));
-    let (unseen, vms) = match seen {
-        Ok((view, _)) => (None, findings(&only.of(view)?)),
-        Err(e) => (Some(format!("{e:#}")), Vec::new()),
+    let (unseen, vms) = match seen(only)? {
+        Ok(vms) => (None, vms),
+        Err(why) => (Some(why), Vec::new()),
     };
-    let good = host.iter().all(|f| f.mark != Mark::Bad) && unseen.is_none();
+    let well = vms.iter().all(|vm| vm.troubles.as_ref().is_none_or(Vec::is_empty));
+    let good = host.iter().all(|f| f.mark != Mark::Bad) && unseen.is_none() && well;
     let report = Report { host, unseen, vms };
     match format {
         Format::Json => out::print(&(serde_json::to_string_pretty(&report)? + "\n"))?,
         _ => out::print(&shown(&report))?,
     };
     Ok(good)
+}
+
+/// The VMs, or why they cannot be looked at.
+fn seen(only: &crate::Which) -> Result<Result<Vec<Findings>, String>> {
+    let found = Device::open().and_then(Watch::new).and_then(|mut w| Ok((w.look()?, w)));
+    let (view, watch) = match found {
+        Ok(found) => found,
+        Err(e) => return Ok(Err(format!("{e:#}"))),
+    };
+    let view = only.of(view)?;
+    let mut all = findings(&view);
+    if only.named() {
+        let d = watch.device();
+        for (of, vm) in all.iter_mut().zip(&view.vms) {
+            let khz = d.measure(vm.id, measure::LOOK)?.khz;
+            of.troubles = Some(health::of(d, vm.id, vm.vcpus.len() as u32, khz)?);
+        }
+    }
+    Ok(Ok(all))
 }
 
 fn findings(view: &View) -> Vec<Findings> {
@@ -63,16 +87,34 @@ fn findings(view: &View) -> Vec<Findings> {
                 (n, _) if n < total => "partly",
                 _ => "active",
             };
-            let advice = if m.on || m.active != 0 {
-                String::new()
-            } else {
-                format!("exitctl set {}=on --vm {}", m.name, vm.id)
+            let advice = match (m.active < total, m.on) {
+                (false, _) => String::new(),
+                (true, false) => format!("exitctl set {}=on --vm {}", m.name, vm.id),
+                (true, true) => advice(m.why).into(),
             };
             Finding { name: m.name.clone(), state, reason: m.reason.clone(), advice }
         });
-        Findings { id: vm.id, pid: vm.pid, name: vm.name.clone(), mechanisms: mechanisms.collect() }
+        let (mechanisms, name) = (mechanisms.collect(), vm.name.clone());
+        Findings { id: vm.id, pid: vm.pid, name, mechanisms, troubles: None }
     };
     view.vms.iter().map(of).collect()
+}
+
+/// What changes it, where that is one command or setting, by the reason's number, which is never reused.
+fn advice(reason: u32) -> &'static str {
+    match reason {
+        4 => "QEMU: -machine kernel-irqchip=on",
+        7 => "QEMU: -cpu ..,+tsc-deadline",
+        9 => "QEMU: -overcommit cpu-pm=on, for guests that own their CPUs",
+        10 => "the host's command line: nohz_full=LIST",
+        12 => "rmmod exitless; insmod exitless.ko avic=1 (untested on hardware)",
+        14 => "QEMU: -global kvm-pit.lost_tick_policy=discard",
+        15 => "in the guest: insmod exitless-guest.ko",
+        16 | 21 => "exitctl set host_tsc=on --default, then start the VM anew",
+        18 => "QEMU: without -overcommit cpu-pm=on",
+        20 => "rmmod exitless; insmod exitless.ko ipiv=1 (untested on hardware)",
+        _ => "",
+    }
 }
 
 fn shown(r: &Report) -> String {
@@ -96,6 +138,16 @@ fn shown(r: &Report) -> String {
             vec![m.name.clone(), m.state.into(), why, m.advice.clone()]
         });
         text += &out::table(&["mechanism", "state", "why", "what to do"], &[], rows);
+        match &vm.troubles {
+            None => {}
+            Some(none) if none.is_empty() => {
+                text += "all is well: no interrupt, deadline or request waits for a vCPU that sleeps, clocks agree, no storm of halts\n";
+            }
+            Some(all) => {
+                let rows = all.iter().map(|t| vec![t.vcpu.to_string(), t.what.clone(), t.advice.into()]);
+                text += &out::table(&["vCPU", "BAD", "what to do"], &[0], rows);
+            }
+        }
     }
     text
 }
@@ -115,6 +167,14 @@ mod tests {
             (f.mechanisms[1].state, f.mechanisms[1].advice.as_str()),
             ("off", "exitctl set boost=on --vm 7")
         );
+        let on = |why| {
+            let mut vm = sample(7, 4, 1);
+            (vm.mechanisms[0].active, vm.mechanisms[0].why) = (0, why);
+            let mut f = findings(&View { seconds: None, vms: vec![vm] });
+            std::mem::take(&mut f[0].mechanisms[0].advice)
+        };
+        assert_eq!(on(16), "exitctl set host_tsc=on --default, then start the VM anew");
+        assert_eq!((on(15).as_str(), on(2).as_str()), ("in the guest: insmod exitless-guest.ko", ""));
         let text = shown(&Report {
             host: Vec::new(),
             unseen: None,

@@ -99,6 +99,12 @@ impl Device {
         self.list(abi::EXITLESS_LIST_VCPUS, room, ask, |v| v.count)
     }
 
+    /// What of its vCPUs tells whether all is well.
+    pub(crate) fn health(&self, vm: u64, room: u32) -> io::Result<Vec<abi::HealthRecord>> {
+        let ask = |address, record, count| abi::Vcpus { vm, address, record, count, from: 0, reserved: 0 };
+        self.list(abi::EXITLESS_LIST_HEALTH, room, ask, |v| v.count)
+    }
+
     /// What mechanisms are to a VM, all its vCPUs together.
     pub(crate) fn states(&self, vm: u64) -> io::Result<Vec<abi::State>> {
         let vcpu = abi::ALL_VCPUS;
@@ -167,8 +173,76 @@ fn advice(e: &io::Error) -> anyhow::Error {
     }
 }
 
+/// CLOCK_MONOTONIC, ns.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is the call's to fill.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
 /// A name or text as the device pads it.
 pub(crate) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::process::{Child, Command};
+    use std::time::Duration;
+
+    /// A pseudo terminal.
+    pub(crate) struct Pty {
+        master: File,
+        slave: OwnedFd,
+    }
+
+    impl Pty {
+        pub(crate) fn open(rows: u16, columns: u16) -> Self {
+            let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            let (mut master, mut slave) = (-1, -1);
+            let none = core::ptr::null_mut();
+            // SAFETY: two places for descriptors, no name, the default modes, a size.
+            let r = unsafe { libc::openpty(&mut master, &mut slave, none, none.cast(), &size) };
+            assert_eq!(r, 0, "{}", io::Error::last_os_error());
+            // SAFETY: new descriptors, owned by nobody else.
+            let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+            Self { master, slave }
+        }
+
+        /// With the terminal as all three of its streams.
+        pub(crate) fn spawn(&self, c: &mut Command) -> Child {
+            let end = || self.slave.try_clone().unwrap();
+            c.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap()
+        }
+
+        pub(crate) fn write(&mut self, keys: &[u8]) {
+            self.master.write_all(keys).unwrap();
+        }
+
+        /// What is there, waiting for it so long.
+        pub(crate) fn read(&mut self, wait: Duration) -> Vec<u8> {
+            let mut p = libc::pollfd { fd: self.master.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one structure.
+            if unsafe { libc::poll(&mut p, 1, wait.as_millis() as i32) } <= 0 {
+                return Vec::new();
+            }
+            let mut buffer = vec![0; 65536];
+            let n = self.master.read(&mut buffer).unwrap_or(0);
+            buffer.truncate(n);
+            buffer
+        }
+    }
+
+    /// Of this thread.
+    pub(crate) fn cpu_time() -> Duration {
+        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the structure is the call's to fill.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+        Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    }
 }

@@ -72,6 +72,7 @@ impl Host {
             self.clock_event(),
             self.x2apic(),
             self.housekeeping(),
+            self.lockdown(),
         ]
     }
 
@@ -126,7 +127,12 @@ impl Host {
         let flags = self.flags("flags");
         let has = |f: &str| flags.iter().any(|x| x == f);
         let (found, good) = match (has("vmx"), has("svm")) {
-            (true, _) => ("Intel, VMX", self.flags("vmx flags").iter().any(|f| f == "ept")),
+            (true, _) if has("fred") => {
+                ("Intel, VMX; the kernel takes its events by FRED, which the module refuses", false)
+            }
+            (true, _) if !self.vmx("ept") => ("Intel, VMX without EPT", false),
+            (true, _) if !self.vmx("unrestricted_guest") => ("Intel, VMX without unrestricted guests", false),
+            (true, _) => ("Intel, VMX", true),
             (_, true) => ("AMD, SVM", has("npt")),
             _ => ("neither VMX nor SVM", false),
         };
@@ -137,9 +143,34 @@ impl Host {
             advice: if good {
                 ""
             } else {
-                "turn on VMX (Intel) or SVM (AMD) in the firmware; EPT or NPT must be there"
+                match has("fred") {
+                    true => "start the kernel with fred=off",
+                    false => "turn on VMX (Intel) or SVM (AMD) in the firmware; EPT with unrestricted guests, or NPT, must be there",
+                }
             }
             .into(),
+        }
+    }
+
+    fn vmx(&self, flag: &str) -> bool {
+        self.flags("vmx flags").iter().any(|f| f == flag)
+    }
+
+    /// A kernel that is locked down loads no module that is not signed, and closes debugfs.
+    fn lockdown(&self) -> Fact {
+        let text = self.read("sys/kernel/security/lockdown").unwrap_or_default();
+        let level = text.split('[').nth(1).and_then(|l| l.split(']').next()).unwrap_or("none").to_owned();
+        let good = level == "none";
+        Fact {
+            what: "lockdown",
+            mark: if good { Mark::Good } else { Mark::Less },
+            advice: if good {
+                ""
+            } else {
+                "the module must be signed with a key that the machine's owner has enrolled (docs/admin.md), and debugfs is closed: use /dev/exitless"
+            }
+            .into(),
+            found: level,
         }
     }
 
@@ -296,8 +327,7 @@ mod tests {
 
     #[test]
     fn an_intel_host_that_is_ready() {
-        let cpu =
-            "processor\t: 0\nflags\t\t: fpu vmx x2apic tsc\nvmx flags\t: ept posted_intr preemption_timer\n";
+        let cpu = "processor\t: 0\nflags\t\t: fpu vmx x2apic tsc\nvmx flags\t: ept unrestricted_guest posted_intr preemption_timer\n";
         let (root, h) = host(&[
             ("proc/cpuinfo", cpu),
             ("proc/sys/kernel/osrelease", "6.1.0-56-cloud-amd64\n"),
@@ -369,11 +399,33 @@ mod tests {
         assert_eq!(delivery("flags\t: svm\n", &[("avic", "Y\n")]).mark, Mark::Less);
     }
 
+    /// What the module refuses at load is said before, and what is locked.
+    #[test]
+    fn what_load_would_refuse() {
+        let facts = |cpu: &str, lockdown: &str| {
+            let (root, h) = host(&[("proc/cpuinfo", cpu), ("sys/kernel/security/lockdown", lockdown)]);
+            let all = [h.cpu(), h.lockdown()];
+            fs::remove_dir_all(root).unwrap();
+            all
+        };
+        let intel = "flags\t: vmx\nvmx flags\t: ept unrestricted_guest\n";
+        let [cpu, lockdown] = facts(intel, "[none] integrity confidentiality\n");
+        assert_eq!((cpu.mark, lockdown.mark), (Mark::Good, Mark::Good));
+        let [cpu, lockdown] = facts("flags\t: vmx\nvmx flags\t: ept\n", "none [integrity] confidentiality\n");
+        assert_eq!((cpu.mark, lockdown.mark), (Mark::Bad, Mark::Less));
+        assert!(cpu.found.contains("without unrestricted guests"), "{}", cpu.found);
+        assert!(lockdown.found == "integrity" && lockdown.advice.contains("signed"), "{lockdown:?}");
+        let [cpu, _] = facts(&intel.replace("vmx\n", "vmx fred\n"), "");
+        assert_eq!((cpu.mark, cpu.advice.as_str()), (Mark::Bad, "start the kernel with fred=off"));
+    }
+
     #[test]
     fn no_file_at_all_is_no_panic() {
         let (_, h) = host(&[]);
         assert!(
-            h.facts().iter().all(|f| f.mark != Mark::Good || f.what == "other hypervisors"),
+            h.facts()
+                .iter()
+                .all(|f| f.mark != Mark::Good || ["other hypervisors", "lockdown"].contains(&f.what)),
             "{:?}",
             h.facts()
         );

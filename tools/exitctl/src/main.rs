@@ -4,6 +4,7 @@
 mod check;
 mod device;
 mod export;
+mod health;
 mod host;
 mod measure;
 mod names;
@@ -37,8 +38,12 @@ struct Cli {
 enum Command {
     /// Is this host ready, and what is each mechanism to each running VM: active, or why not and what changes it.
     ///
-    /// Ends with 3 if something does not work, or VMs cannot be seen.
+    /// Of a VM that is named also whether all is well with it: halted with an interrupt that it could take, a deadline that nobody wakes
+    /// it for, clocks apart, storms of halts. Ends with 3 if something does not work, or VMs cannot be seen.
     Check {
+        /// As --pid.
+        #[arg(value_name = "PID", conflicts_with = "pid")]
+        process: Option<i32>,
         #[command(flatten)]
         which: Which,
         /// table or json.
@@ -79,11 +84,16 @@ pub(crate) struct Which {
 }
 
 impl Which {
+    /// One was named.
+    pub(crate) fn named(&self) -> bool {
+        self.vm.is_some() || self.pid.is_some()
+    }
+
     /// Those that were asked for; an error if one was named that is not there.
     pub(crate) fn of(&self, mut view: view::View) -> Result<view::View> {
         view.vms
             .retain(|vm| self.vm.is_none_or(|id| vm.id == id) && self.pid.is_none_or(|pid| vm.pid == pid));
-        if view.vms.is_empty() && (self.vm.is_some() || self.pid.is_some()) {
+        if view.vms.is_empty() && self.named() {
             let whom = self.vm.map(|n| format!("VM {n}")).into_iter();
             let of = self.pid.map(|n| format!("VM of process {n}"));
             let whom: Vec<_> = whom.chain(of).collect();
@@ -102,12 +112,13 @@ pub(crate) fn seconds(text: &str) -> Result<Duration> {
 
 fn run() -> Result<ExitCode> {
     match &Cli::parse().command {
-        Command::Check { which, format } => {
+        Command::Check { process, which, format } => {
+            let which = Which { vm: which.vm, pid: process.or(which.pid) };
             ensure!(
                 matches!(format, out::Format::Table | out::Format::Json),
                 "check has the formats table and json"
             );
-            if !check::run(*format, which)? {
+            if !check::run(*format, &which)? {
                 return Ok(ExitCode::from(FOUND));
             }
         }

@@ -17,7 +17,7 @@ use ratatui::crossterm::terminal::{LeaveAlternateScreen, disable_raw_mode};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
-use ratatui::widgets::{Row, Table, TableState};
+use ratatui::widgets::{Paragraph, Row, Table, TableState, Wrap};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -187,12 +187,24 @@ impl Screen {
         let table = Table::new(rows.into_iter().map(Row::new), widths)
             .header(Row::new(columns).style(Modifier::UNDERLINED))
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
+        let reason = open.filter(|_| self.page == Page::Mechanisms).and_then(|vm| {
+            let m = vm.mechanisms.get(self.table.selected()?)?;
+            (m.active < vm.vcpus.len() as u32).then(|| format!("{}: {}", m.name, m.reason))
+        });
+        // Words end before the line does.
+        let room = foot.width.saturating_sub(8).max(1) as usize;
+        let lines = reason.as_ref().map_or(0, |r| r.chars().count().div_ceil(room).min(4)) as u16;
+        let [body, why] = Layout::vertical([Constraint::Min(1), Constraint::Length(lines)]).areas(body);
         frame.render_stateful_widget(table, body, &mut self.table);
         let keys = match (self.typing, open) {
             (true, _) => format!("name has: {}_", self.filter),
             (_, None) => format!("Enter open  s sort  / filter {}  q quit", self.filter),
             (_, Some(_)) => "Tab vCPUs, exits, mechanisms  Esc back  q quit".into(),
         };
+        if let Some(reason) = reason {
+            // Why the chosen one is not active, whole, where its column has cut it.
+            frame.render_widget(Paragraph::new(reason).wrap(Wrap { trim: true }), why);
+        }
         frame.render_widget(Line::styled(keys, Modifier::DIM), foot);
     }
 
@@ -309,7 +321,7 @@ pub(crate) fn run(o: &Options) -> Result<()> {
         let _restored = Restored;
         ratatui::try_init()
             .map_err(Into::into)
-            .and_then(|mut terminal| live(o, &mut watch, &mut terminal, &signal))
+            .and_then(|mut terminal| live(o, &mut || watch.since(), &mut terminal, &signal))
     };
     match signal.load(Ordering::Relaxed) {
         0 => r,
@@ -333,7 +345,7 @@ const BLIND: Duration = Duration::from_secs(1);
 
 fn live(
     o: &Options,
-    watch: &mut Watch,
+    since: &mut dyn FnMut() -> Result<View>,
     terminal: &mut ratatui::DefaultTerminal,
     signal: &AtomicUsize,
 ) -> Result<()> {
@@ -363,7 +375,7 @@ fn live(
         if o.count.is_some_and(|count| looks >= count) {
             return Ok(());
         }
-        view = watch.since()?;
+        view = since()?;
         view.vms.retain(|vm| o.which.pid.is_none_or(|pid| vm.pid == pid));
         looks += 1;
         next = Instant::now() + o.interval;
@@ -421,6 +433,14 @@ mod tests {
         assert!(shown.iter().any(|l| l.contains("hlt") && l.ends_with("3.500 us   4.000 us")), "{shown:?}");
         s.key(KeyCode::Tab, &v);
         assert!(lines(&mut s, &v, 120, 40).iter().any(|l| l.contains("boost") && l.contains("switched off")));
+        // A reason that its column cuts is whole below, of the mechanism that is chosen.
+        let mut long = v.clone();
+        long.vms[1].mechanisms[1].reason = format!("{} the end", "a long reason ".repeat(12));
+        assert!(!lines(&mut s, &long, 80, 24).iter().any(|l| l.contains("the end")), "another is chosen");
+        s.key(KeyCode::Down, &long);
+        let shown = lines(&mut s, &long, 80, 24);
+        assert!(shown[20].starts_with("boost: a long") && shown[22].contains("the end"), "{shown:?}");
+        assert!(shown[23].contains("q quit"), "{shown:?}");
         assert!(matches!(s.key(KeyCode::Esc, &v), Outcome::Stay));
         assert!(lines(&mut s, &v, 80, 24)[0].starts_with("exitctl: 3 VMs"));
         assert!(matches!(s.key(KeyCode::Char('q'), &v), Outcome::Leave));
@@ -453,6 +473,97 @@ mod tests {
         s.key(chord('x', KeyModifiers::ALT), &v);
         assert!(matches!(s.key(chord('c', KeyModifiers::CONTROL), &v), Outcome::Leave));
         assert!(s.typing && s.filter == "G", "{}", s.filter);
+    }
+
+    /// What the test below starts on its terminal; by itself it does nothing.
+    #[test]
+    fn on_a_terminal() {
+        if std::env::var_os(ON).is_none() {
+            return;
+        }
+        let mut n = 0;
+        let mut old = View { seconds: None, vms: Vec::new() };
+        let mut since = || {
+            n += 1;
+            let now = View { seconds: None, vms: vec![sample(1, 2, n), sample(2, 104, n)] };
+            let view = now.minus(&old, 0.1);
+            old = now;
+            Ok(view)
+        };
+        let o = Options { which: crate::Which::default(), interval: Duration::from_millis(100), count: None };
+        let _restored = Restored;
+        let mut terminal = ratatui::try_init().unwrap();
+        live(&o, &mut since, &mut terminal, &AtomicUsize::new(0)).unwrap();
+    }
+
+    const ON: &str = "EXITCTL_TEST_TERMINAL";
+
+    /// On a real pseudo terminal of 80x24: 104 vCPUs are opened, gone through to the last, and left; the terminal is as it was. What that
+    /// takes of a CPU is printed, by look.
+    #[test]
+    fn a_real_terminal() {
+        use crate::device::tests::Pty;
+        let mut pty = Pty::open(24, 80);
+        let program = std::env::current_exe().unwrap();
+        let mut child = pty.spawn(
+            std::process::Command::new(program)
+                .args(["--exact", "top::tests::on_a_terminal", "--nocapture", "--test-threads=1"])
+                .env(ON, "1")
+                .env("TERM", "xterm-256color"),
+        );
+        let mut parser = vt100::Parser::new(24, 80, 0);
+        let mut shown = |pty: &mut Pty, what: &str| {
+            let mut screen = String::new();
+            for _ in 0..600 {
+                parser.process(&pty.read(Duration::from_millis(100)));
+                screen = parser.screen().contents();
+                if screen.contains(what) {
+                    return (screen, parser.screen().alternate_screen());
+                }
+            }
+            panic!("no {what} in\n{screen}");
+        };
+        let (screen, alternate) = shown(&mut pty, "guest-2");
+        assert!(alternate && screen.starts_with("exitctl: 2 VMs"), "{screen}");
+        assert!(screen.lines().last().unwrap_or_default().contains("q quit"), "{screen}");
+        pty.write(b"\r");
+        shown(&mut pty, "VM 2 guest-2 (pid 1002)");
+        // End.
+        pty.write(b"\x1b[F");
+        let (screen, _) = shown(&mut pty, "  103 ");
+        let last = screen.lines().rfind(|l| l.contains("  103 ") || l.starts_with("103 "));
+        assert!(last.is_some_and(|l| l.contains("80%")), "{screen}");
+        pty.write(b"\t");
+        shown(&mut pty, "TSC_DEADLINE");
+        pty.write(b"q");
+        let mut rest = Vec::new();
+        let ended = (0..600).find_map(|_| {
+            rest.extend(pty.read(Duration::from_millis(100)));
+            child.try_wait().unwrap()
+        });
+        rest.extend(pty.read(Duration::from_millis(100)));
+        parser.process(&rest);
+        assert!(ended.is_some_and(|s| s.success()), "{}", parser.screen().contents());
+        assert!(!parser.screen().alternate_screen() && !parser.screen().hide_cursor());
+    }
+
+    /// The cost of a look at 104 vCPUs: the difference to the last and a whole screen. At one look in a second a hundredth of a CPU is
+    /// 10 ms; the ioctls of a look, a dozen, are not in it.
+    #[test]
+    fn a_look_is_cheap() {
+        let at = |n| View { seconds: None, vms: vec![sample(1, 104, n)] };
+        let (old, new) = (at(1), at(2));
+        let mut s = Screen::default();
+        s.to(Some(1));
+        let mut t = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        let before = crate::device::tests::cpu_time();
+        for _ in 0..20 {
+            let view = new.minus(&old, 1.0);
+            t.draw(|f| s.draw(f, &view)).unwrap();
+        }
+        let each = (crate::device::tests::cpu_time() - before) / 20;
+        println!("{each:?} of a CPU for each look");
+        assert!(each < Duration::from_millis(if cfg!(debug_assertions) { 60 } else { 10 }), "{each:?}");
     }
 
     /// A VM that is open ends: its list comes back.

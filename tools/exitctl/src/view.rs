@@ -24,8 +24,11 @@ pub(crate) struct Mechanism {
     pub(crate) on: bool,
     /// In so many vCPUs.
     pub(crate) active: u32,
-    /// Why in none.
+    /// Why not in all.
     pub(crate) reason: String,
+    /// Its number.
+    #[serde(skip)]
+    pub(crate) why: u32,
     /// Cases that it took.
     pub(crate) hits: u64,
     /// Exits that there would have been without it.
@@ -99,6 +102,10 @@ impl Watch {
         Ok(Self { device, names, last: None })
     }
 
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What is there. A VM that ends meanwhile is left out.
     pub(crate) fn look(&mut self) -> Result<View> {
         let mut vms = Vec::new();
@@ -153,6 +160,7 @@ impl Watch {
             on: s.flags & state::WANTED != 0,
             active: s.active,
             reason: self.names.reason(s.reason),
+            why: s.reason,
             hits: s.hits,
             saved: s.saved,
             added: s.added,
@@ -297,6 +305,7 @@ pub(crate) mod tests {
             on,
             active,
             reason: if active != 0 { "active" } else { "switched off: for this VM" }.into(),
+            why: u32::from(active == 0),
             hits,
             saved: hits / 2,
             added: 0,

@@ -10,6 +10,7 @@ use crate::skip;
 use crate::stats::waker;
 use crate::vcpu::Vcpu;
 use core::sync::atomic::Ordering::Relaxed;
+use exitless_x86::regs::rflags;
 
 /// The vCPU halts unless something already waits.
 pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) -> Next {
@@ -20,6 +21,7 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
         return if entry::wakes(v, sh, host) { Next::Again } else { Next::Leave(RunExit::Hlt) };
     }
     sh.waker.store(waker::OTHER, Relaxed);
+    sh.halted_open.store(v.b.rflags() & rflags::IF != 0, Relaxed);
     v.set_mp(sh, mp::HALTED);
     Next::Again
 }

@@ -204,7 +204,7 @@ fn left<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, m: Moment) -> 
 }
 
 /// When that is on the host's monotonic clock, ns.
-fn due_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u64> {
+pub fn due_ns<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) -> Option<u64> {
     let m = host.now();
     left(v, host, m).map(|ticks| m.ns.saturating_add(ticks_to_ns(ticks, host.tsc_khz())))
 }

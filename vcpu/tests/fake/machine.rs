@@ -18,6 +18,7 @@ use exitless_x86::apic::{lvt, reg};
 use exitless_x86::regs::{SegReg, Segment, rflags};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 /// The APIC timer's vector.
 pub(crate) const TIMER_VECTOR: u8 = 0xec;
@@ -288,6 +289,11 @@ impl Machine {
     pub(crate) fn then(&mut self, ops: impl IntoIterator<Item = Op>) -> RunExit {
         self.v.b.ops.extend(ops);
         self.go()
+    }
+
+    pub(crate) fn measure(&self, on: bool) {
+        self.sh.measured.store(on, Ordering::Relaxed);
+        self.w.measured.set(on);
     }
 
     pub(crate) fn happen(&self, e: Env) {

@@ -41,7 +41,7 @@ fn machine() -> Machine {
 #[test]
 fn each_tick_is_somewhere() {
     let mut m = machine();
-    m.w.measured.set(true);
+    m.measure(true);
     m.go();
     let t = &m.w.times;
     let [guest, fast, kernel, user, halted, polled] = spent(t);
@@ -64,11 +64,11 @@ fn nothing_while_nobody_measures() {
     let mut m = machine();
     m.go();
     assert_eq!((spent(&m.w.times), timed(&m.w.times)), ([0; 6], 0));
-    m.w.measured.set(true);
+    m.measure(true);
     m.then([cpuid(1, 0), Op::Nop]);
     let (then, exits) = (spent(&m.w.times), timed(&m.w.times));
     assert!(exits > 0);
-    m.w.measured.set(false);
+    m.measure(false);
     m.then([cpuid(1, 0), cpuid(1, 0), Op::Nop]);
     assert_eq!((spent(&m.w.times), timed(&m.w.times)), (then, exits));
 }

@@ -482,11 +482,13 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         let stats = &self.me.shared.stats;
         let from = time::monotonic_ns();
         stats.blocking.set(1);
+        self.me.shared.asleep.store(from, Ordering::Relaxed);
         let woken = match vendor::falls_asleep(self.me) {
             true => self.me.task.block(),
             false => task::Woken::Condition,
         };
         vendor::wakes_up(self.me);
+        self.me.shared.asleep.store(0, Ordering::Relaxed);
         let slept = time::monotonic_ns().saturating_sub(from);
         if trace::wanted() {
             trace::wakeup(slept, true, woken == task::Woken::Condition);
