@@ -42,10 +42,11 @@ measured() {
     done
     has "$what"
 }
-took() { measured '^ *msr  *[0-9]* .* % .* us' exitctl stat && has '^ time: guest [0-9.]* %, fast' && has '^ *exit  *samples  *exits  *time  *min'; }
+took() { measured '^ *[A-Za-z_]*  *[0-9]*  *[0-9.]* %  *[0-9.]* %  *[0-9.]* [num]*s ' exitctl stat && has '^ time: guest [0-9.]* %, fast' && has '^ *exit  *samples  *exits  *time  *min'; }
 check took took
-wakes() { measured '^ *ipi  *[0-9]* .* us' exitctl stat --by wait && has '^ *late  *samples'; }
-check wakes wakes
+# More vCPUs than CPUs.
+waits() { measured '^ waited for a CPU: ' exitctl stat --by wait; }
+check waits waits
 took_json() { measured '"times":{"on":true,"spent":{"0":{' exitctl stat --format json && has '"p999_ns":'; }
 check took_json took_json
 prometheus() {
