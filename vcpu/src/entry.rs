@@ -94,9 +94,7 @@ pub fn prepare_now<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &Vcpu
     let in_flight = v.injecting.is_some() || v.reinject.is_some() || v.exception.is_some();
     let users = v.user_interrupt.is_some() || v.user_eoi.is_some() || v.want_window || v.debug.acts();
     let pic = host.pic_pending() && sh.apic.accepts_ext_int();
-    // Listeners are told of injections where the host's state is loaded.
-    let told = host.tracing();
-    if in_flight || users || pic || told || v.nmi_pending != 0 || !host.irqchip() || eoi::may_offer(v) {
+    if in_flight || users || pic || v.nmi_pending != 0 || !host.irqchip() || eoi::may_offer(v) {
         return false;
     }
     prepare(v, sh, host);

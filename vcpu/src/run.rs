@@ -145,13 +145,15 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     passthrough::begin(v);
     avic::runs(v, host);
     v.stopwatch.slice(host.times().is_some());
+    // Somebody listens, or did at this slice's last exit.
+    let mut told = host.tracing();
     let exit = loop {
         if !passthrough::before(v, sh, host, cpu) {
             break None;
         }
         entry::before(v);
         vapic::sync(v, sh);
-        if host.tracing() {
+        if told {
             trace::enters(v, sh, host, &state);
         }
         if sh.measured.load(Relaxed) {
@@ -164,6 +166,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
         if host.tracing() {
+            told = true;
             trace::left(v, sh, host, &state, exit);
         }
         match fastpath::try_handle(v, sh, host, exit) {
@@ -180,7 +183,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     };
     passthrough::settle(v, sh, host, cpu);
     let debug = v.dr_live;
-    let taken = host.unload_state(&state, debug);
+    let taken = v.outside.take().unwrap_or_else(|| host.unload_state(&state, debug));
     v.pkru = taken.pkru.unwrap_or(v.pkru);
     if debug {
         v.debug_unloaded(taken.dr);

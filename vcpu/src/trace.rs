@@ -1,9 +1,9 @@
 //! What whoever traces is told of a vCPU: Linux's events `kvm:*`, by those names.
 //!
 //! Nobody listens, as a rule, and [`Host::tracing`] is a branch that the kernel patches: an exit that is answered in the slice passes
-//! two of them. What such an exit amounted to is told from outside: registers are noted at the exit, and the event follows from them
-//! and from what the answer made of them, directly before the next entry. So handlers know nothing of it, but for those of accesses
-//! to devices, whose data may come much later.
+//! one. It may be another at any moment, in the middle of a slice too. What such an exit amounted to is told from outside: registers
+//! are noted at the exit, and the event follows from them and from what the answer made of them, directly before the next entry. So
+//! handlers know nothing of it, but for those of accesses to devices, whose data may come much later.
 
 use crate::backend::{Backend, By, Event, Exit, IoAccess, SlatFault};
 use crate::host::{Extended, Host};
@@ -32,7 +32,8 @@ fn told<H: Host>(host: &H, event: impl FnOnce() -> Trace) {
     host.trace(&event());
 }
 
-/// Directly before an entry, in a slice in which `state` is the guest's.
+/// Before an entry, in a slice in which `state` is the guest's: what the exit before it amounted to, and that it comes. Then the guest's
+/// state is loaded, if it was not.
 #[cold]
 #[inline(never)]
 pub fn enters<B: Backend, H: Host<Cpu = B::Cpu>>(
@@ -41,14 +42,21 @@ pub fn enters<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     state: &Extended,
 ) {
-    let rip = v.b.rip();
-    aside(v, host, state, |v| {
-        answer(v, sh, host, true);
-        host.trace(&Trace::Entry { rip });
-    });
+    if v.outside.is_none() && !host.tracing() {
+        return;
+    }
+    let taken = v.outside.take().unwrap_or_else(|| host.unload_state(state, v.dr_live));
+    answer(v, sh, host, true);
+    host.trace(&Trace::Entry { rip: v.b.rip() });
+    // Listeners may have used it.
+    host.fpu_live();
+    // PKRU may be another by now, without an exit.
+    let state = Extended { pkru: taken.pkru.or(state.pkru), ..*state };
+    host.load_state(&state, v.dr_live.then_some(taken.dr));
 }
 
-/// Directly behind an exit.
+/// Directly behind an exit. Listeners may be anybody's programs, which find the host's XCR0, IA32_XSS, PKRU and breakpoints: these stay
+/// loaded until the next entry, so that whatever is told of in between is told with them.
 #[cold]
 #[inline(never)]
 pub fn left<B: Backend, H: Host<Cpu = B::Cpu>>(
@@ -58,11 +66,11 @@ pub fn left<B: Backend, H: Host<Cpu = B::Cpu>>(
     state: &Extended,
     exit: Exit,
 ) {
+    v.outside = Some(host.unload_state(state, v.dr_live));
     let in_service = in_service(v);
-    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service, late: None });
+    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service });
     let fault = if let Exit::Slat(fault) = exit { Some(fault.gpa) } else { None };
-    let event = Trace::Exit { rip: v.b.rip(), info: v.b.exit_info(), fault };
-    aside(v, host, state, |_| host.trace(&event));
+    host.trace(&Trace::Exit { rip: v.b.rip(), info: v.b.exit_info(), fault });
 }
 
 /// The exit was answered, in the slice (`fast`) or behind it, and no entry follows at once. The host's state is loaded.
@@ -75,22 +83,6 @@ pub fn answered<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuSha
 /// The vector that the guest would end with an EOI, where software has the APIC.
 pub fn in_service<B: Backend>(v: &Vcpu<B>) -> Option<u8> {
     v.lapic.top_isr().filter(|_| !v.vapic.on())
-}
-
-/// Listeners may be anybody's programs, which find the host's XCR0, IA32_XSS, PKRU and breakpoints, and may use its FPU: the guest's
-/// state is loaded again behind them.
-fn aside<B: Backend, H: Host<Cpu = B::Cpu>>(
-    v: &mut Vcpu<B>,
-    host: &H,
-    state: &Extended,
-    tell: impl FnOnce(&mut Vcpu<B>),
-) {
-    let debug = v.dr_live;
-    let taken = host.unload_state(state, debug);
-    tell(v);
-    host.fpu_live();
-    // PKRU may be another by now, without an exit.
-    host.load_state(&Extended { pkru: taken.pkru.or(state.pkru), ..*state }, debug.then_some(taken.dr));
 }
 
 /// An event is given to the next entry; of NMIs there is none.
@@ -134,9 +126,6 @@ pub fn emulates<B: Backend, H: Host<Cpu = B::Cpu>>(
 /// What the last exit amounted to.
 fn answer<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, fast: bool) {
     let Some(asked) = v.asked.take().filter(|a| a.number == sh.stats.exits.get()) else { return };
-    if let Some(late) = asked.late {
-        host.trace(&Trace::TimerWait { late });
-    }
     let (before, after) = (&asked.gprs, v.b.gprs());
     match asked.exit {
         Exit::Cpuid => host.trace(&cpuid(v, before)),

@@ -115,6 +115,4 @@ pub struct Asked {
     pub gprs: Gprs,
     /// The vector that an EOI would end then, where software has the APIC.
     pub in_service: Option<u8>,
-    /// The timer ran out: by how many ticks too late.
-    pub late: Option<i64>,
 }

@@ -7,6 +7,8 @@
 use crate::backend::Backend;
 use crate::clock::units::ns_to_ticks;
 use crate::host::Host;
+use crate::trace;
+use crate::traced::Trace;
 use crate::vcpu::Vcpu;
 
 /// How early, in ticks.
@@ -22,10 +24,7 @@ pub fn wait<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, at: u6
     if host.timer_advance_ns().is_none() {
         v.advance.learn(now.abs_diff(at), now < at, host.tsc_khz());
     }
-    // In a slice: whoever listens is told behind it.
-    if let Some(asked) = &mut v.asked {
-        asked.late = Some(now.wrapping_sub(at) as i64);
-    }
+    trace::tell(host, || Trace::TimerWait { late: now.wrapping_sub(at) as i64 });
     let end = at.min(now.saturating_add(most));
     while host.tsc() < end {
         core::hint::spin_loop();

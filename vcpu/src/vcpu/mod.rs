@@ -14,7 +14,7 @@ use pv::Pv;
 
 use crate::backend::{Backend, Event, InGuest, Instructions, Opened};
 use crate::cpuid::CpuidState;
-use crate::host::{Extended, Host};
+use crate::host::{Extended, Host, Taken};
 use crate::journal::Journal;
 use crate::shared::{VcpuShared, mp};
 use crate::traced::Asked;
@@ -119,6 +119,8 @@ pub struct Vcpu<B> {
     pub started: bool,
     /// The last exit, while somebody traces.
     pub asked: Option<Asked>,
+    /// In a slice, while somebody traces: the host's state is loaded, and this was the guest's.
+    pub outside: Option<Taken>,
     /// KVM's number of it: the APIC id.
     pub id: u32,
 }

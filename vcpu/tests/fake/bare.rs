@@ -28,6 +28,7 @@ pub(crate) fn bare<B>(b: B) -> Vcpu<B> {
         nmi_pending: 0,
         injecting: None,
         asked: None,
+        outside: None,
         event_dirty: false,
         flush: false,
         mp_state: 0,

@@ -424,6 +424,8 @@ impl<C> Host for Os<C> {
         // It may use the FPU.
         self.w.fpu_live.set(false);
         self.w.heard.borrow_mut().push(*event);
+        let done = self.w.heard.borrow().len() >= self.w.hears.get();
+        self.w.tracing.set(self.w.tracing.get() && !done);
     }
     fn do_work(&self) -> bool {
         self.w.strange("do_work");

@@ -301,6 +301,8 @@ pub(crate) struct World {
     pub(crate) has_barrier: Cell<bool>,
     /// Somebody listens to the events of traces.
     pub(crate) tracing: Cell<bool>,
+    /// The last listener goes when so many events were heard.
+    pub(crate) hears: Cell<usize>,
     /// What they heard.
     pub(crate) heard: RefCell<Vec<Trace>>,
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
@@ -505,6 +507,7 @@ impl World {
             memory_errors: RefCell::default(),
             has_barrier: Cell::new(true),
             tracing: Cell::new(false),
+            hears: Cell::new(usize::MAX),
             heard: RefCell::default(),
             ipis: RefCell::default(),
             few: Cell::new(true),
@@ -575,7 +578,7 @@ impl World {
     pub(crate) fn check_trail(&self) {
         let trail = self.trail.borrow();
         // While somebody listens, the host's state comes back at each event.
-        if self.tracing.get() {
+        if self.tracing.get() || !self.heard.borrow().is_empty() {
             return;
         }
         let (inside, outside) = trail.split_at(trail.iter().position(|h| *h == Hand::Unloaded).unwrap_or(0));

@@ -113,7 +113,7 @@ fn a_pause_forgets() {
     let mut m = Machine::new([cpuid(0, 0), Op::Nop]);
     m.go();
     let number = m.sh.stats.exits.get() - 1;
-    m.v.asked = Some(Asked { exit: Exit::Cpuid, number, gprs: *m.v.b.gprs(), in_service: None, late: None });
+    m.v.asked = Some(Asked { exit: Exit::Cpuid, number, gprs: *m.v.b.gprs(), in_service: None });
     m.w.tracing.set(true);
     m.go();
     assert!(!m.w.heard.borrow().is_empty());
@@ -172,4 +172,25 @@ fn emulated_instructions() {
         panic!("{emulated:x?}")
     };
     assert!((1..15).contains(length) && *flags & 1 != 0 && bytes[0] != 0, "{emulated:x?}");
+}
+
+/// The last listener goes at any moment, also between an exit and the next entry: the guest is entered with its own state.
+#[test]
+fn a_listener_goes() {
+    for hears in 1..30 {
+        let ops = [
+            mov_cr4(cr4::PAE | cr4::OSXSAVE),
+            cpuid(0, 0),
+            out(CHIP_PORT, 1, 7),
+            hypercall(1),
+            cpuid(1, 0),
+            Op::Nop,
+        ];
+        let mut m = Machine::new(ops);
+        m.w.tracing.set(true);
+        m.w.hears.set(hears);
+        m.go();
+        assert!(m.w.heard.borrow().len() >= hears.min(10));
+        assert!(m.v.outside.is_none());
+    }
 }

@@ -39,6 +39,8 @@ pub struct RunHost<'a, B> {
     slot: Cell<Slot>,
     /// The task's PKRU, while a guest's is loaded.
     pkru: Cell<u32>,
+    /// The guest's extended state and debug registers are loaded.
+    guests: Cell<bool>,
     /// What `work_pending` looks at.
     work: WorkWord,
     backend: PhantomData<fn(B)>,
@@ -54,6 +56,7 @@ impl<'a, B> RunHost<'a, B> {
             inside: Cell::new(false),
             slot: Cell::new(Slot::default()),
             pkru: Cell::new(0),
+            guests: Cell::new(false),
             work: WorkWord::current(),
             backend: PhantomData,
         }
@@ -388,6 +391,10 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         trace::wanted()
     }
     fn trace(&self, event: &Trace) {
+        // The first listener came in the middle of a slice: the next exit is the first that it hears of.
+        if self.guests.get() {
+            return;
+        }
         super::trace::tell(self.me.id, B::ISA, event);
     }
     fn do_work(&self) -> bool {
@@ -400,6 +407,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         fpu::before_enter();
     }
     fn load_state(&self, state: &Extended, debug: Option<[u64; 4]>) {
+        self.guests.set(true);
         if let Some(g) = global::get() {
             self.load_extended(g, state);
         }
@@ -427,6 +435,7 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         if cpu::host_breakpoints_active() {
             cpu::restore_host_breakpoints();
         }
+        self.guests.set(false);
         Taken { dr, pkru }
     }
     fn branch_barrier(&self) -> bool {

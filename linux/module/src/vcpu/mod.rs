@@ -443,6 +443,7 @@ fn fill_blanks<B: Vendor>(p: *mut Vcpu<B>) {
         addr_of_mut!((*p).user_eoi).write(None);
         addr_of_mut!((*p).injecting).write(None);
         addr_of_mut!((*p).asked).write(None);
+        addr_of_mut!((*p).outside).write(None);
     }
 }
 
