@@ -69,7 +69,17 @@ pub struct Requests {
 }
 
 /// A piece of work: its name, and its size for a run of some ten seconds.
-const WORK: [(&str, u32); 4] = [("tcp_rr", 3000), ("requests", 3000), ("cyclictest", 500), ("hackbench", 50)];
+const WORK: [(&str, u32); 9] = [
+    ("tcp_rr", 3000),
+    ("requests", 3000),
+    ("cyclictest", 500),
+    ("hackbench", 50),
+    ("wake", 1000),
+    ("map", 300),
+    ("fork", 200),
+    ("disk", 1000),
+    ("net", 500),
+];
 
 /// How a guest is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
@@ -207,12 +217,15 @@ column() {
     check load-$1 load_module
     [ $MODULE = exitless ] || sed -n 's/^print fmt:/=== JSON names/p' $kvm_events/kvm_exit/format
     GUEST_APPEND="exitless.module=$4 $APPEND"
-    check $1 work_guest $VCPUS /tmp/log
+    load serve 7100 & served=$!
+    check $1 work_guest $VCPUS /tmp/log $(mmio_devices /tmp/disk)
+    kill $served 2>/dev/null
     sed "s/^/=== JSON $1 /" /tmp/log.figures
     check unused-$1 wait_unused 20
     check unload-$1 unload_module
 }
 guest_extras
+make_disk /tmp/disk
 "#;
 
 /// Measures, keeps the figures, prints the table; or writes the page.

@@ -63,5 +63,7 @@ said_by_name() {
 }
 check said_by_name said_by_name
 check guests_with_ipiv runner run --switch ipi/ smp/ping_pong lapic/self_ipi move/timers_and_ipis_x2apic
+# Of four vCPUs each timer and IPI counted.
+check storm_with_ipiv switched_storm "ipi_fastpath lazy_deadline" storm/timers_and_ipis_of_four
 check unused wait_unused 5
 check unload unload_module
