@@ -139,7 +139,6 @@ void ex_vmx_interrupt(u8 vector)
  */
 noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 {
-	u64 host_spec_ctrl = raw_cpu_read_8(x86_spec_ctrl_current);
 	u32 failed;
 
 	raw_cpu_write(ex_guest_seen.where, (u64)EX_GUEST_IN_VMCS);
@@ -150,7 +149,7 @@ noinstr u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how)
 	ex_clear_for_device_memory();
 	if (run->cr2 != native_read_cr2())
 		native_write_cr2(run->cr2);
-	failed = ex_vmx_run_asm(run, how & EX_HOW_LAUNCHED, host_spec_ctrl);
+	failed = ex_vmx_run_asm(run, how & EX_HOW_LAUNCHED, raw_cpu_read_8(x86_spec_ctrl_current));
 	run->cr2 = native_read_cr2();
 	run->interruption = 0;
 	if (!failed) {

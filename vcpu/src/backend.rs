@@ -296,6 +296,8 @@ pub enum Exit {
     FailEntry(u64),
     /// Virtualisation was switched off under us (emergency restart).
     Disabled,
+    /// The guest wrote the x2APIC's ICR; the sender of [`Backend::enter`] has sent it, and something waits. The instruction is done.
+    Sent,
     /// An exit nobody asked for; the vendor's code.
     Unknown(u64),
 }
@@ -315,6 +317,34 @@ pub struct ExitInfo {
     pub error_code: u32,
 }
 
+/// What became of a command, straight after the exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing was done: an exit as any other.
+    No,
+    /// Sent, and the guest goes on.
+    GoOn,
+    /// Sent, but something is to be looked at before the guest goes on.
+    Waits,
+}
+
+/// Who sends commands straight after the exit: nothing of the vCPU is read or written but what the command needs.
+pub trait Sender {
+    /// The guest writes this to the x2APIC's ICR. `first` moves on behind the instruction; `false`: that cannot be told yet, and nothing
+    /// may be sent. At most once, before anything is sent.
+    fn send(&mut self, icr: u64, first: impl FnOnce() -> bool) -> Sent;
+}
+
+/// Nobody: each command is an exit as any other.
+#[derive(Clone, Copy, Debug)]
+pub struct NoSender;
+
+impl Sender for NoSender {
+    fn send(&mut self, _icr: u64, _first: impl FnOnce() -> bool) -> Sent {
+        Sent::No
+    }
+}
+
 /// One vendor's virtual CPU. All methods but [`Backend::enter`] only touch the vCPU's own state.
 #[allow(missing_docs)] // Register getters and setters say what they are.
 pub trait Backend {
@@ -325,9 +355,12 @@ pub trait Backend {
     fn begin(&mut self, cpu: &Self::Cpu) {
         let _ = cpu;
     }
-    /// Enters the guest once. Interrupts are off, the vCPU's FPU state is live, `cpu` is the CPU we run on.
-    /// `true` in `flush` drops the vCPU's guest-physical translations first.
-    fn enter(&mut self, cpu: &Self::Cpu, flush: bool) -> Exit;
+    /// Enters the guest once, and once more behind each write of the x2APIC's ICR that the sender, asked for at the first, has sent and
+    /// whose exit leaves nothing else to do. Interrupts are off, the vCPU's FPU state is live, `cpu` is the CPU we run on. `true` in `flush` drops the
+    /// vCPU's guest-physical translations first.
+    fn enter<S: Sender>(&mut self, cpu: &Self::Cpu, flush: bool, sender: impl FnOnce() -> S) -> Exit;
+    /// The vendor's number of an exit by WRMSR.
+    const WRMSR: u64;
     /// The slice is over: the host's XCR0, IA32_XSS and debug registers are back, and nobody takes the vCPU for running any
     /// more. Hands to the host what the exit took from it: an acknowledged interrupt, a machine check. Interrupts are off;
     /// a handler's softirqs turn them on for a while.

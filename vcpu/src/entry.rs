@@ -61,11 +61,12 @@ pub fn interrupts_open<B: Backend>(v: &Vcpu<B>) -> bool {
 
 /// Decides what the next entry delivers.
 pub fn prepare<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    v.event_dirty = false;
     sh.stats.req_event.bump();
     if v.injecting.is_none() {
         inject_pending(v, host);
     }
+    // What stands behind the event of this entry: its turn comes at the exit.
+    v.event_dirty = v.exception.is_some();
     if v.debug.blocks_interrupts() {
         v.b.set_interrupt_window(false);
     } else {
@@ -201,7 +202,7 @@ pub fn after<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
         v.reinject = Some(event);
         v.event_dirty = true;
     }
-    // What stood behind the event of this entry: its turn comes at this exit.
+    // What waits for its turn, or for its window.
     v.event_dirty |= v.exception.is_some() || v.nmi_pending != 0;
 }
 

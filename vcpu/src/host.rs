@@ -4,6 +4,7 @@ use crate::clock::tsc::Rate;
 use crate::times::Times;
 use crate::traced::Trace;
 use exitless_chooser::{Facts, Fallback, Set};
+pub use exitless_ipi::{PlainIpi, To};
 use exitless_x86::apic::InterruptMessage;
 
 /// What a second-level fault turned out to be.
@@ -142,6 +143,9 @@ pub trait Host {
         msg: &InterruptMessage,
         first: impl FnOnce() -> Result<(), Fallback>,
     ) -> Result<(), Fallback>;
+    /// Sends what is nothing but an interrupt, to whoever can be looked up, behind `first`, if that succeeds. `false`: nothing was sent,
+    /// [`Host::send_ipi_to_few`] knows more (atomic).
+    fn send_plain(&self, plain: PlainIpi, first: impl FnOnce() -> bool) -> bool;
     /// Delivers a message to the vCPU whose APIC has the physical id `id`. `true`: it took it (atomic).
     fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool;
     /// Ends the halt of the vCPU whose APIC has that id: of the present one, else of its next (atomic).

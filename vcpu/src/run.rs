@@ -7,6 +7,7 @@ use crate::entry;
 use crate::exits;
 use crate::fastpath;
 use crate::host::Host;
+use crate::ipi::quick::Quick;
 use crate::journal::{Access, Entry};
 use crate::mechanisms;
 use crate::outcome::{Fast, Next, RunExit};
@@ -147,6 +148,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.stopwatch.slice(host.times().is_some());
     // Somebody listens, or did at this slice's last exit.
     let mut told = host.tracing();
+    let mut quick = Quick::begin(v, sh);
     let exit = loop {
         if !passthrough::before(v, sh, host, cpu) {
             break None;
@@ -159,7 +161,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         if sh.measured.load(Relaxed) {
             stamp_entry(v, sh, host);
         }
-        let exit = v.b.enter(cpu, v.flush);
+        let exit = v.b.enter(cpu, v.flush, || quick.entry(&mut v.lapic, &v.event_dirty, sh, host));
         if sh.measured.load(Relaxed) {
             stamp_exit(v, host);
         }
@@ -181,6 +183,7 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
             Fast::Slow => break Some(exit),
         }
     };
+    quick.end(&sh.stats, B::WRMSR);
     passthrough::settle(v, sh, host, cpu);
     let debug = v.dr_live;
     let taken = v.outside.take().unwrap_or_else(|| host.unload_state(&state, debug));

@@ -84,6 +84,12 @@ impl Keyed {
     /// Counts one event of `key` (any value but `u32::MAX`). Where its places are taken, the rarest key there makes room: what
     /// counts often while the guest runs is shown, whatever came first.
     pub fn bump(&self, key: u32) {
+        self.add(key, 1);
+    }
+
+    /// The same for so many.
+    #[inline(always)]
+    pub fn add(&self, key: u32, n: u64) {
         let tag = key.wrapping_add(1);
         let start = key.wrapping_mul(0x9e37_79b1) >> 26;
         let mut rarest: Option<(&AtomicU32, &Counter)> = None;
@@ -95,7 +101,7 @@ impl Keyed {
                 k.store(tag, Relaxed);
             }
             if have == 0 || have == tag {
-                c.bump();
+                c.add(n);
                 return;
             }
             if rarest.is_none_or(|(_, r)| c.get() < r.get()) {
@@ -104,7 +110,7 @@ impl Keyed {
         }
         if let Some((k, c)) = rarest {
             self.other.add(c.get());
-            c.0.store(1, Relaxed);
+            c.0.store(n, Relaxed);
             k.store(tag, Relaxed);
         }
     }
@@ -277,9 +283,15 @@ impl Stats {
 
     /// Counts one exit.
     pub fn exit(&self, exit_number: u64) {
-        self.exits.bump();
+        self.exits_of(exit_number, 1);
+    }
+
+    /// Counts `n` exits of one kind.
+    #[inline(always)]
+    pub fn exits_of(&self, exit_number: u64, n: u64) {
+        self.exits.add(n);
         if let Some(c) = self.by_exit.get(slot(exit_number)) {
-            c.bump();
+            c.add(n);
         }
     }
 }

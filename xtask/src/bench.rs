@@ -55,8 +55,8 @@ pub struct Choice {
     /// What the CPUs have besides, as scenarios name it (`ipiv`); the figures are printed only.
     #[arg(long, value_parser = Extra::named)]
     pub cpu: Vec<Extra>,
-    /// Exitless with this mechanism on, which guests of stock KVM do not have: `timer-passthrough`, `pvipi-raw` (the
-    /// host is in x2APIC mode then).
+    /// Exitless with this mechanism on, which records name: `timer-passthrough`, `pvipi-validated`, `pvipi-raw` (the host
+    /// is in x2APIC mode then).
     #[arg(long, value_parser = MECHANISMS.map(|(name, _)| name), conflicts_with = "module_args")]
     pub mechanism: Option<String>,
     /// More words for the emulated host's kernel command line (`mitigations=auto`); the figures are printed only.
@@ -93,8 +93,9 @@ impl Choice {
 }
 
 /// What records name, and how Exitless is loaded for it.
-const MECHANISMS: [(&str, &str); 2] = [
+const MECHANISMS: [(&str, &str); 3] = [
     ("timer-passthrough", "mechanisms=+timer_passthrough,+host_tsc"),
+    ("pvipi-validated", "mechanisms=+ipi_validated"),
     (RAW, "raw_ipi=1 mechanisms=+pvipi_raw"),
 ];
 

@@ -8,12 +8,15 @@ use crate::percpu::PerCpu;
 use crate::vcpu::{PAUSES, SpecCtrl, Svm};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Stopped,
-    SysReg,
+    ApicKind, ApicPage, Backend, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Sender, Sent,
+    Stopped, SysReg,
 };
 use exitless_x86::exception::{Exception, Vector};
+use exitless_x86::msr::Msr;
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, cr0, cr4, dr6, rflags};
-use exitless_x86::svm::{INT_STATE_SHADOW, Vmcb, VmcbSeg, event_inj, int_ctl, intercept1, tlb_control};
+use exitless_x86::svm::{
+    ExitCode, INT_STATE_SHADOW, Vmcb, VmcbSeg, event_inj, int_ctl, intercept1, tlb_control,
+};
 
 const TSC_AUX: u32 = 0xc000_0103;
 /// The ratio of guests' TSCs (APM vol. 2, 15.30.5).
@@ -71,6 +74,47 @@ impl Svm {
         if self.host_debugctl != 0 {
             // SAFETY: reset's value; interrupts are off until the host's is back.
             unsafe { ex_svm_set_debugctl(0) };
+        }
+    }
+
+    /// The world switch: 0, or 1 where there was none.
+    #[inline(always)]
+    fn switch(&mut self, cpu: &PerCpu) -> u32 {
+        let vmcb = self.vmcb.ptr().as_ptr();
+        let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), &raw mut self.spec_ctrl);
+        self.hide_debugctl();
+        self.vmcb.begin();
+        // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
+        unsafe { ex_svm_enter(vmcb, pa, self.gprs.0.as_mut_ptr(), host, spec, self.host_debugctl) }
+    }
+
+    /// The exit is a write of the x2APIC's ICR, and says nothing about NMIs.
+    #[inline(always)]
+    fn wrote_icr(&self) -> bool {
+        let c = self.control();
+        c.exit_code == Self::WRMSR
+            && c.exit_info_1 == 1
+            && self.gprs.get(Gpr::Rcx) as u32 == Msr::X2APIC_ICR.0
+            && !self.nmi_masked
+            && !self.stepping
+    }
+
+    /// Sends, and enters again, as long as nothing else comes: what then came. RAX, RSP and whatever else only the VMCB has stay there. A
+    /// function of its own, so that other exits pay nothing.
+    #[inline(never)]
+    fn send_on(&mut self, cpu: &PerCpu, mut sender: impl Sender) -> (u32, Sent) {
+        loop {
+            let icr = self.gprs.get(Gpr::Rdx) << 32 | self.save().rax & 0xffff_ffff;
+            let sent = sender.send(icr, || self.next_rip && self.skip_instruction());
+            if sent != Sent::GoOn {
+                return (0, sent);
+            }
+            self.vmcb.set_event_inj(0);
+            self.vmcb.set_tlb_control(tlb_control::NONE);
+            let failed = self.switch(cpu);
+            if failed != 0 || !self.wrote_icr() {
+                return (failed, Sent::No);
+            }
         }
     }
 
@@ -227,7 +271,9 @@ impl Backend for Svm {
         self.host_debugctl = unsafe { ex_svm_debugctl() };
     }
 
-    fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
+    const WRMSR: u64 = ExitCode::MSR.0;
+
+    fn enter<S: Sender>(&mut self, cpu: &PerCpu, flush: bool, sender: impl FnOnce() -> S) -> Exit {
         self.choose_asid(cpu, flush);
         self.yield_step();
         let (rax, rsp) = (self.gprs.get(Gpr::Rax), self.gprs.get(Gpr::Rsp));
@@ -236,13 +282,11 @@ impl Backend for Svm {
         self.vmcb.set_rsp(rsp);
         self.vmcb.set_dr6(dr6);
         self.begin_software();
-        let vmcb = self.vmcb.ptr().as_ptr();
-        let (pa, host, spec) = (self.vmcb_pa, cpu.host_save_pa.load(Relaxed), &raw mut self.spec_ctrl);
-        self.hide_debugctl();
-        self.vmcb.begin();
-        // SAFETY: interrupts are off (trait contract), the VMCB is ours and complete, the host page is this CPU's.
-        let failed =
-            unsafe { ex_svm_enter(vmcb, pa, self.gprs.0.as_mut_ptr(), host, spec, self.host_debugctl) };
+        let mut failed = self.switch(cpu);
+        let mut sent = Sent::No;
+        if failed == 0 && self.wrote_icr() {
+            (failed, sent) = self.send_on(cpu, sender());
+        }
         let (rax, rsp) = (self.save().rax, self.save().rsp);
         self.gprs.set(Gpr::Rax, rax);
         self.gprs.set(Gpr::Rsp, rsp);
@@ -255,6 +299,9 @@ impl Backend for Svm {
         self.exit_code = self.control().exit_code;
         if self.dr6_loaded() {
             self.dr6 = self.save().dr6;
+        }
+        if sent == Sent::Waits {
+            return Exit::Sent;
         }
         let exit = self.decode_exit();
         self.machine_check = matches!(exit, Exit::Exception(x) if x.vector == Vector::MC);

@@ -9,8 +9,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::InGuest;
 use exitless_vcpu::backend::{
-    Backend, By, Event, Exit, Instructions, IoAccess, Opened, SlatFault, Stopped, SysReg, TaskSource,
-    TaskSwitch,
+    Backend, By, Event, Exit, Instructions, IoAccess, NoSender, Opened, SlatFault, Stopped, SysReg,
+    TaskSource, TaskSwitch,
 };
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::exception::{Exception, Vector};
@@ -26,6 +26,7 @@ mod avic;
 mod clean;
 mod hands;
 mod registers;
+mod send;
 
 /// The run loop's fakes, as far as a backend can use them.
 #[path = "../../../vcpu/tests/fake/bare.rs"]
@@ -166,7 +167,7 @@ impl Machine {
         play: impl FnOnce(&mut Vmcb, &mut [u64; 16]) -> bool + 'static,
     ) -> Exit {
         PLAY.set(Some(Box::new(play)));
-        self.v.enter(&self.cpu, flush)
+        self.v.enter(&self.cpu, flush, || NoSender)
     }
 
     /// The exit for a code.
@@ -977,7 +978,7 @@ fn nobody_sees_stale_translations() {
                         see.set((vmcb.control.asid, vmcb.control.tlb_control));
                         false
                     })));
-                    m.v.enter(&cpus[at], flush);
+                    m.v.enter(&cpus[at], flush, || NoSender);
                     let (asid, control) = seen.get();
                     assert!((1..asids).contains(&asid), "ASID {asid}");
                     match control {

@@ -8,12 +8,12 @@ use crate::residence::Residence;
 use crate::vcpu::{PLE_WINDOW, Vmx};
 use core::sync::atomic::Ordering::Relaxed;
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Stopped,
-    SysReg,
+    ApicKind, ApicPage, Backend, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Sender, Sent,
+    Stopped, SysReg,
 };
 use exitless_vcpu::timer::Found;
 use exitless_x86::exception::Vector;
-use exitless_x86::msr::debugctl;
+use exitless_x86::msr::{Msr, debugctl};
 use exitless_x86::regs::{Gpr, Gprs, SegReg, Segment, TableReg, rflags};
 use exitless_x86::vmx::control::{interruption as i, primary};
 use exitless_x86::vmx::exit::BasicReason;
@@ -43,6 +43,8 @@ pub(crate) mod plan {
     pub(super) const BEFORE: u32 = DEBUG_REGISTERS | UNSETTLED | PMU | LENDS | how::GUARD_L1D;
     /// There is something to do after it.
     pub(super) const AFTER: u32 = DEBUG_REGISTERS | HOST_DEBUGCTL | FRESH | PMU;
+    /// Too much to be entered again straight behind an exit.
+    pub(super) const RARE: u32 = (BEFORE | AFTER) & !LENDS & !how::GUARD_L1D;
 }
 
 impl<M: Machine> Vmx<M> {
@@ -202,14 +204,55 @@ impl<M: Machine> Vmx<M> {
         if self.exit_reason().entry_failed() {
             // Guest fields, launch state and the event's valid bit are as they were (SDM vol. 3C, 27.8).
             self.cache.set(c::EVENT, 0);
-            return self.decode_exit(cpu);
+        } else {
+            self.left = true;
+            self.taken = false;
+            self.cache.left_guest();
+            self.read_rsp();
         }
-        self.left = true;
-        self.taken = false;
-        self.cache.left_guest();
+        self.decode_exit(cpu)
+    }
+
+    /// The exit is a write of the x2APIC's ICR, behind an entry that asks for nothing afterwards.
+    #[inline(always)]
+    fn wrote_icr(&self, bits: u32) -> bool {
+        self.run.reason == u32::from(BasicReason::WRMSR.0)
+            && self.run.gprs.get(Gpr::Rcx) as u32 == Msr::X2APIC_ICR.0
+            && bits & plan::RARE == 0
+    }
+
+    /// Sends, and enters again, as long as nothing else comes: what then came. A function of its own, so that other exits pay nothing.
+    #[inline(never)]
+    fn send_on(&mut self, cpu: &PerCpu, bits: u32, mut sender: impl Sender) -> (u32, Sent) {
+        loop {
+            let first = || self.step(self.m.get(f::EXIT_INSTRUCTION_LENGTH));
+            let sent = sender.send(self.run.gprs.edx_eax(), first);
+            if sent != Sent::GoOn {
+                return (switched::EXIT, sent);
+            }
+            // The kernel had the timer back, to wake somebody: whose it is is the hall's to settle.
+            if bits & plan::LENDS != 0 && !cpu.loan.is_lent() {
+                return (switched::EXIT, Sent::Waits);
+            }
+            // Nothing of the VMCS was read but what this needs, and nothing written but RIP.
+            self.load_timer(cpu);
+            let switched = self.m.enter(&mut self.run, bits & !how::L1D_DIRTY);
+            if switched != switched::EXIT {
+                // The last one's is what there is.
+                self.cache.left_guest();
+                self.read_rsp();
+                return (switched, Sent::No);
+            }
+            if !self.wrote_icr(bits) {
+                return (switched, Sent::No);
+            }
+        }
+    }
+
+    /// The guest's, which is no slot of the cache.
+    fn read_rsp(&mut self) {
         self.vmcs_rsp = self.m.get(f::GUEST_RSP);
         self.run.gprs.set(Gpr::Rsp, self.vmcs_rsp);
-        self.decode_exit(cpu)
     }
 
     fn failed(&mut self) -> Exit {
@@ -246,7 +289,9 @@ impl<M: Machine> Backend for Vmx<M> {
         self.plan(settled, at);
     }
 
-    fn enter(&mut self, cpu: &PerCpu, flush: bool) -> Exit {
+    const WRMSR: u64 = BasicReason::WRMSR.0 as u64;
+
+    fn enter<S: Sender>(&mut self, cpu: &PerCpu, flush: bool, sender: impl FnOnce() -> S) -> Exit {
         self.left = false;
         self.length.set(0);
         self.run.reason = NO_REASON;
@@ -258,12 +303,19 @@ impl<M: Machine> Backend for Vmx<M> {
             }
         }
         self.write_back(cpu, flush);
-        let switched = self.m.enter(&mut self.run, bits);
+        let mut switched = self.m.enter(&mut self.run, bits);
+        let mut sent = Sent::No;
+        if switched == switched::EXIT && self.wrote_icr(bits) {
+            (switched, sent) = self.send_on(cpu, bits, sender());
+        }
         if bits & plan::AFTER != 0 {
             self.rare_after(switched);
         }
         match switched {
-            switched::EXIT => self.after(cpu),
+            switched::EXIT => {
+                let exit = self.after(cpu);
+                if sent == Sent::Waits { Exit::Sent } else { exit }
+            }
             switched::FAILED => self.failed(),
             _ => Exit::Disabled,
         }

@@ -208,12 +208,19 @@ impl<M: Machine> Vmx<M> {
 
     /// See `Backend::skip_instruction`; past the cache, which has none of these fields so soon after an exit.
     pub(crate) fn step_over(&mut self) -> bool {
-        const SHADOW: u32 = interruptibility::STI | interruptibility::MOV_SS;
-        if self.cache.is_dirty() {
-            return false;
+        let done = !self.cache.is_dirty() && self.step(self.length());
+        if done {
+            self.cache.forget(c::RIP);
         }
+        done
+    }
+
+    /// The same in the VMCS alone, by an instruction of that length.
+    #[inline(always)]
+    pub(crate) fn step(&self, length: u32) -> bool {
+        const SHADOW: u32 = interruptibility::STI | interruptibility::MOV_SS;
         let (m, rip) = (&self.m, self.m.get(f::GUEST_RIP));
-        let next = rip.wrapping_add(u64::from(self.length()));
+        let next = rip.wrapping_add(u64::from(length));
         if (rip ^ next) >> 32 != 0
             || m.get(f::GUEST_INTERRUPTIBILITY) & SHADOW != 0
             || m.get(f::GUEST_RFLAGS) & (rflags::TF | rflags::RF) != 0
@@ -221,7 +228,6 @@ impl<M: Machine> Vmx<M> {
             return false;
         }
         m.put(f::GUEST_RIP, next);
-        self.cache.forget(c::RIP);
         true
     }
 

@@ -12,6 +12,7 @@ mod log;
 mod pmu;
 mod registers;
 mod residence;
+mod send;
 mod vapic;
 
 /// The run loop's fakes, as far as a backend can use them.

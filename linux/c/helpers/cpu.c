@@ -149,6 +149,40 @@ void ex_cpu_post(u32 cpu)
 		ex_send_ipis(cpumask_of(cpu), POSTED_INTR_VECTOR);
 }
 
+/* The ICR reaches every CPU by its id, so that the kernel's driver of the APICs knows no better. */
+static bool ex_icr_reaches;
+
+static void ex_icr_setup(void)
+{
+	static const char *const plain[] = { "flat", "physical flat", "cluster x2apic", "physical x2apic" };
+
+	ex_icr_reaches = match_string(plain, ARRAY_SIZE(plain), apic->name) >= 0;
+}
+
+/* As ex_cpu_post(), for a CPU that is online or was a moment ago, without the detour over a mask. Interrupts off. */
+notrace void ex_notify(u32 cpu)
+{
+	u32 id;
+
+	if (unlikely(cpu >= nr_cpu_ids))
+		return;
+	if (unlikely(!ex_icr_reaches)) {
+		ex_cpu_post(cpu);
+		return;
+	}
+	id = per_cpu(x86_cpu_to_apicid, cpu);
+	if (x2apic_mode) {
+		/* WRMSR of the x2APIC's registers waits for no store before it (SDM vol. 3A, 11.12.3). */
+		weak_wrmsr_fence();
+		native_x2apic_icr_write(APIC_DM_FIXED | POSTED_INTR_VECTOR, id);
+	} else {
+		while (native_apic_mem_read(APIC_ICR) & APIC_ICR_BUSY)
+			cpu_relax();
+		native_apic_mem_write(APIC_ICR2, id << 24);
+		native_apic_mem_write(APIC_ICR, APIC_DM_FIXED | POSTED_INTR_VECTOR);
+	}
+}
+
 /*
  * CPUs that are online and cannot run guests, and how many virtual machines there are. Both are never there together: the
  * first change under the write side of the hotplug lock (or while the module loads), the second's zero is left under the read
@@ -225,6 +259,7 @@ static struct ex_kick_sets __percpu *ex_kick_sets;
 
 int ex_kicks_setup(void)
 {
+	ex_icr_setup();
 	ex_kick_sets = alloc_percpu(struct ex_kick_sets);
 	return ex_kick_sets ? 0 : -ENOMEM;
 }

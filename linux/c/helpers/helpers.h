@@ -39,6 +39,7 @@ unsigned long ex_irq_save(void);
 void ex_irq_restore(unsigned long flags);
 void ex_cpu_kick(u32 cpu);
 void ex_cpu_post(u32 cpu);
+void ex_notify(u32 cpu);
 int ex_vm_born(void);
 void ex_vm_gone(void);
 int ex_on_one_cpu(u32 cpu, void *arg, u32 op);

@@ -175,6 +175,14 @@ pub fn post(cpu: u32) {
     unsafe { ffi::ex_cpu_post(cpu) }
 }
 
+/// As [`post`], for a CPU that runs a guest now or did a moment ago: past the kernel's driver where it would do the same. Interrupts are
+/// off.
+#[inline(always)]
+pub fn notify(cpu: u32) {
+    // SAFETY: interrupts are off (the caller); the helper checks the number.
+    unsafe { ffi::ex_notify(cpu) }
+}
+
 /// Runs `ex_rs_on_cpu(arg, op)` on one CPU and waits. `ENXIO`: it is not online. Interrupts on here.
 pub fn on_one(cpu: u32, arg: *mut c_void, op: u32) -> Result<()> {
     // SAFETY: the arguments are only handed on; the helper checks the number.

@@ -41,6 +41,7 @@ unsafe extern "C" {
     pub(crate) fn ex_irq_restore(flags: usize);
     pub(crate) fn ex_cpu_kick(cpu: u32);
     pub(crate) fn ex_cpu_post(cpu: u32);
+    pub(crate) fn ex_notify(cpu: u32);
     pub(crate) fn ex_vm_born() -> c_int;
     pub(crate) fn ex_vm_gone();
     pub(crate) fn ex_on_one_cpu(cpu: u32, arg: *mut c_void, op: u32) -> c_int;

@@ -126,6 +126,8 @@ rows! {
     PvIpiRaw: "pvipi_raw", Vcpu, false, Owner,
         [NoIrqchip, NotAllowed, HostXApic, HardwarePosts, NoWindow, NoDelivery, NoX2Apic, NotRaw], 0,
         "the guest sends IPIs by itself, without an exit, and could send any to any CPU of the host (Intel)";
+    IpiValidated: "ipi_validated", Vcpu, true, Owner, [NoIrqchip], 0,
+        "a plain IPI of a guest in x2APIC mode is checked, posted and notified before anything else is done for its exit";
 }
 
 impl Mechanism {

@@ -35,10 +35,12 @@ extern crate std;
 mod address;
 mod few;
 mod map;
+mod plain;
 
 pub use address::{Address, x2apic_ldr};
 pub use few::Few;
 pub use map::{Claim, Claims, Map, Slot, Whole};
+pub use plain::{PlainIpi, To};
 
 #[cfg(test)]
 mod tests;

@@ -189,6 +189,24 @@ impl<'a, const IDS: usize, W: Slot, F: Fn() -> &'a [W]> Whole<'a, IDS, W, F> {
         }
     }
 
+    /// As [`Whole::holder`], of an id of x2APIC mode, where no two APICs have one: who has it, if anybody. `None`: several stand there,
+    /// or the map does not know.
+    #[inline]
+    pub fn member(&self, id: u32) -> Option<Option<usize>> {
+        match self.slot(Place::Id(id))?.get() {
+            SEVERAL => None,
+            NOBODY => Some(None),
+            slot => Some(Some(usize::from(slot - 1))),
+        }
+    }
+
+    /// No APIC is in xAPIC mode: a logical destination is a cluster of x2APIC mode and nothing else.
+    #[inline]
+    pub fn all_x2apic(&self) -> bool {
+        // Whoever was in xAPIC mode all the time is counted.
+        self.low.xapics.get() == 0
+    }
+
     /// The one vCPU that `msg` can name, if it is for one physical id; to be asked by [`Address::names`].
     #[inline]
     pub fn only(&self, msg: &InterruptMessage) -> Option<usize> {
@@ -237,8 +255,7 @@ impl<'a, const IDS: usize, W: Slot, F: Fn() -> &'a [W]> Whole<'a, IDS, W, F> {
         for bit in bits(destination & 0xffff) {
             self.add(few, Place::Id(destination >> 16 << 4 | bit))?;
         }
-        // Whoever was in xAPIC mode all the time is counted.
-        if self.low.xapics.get() == 0 {
+        if self.all_x2apic() {
             return Some(());
         }
         for bit in bits(destination & 0xff) {

@@ -1,10 +1,10 @@
 //! The map against the slow way, which asks every vCPU; and its changes under loom.
 
 use crate::map::Slot;
-use crate::{Address, Claim, Claims, Map, Whole};
+use crate::{Address, Claim, Claims, Map, PlainIpi, To, Whole};
 use bytemuck::Zeroable;
 use core::sync::atomic::{AtomicU16, Ordering};
-use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
+use exitless_x86::apic::{DeliveryMode, Icr, InterruptMessage, Shorthand};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec::Vec;
@@ -424,4 +424,84 @@ fn two_move_at_once() {
         assert!(world.reaches(&to(0, false, true), 1) && world.reaches(&to(2, false, true), 0));
         assert!(world.whole().resolve(&to(1, false, true), None, 3).is_some_and(|few| few.is_empty()));
     });
+}
+
+/// What is plain, by the fields of the register: all values of the lower 20 bits, one bit above, destinations at the borders.
+#[test]
+fn what_is_plain() {
+    for low in (0..1 << 20).chain((20..32).map(|bit| 1 << bit | 0x51)) {
+        for destination in [0, 0xfe, 0xff, 0x100, 0x1_8001, u32::MAX - 1, u32::MAX] {
+            let icr = u64::from(destination) << 32 | low;
+            let (fields, reserved) = (Icr::from(icr), low & 0xfff3_2000 != 0);
+            let m = fields.message(true);
+            let fixed = m.mode == DeliveryMode::FIXED && !m.level && m.vector >= 16;
+            let edge = fixed && !reserved && !fields.pending();
+            let broadcast = destination == u32::MAX || destination == 0xff && !m.logical;
+            let plain = match m.shorthand {
+                Shorthand::None => edge && !broadcast,
+                Shorthand::AllButSelf => edge && !m.logical,
+                _ => false,
+            };
+            let found = PlainIpi::of(icr);
+            assert_eq!(found.is_some(), plain, "{icr:x}");
+            assert!(found.is_none_or(|p| p.vector == m.vector), "{icr:x}");
+        }
+    }
+}
+
+impl Vm {
+    /// Whom a plain command reaches, as whoever sends it looks them up. `None`: the ordinary way.
+    fn reached(&self, to: To, sender: usize) -> Option<Vec<usize>> {
+        let map = self.map.with(|| &self.high);
+        let takes = |index: usize, id: u32| self.addresses[index].takes(id);
+        match to {
+            To::Id(id) => map
+                .holder(id)
+                .filter(|&index| takes(index, id) && index != sender)
+                .map(|index| std::vec![index]),
+            To::Cluster(..) if !map.all_x2apic() => None,
+            To::Cluster(from, members) => {
+                let ids = (0..16).filter(|bit| members >> bit & 1 != 0).map(|bit| from | bit);
+                let at = ids.map(|id| map.member(id).map(|index| index.filter(|&index| takes(index, id))));
+                at.collect::<Option<Vec<_>>>().map(|found| found.into_iter().flatten().collect())
+            }
+            To::Others => {
+                let others = (0..self.addresses.len()).filter(|&index| index != sender);
+                Some(others.filter(|&index| self.addresses[index].listens()).collect())
+            }
+        }
+    }
+}
+
+proptest! {
+    /// A plain command reaches exactly whom asking everybody names, and of those whoever listens; nobody else, whatever the destination.
+    #[test]
+    fn a_plain_command_reaches_whom_it_names(
+        first in prop::collection::vec(any_state(), 1..24),
+        changes in prop::collection::vec((0usize..24, any_state()), 0..24),
+        commands in prop::collection::vec((any_message(), 0usize..24, any::<u8>()), 32),
+        x2apic in any::<bool>(),
+    ) {
+        let mut vm = Vm::new(first);
+        for (index, address) in changes {
+            vm.change(index % vm.addresses.len(), address);
+        }
+        for index in (0..vm.addresses.len()).filter(|_| x2apic) {
+            let address = vm.addresses[index];
+            vm.change(index, address.with_x2apic(true));
+        }
+        for (m, sender, vector) in commands {
+            let sender = sender % vm.addresses.len();
+            let shorthand = if m.shorthand == Shorthand::AllButSelf { 3 } else { 0 };
+            let icr = Icr::new().with_vector(vector).with_logical(m.logical && shorthand == 0);
+            let icr = icr.with_shorthand(shorthand).with_destination(m.destination);
+            let Some(plain) = PlainIpi::of(icr.into()) else { continue };
+            let Some(mut reached) = vm.reached(plain.to, sender) else { continue };
+            let mut named = vm.slow(&icr.message(true), Some(sender));
+            named.retain(|&index| vm.addresses[index].listens());
+            reached.sort();
+            named.sort();
+            prop_assert_eq!(reached, named, "{:x?} {:?}", icr, vm.addresses);
+        }
+    }
 }

@@ -192,6 +192,12 @@ impl Lapic {
         self.icr = Icr::from(value).with_pending(false).into();
     }
 
+    /// The same of an [`exitless_ipi::PlainIpi`], which does not read back as pending.
+    #[inline(always)]
+    pub fn keep_sent(&mut self, plain: u64) {
+        self.icr = plain;
+    }
+
     fn write_self_ipi(&mut self, s: &Shared, vector: u8) -> Work {
         self.send(s, self_ipi(vector))
     }

@@ -22,7 +22,7 @@
 use crate::ApicPage;
 use crate::bitmap::{self, place};
 use bytemuck::Zeroable;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use exitless_ipi::Address;
 use exitless_posted::Descriptor;
 #[cfg(doc)]
@@ -86,6 +86,8 @@ pub(crate) const FIRST_LEGAL_VECTOR: u8 = 16;
 #[repr(C, align(64))]
 struct Directory {
     address: AtomicU64,
+    // A bit of the TMR is set, or was.
+    levels: AtomicBool,
     lint0: AtomicU32,
     lint1: AtomicU32,
     error: AtomicU32,
@@ -181,9 +183,22 @@ impl Shared {
     }
 
     /// `vector` is accepted, as level or edge triggered.
+    #[inline(always)]
     fn note_trigger(&self, vector: u8, level: bool) -> bool {
+        // A guest of x2APICs and MSIs has no levels at all.
+        if level || self.directory.levels.load(Ordering::Relaxed) {
+            self.change_trigger(vector, level)
+        } else {
+            true
+        }
+    }
+
+    fn change_trigger(&self, vector: u8, level: bool) -> bool {
         let (index, bit) = place(vector);
         let Some(tmr) = self.tmr(index) else { return false };
+        if level {
+            self.expect_levels();
+        }
         // The TMR rarely changes: reading first keeps the line shared between senders of the same kind.
         match (level, tmr.load(Ordering::Relaxed) & bit != 0) {
             (true, false) => _ = tmr.fetch_or(bit, Ordering::Relaxed),
@@ -191,6 +206,19 @@ impl Shared {
             _ => (),
         }
         true
+    }
+
+    /// Before a bit of the TMR is set: whoever sees it, or what it stands for, sees this.
+    fn expect_levels(&self) {
+        if !self.directory.levels.load(Ordering::Relaxed) {
+            self.directory.levels.store(true, Ordering::Release);
+        }
+    }
+
+    /// As [`Shared::post`] of an edge, where the descriptor is the IRR (never with [`Shared::use_page_for_irr`]).
+    #[inline(always)]
+    pub fn post_edge(&self, vector: u8) -> bool {
+        self.note_trigger(vector, false) && self.posted().request(vector)
     }
 
     /// Owner: accepts an edge of its own, which the caller then puts into the IRR, where that is; false: the vector is illegal, and the
@@ -247,6 +275,9 @@ impl Shared {
     /// Owner, restoring: replaces word `index` of TMR and IRR.
     pub(crate) fn set_words(&self, index: usize, tmr: u32, irr: u32) {
         if let Some(tmr_word) = self.tmr(index) {
+            if tmr != 0 {
+                self.expect_levels();
+            }
             tmr_word.store(tmr, Ordering::Relaxed);
             let shift = 32 * (index % 2);
             match self.irr(index) {

@@ -54,6 +54,8 @@ pub fn handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::Timer => timer(v, sh, host),
         // Settled when the slice ended.
         Exit::Deadline => Next::Again,
+        // Nor is it ever left to us: the fast path takes it.
+        Exit::Sent => Next::Again,
         // What was logged is taken behind each slice.
         Exit::LogFull => Next::Again,
         Exit::EoiInduced(vector) => eoi::ended(v, sh, host, vector),
@@ -87,7 +89,7 @@ fn leaves_l1d_clean(exit: Exit) -> bool {
     match exit {
         // The interrupt's handler: the kernel itself notes that it ran.
         Exit::ExternalInterrupt | Exit::InterruptWindow | Exit::NmiWindow => true,
-        Exit::Timer | Exit::Deadline => true,
+        Exit::Timer | Exit::Deadline | Exit::Sent => true,
         Exit::Cpuid | Exit::Rdmsr | Exit::Wrmsr | Exit::Rdpmc | Exit::Xsetbv | Exit::Hypercall => true,
         Exit::CrAccess | Exit::Cr8Write | Exit::DrAccess => true,
         Exit::Hlt | Exit::Pause | Exit::Monitor | Exit::Mwait | Exit::Invd | Exit::Wbinvd => true,

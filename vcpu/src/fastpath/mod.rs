@@ -15,6 +15,7 @@ mod timer;
 
 use crate::backend::{Backend, Exit};
 use crate::host::Host;
+use crate::ipi::quick;
 use crate::outcome::Fast;
 use crate::shared::VcpuShared;
 use crate::skip;
@@ -31,6 +32,7 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         return Fast::Slow;
     }
     match exit {
+        Exit::Sent => sent(sh),
         Exit::Cpuid => cpuid::handle(v, host),
         Exit::Hypercall => hypercall::handle(v, sh, host),
         Exit::Io(io) => port::handle(v, sh, host, io),
@@ -47,6 +49,12 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
         Exit::InterruptWindow => interrupt::window(v, sh),
         _ => Fast::Slow,
     }
+}
+
+/// All is done but to count it.
+fn sent(sh: &VcpuShared) -> Fast {
+    quick::count(sh);
+    Fast::Reenter
 }
 
 /// An instruction that does nothing here.

@@ -4,6 +4,8 @@
 //! and for each a notification, a kick or a wake-up. Nothing of a target's but what it shares is touched, and no lock but the
 //! scheduler's is taken. What the sender itself is to look at makes it look, as for any other target: a request, or `event_dirty`.
 
+pub(crate) mod quick;
+
 use crate::backend::Backend;
 use crate::host::Host;
 use crate::shared::VcpuShared;

@@ -7,8 +7,8 @@ use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, HOUSEKEEPER, Hand, Step, Touch, World};
 use exitless_vcpu::backend::{
-    ApicKind, ApicPage, Backend, By, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, SlatFault,
-    Stopped, SysReg,
+    ApicKind, ApicPage, Backend, By, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Sender,
+    Sent, SlatFault, Stopped, SysReg,
 };
 use exitless_vcpu::shared::{mode, mp};
 use exitless_vcpu::timer::{Found, Register};
@@ -794,13 +794,9 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
-    type Cpu = Core;
-
-    fn dirty_l1d(&self) {
-        self.w.l1d_dirty.set(true);
-    }
-    fn enter(&mut self, core: &Core, flush: bool) -> Exit {
+impl Cpu {
+    /// One entry.
+    fn run(&mut self, core: &Core, flush: bool) -> Exit {
         self.check_entry(core);
         self.w.check_l1d();
         self.w.trail.borrow_mut().push(Hand::Entered);
@@ -873,6 +869,48 @@ impl Backend for Cpu {
                 return Exit::Exception(Exception { payload: 1 << 14, ..Exception::plain(Vector::DB) });
             }
         }
+    }
+}
+
+impl Backend for Cpu {
+    type Cpu = Core;
+
+    fn dirty_l1d(&self) {
+        self.w.l1d_dirty.set(true);
+    }
+    const WRMSR: u64 = 7;
+
+    fn enter<S: Sender>(&mut self, core: &Core, flush: bool, sender: impl FnOnce() -> S) -> Exit {
+        let mut exit = self.run(core, flush);
+        let mut sender = sender();
+        while exit == Exit::Wrmsr && self.gprs.get(Gpr::Rcx) == 0x830 {
+            let held = self.shadow || self.rflags & (rflags::TF | rflags::RF) != 0;
+            let (next, lent) = (self.next.filter(|_| !held), self.w.tick.loan.is_lent());
+            let icr = self.gprs.edx_eax();
+            let mut moved = false;
+            let sent = sender.send(icr, || {
+                assert!(!core::mem::replace(&mut moved, true), "moved on twice");
+                moved = next.is_some();
+                moved
+            });
+            assert_eq!(moved, sent != Sent::No, "sent and moved on, or neither");
+            if let Some(next) = next.filter(|_| moved) {
+                self.rip = next;
+            }
+            match sent {
+                Sent::No => break,
+                Sent::GoOn if lent == self.w.tick.loan.is_lent() => {
+                    let posted = self.w.sh.apic.posted().outstanding() && !self.w.notified.get();
+                    assert!(
+                        self.w.ipi.get() || !self.w.sh.pending() && !posted,
+                        "it has asked itself to look"
+                    );
+                    exit = self.run(core, false);
+                }
+                Sent::GoOn | Sent::Waits => return Exit::Sent,
+            }
+        }
+        exit
     }
 
     fn end(&mut self) {

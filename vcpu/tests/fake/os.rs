@@ -8,12 +8,15 @@ use super::world::{
     CHIP_MMIO, CHIP_PORT, DOORBELL, EVENT_PORT, HOST_PKRU, HOUSEKEEPER, Hand, ROM, ROM_DOORBELL, TICKS,
     World, pattern,
 };
+
+use exitless_vcpu::Request;
 use exitless_vcpu::chooser::{Facts, Fallback, Reason, Set};
 use exitless_vcpu::clock::tsc::Rate;
-use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
+use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, PlainIpi, Taken, To};
 use exitless_vcpu::traced::Trace;
-use exitless_x86::apic::InterruptMessage;
+use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 /// Where user space has the guest's memory.
 pub(crate) const HVA: u64 = 0x7000_0000_0000;
@@ -250,6 +253,36 @@ impl<C> Host for Os<C> {
         self.w.wants_timer();
         self.w.ipis.borrow_mut().push(*msg);
         Ok(())
+    }
+    fn send_plain(&self, plain: PlainIpi, first: impl FnOnce() -> bool) -> bool {
+        let (destination, logical, shorthand) = match plain.to {
+            To::Id(id) => (id, false, Shorthand::None),
+            To::Cluster(first, bits) => (first << 12 | u32::from(bits), true, Shorthand::None),
+            To::Others => (0, false, Shorthand::AllButSelf),
+        };
+        if !self.w.few.get() || !first() {
+            return false;
+        }
+        // It may wake somebody.
+        self.w.wants_timer();
+        if self.w.own_share.get() {
+            match self.w.sh.delivers.load(Ordering::SeqCst) {
+                true => _ = self.w.sh.apic.posted().announce(),
+                false => self.w.sh.request(Request::EVENT),
+            }
+        }
+        let message = InterruptMessage {
+            destination,
+            logical,
+            mode: DeliveryMode::FIXED,
+            vector: plain.vector,
+            level: false,
+            assert: true,
+            shorthand,
+            x2apic: true,
+        };
+        self.w.ipis.borrow_mut().push(message);
+        true
     }
     fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool {
         assert_eq!(id, msg.destination);

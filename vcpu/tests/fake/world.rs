@@ -308,6 +308,8 @@ pub(crate) struct World {
     pub(crate) ipis: RefCell<Vec<InterruptMessage>>,
     /// Whom they name can be looked up, and is few.
     pub(crate) few: Cell<bool>,
+    /// Plain commands name the sender too, whose mailbox has something then; no IPI tells a CPU what it did itself.
+    pub(crate) own_share: Cell<bool>,
     pub(crate) slices: Cell<u32>,
     /// APIC ids whose halt was ended, and those that the thread gave its time to.
     pub(crate) unhalted: RefCell<Vec<u32>>,
@@ -511,6 +513,7 @@ impl World {
             heard: RefCell::default(),
             ipis: RefCell::default(),
             few: Cell::new(true),
+            own_share: Cell::new(false),
             slices: Cell::new(0),
             unhalted: RefCell::default(),
             yields: RefCell::default(),

@@ -7,9 +7,9 @@ use crate::fake::{Env, Machine, Op};
 use exitless_kvm_abi::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP};
 use exitless_vcpu::backend::{Backend, Event, Exit, SlatFault};
 use exitless_vcpu::chooser::{Fallback, Mechanism, Set};
-use exitless_vcpu::host::Host;
+use exitless_vcpu::host::{Host, PlainIpi};
 use exitless_vcpu::{RunExit, timer};
-use exitless_x86::apic::{InterruptMessage, reg};
+use exitless_x86::apic::{DeliveryMode, InterruptMessage, Shorthand, reg};
 use exitless_x86::regs::{Gpr, rflags};
 
 /// The MSR of a register.
@@ -36,7 +36,13 @@ struct Seen {
     ipis: Vec<InterruptMessage>,
     apic: Vec<u8>,
     registers: ([u64; 16], u64, u64, u64),
-    counters: (Vec<(u32, u64)>, [u64; 4]),
+    counters: (Vec<(u32, u64)>, [u64; 5]),
+}
+
+/// A message without what nobody looks at: the level of what is no INIT, a destination beside a shorthand.
+fn what_counts(m: InterruptMessage) -> InterruptMessage {
+    let destination = if m.shorthand == Shorthand::None { m.destination } else { 0 };
+    InterruptMessage { destination, assert: m.assert || m.mode != DeliveryMode::INIT, ..m }
 }
 
 /// Runs until the script is over, or user space has been asked for the debugger often enough.
@@ -54,11 +60,12 @@ fn seen(mut m: Machine) -> (Seen, Machine) {
     let s = &m.sh.stats;
     let mut by_msr: Vec<_> = s.by_msr.rows().collect();
     by_msr.sort();
-    let counters = [&s.halt_exits, &s.halt_wakeup, &s.irq_injections, &s.nmi_injections].map(|c| c.get());
+    let counters =
+        [&s.exits, &s.halt_exits, &s.halt_wakeup, &s.irq_injections, &s.nmi_injections].map(|c| c.get());
     let seen = Seen {
         exits,
         events: m.events(),
-        ipis: m.w.ipis.take(),
+        ipis: m.w.ipis.take().into_iter().map(what_counts).collect(),
         apic,
         registers: (m.v.b.gprs().0, m.v.b.rip(), m.v.b.rflags(), m.v.b.dr6()),
         counters: (by_msr, counters),
@@ -134,10 +141,13 @@ fn each_icr() {
             let make = |ops: Vec<Op>| if virtually { Machine::virtual_apic(true, ops) } else { x2apic(ops) };
             let ops = [own(command, write_apic(reg::ICR, value)), rdmsr(msr(reg::ICR)), Op::Nop];
             let illegal = (command & 0xff) < 16 && command & 0x600 == 0;
-            for m in same(make, &ops) {
-                let (hit, form) = (hits(&m, Mechanism::IpiFastpath), Fallback::Form);
-                let left = fallbacks(&m, Mechanism::IpiFastpath, form);
-                assert_eq!((hit, left), if illegal { (0, 1) } else { (1, 0) }, "{value:x}");
+            let [bytes, told]: [Machine; 2] = same(make, &ops).try_into().ok().unwrap();
+            let quick = PlainIpi::of(value).is_some();
+            for (m, quick) in [(bytes, false), (told, quick)] {
+                let of = [Mechanism::IpiFastpath, Mechanism::IpiValidated].map(|of| hits(&m, of));
+                assert_eq!(of, [u64::from(!illegal && !quick), u64::from(quick)], "{value:x}");
+                let left = fallbacks(&m, Mechanism::IpiFastpath, Fallback::Form);
+                assert_eq!(left, u64::from(illegal), "{value:x}");
             }
         }
     }
@@ -352,6 +362,22 @@ fn too_many_targets() {
     }
 }
 
+/// What the sender itself has to look at is looked at before the guest goes on, and only then does the slice's loop come into it.
+#[test]
+fn a_command_that_names_the_sender_too() {
+    for (virtually, own) in [(false, false), (false, true), (true, false), (true, true)] {
+        let ops = [
+            tells(&write_apic(reg::ICR, 3 << 32 | 0x851)),
+            tells(&write_apic(reg::ICR, 1 << 32 | 0x51)),
+            Op::Nop,
+        ];
+        let mut m = if virtually { Machine::virtual_apic(true, []) } else { x2apic([]) };
+        m.w.own_share.set(own);
+        m.then(ops);
+        assert_eq!((hits(&m, Mechanism::IpiValidated), m.w.ipis.borrow().len()), (2, 2));
+    }
+}
+
 /// Nobody can tell where the instruction ends: nothing is sent before that is known.
 #[test]
 fn code_out_of_reach() {
@@ -451,13 +477,15 @@ fn reads() {
 fn what_else_waits() {
     let ask = Env::Ask(exitless_vcpu::Request::CLOCK);
     for env in [Env::Irq(0x41), Env::Nmi, Env::Signal, Env::Work, Env::TlbFlush, ask, Env::Immediate] {
-        for points in 0..16 {
-            let mut m =
-                x2apic([rdmsr(0x1b), write_apic(reg::ICR, 1 << 32 | 0x51), rdmsr(0x1b), Op::Cli, Op::Nop]);
+        for (points, next_rip) in (0..16).flat_map(|points| [(points, false), (points, true)]) {
+            let send = write_apic(reg::ICR, 1 << 32 | 0x51);
+            let send = || if next_rip { tells(&send) } else { send.clone() };
+            let mut m = x2apic([rdmsr(0x1b), send(), send(), rdmsr(0x1b), Op::Cli, Op::Nop]);
             m.later(points, env);
             m.go();
             m.finish();
-            assert_eq!(m.w.ipis.borrow().len(), 1, "{env:?} {points}");
+            assert_eq!(m.w.ipis.borrow().len(), 2, "{env:?} {points}");
+            assert_eq!(hits(&m, Mechanism::IpiValidated), if next_rip { 2 } else { 0 }, "{env:?} {points}");
             assert!(m.v.b.rip() > CODE);
         }
     }

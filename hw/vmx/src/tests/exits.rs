@@ -3,7 +3,9 @@
 use super::fake::Bench;
 use crate::exit::name;
 use crate::machine::switched;
-use exitless_vcpu::backend::{Backend, By, Event, Exit, IoAccess, SlatFault, TaskSource, TaskSwitch};
+use exitless_vcpu::backend::{
+    Backend, By, Event, Exit, IoAccess, NoSender, SlatFault, TaskSource, TaskSwitch,
+};
 use exitless_x86::exception::{Exception, Vector};
 use exitless_x86::vmx::access_rights as ar;
 use exitless_x86::vmx::field as f;
@@ -274,7 +276,7 @@ fn task(qualification: u64, vectoring: u32, flags: u64) -> (Exit, Option<u64>, O
         run.reason = 9;
         switched::EXIT
     });
-    let exit = b.v.enter(b.percpu, false);
+    let exit = b.v.enter(b.percpu, false, || NoSender);
     let next = b.v.next_rip();
     (exit, next, b.v.take_interrupted())
 }

@@ -8,7 +8,7 @@ use crate::vcpu::Run;
 use crate::{Caps, HostState, Pages, PerCpu, Residence, Vmx};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
-use exitless_vcpu::backend::InGuest;
+use exitless_vcpu::backend::{InGuest, NoSender};
 use exitless_x86::cpuid::CpuidResult;
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{entry, exit};
@@ -444,7 +444,7 @@ impl Bench {
     pub(super) fn enter(&mut self, flush: bool) -> exitless_vcpu::backend::Exit {
         use exitless_vcpu::backend::Backend;
         self.v.begin(self.percpu);
-        self.v.enter(self.percpu, flush)
+        self.v.enter(self.percpu, flush, || NoSender)
     }
     /// One entry that ends with this exit.
     pub(super) fn run(&mut self, reason: u32, qualification: u64) -> exitless_vcpu::backend::Exit {

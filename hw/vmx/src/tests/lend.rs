@@ -3,7 +3,7 @@
 use super::fake::{Bench, DEADLINE, negotiate, skylake};
 use crate::machine::{Machine, host_timer, switched};
 use crate::msr_bitmap;
-use exitless_vcpu::backend::{ApicKind, Backend, Exit};
+use exitless_vcpu::backend::{ApicKind, Backend, Exit, NoSender};
 use exitless_vcpu::timer::Found;
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{interruption as i, pin, secondary};
@@ -46,7 +46,7 @@ fn runs(b: &mut Bench, ticks: u64, writes: Option<u64>, vector: u8) -> Exit {
         (run.reason, run.interruption) = (if vector == 0 { 10 } else { 1 }, 0);
         switched::EXIT
     });
-    b.v.enter(b.percpu, false)
+    b.v.enter(b.percpu, false, || NoSender)
 }
 
 /// A slice: two reads, two writes, however many exits; the bitmaps are written where that changes.
@@ -106,7 +106,7 @@ fn the_hosts_expiry_is_the_hosts() {
         (run.reason, run.interruption) = (1, 0);
         switched::EXIT
     });
-    assert_eq!(b.v.enter(b.percpu, false), Exit::ExternalInterrupt);
+    assert_eq!(b.v.enter(b.percpu, false, || NoSender), Exit::ExternalInterrupt);
     assert_eq!((b.cpu.ended.get(), b.v.acknowledged), (0, VECTOR));
 }
 
@@ -139,7 +139,7 @@ fn the_kernel_takes_it_back() {
     assert_eq!(b.cpu.msr(DEADLINE), 0x1000 + 10 * STEP);
     b.m.wrmsr(DEADLINE, 0x1100);
     b.cpu.exit(10, 0);
-    b.v.enter(b.percpu, false);
+    b.v.enter(b.percpu, false, || NoSender);
     assert_eq!(b.cpu.field(f::MSR_BITMAPS) & 0xf000, 0x1000);
     assert_eq!(b.v.take_timer_back(b.percpu), Some(Found { deadline: 0x1200, rang: false, wrote: false }));
     assert_eq!(b.cpu.msr(DEADLINE), 0x1100);
@@ -199,7 +199,7 @@ fn open_while_lent_in_every_kind() {
         b.v.begin(b.percpu);
         let entered = |b: &mut Bench| {
             b.cpu.exit(10, 0);
-            b.v.enter(b.percpu, false);
+            b.v.enter(b.percpu, false, || NoSender);
             b.cpu.field(f::MSR_BITMAPS) >> 12 & 7
         };
         assert_eq!(entered(&mut b), bitmaps[0], "{kind:?}");

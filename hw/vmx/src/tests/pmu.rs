@@ -3,7 +3,7 @@
 use super::fake::{Bench, negotiate, skylake};
 use crate::machine::switched;
 use crate::pmu::{LONGEST, Switched};
-use exitless_vcpu::backend::{Backend, Exit, SysReg};
+use exitless_vcpu::backend::{Backend, Exit, NoSender, SysReg};
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{entry, exit};
 use exitless_x86::vmx::field as f;
@@ -48,7 +48,7 @@ fn idle_counters_cost_nothing() {
     b.v.begin(b.percpu);
     for _ in 0..5 {
         b.cpu.exit(10, 0);
-        b.v.enter(b.percpu, false);
+        b.v.enter(b.percpu, false, || NoSender);
     }
     assert_eq!(b.cpu.pmu_looks.get(), 1);
     assert!(b.cpu.wrmsrs.borrow().is_empty());
@@ -108,7 +108,7 @@ fn pebs_is_quiet_before_each_entry() {
     for _ in 0..2 {
         b.cpu.wrmsrs.borrow_mut().clear();
         see(&b, &[PEBS_ENABLE, GLOBAL_CTRL]);
-        b.v.enter(b.percpu, false);
+        b.v.enter(b.percpu, false, || NoSender);
         assert_eq!(seen(&b), [0, 0xc]);
         assert_eq!(*b.cpu.wrmsrs.borrow(), [PEBS_ENABLE], "not left to the area alone");
         assert_eq!(b.cpu.msr(PEBS_ENABLE), 3);
@@ -146,17 +146,17 @@ fn the_list_is_followed_within_a_slice() {
     b.cpu.pmu.replace(vec![row(GLOBAL_CTRL, 0xf, 0xc), row(PEBS_ENABLE, 3, 0)]);
     b.v.begin(b.percpu);
     b.cpu.exit(10, 0);
-    b.v.enter(b.percpu, false);
+    b.v.enter(b.percpu, false, || NoSender);
     b.cpu.pmu.replace(vec![row(GLOBAL_CTRL, 0xf, 0xd), row(PEBS_ENABLE, 2, 0)]);
     b.cpu.msrs.borrow_mut().insert(PEBS_ENABLE, 2);
     see(&b, &[GLOBAL_CTRL]);
-    b.v.enter(b.percpu, false);
+    b.v.enter(b.percpu, false, || NoSender);
     assert_eq!(seen(&b), [0xd]);
     assert_eq!(b.cpu.msr(PEBS_ENABLE), 2);
     b.cpu.pmu.take();
     b.cpu.msrs.borrow_mut().insert(PEBS_ENABLE, 0);
     b.cpu.exit(10, 0);
-    b.v.enter(b.percpu, false);
+    b.v.enter(b.percpu, false, || NoSender);
     assert_eq!(b.cpu.msr(PEBS_ENABLE), 0);
 }
 

@@ -4,7 +4,7 @@ use super::fake::{Bench, Fake, online, residence};
 use crate::machine::TaskSegments;
 use crate::residence::LoadError;
 use crate::{PerCpu, Residence};
-use exitless_vcpu::backend::{Backend, SysReg};
+use exitless_vcpu::backend::{Backend, NoSender, SysReg};
 use exitless_x86::vmx::field as f;
 
 const STAR: u32 = 0xc000_0081;
@@ -107,7 +107,7 @@ fn moving() {
     b.cpu.clear_logs();
     b.cpu.exit(10, 0);
     b.v.begin(other);
-    b.v.enter(other, false);
+    b.v.enter(other, false, || NoSender);
     assert!(b.cpu.wrote(f::HOST_GS_BASE) && b.cpu.wrote(f::HOST_TR_BASE) && b.cpu.wrote(f::VPID));
     assert_eq!(b.cpu.invepts.borrow().len(), 1);
     assert!(!b.cpu.wrote(f::PIN_CONTROLS), "controls stay in the VMCS");

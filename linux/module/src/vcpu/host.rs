@@ -16,7 +16,7 @@ use exitless_hw_ops as ops;
 use exitless_memslots::Slot;
 use exitless_vcpu::chooser::{Facts, Fallback, Set};
 use exitless_vcpu::clock::tsc::Rate;
-use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, Taken};
+use exitless_vcpu::host::{Extended, FaultOutcome, Host, MasterClock, Moment, PlainIpi, Taken};
 use exitless_vcpu::times::Times;
 use exitless_vcpu::traced::Trace;
 use exitless_x86::apic::InterruptMessage;
@@ -252,6 +252,10 @@ impl<B: Vendor> Host for RunHost<'_, B> {
         first: impl FnOnce() -> Result<(), Fallback>,
     ) -> Result<(), Fallback> {
         self.vm.deliver_to_few(msg, Some(self.me), Fallback::Targets, first)
+    }
+    #[inline(always)]
+    fn send_plain(&self, plain: PlainIpi, first: impl FnOnce() -> bool) -> bool {
+        self.vm.send_plain::<B>(plain, self.me, first)
     }
     fn send_to(&self, id: u32, msg: &InterruptMessage) -> bool {
         self.vm.deliver_to(id, msg, self.me)

@@ -33,6 +33,8 @@ pub enum Kind {
 pub trait Vendor: Backend + Sized + 'static {
     /// Registers can only be reached while the vCPU is loaded: ioctls load it, not only `KVM_RUN`.
     const LOADED_FOR_IOCTLS: bool;
+    /// CPUs that deliver take what is requested from the descriptor, and are notified by the vector it names; no AVIC.
+    const POSTS: bool;
     /// The format of KVM_GET_NESTED_STATE.
     const NESTED: nested::Format;
     /// In whose words exits are told.

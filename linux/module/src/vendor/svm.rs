@@ -93,6 +93,7 @@ impl AvicTables {
 
 impl Vendor for Svm {
     const LOADED_FOR_IOCTLS: bool = false;
+    const POSTS: bool = false;
     const NESTED: nested::Format = nested::Format::Svm;
     const ISA: Isa = Isa::Svm;
 

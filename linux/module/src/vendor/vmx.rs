@@ -101,6 +101,7 @@ impl PidTable {
 
 impl Vendor for Vmx {
     const LOADED_FOR_IOCTLS: bool = true;
+    const POSTS: bool = true;
     const NESTED: nested::Format = nested::Format::Vmx;
     const ISA: Isa = Isa::Vmx;
 

@@ -2,14 +2,14 @@
 
 use super::Vm;
 use crate::vcpu::VcpuObj;
-use crate::vendor::svm;
+use crate::vendor::{Vendor, svm};
 use core::sync::atomic::Ordering;
 use exitless_host::cpu::{self, Ipi, Together};
 use exitless_host::mem::KSlice;
 use exitless_host::timer::Cancelled;
 use exitless_host::{time, trace};
 use exitless_hw_ops as ops;
-use exitless_ipi::Few;
+use exitless_ipi::{Few, PlainIpi, To, x2apic_ldr};
 use exitless_irqchip::chips::{Effect, IrqChips, delivered};
 use exitless_irqchip::ioapic::WINDOW_SIZE;
 use exitless_irqchip::lines::{LineStatus, Source};
@@ -22,9 +22,10 @@ use exitless_kvm_abi::{
     kvm_ioapic_state, kvm_pic_state,
 };
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_few};
+use exitless_posted::Posted;
 use exitless_vcpu::Request;
 use exitless_vcpu::stats::waker;
-use exitless_x86::apic::InterruptMessage;
+use exitless_x86::apic::{Icr, InterruptMessage};
 
 /// The chips of a VM, under one lock.
 #[derive(bytemuck::Zeroable)]
@@ -160,6 +161,38 @@ impl VcpuObj {
         None
     }
 
+    /// An edge that the APIC takes. As [`VcpuObj::notify`] behind an [`Accepted::Event`], but that whoever has announced something before,
+    /// and found the vCPU in the guest too, has notified it. Where, is the host's own word: guests may write descriptors.
+    #[inline(always)]
+    fn interrupt<B: Vendor>(&self, vector: u8) {
+        let new =
+            if B::POSTS { self.shared.apic.post_edge(vector) } else { self.shared.apic.post(vector, false) };
+        if !new {
+            return;
+        }
+        if !B::POSTS || !self.shared.delivers.load(Ordering::Acquire) {
+            return self.notify(Accepted::Event, waker::IPI);
+        }
+        let posted = self.shared.apic.posted().announce();
+        // After the announcement, which is a full barrier, as in `tell`.
+        if !self.shared.needs_ipi() {
+            self.shared.request_event(waker::IPI, ops::rdtsc);
+            self.kick();
+        } else if posted != Posted::Outstanding {
+            cpu::notify(self.shared.cpu.load(Ordering::Relaxed) as u32);
+        }
+    }
+
+    /// The same for one of several, who are notified together.
+    fn join(&self, vector: u8, sender: &VcpuObj, ipis: &mut Together) {
+        note(Some(sender), self);
+        if self.shared.apic.post(vector, false)
+            && let Some((ipi, at)) = self.tell(Accepted::Event, waker::IPI)
+        {
+            ipis.add(ipi, at);
+        }
+    }
+
     /// Tells the owner what a message did, and whose it was ([`waker`]).
     pub fn notify(&self, accepted: Accepted, by: u8) {
         if let Some((ipi, at)) = self.tell(accepted, by) {
@@ -244,6 +277,80 @@ impl Vm {
         })?;
         ipis.send();
         Ok(())
+    }
+
+    /// Sends what is nothing but an interrupt, behind `first`, if that succeeds. `false`: nothing was done, for it is for the sender, or
+    /// for somebody in xAPIC mode, or whom it is for cannot be looked up.
+    #[inline(always)]
+    pub fn send_plain<B: Vendor>(
+        &self,
+        plain: PlainIpi,
+        sender: &VcpuObj,
+        first: impl FnOnce() -> bool,
+    ) -> bool {
+        match plain.to {
+            To::Id(id) => {
+                let Some(v) = self.whole_map().holder(id).and_then(|index| self.at(index)) else {
+                    return false;
+                };
+                if !v.shared.apic.address().takes(id) || core::ptr::eq(v, sender) || !first() {
+                    return false;
+                }
+                note(Some(sender), v);
+                v.interrupt::<B>(plain.vector);
+            }
+            To::Cluster(from, members) => {
+                if !self.whole_map().all_x2apic() || !first() {
+                    return false;
+                }
+                self.send_to_cluster(plain.vector, from, members, sender);
+            }
+            To::Others => {
+                if self.vcpu_count() > Few::MOST + 1 || !first() {
+                    return false;
+                }
+                self.send_to_others(plain.vector, sender);
+            }
+        }
+        true
+    }
+
+    #[inline(never)]
+    fn send_to_cluster(&self, vector: u8, from: u32, mut members: u16, sender: &VcpuObj) {
+        let (map, mut ipis) = (self.whole_map(), Together::new());
+        while members != 0 {
+            let id = from | members.trailing_zeros();
+            members &= members - 1;
+            match map.member(id) {
+                Some(index) => {
+                    let v = index.and_then(|index| self.at(index));
+                    if let Some(v) = v.filter(|v| v.shared.apic.address().takes(id)) {
+                        v.join(vector, sender, &mut ipis);
+                    }
+                }
+                None => self.send_to_member(vector, id, sender),
+            }
+        }
+        ipis.send();
+    }
+
+    #[inline(never)]
+    fn send_to_others(&self, vector: u8, sender: &VcpuObj) {
+        let mut ipis = Together::new();
+        for v in self.each_vcpu().filter(|v| !core::ptr::eq(*v, sender)) {
+            if v.shared.apic.sw_enabled() {
+                v.join(vector, sender, &mut ipis);
+            }
+        }
+        ipis.send();
+    }
+
+    /// To whoever has that id as a member of its cluster: all are asked, for one of them has just left x2APIC mode, or came to it.
+    #[cold]
+    fn send_to_member(&self, vector: u8, id: u32, sender: &VcpuObj) {
+        let destination = x2apic_ldr(id);
+        let icr = Icr::new().with_vector(vector).with_logical(true).with_destination(destination);
+        self.deliver(&icr.message(true), Some(sender));
     }
 
     /// The vCPU whose APIC has this physical id.

@@ -291,6 +291,14 @@ impl Vm {
         unsafe { p.as_ref() }
     }
 
+    /// The same, where the index is the map's and not a guest's.
+    #[inline(always)]
+    pub fn at(&self, index: usize) -> Option<&VcpuObj> {
+        let p = self.vcpus.get(index)?.load(Ordering::Acquire);
+        // SAFETY: as above.
+        unsafe { p.as_ref() }
+    }
+
     /// All vCPUs.
     pub fn each_vcpu(&self) -> impl Iterator<Item = &VcpuObj> {
         (0..self.vcpu_count()).filter_map(|i| self.vcpu(i))
