@@ -167,6 +167,10 @@ pub fn all() -> Result<()> {
     kernel(Flavour::Stock)?;
     kernel(Flavour::Backports)?;
     rt_tests()?;
+    // bpftrace's libraries are for who runs that scenario.
+    for (_, package, _) in TRACERS.iter().filter(|(need, ..)| *need != "bpftrace") {
+        tracer(package)?;
+    }
     Ok(())
 }
 
