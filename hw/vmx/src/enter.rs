@@ -221,18 +221,21 @@ impl<M: Machine> Vmx<M> {
             && bits & plan::RARE == 0
     }
 
-    /// Sends, and enters again, as long as nothing else comes: what then came. A function of its own, so that other exits pay nothing.
+    /// Sends, and enters again, as long as nothing else comes. `came`: what then did, if it is no exit like any other (not returned, lest
+    /// each branch on the way to nothing sets registers for it). A function of its own, so that other exits pay nothing.
     #[inline(never)]
-    fn send_on(&mut self, cpu: &PerCpu, bits: u32, mut sender: impl Sender) -> (u32, Sent) {
+    fn send_on(&mut self, cpu: &PerCpu, bits: u32, mut sender: impl Sender, came: &mut (u32, Sent)) {
         loop {
             let first = || self.step(self.m.get(f::EXIT_INSTRUCTION_LENGTH));
             let sent = sender.send(self.run.gprs.edx_eax(), first);
-            if sent != Sent::GoOn {
-                return (switched::EXIT, sent);
+            match sent {
+                Sent::No => return,
+                Sent::Waits => return came.1 = sent,
+                Sent::GoOn => {}
             }
             // The kernel had the timer back, to wake somebody: whose it is is the hall's to settle.
             if bits & plan::LENDS != 0 && !cpu.loan.is_lent() {
-                return (switched::EXIT, Sent::Waits);
+                return came.1 = Sent::Waits;
             }
             // Nothing of the VMCS was read but what this needs, and nothing written but RIP.
             self.load_timer(cpu);
@@ -241,10 +244,10 @@ impl<M: Machine> Vmx<M> {
                 // The last one's is what there is.
                 self.cache.left_guest();
                 self.read_rsp();
-                return (switched, Sent::No);
+                return came.0 = switched;
             }
             if !self.wrote_icr(bits) {
-                return (switched, Sent::No);
+                return;
             }
         }
     }
@@ -306,7 +309,9 @@ impl<M: Machine> Backend for Vmx<M> {
         let mut switched = self.m.enter(&mut self.run, bits);
         let mut sent = Sent::No;
         if switched == switched::EXIT && self.wrote_icr(bits) {
-            (switched, sent) = self.send_on(cpu, bits, sender());
+            let mut came = (switched::EXIT, Sent::No);
+            self.send_on(cpu, bits, sender(), &mut came);
+            (switched, sent) = came;
         }
         if bits & plan::AFTER != 0 {
             self.rare_after(switched);
