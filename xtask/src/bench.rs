@@ -65,9 +65,29 @@ pub struct Choice {
     /// Seconds of real time for each machine.
     #[arg(long, default_value = "900")]
     pub limit: u64,
+    /// The emulator writes down each instruction of some exits (`cargo xtask anatomy`).
+    #[arg(skip)]
+    pub trace: bool,
 }
 
 impl Choice {
+    /// Both modules, these benchmarks by their whole names, each instruction of some exits written down.
+    pub fn traced(machine: Kind, operations: &[String]) -> Choice {
+        Choice {
+            module: None,
+            machine,
+            cpus: None,
+            patterns: operations.to_vec(),
+            ko: None,
+            module_args: String::new(),
+            cpu: Vec::new(),
+            mechanism: None,
+            append: String::new(),
+            limit: 900,
+            trace: true,
+        }
+    }
+
     /// The two columns of the table.
     fn columns(&self) -> Vec<Column> {
         let stock = Column { module: Module::Kvm, params: String::new(), tuned: false };
@@ -159,11 +179,21 @@ pub struct Record {
 /// Operations for which one machine is started, by its number of CPUs.
 type Parts = BTreeMap<u32, Vec<String>>;
 
+/// All that are asked for, of those that the runner has.
+pub fn chosen(choice: &Choice) -> Result<Parts> {
+    let runner = programs::built("exitless-runner")?;
+    Ok(parts(choice, &sh::output(Command::new(runner).args(["list", "--vcpus"]))?))
+}
+
 /// `list` has a line `bench/<operation> <vCPUs>` for each.
 fn parts(choice: &Choice, list: &str) -> Parts {
     let mut parts = Parts::new();
     for (name, vcpus) in list.lines().filter_map(|line| line.split_once(' ')) {
-        let wanted = choice.patterns.is_empty() || choice.patterns.iter().any(|word| name.contains(word));
+        let asked = |word: &String| match choice.trace {
+            true => name.strip_prefix("bench/") == Some(word),
+            false => name.contains(word),
+        };
+        let wanted = choice.patterns.is_empty() || choice.patterns.iter().any(asked);
         let Some(vcpus) = vcpus.parse().ok().filter(|_| wanted && name.starts_with("bench/")) else {
             continue;
         };
@@ -176,7 +206,10 @@ fn parts(choice: &Choice, list: &str) -> Parts {
 
 const SCRIPT: &str = r#"
 measure() {
-    load_module && runner bench --json --exact $OPS | sed "s/^{/=== JSON $COLUMN {/" && unload_module
+    load_module || return 1
+    # Size and address of the module's parts.
+    sed -nE "s/^(exitless|kvm|kvm_intel|kvm_amd) ([0-9]+) .* (0x[0-9a-f]+).*/=== JSON $COLUMN module \2 \3/p" /proc/modules
+    runner bench --json --exact $OPS | sed "s/^{/=== JSON $COLUMN {/" && unload_module
 }
 "#;
 
@@ -184,15 +217,12 @@ measure() {
 pub fn run(choice: &Choice) -> Result<()> {
     deps::host_packages()?;
     let dir = paths::made(paths::target().join("bench"))?;
-    let runner = programs::built("exitless-runner")?;
-    let list = sh::output(Command::new(runner).args(["list", "--vcpus"]))?;
-    let parts = parts(choice, &list);
     let mut measured = Vec::new();
     let mut failed = 0;
-    for (cpus, ops) in &parts {
-        let (records, failures) = measure(choice, *cpus, ops, &dir)?;
-        measured.extend(records);
-        failed += failures;
+    for (cpus, ops) in &chosen(choice)? {
+        let part = measure(choice, *cpus, ops, &dir)?;
+        measured.extend(part.records);
+        failed += part.failed;
     }
     table(&measured)?;
     if measured.is_empty() {
@@ -218,8 +248,19 @@ fn write(measured: Vec<Record>, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts one machine; its records and the number of tests that failed.
-fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Vec<Record>, usize)> {
+/// What one machine found.
+pub struct Part {
+    pub records: Vec<Record>,
+    /// Tests that failed.
+    pub failed: usize,
+    /// Lines `<column> module <bytes> <address>`.
+    pub modules: Vec<String>,
+    /// Lines of the emulator's trace, if it was asked for.
+    pub trace: std::path::PathBuf,
+}
+
+/// Starts one machine.
+pub fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<Part> {
     let columns = choice.columns();
     let modules: Vec<_> = columns.iter().map(|column| column.module).collect();
     let names: Vec<_> = columns.iter().map(Column::name).collect();
@@ -256,6 +297,7 @@ fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Ve
     // Instructions are counted by emulators only.
     machine.hardware = false;
     machine.icount = machine.kind == Kind::Svm;
+    machine.traced = choice.trace;
     fs::remove_file(machine.ledger()).ok();
     let report = lab::watch(&machine, scenario.timeout, true, Report::default())?;
     let mut records = records(machine.kind, &report.json)?;
@@ -273,7 +315,8 @@ fn measure(choice: &Choice, cpus: u32, ops: &[String], dir: &Path) -> Result<(Ve
         let ops: Vec<_> = ops.into_iter().collect();
         say::note(format!("no figure where the emulator does not count: {}", ops.join(" ")));
     }
-    Ok((records, report.totals().failed))
+    let modules = report.json.iter().filter(|line| line.contains(" module ")).cloned().collect();
+    Ok(Part { records, failed: report.totals().failed, modules, trace: machine.trace() })
 }
 
 /// Gives each record the ledger of its fastest batch, its figures, and the estimate.
@@ -297,7 +340,7 @@ fn count(ledger: &Ledger, key: &str) -> f64 {
     ledger.get(key).copied().unwrap_or_default()
 }
 
-fn vendor(machine: &str) -> Vendor {
+pub fn vendor(machine: &str) -> Vendor {
     if machine == Kind::Vmx.to_string() { Vendor::Intel } else { Vendor::Amd }
 }
 

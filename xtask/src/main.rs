@@ -3,6 +3,7 @@
 // A program has no API of its own: `pub` here means "for the other modules".
 #![allow(unreachable_pub)]
 
+mod anatomy;
 mod arch;
 mod bench;
 mod boot_exits;
@@ -58,6 +59,11 @@ enum Task {
     Bench {
         #[command(flatten)]
         choice: bench::Choice,
+    },
+    /// What one exit is made of, on Exitless and on stock KVM, instruction by instruction (Bochs's machines).
+    Anatomy {
+        #[command(flatten)]
+        choice: anatomy::Choice,
     },
     /// Linux guests at work on stock KVM, on Exitless with all off and with all on: exits for each unit of work, by reason.
     Workloads {
@@ -143,6 +149,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { options } => demo::run(&options),
         Task::Test { choice } => test::all(&choice),
         Task::Bench { choice } => bench::run(&choice),
+        Task::Anatomy { choice } => anatomy::run(&choice),
         Task::Requests { choice } => workloads::requests(&choice),
         Task::Workloads { choice } => workloads::run(&choice),
         Task::Overcommit { choice } => overcommit::run(&choice),

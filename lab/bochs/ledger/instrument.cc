@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The ledger in Bochs: counts, and the lines of the file BX_LEDGER. */
+/* The ledger in Bochs: counts, and the lines of the file BX_LEDGER; the trace, lines of the file BX_TRACE. */
 
 #include <map>
 #include <string>
@@ -25,6 +25,11 @@ static const unsigned EVERYBODY = ~0u, NOBODY = ~0u - 1;
 static unsigned counted = EVERYBODY;
 static bool windows;
 
+/* The batch's exits so far, and which of them are traced, if there is a file: two in a row, as an operation has one or two. */
+static FILE *trace;
+static unsigned exits;
+static const unsigned TRACED_FIRST = 4, TRACED_LAST = 5;
+
 /* What an instruction's key has behind the colon. */
 enum Detail { PLAIN, BY_MSR, FIELD_READ, FIELD_WRITTEN, CR_READ, CR_WRITTEN, DR_READ, DR_WRITTEN, CLEAN_BITS };
 
@@ -46,6 +51,8 @@ static void rows(const char *family, Detail detail, std::initializer_list<unsign
 
 void ledger_start(void)
 {
+  const char *path = getenv("BX_TRACE");
+  if (path) trace = fopen(path, "w");
   rows("vmentry", PLAIN, {BX_IA_VMLAUNCH, BX_IA_VMRESUME});
   rows("vmentry", CLEAN_BITS, {BX_IA_VMRUN});
   rows("vmread", FIELD_READ, {BX_IA_VMREAD_EdGd, BX_IA_VMREAD_EqGq});
@@ -164,6 +171,14 @@ static bool locked(const bxInstruction_c *i)
   }
 }
 
+/* A line of the trace: address, who (u: CPL 3, k: the kernel, i: with interrupts off), what is dear about it. */
+static void traced(BX_CPU_C *cpu, const bxInstruction_c *i, bool by_user, const std::string &key)
+{
+  if (exits < TRACED_FIRST || exits > TRACED_LAST) return;
+  const char who = by_user ? 'u' : cpu->get_IF() ? 'k' : 'i';
+  fprintf(trace, "%llx %c%s%s\n", (unsigned long long)cpu->get_instruction_pointer(), who, key.empty() ? "" : " ", key.c_str());
+}
+
 static bool counts_for(unsigned id)
 {
   return counted == EVERYBODY || counted == id;
@@ -208,6 +223,8 @@ static bool mark(BX_CPU_C *cpu, unsigned id, const bxInstruction_c *i)
     windows = false;
     counted = EVERYBODY;
     ledger_open = true;
+    exits = 0;
+    if (trace) fprintf(trace, "batch %llu\n", (unsigned long long)batch);
     return true;
   case MARK_END:
     if (ledger_open) write_line(rax);
@@ -234,11 +251,19 @@ void ledger_instruction(unsigned id, bxInstruction_c *i)
     return;
   }
   host++;
-  if (cpu->sregs[BX_SEG_REG_CS].selector.rpl == 3) user++;
+  const bool by_user = cpu->sregs[BX_SEG_REG_CS].selector.rpl == 3;
+  if (by_user) user++;
   const Entry &entry = entries[i->getIaOpcode()];
-  if (entry.family) counts[entry.family + detail_of(cpu, i, entry.detail)]++;
+  std::string key;
+  if (entry.family) counts[key = std::string(entry.family) + detail_of(cpu, i, entry.detail)]++;
   if (entry.detail == CLEAN_BITS) not_clean(cpu);
-  if (locked(i)) counts["locked"]++;
+  if (locked(i)) counts[key = "locked"]++;
+  if (trace == NULL) return;
+  traced(cpu, i, by_user, key);
+  if (entry.family && !strcmp(entry.family, "vmentry")) {
+    exits++;
+    fflush(trace);
+  }
 }
 
 static bool counts_now(BX_CPU_C *cpu)

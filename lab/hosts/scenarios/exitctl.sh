@@ -98,6 +98,13 @@ healthy() {
 check healthy healthy
 refused() { ! exitctl set bost=on --default 2>/tmp/out && has 'there are ipi_fastpath' && ! exitctl set boost=on --vm 0 2>/tmp/out && has 'VMs to come are --default' && ! exitctl set boost=on --vm 999999 2>/tmp/out && has 'no VM 999999'; }
 check refused refused
+measured() { exitctl bench --runner /lab/runner --rounds 1 --json /tmp/$1.json $2 cpuid >/tmp/out && has '^cpuid\|^ *cpuid '; }
+bench() {
+    measured on && has 'exitless, [0-9]* mechanisms on' && measured off --off && has 'exitless, all off' || return 1
+    grep -q '^defaults +ipi_fastpath' /dev/exitless || { echo "switches did not come back"; return 1; }
+    exitctl bench compare /tmp/off.json /tmp/on.json --plot /tmp/bench.svg >/tmp/out && has 'too few rounds' && grep -q '</svg>' /tmp/bench.svg
+}
+check bench bench
 touch /tmp/enough
 check unused wait_unused 20
 check unload unload_module

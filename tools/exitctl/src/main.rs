@@ -1,6 +1,8 @@
 //! exitctl: see where virtual machines on Exitless spend their exits, choose what spares them.
 //! `docs/exitctl.md`.
 
+mod anatomy;
+mod bench;
 mod check;
 mod device;
 mod export;
@@ -9,6 +11,7 @@ mod host;
 mod measure;
 mod names;
 mod out;
+mod plot;
 mod set;
 mod stat;
 mod times;
@@ -58,6 +61,10 @@ enum Command {
     Measure(measure::Options),
     /// Switch mechanisms, while guests run.
     Set(set::Options),
+    /// Measure what exits cost on this host, with the module that is loaded; compare measurements, draw them.
+    Bench(bench::Options),
+    /// Draw what one exit is made of, from the file of `cargo xtask anatomy`.
+    Anatomy(anatomy::Options),
     /// Serve the counts to Prometheus.
     ///
     /// Whoever can connect sees every VM's counts, pid and name, although the device itself is root's.
@@ -126,6 +133,8 @@ fn run() -> Result<ExitCode> {
         Command::Top(o) => top::run(o)?,
         Command::Measure(o) => measure::run(o)?,
         Command::Set(o) => set::run(o)?,
+        Command::Bench(o) => bench::run(o)?,
+        Command::Anatomy(o) => anatomy::run(o)?,
         Command::Exporter { listen } => export::run(listen)?,
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -144,6 +144,8 @@ pub struct Machine {
     /// `Svm` only: by the QEMU that Debian has, which takes no building. For machines with one CPU and without `icount` (docs/lab.md, "The
     /// packaged QEMU").
     pub packaged: bool,
+    /// Write down each instruction of some exits (Bochs's machines only).
+    pub traced: bool,
     /// The folder for logs.
     pub dir: PathBuf,
 }
@@ -173,6 +175,11 @@ impl Machine {
     /// What the emulator counted between marks, a line for each batch of a benchmark.
     pub fn ledger(&self) -> PathBuf {
         self.dir.join("ledger.jsonl")
+    }
+
+    /// Each instruction of some exits between marks (docs/lab-bochs.md).
+    pub fn trace(&self) -> PathBuf {
+        self.dir.join("trace")
     }
 
     fn socket(&self, name: &str) -> PathBuf {

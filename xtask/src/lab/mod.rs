@@ -323,6 +323,7 @@ pub fn prepare(
         append: format!("{} {}", scenario.host, options.append),
         icount: false,
         packaged: false,
+        traced: false,
         dir,
     })
 }

@@ -122,7 +122,10 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
     command.args(["--pdeathsig", "KILL", "--"]).arg(&bochs.program);
     command.args(["-q", "-f", "bochsrc", "-log", "bochs.log"]).current_dir(dir);
     command.env("BX_TSC_MHZ", MHZ.to_string()).env("BX_SEED", "1").env("BX_HANG_LOG", "hang.log");
-    command.env("BX_LEDGER", "ledger");
+    command.env("BX_LEDGER", "ledger").env_remove("BX_TRACE");
+    if machine.traced {
+        command.env("BX_TRACE", "trace");
+    }
     command.env_remove("BX_HV").env_remove("BOCHSRC").env_remove("BXSHARE");
     for (extra, name) in [(Extra::SpecCtrl, "BX_SPEC_CTRL"), (Extra::Ipiv, "BX_IPIV")] {
         command.env_remove(name);
@@ -140,7 +143,7 @@ fn command(machine: &Machine, bochs: &build::Bochs, dir: &Path) -> Command {
 pub fn run(machine: &Machine, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
     let bochs = build::built()?;
     let dir = paths::made(machine.dir.join("bochs"))?;
-    for old in ["serial", "kernel", "bochs.log", "hang.log", "ledger"] {
+    for old in ["serial", "kernel", "bochs.log", "hang.log", "ledger", "trace"] {
         fs::remove_file(dir.join(old)).ok();
     }
     prepare(machine, &bochs, &dir)?;
@@ -162,7 +165,13 @@ pub fn run(machine: &Machine, limit: Duration, mut on_line: impl FnMut(&str)) ->
     }
     say::note(format!("Bochs used {} of CPU time", say::secs(running.cpu_time)));
     let hang = machine.dir.join("hang.log");
-    for (from, to) in [("kernel", machine.kernel_log()), ("hang.log", hang), ("ledger", machine.ledger())] {
+    let kept = [
+        ("kernel", machine.kernel_log()),
+        ("hang.log", hang),
+        ("ledger", machine.ledger()),
+        ("trace", machine.trace()),
+    ];
+    for (from, to) in kept {
         fs::rename(dir.join(from), to).ok();
     }
     Ok(if in_time { ending(&dir) } else { Ending::TimedOut })
