@@ -37,7 +37,7 @@ pub struct Choice {
 /// PIO, MMIO, ICR, deadline, HLT.
 const OPERATIONS: [&str; 7] = [
     "pio_write_user",
-    "pio_write_kernel",
+    "pio_read_kernel",
     "mmio_write_user",
     "ipi_send",
     "tscdeadline_far",

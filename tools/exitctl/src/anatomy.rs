@@ -5,6 +5,7 @@ use crate::plot::{Anchor, Colour, FAINT, PALETTE, Picture, step};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use std::cmp::Reverse;
 use std::fs;
 use std::path::PathBuf;
 
@@ -82,22 +83,18 @@ pub(crate) fn run(o: &Options) -> Result<()> {
 const WIDTH: f32 = 1000.0;
 const LEFT: f32 = 190.0;
 /// For the sums behind the longest lane.
-const RIGHT: f32 = 170.0;
+const RIGHT: f32 = 190.0;
 const LANE: f32 = 20.0;
 
 /// A lane for each module, under the operation's name; sections in their order, each in the colour of the legend.
 fn picture(exits: &[Exit], by: By) -> Picture {
-    let (mut titles, mut names) = (Vec::new(), Vec::new());
+    let mut titles = Vec::new();
     for exit in exits {
         if !titles.contains(&exit.title()) {
             titles.push(exit.title());
         }
-        for section in exits.iter().flat_map(|exit| &exit.sections) {
-            if !names.contains(&section.name) {
-                names.push(section.name.clone());
-            }
-        }
     }
+    let names = legend_of(exits);
     let legend = 60.0 + 20.0 * names.len().div_ceil(2) as f32;
     let group = 2.0 * LANE + 26.0;
     let bottom = legend + group * titles.len() as f32;
@@ -147,8 +144,49 @@ fn picture(exits: &[Exit], by: By) -> Picture {
     p
 }
 
+/// All sections' names, in the order of the exits that have most of them.
+fn legend_of(exits: &[Exit]) -> Vec<String> {
+    let mut longest: Vec<_> = exits.iter().collect();
+    longest.sort_by_key(|exit| Reverse(exit.sections.len()));
+    let mut names = Vec::new();
+    for section in longest.iter().flat_map(|exit| &exit.sections) {
+        if !names.contains(&section.name) {
+            names.push(section.name.clone());
+        }
+    }
+    names
+}
+
 fn colour(n: usize) -> Colour {
     let [r, g, b] = PALETTE[n % PALETTE.len()];
     // A second round is darker.
     if n < PALETTE.len() { [r, g, b] } else { [r / 2, g / 2, b / 2] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A box is as wide as its share, lanes are told apart, and the legend has the order of the longest exit.
+    #[test]
+    fn a_lane_for_each_module() {
+        let exit = |module: &str, sections: &[(&str, f64)]| Exit {
+            machine: "vmx".into(),
+            op: "hlt".into(),
+            module: module.into(),
+            exit: 0,
+            sections: sections
+                .iter()
+                .map(|(name, n)| Section { name: name.to_string(), instructions: *n, cycles: 2.0 * n })
+                .collect(),
+        };
+        let exits = [exit("exitless", &[("answer", 50.0)]), exit("kvm", &[("exit", 60.0), ("entry", 40.0)])];
+        assert_eq!(legend_of(&exits), ["exit", "entry", "answer"]);
+        let shown = format!("{:?}", picture(&exits, By::Instructions));
+        let width = WIDTH - LEFT - RIGHT;
+        for part in [0.6, 0.4, 0.5].map(|share| format!("w: {:?}", width * share)) {
+            assert!(shown.contains(&part), "{part} in {shown}");
+        }
+        assert!(shown.contains("100 (about 200 cycles)"), "{shown}");
+    }
 }

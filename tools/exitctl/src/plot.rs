@@ -207,10 +207,10 @@ impl Pixels {
     }
 }
 
-/// A round number of at least a fifth of `most`, for an axis.
+/// A round number of at least an eighth of `most`, for an axis.
 pub(crate) fn step(most: f64) -> f64 {
-    let power = 10f64.powf((most / 5.0).log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|n| *n >= most / 5.0).unwrap_or(power * 10.0)
+    let power = 10f64.powf((most / 8.0).log10().floor());
+    [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|n| *n >= most / 8.0).unwrap_or(power * 10.0)
 }
 
 #[cfg(test)]
@@ -238,6 +238,6 @@ mod tests {
 
     #[test]
     fn axes_are_round() {
-        assert_eq!([step(9.0), step(1000.0), step(6100.0)], [2.0, 200.0, 2000.0]);
+        assert_eq!([step(9.0), step(1000.0), step(6100.0)], [2.0, 200.0, 1000.0]);
     }
 }
