@@ -1,4 +1,4 @@
-//! PlainIpi IPIs, which are by far the most: checked, posted and notified straight behind the world switch, and back into the guest.
+//! Plain IPIs, which are by far the most: checked, posted and notified straight behind the world switch, and back into the guest.
 //!
 //! What the hall does around each other exit is left out, for nothing of it moves: the sender's registers but RIP and the ICR, its events,
 //! its timers. So the guest goes on only where none of it was under way, and nobody asks for anything. Whatever is not plain, not to be
