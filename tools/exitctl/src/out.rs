@@ -44,7 +44,8 @@ fn print_to(out: &mut impl Write, text: &str) -> Result<bool> {
 /// A table as wide as the terminal; the columns of `numbers` are set to the right.
 pub(crate) fn table(head: &[&str], numbers: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut t = Table::new();
-    t.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    t.load_style(presets::NOTHING);
+    fit(&mut t);
     t.set_header(head.iter().map(|h| Cell::new(h).add_attribute(Attribute::Bold)));
     for row in rows {
         t.add_row(row);
@@ -55,6 +56,15 @@ pub(crate) fn table(head: &[&str], numbers: &[usize], rows: impl Iterator<Item =
         }
     }
     format!("{t}\n")
+}
+
+/// Below this a terminal does not know its size (a serial console says 0), or no table fits: its lines are as long as they are.
+const NARROW: u16 = 40;
+
+fn fit(t: &mut Table) {
+    if t.width().is_some_and(|w| w >= NARROW) {
+        t.set_content_arrangement(ContentArrangement::Dynamic);
+    }
 }
 
 /// Largest first, with shares of the whole.
@@ -333,6 +343,20 @@ mod tests {
             value("exitless_mechanism_active_vcpus", &[("vm", "4"), ("mechanism", "ipi_fastpath")]),
             1.0
         );
+    }
+
+    /// A serial console says that it has no columns: words stay whole.
+    #[test]
+    fn no_size_is_no_limit() {
+        let lines = |width| {
+            let mut t = Table::new();
+            t.set_width(width);
+            fit(&mut t);
+            t.add_row(["a word and another ".repeat(4), "exitless is loaded".into()]);
+            t.to_string().lines().count()
+        };
+        assert_eq!((lines(0), lines(10)), (lines(200), lines(200)));
+        assert!(lines(60) > lines(200));
     }
 
     #[test]
