@@ -11,7 +11,7 @@ defaults() { [ $MODULE = kvm ] || echo "0 $1" >/dev/exitless; }
 timers() { defaults +timer_passthrough,+host_tsc && runner run deadline/ timer/one_shot_in lapic/timer_wakes; }
 check timers timers
 # Guests whose TSC is not the host's, which subtract the difference; attended or not where nothing is lent.
-apart() { defaults -host_tsc && runner run ticks/ && defaults +lazy_deadline && runner run ticks/ && runner run --switch ticks/storm && defaults -lazy_deadline,+host_tsc; }
+apart() { defaults -host_tsc && runner run ticks/ && defaults +lazy_deadline && runner run ticks/ && defaults -lazy_deadline,+host_tsc; }
 check apart apart
 # Switched at random among all others meanwhile.
 random() { runner run --switch deadline/rewrite deadline/swept deadline/past deadline/rearmed deadline/disarmed; }
