@@ -43,17 +43,23 @@ measured() {
     has "$what"
 }
 took() { measured '^ *[A-Za-z_]*  *[0-9]*  *[0-9.]* %  *[0-9.]* %  *[0-9.]* [num]*s ' exitctl stat && has '^ time: guest [0-9.]* %, fast' && has '^ *exit  *samples  *exits  *time  *min'; }
-check took took
+# Bochs's guests are over before they are looked at again; there the suite's control/times measures.
+slow() { ! grep -q '^flags.* svm' /proc/cpuinfo; }
+slow || check took took
 # More vCPUs than CPUs.
-waits() { measured '^ waited for a CPU: ' exitctl stat --by wait; }
+waits() { a_guest '^ waited for a CPU: ' exitctl stat --by wait; }
 check waits waits
 took_json() { measured '"times":{"on":true,"spent":{"0":{' exitctl stat --format json && has '"p999_ns":'; }
-check took_json took_json
+slow || check took_json took_json
 prometheus() {
     ip link set lo up
     exitctl exporter --listen 127.0.0.1:9404 2>/tmp/exporter &
     server=$!
-    measured 'exitless_exit_time_seconds_bucket{' wget -q -O - http://127.0.0.1:9404/metrics && has '^# EOF' && has '^exitless_exits_total{vm="'
+    if slow; then
+        a_guest '^exitless_exits_total{vm="' wget -q -O - http://127.0.0.1:9404/metrics && has '^# EOF'
+    else
+        measured 'exitless_exit_time_seconds_bucket{' wget -q -O - http://127.0.0.1:9404/metrics && has '^# EOF' && has '^exitless_exits_total{vm="'
+    fi
     r=$?
     kill $server
     return $r
