@@ -55,8 +55,7 @@ pub struct Choice {
     /// What the CPUs have besides, as scenarios name it (`ipiv`); the figures are printed only.
     #[arg(long, value_parser = Extra::named)]
     pub cpu: Vec<Extra>,
-    /// Exitless with this mechanism on, which records name: `timer-passthrough`, `pvipi-validated`, `pvipi-raw` (the host
-    /// is in x2APIC mode then).
+    /// Exitless with this mechanism on, which records name (for `pvipi-raw` the host is in x2APIC mode).
     #[arg(long, value_parser = MECHANISMS.map(|(name, _)| name), conflicts_with = "module_args")]
     pub mechanism: Option<String>,
     /// More words for the emulated host's kernel command line (`mitigations=auto`); the figures are printed only.
@@ -105,6 +104,12 @@ impl Choice {
         }
     }
 
+    /// These operations on this machine, by this mechanism.
+    pub fn of(machine: Kind, mechanism: Option<&str>, patterns: Vec<String>) -> Choice {
+        let mechanism = mechanism.map(str::to_string);
+        Choice { mechanism, trace: false, ..Choice::traced(machine, &patterns) }
+    }
+
     /// Parameters for the mechanism.
     fn switches(&self) -> &'static str {
         let name = self.mechanism.as_deref();
@@ -113,8 +118,9 @@ impl Choice {
 }
 
 /// What records name, and how Exitless is loaded for it.
-const MECHANISMS: [(&str, &str); 3] = [
+const MECHANISMS: [(&str, &str); 4] = [
     ("timer-passthrough", "mechanisms=+timer_passthrough,+host_tsc"),
+    ("lazy-deadline", "mechanisms=+lazy_deadline"),
     ("pvipi-validated", "mechanisms=+ipi_validated"),
     (RAW, "raw_ipi=1 mechanisms=+pvipi_raw"),
 ];
@@ -435,11 +441,16 @@ fn table(records: &[Record]) -> Result<()> {
     Ok(())
 }
 
-/// Writes docs/ledger.md from what the last measurements of each machine left.
-pub fn page() -> Result<()> {
+/// What the last measurements left.
+pub fn kept_records() -> Result<Vec<Record>> {
     let file = paths::target().join("bench/latest.json");
     let text = fs::read_to_string(&file).context("`cargo xtask bench` first")?;
-    let records: Vec<Record> = serde_json::from_str(&text).context("target/bench/latest.json")?;
+    serde_json::from_str(&text).context("target/bench/latest.json")
+}
+
+/// Writes docs/ledger.md from what the last measurements of each machine left.
+pub fn page() -> Result<()> {
+    let records = kept_records()?;
     let costs = Costs::published()?;
     let mut page = PAGE.to_string();
     let machines: BTreeSet<&str> = records.iter().map(|record| record.machine.as_str()).collect();

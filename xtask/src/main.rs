@@ -24,6 +24,7 @@ mod promises;
 mod say;
 mod sh;
 mod test;
+mod timers;
 mod workloads;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -69,6 +70,12 @@ enum Task {
     Workloads {
         #[command(flatten)]
         choice: workloads::Choice,
+    },
+    /// The APIC timer by each mechanism on Intel's machine: exits and instructions to arm and to fire, beside what they are to be, and of the
+    /// workloads that were measured.
+    Timers {
+        #[command(flatten)]
+        choice: timers::Choice,
     },
     /// Of `workloads` the requests with a time limit: with all off, and with lazy deadlines alone.
     Requests {
@@ -152,6 +159,7 @@ fn run(task: Task) -> Result<()> {
         Task::Anatomy { choice } => anatomy::run(&choice),
         Task::Requests { choice } => workloads::requests(&choice),
         Task::Workloads { choice } => workloads::run(&choice),
+        Task::Timers { choice } => timers::run(&choice),
         Task::Overcommit { choice } => overcommit::run(&choice),
         Task::Ledger => bench::page(),
         Task::BootExits { choice } => boot_exits::run(&choice),

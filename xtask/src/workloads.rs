@@ -242,6 +242,39 @@ pub fn run(choice: &Choice) -> Result<()> {
     keep(new)
 }
 
+/// Of the figures that are there, by how much each piece of work has fewer exits with lazy deadlines alone, and with all on.
+pub fn timers() -> Result<()> {
+    let list = read()?;
+    let less = |of: &dyn Fn(&Figure) -> f64, from: &Figure, to: &Figure| {
+        let (from, to) = (of(from) / from.units, of(to) / to.units);
+        if from < LEAST { "-".into() } else { format!("{:+.1} %", (to / from - 1.0) * 100.0) }
+    };
+    println!(
+        "\n{:<46} {:>18} {:>12}",
+        "for each unit of work, against all off", "deadline exits", "all exits"
+    );
+    for off in list.iter().filter(|figure| figure.column == Column::Off) {
+        for to in list.iter().filter(|f| f.work == off.work && f.place == off.place) {
+            if !matches!(to.column, Column::Lazy | Column::On) {
+                continue;
+            }
+            let name = format!(
+                "{}, {}, {} vCPU: {}",
+                off.work,
+                off.place.machine,
+                off.place.vcpus,
+                to.column.name()
+            );
+            let (writes, all) = (less(&|f| f.msr(0x6e0), off, to), less(&Figure::all, off, to));
+            println!("{name:<46} {writes:>18} {all:>12}");
+        }
+    }
+    if list.is_empty() {
+        println!("none yet: cargo xtask workloads");
+    }
+    Ok(())
+}
+
 /// `cargo xtask requests`.
 pub fn requests(choice: &Requests) -> Result<()> {
     let Requests { machine, cpus, vcpus } = *choice;
