@@ -6,6 +6,7 @@ use crate::publish::Published;
 use core::sync::atomic::{AtomicBool, Ordering};
 use exitless_host::mem::{KBox, PAGE_SIZE, Pages};
 use exitless_host::{Errno, Result};
+use exitless_nospec::Guarded;
 use exitless_posted::Descriptor;
 use exitless_pv_abi::{EXITLESS_WINDOW, EXITLESS_WINDOW_ENTRIES};
 
@@ -59,8 +60,10 @@ impl Window {
     }
 
     fn page(&self, index: usize) -> Option<&Pages> {
+        // The guest, or who makes vCPUs, chooses the page.
+        let page = self.pages.guarded(index)?;
         // SAFETY: none is replaced as long as the VM lives.
-        unsafe { self.pages.get(index)?.get() }?.page.as_ref()
+        unsafe { page.get() }?.page.as_ref()
     }
 
     /// The physical address of what the guest finds at `gfn`.
@@ -73,7 +76,7 @@ impl Window {
     /// The descriptor of a new vCPU; `None`: the window is smaller. The caller holds the VM's `lock`.
     pub fn descriptor(&self, id: u32) -> Result<Option<&'static Descriptor>> {
         let (index, place) = (id as usize / PER_PAGE, id as usize % PER_PAGE);
-        let Some(slot) = self.pages.get(index) else { return Ok(None) };
+        let Some(slot) = self.pages.guarded(index) else { return Ok(None) };
         if self.page(index).is_none() {
             let mut new = KBox::<Page>::zeroed().ok_or(Errno::ENOMEM)?;
             new.page = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
