@@ -49,7 +49,6 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: 
             Reason::NoX2Apic,
             (v.vapic.keeps_irr() || v.vapic.pid.is_some() || sh.apic.can_be_shown()) && !v.vapic.x2apic,
         )
-        .with(Reason::HardwarePosts, v.vapic.pid.is_some())
         .with(Reason::NoWindow, !sh.apic.can_be_shown())
         .with(Reason::NotRaw, !v.pv.raw.may())
         .with(Reason::NoIpiv, !v.b.posts_ipis())

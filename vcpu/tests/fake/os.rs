@@ -92,6 +92,7 @@ impl<C> Host for Os<C> {
             .with(Reason::IdleExits, !self.w.idles_in_guest.get())
             .with(Reason::NoHousekeeping, !self.w.housekeeping.get())
             .with(Reason::NotAllowed, !self.w.raw_allowed.get())
+            .with(Reason::HardwarePosts, self.w.hardware_posts.get())
             .with(Reason::HostTimer, self.w.tick.period.get() == 0)
     }
 

@@ -226,6 +226,7 @@ pub(crate) struct World {
     pub(crate) pid: Cell<Option<&'static AtomicU64>>,
     /// The administrator lets guests send by themselves.
     pub(crate) raw_allowed: Cell<bool>,
+    pub(crate) hardware_posts: Cell<bool>,
     /// How often all vCPUs were told to look at what was posted.
     pub(crate) looks: Cell<u32>,
     /// Another vCPU's APIC is not found by hardware.
@@ -466,6 +467,7 @@ impl World {
             entry: Cell::default(),
             pid: Cell::default(),
             raw_allowed: Cell::default(),
+            hardware_posts: Cell::default(),
             looks: Cell::default(),
             unfound: Cell::default(),
             found: Cell::default(),

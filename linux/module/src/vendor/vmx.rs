@@ -86,6 +86,11 @@ impl PidTable {
         Pages::zeroed(0).map(|page| Self(Some(page))).ok_or(Errno::ENOMEM)
     }
 
+    /// CPUs post to vCPUs of this VM: to those that have an entry.
+    pub const fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn phys(&self) -> u64 {
         self.0.as_ref().map_or(0, Pages::phys)
     }

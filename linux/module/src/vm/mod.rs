@@ -421,6 +421,8 @@ impl Vm {
                 Reason::NotAllowed,
                 !(exitless_host::vmx::allows_raw_ipi() && exitless_host::wakeup::listens()),
             )
+            // Of one of its vCPUs, whose descriptor any other would find in the window.
+            .with(Reason::HardwarePosts, self.pids.is_there())
             .with(Reason::NoWindow, self.window.is_hidden())
             .with(Reason::HostXApic, !exitless_host::vmx::host_x2apic())
     }
