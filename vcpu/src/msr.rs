@@ -176,9 +176,14 @@ impl<B: Backend> Vcpu<B> {
             K::PvAsyncPfInt => return pv::async_pf::set_vector(self, sh, host, value),
             K::PvAsyncPfAck => pv::async_pf::acknowledge(self, sh, host, value, origin),
             K::LazyDeadline => return timer::lazy::set(self, sh, host, value),
-            K::Descriptor => return raw::set(self, host, value),
+            K::Descriptor => return raw::set(self, host, value, origin),
             K::Sequence | K::SequenceParts => return raw::set_sequence(self, kind, value),
-            K::ExitlessIcr if raw::has_icr(self) => return self.write_x2apic(sh, host, X2APIC_ICR, value),
+            K::ExitlessIcr if raw::has_icr(self) => {
+                self.write_x2apic(sh, host, X2APIC_ICR, value)?;
+                if origin == Origin::Guest {
+                    raw::again(self, sh, host);
+                }
+            }
             K::Const(_) => {}
             _ => return Err(Invalid),
         }
@@ -310,9 +315,6 @@ impl<B: Backend> Vcpu<B> {
         // Sending needs nothing that hardware changes, where it does not send itself.
         if msr != X2APIC_ICR || self.vapic.kind == ApicKind::X2ApicIpis {
             vapic::take_back(self, sh);
-        }
-        if msr == X2APIC_ICR {
-            raw::again(self, sh, host);
         }
         let now = timer::now(self, host.now());
         let asked = self.lapic.msr_write(&sh.apic, msr, value, &now).map_err(|_| Invalid)?;

@@ -5,7 +5,7 @@
 //!              MSR                      follow, if nothing stands against it
 //!   nothing ─────────▶ asked, may send ──────────────────────────────────────▶ sends (ApicKind::X2ApicRaw)
 //!      ▲                 ▲                                                         │ end: the switch, the APIC's mode
-//!      │ user space      │ again: its next command that exits                      │ depart: user space
+//!      │ user space      │ again: it writes MSR_EXITLESS_ICR                       │ depart: user space
 //!      │ sets registers  └────────────────────── asked ◀───────────────────────────┘
 //! ```
 //! Whoever ends it finds the vCPU before its sequence, or behind it ([`put_back`]).
@@ -18,8 +18,8 @@ use crate::vcpu::raw::Raw;
 use exitless_chooser::Mechanism::PvIpiRaw;
 use exitless_chooser::Reason;
 use exitless_lapic::Mode;
-use exitless_policy::Invalid;
 use exitless_policy::msr::MsrKind;
+use exitless_policy::{Invalid, Origin};
 use exitless_posted::Flag;
 use exitless_pv_abi::{EXITLESS_DESCRIPTOR_RAW, EXITLESS_DESCRIPTOR_SHARED, EXITLESS_YES, exitless_feature};
 
@@ -37,18 +37,24 @@ pub fn has_icr<B: Backend>(v: &Vcpu<B>) -> bool {
     shown(v) || v.pv.raw.asked()
 }
 
-/// MSR_EXITLESS_DESCRIPTOR is written.
+/// MSR_EXITLESS_DESCRIPTOR is written. That it sends by itself is for the guest alone to say: it has to know which register it writes next.
 ///
 /// # Errors
 /// [`Invalid`]: CPUID does not show it.
-pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, value: u64) -> Result<(), Invalid> {
+pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    host: &H,
+    value: u64,
+    origin: Origin,
+) -> Result<(), Invalid> {
     let own = v.cpuid.own();
     let (shared, raw) = (value & EXITLESS_DESCRIPTOR_SHARED != 0, value & EXITLESS_DESCRIPTOR_RAW != 0);
     if shared && own & exitless_feature::SHARED_DESCRIPTOR == 0 || raw && !(shared && shown(v)) {
         return Err(Invalid);
     }
-    v.pv.raw.descriptor = value;
-    v.pv.raw.may = raw;
+    let guest = origin == Origin::Guest;
+    v.pv.raw.descriptor = if guest { value } else { value & !EXITLESS_DESCRIPTOR_RAW };
+    v.pv.raw.may = raw && guest;
     v.chosen = false;
     if shared {
         host.open_window();
@@ -136,7 +142,7 @@ pub fn depart<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     }
 }
 
-/// It had to exit to send something: from its next instruction on it need not.
+/// The guest had to exit to send something, and said so by the register: from its next instruction on it need not.
 pub(crate) fn again<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if v.pv.raw.asked() && !v.pv.raw.may && host.wanted().has(PvIpiRaw) {
         (v.pv.raw.may, v.chosen) = (true, false);

@@ -34,7 +34,6 @@ pub(crate) fn send<B: Backend, H: Host<Cpu = B::Cpu>>(
         host.send_ipi_to_few(&message, || behind.go(v, host))?;
     }
     v.lapic.keep_icr(value);
-    crate::apic::raw::again(v, sh, host);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ pub struct Raw {
     pub(crate) start: u64,
     /// MSR_EXITLESS_SEQUENCE_PARTS.
     pub(crate) parts: u64,
-    /// It was not in user space since it last asked, or sent something with an exit.
+    /// It was not in user space since it last wrote MSR_EXITLESS_DESCRIPTOR or MSR_EXITLESS_ICR.
     pub(crate) may: bool,
     pad: [u8; 7],
 }
