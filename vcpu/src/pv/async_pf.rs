@@ -149,11 +149,18 @@ pub fn ready<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
         settle(v, sh, host, &e);
     }
     while v.async_pf.owes(ended) && hears(v, sh, host) {
-        if v.async_pf.take_wake_all() {
-            tell(v, sh, host, WAKE_ALL);
+        let token = if v.async_pf.take_wake_all() {
+            Some(WAKE_ALL)
         } else if let Some(e) = v.async_pf.take_told(ended, refused) {
             settle(v, sh, host, &e);
-            e.token.iter().for_each(|token| tell(v, sh, host, *token));
+            e.token
+        } else {
+            None
+        };
+        if token.is_some_and(|token| !tell(v, sh, host, token)) {
+            // Whoever the token was for looks again with all others, at the next occasion.
+            v.async_pf.owe_wake_all();
+            return;
         }
     }
 }
@@ -177,12 +184,15 @@ fn hears<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: 
         && token == [0; 4]
 }
 
-fn tell<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, token: u32) {
-    if v.write_guest(host, Wish(v.pv.async_pf).area() + TOKEN, &token.to_le_bytes()) {
+/// `false`: the word can be read, but not written.
+fn tell<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, token: u32) -> bool {
+    let written = v.write_guest(host, Wish(v.pv.async_pf).area() + TOKEN, &token.to_le_bytes());
+    if written {
         sh.pages.token_told();
         let _ = sh.apic.accept_edge(v.pv.async_pf_int as u8);
         v.event_dirty = true;
     }
+    written
 }
 
 /// The vCPU waits for a page, which is there, or something else is to be done: it goes on.

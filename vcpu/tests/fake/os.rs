@@ -102,7 +102,7 @@ impl<C> Host for Os<C> {
     }
     fn write_guest(&self, gpa: u64, data: &[u8]) -> bool {
         self.w.strange("write_guest");
-        if self.out_of_reach(gpa) {
+        if self.out_of_reach(gpa) || self.w.read_only.get() == Some(gpa >> 12) {
             return false;
         }
         self.w.written.borrow_mut().push((gpa, data.to_vec()));

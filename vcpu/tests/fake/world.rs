@@ -215,6 +215,8 @@ pub(crate) struct World {
     pub(crate) shifts: Cell<bool>,
     /// The host has no page behind this one of the guest's, and no memory to make one.
     pub(crate) lost: Cell<Option<u64>>,
+    /// User space has made this page of the guest's read-only.
+    pub(crate) read_only: Cell<Option<u64>>,
     pub(crate) exits_on_failure: Cell<bool>,
     /// The local APIC is in the kernel, the 8259 pair and the I/O APIC are in user space.
     pub(crate) split: Cell<bool>,
@@ -461,6 +463,7 @@ impl World {
             lazy: Cell::new(None),
             shifts: Cell::new(false),
             lost: Cell::new(None),
+            read_only: Cell::new(None),
             exits_on_failure: Cell::new(false),
             split: Cell::new(false),
             level: Cell::new(false),

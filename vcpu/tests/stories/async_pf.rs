@@ -161,6 +161,23 @@ fn one_token_at_a_time() {
     assert_eq!(m.w.waited.get(), 0);
 }
 
+/// The words' page cannot be written when the token is to be told: whoever waits for it is woken with all others when it can. Nothing goes
+/// round in circles meanwhile.
+#[test]
+fn words_that_cannot_be_written() {
+    let mut m = told(ALWAYS);
+    m.then([Op::Ram(SLOW)]);
+    assert_eq!(m.events().len(), 1);
+    m.w.read_only.set(Some(AREA >> 12));
+    m.happen(Env::WorkerEnds(true));
+    m.then([Op::Nop]);
+    assert_eq!((m.events(), m.w.u32_at(AREA + 4)), (vec![], 0));
+    m.w.read_only.set(None);
+    take(&mut m);
+    m.then([Op::Nop]);
+    assert_eq!((m.events(), m.w.u32_at(AREA + 4)), (vec![READY], !0));
+}
+
 /// A worker that gets nothing: the guest's next attempt waits, and user space hears why.
 #[test]
 fn a_page_that_does_not_come() {
