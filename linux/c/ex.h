@@ -60,6 +60,8 @@ void ex_rs_sleeps_elsewhere(void *vcpu);
 
 /* Memory. */
 void ex_rs_page_brought(void *vcpu, u32 place, bool there);
+bool ex_rs_worker_may(u32 user);
+void ex_rs_worker_done(u32 user);
 int ex_rs_mmu_invalidate_start(void *vm, u64 start, u64 end, bool blockable);
 void ex_rs_mmu_invalidate_end(void *vm, u64 start, u64 end);
 int ex_rs_mmu_age(void *vm, u64 start, u64 end, bool clear);

@@ -6,9 +6,10 @@
  *
  * A worker holds no reference to the VM, so that neither waits for the other: it knows its vCPU by a small object that loses sight of it when
  * the vCPU is freed. While it waits it is a user of the address space, no longer: one that exits goes when its userfaultfds, closed with its
- * other files, have let their waiters go.
+ * other files, have let their waiters go. A userfaultfd that another process has open lets nobody go: until that one brings the page or closes
+ * the descriptor, the memory and this module stay. Nobody can kill a thread of the kernel that waits there.
  */
-#include <linux/atomic.h>
+#include <linux/cred.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/refcount.h>
@@ -16,10 +17,11 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
+#include <linux/uidgid.h>
 #include <linux/workqueue.h>
 #include "helpers.h"
 
-/* No more wait at once, whoever's: a work that is queued behind those of others would make its vCPU wait for their user space. */
+/* No more works than that are let in (ex_rs_worker_may). */
 #define EX_MOST 512
 
 struct ex_workers {
@@ -34,16 +36,20 @@ struct ex_worker {
 	struct ex_workers *of;
 	struct mm_struct *mm;
 	u64 hva;
+	u32 user;
 	u32 place;
 	bool write;
 };
 
 static struct workqueue_struct *ex_workers_wq;
-static atomic_t ex_workers_busy = ATOMIC_INIT(0);
 
+/*
+ * A work that is queued behind those of others would make its vCPU wait for their user space: as many as are let in must run at once. A queue
+ * of the CPUs' runs EX_MOST on each. An unbound one would divide them among the NUMA nodes (since 6.9).
+ */
 int ex_workers_setup(void)
 {
-	ex_workers_wq = alloc_workqueue("exitless-pages", WQ_UNBOUND, EX_MOST);
+	ex_workers_wq = alloc_workqueue("exitless-pages", 0, EX_MOST);
 	return ex_workers_wq ? 0 : -ENOMEM;
 }
 
@@ -110,22 +116,23 @@ static void ex_worker_run(struct work_struct *work)
 	spin_unlock(&w->lock);
 	ex_workers_put(w);
 	mmdrop(worker->mm);
+	ex_rs_worker_done(worker->user);
 	kfree(worker);
-	atomic_dec(&ex_workers_busy);
 	module_put(THIS_MODULE);
 }
 
-/* By the vCPU's thread. False: nobody has time, or there is no memory; the thread waits itself. */
+/* By the vCPU's thread. False: its user has enough of them, or there is no memory; the thread waits itself. */
 bool ex_workers_bring(void *workers, u64 hva, bool write, u32 place)
 {
 	struct ex_workers *w = workers;
+	u32 user = __kuid_val(current_uid());
 	struct ex_worker *worker;
 
-	if (!atomic_add_unless(&ex_workers_busy, 1, EX_MOST))
+	if (!ex_rs_worker_may(user))
 		return false;
 	worker = kzalloc(sizeof(*worker), GFP_NOWAIT | __GFP_NOWARN | __GFP_ACCOUNT);
 	if (!worker) {
-		atomic_dec(&ex_workers_busy);
+		ex_rs_worker_done(user);
 		return false;
 	}
 	/* The caller's descriptor holds one already. */
@@ -135,6 +142,7 @@ bool ex_workers_bring(void *workers, u64 hva, bool write, u32 place)
 	worker->of = w;
 	worker->mm = current->mm;
 	worker->hva = hva;
+	worker->user = user;
 	worker->place = place;
 	worker->write = write;
 	INIT_WORK(&worker->work, ex_worker_run);

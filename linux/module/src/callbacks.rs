@@ -5,6 +5,7 @@ use crate::vm::{Vm, clock};
 use crate::{control, dev, global, statsfd};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
+use exitless_async_pf::Pot;
 use exitless_host::mem::KArc;
 use exitless_host::{Errno, cpu};
 
@@ -328,6 +329,18 @@ extern "C" fn ex_rs_page_brought(p: *mut c_void, place: u32, there: bool) {
     // SAFETY: a vCPU's workers lose sight of it, under the lock that this is called with, before it is freed.
     let v = unsafe { vcpu(p) };
     v.page_brought(place as u8, there);
+}
+
+static WORKERS: Pot = Pot::new();
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_worker_may(user: u32) -> bool {
+    WORKERS.take(user)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ex_rs_worker_done(user: u32) {
+    WORKERS.give(user);
 }
 
 #[unsafe(no_mangle)]

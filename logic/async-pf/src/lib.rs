@@ -26,9 +26,11 @@
 extern crate std;
 
 mod pages;
+mod pot;
 mod wish;
 
 pub use pages::{Ended, MOST, Pages, WAKE_ALL};
+pub use pot::Pot;
 pub use wish::{Guest, Wish};
 
 #[cfg(test)]

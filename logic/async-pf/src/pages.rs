@@ -24,7 +24,7 @@ pub struct Pages {
     pages: [Page; MOST],
     /// A bit for each place with a worker.
     taken: u64,
-    /// Address of a page that its worker did not get: the next fault there waits, and hears why.
+    /// A bit for each place whose last worker did not get its page: the next fault there waits, and hears why.
     refused: u64,
     /// Upper bits of the last token.
     last: u32,
@@ -55,7 +55,11 @@ pub struct Ended {
 impl Pages {
     /// The place of a page on its way.
     pub fn find(&self, hva: u64) -> Option<u8> {
-        let at = |(i, p): (usize, &Page)| (self.has(i as u8) && p.hva == hva).then_some(i as u8);
+        self.place_of(hva, self.taken)
+    }
+
+    fn place_of(&self, hva: u64, among: u64) -> Option<u8> {
+        let at = |(i, p): (usize, &Page)| (among & bit(i as u8) != 0 && p.hva == hva).then_some(i as u8);
         self.pages.iter().enumerate().find_map(at)
     }
 
@@ -65,14 +69,18 @@ impl Pages {
 
     /// Takes a place for the page at `hva`, whose fault was at `gpa`. `None`: all are taken, or the page is one to wait for.
     pub fn begin(&mut self, hva: u64, gpa: u64, vcpu_id: u32) -> Option<u8> {
-        if self.refused == hva {
-            self.refused = 0;
+        if let Some(place) = self.place_of(hva, self.refused) {
+            self.refused &= !bit(place);
             return None;
         }
-        let place = self.taken.trailing_ones() as u8;
+        // One that remembers no page, if there is such a one.
+        let free = !self.taken;
+        let unmarked = free & !self.refused;
+        let place = if unmarked != 0 { unmarked } else { free }.trailing_zeros() as u8;
         let token = self.next_token(vcpu_id);
         *self.pages.get_mut(usize::from(place))? = Page { hva, gpa, token, told: 0 };
         self.taken |= bit(place);
+        self.refused &= !bit(place);
         Some(place)
     }
 
@@ -162,9 +170,7 @@ impl Pages {
     fn take(&mut self, ended: u64, refused: u64, told: u32) -> Option<Ended> {
         let (place, page) = self.first(ended, told)?;
         self.taken &= !bit(place);
-        if refused & bit(place) != 0 {
-            self.refused = page.hva;
-        }
+        self.refused |= refused & bit(place);
         Some(Ended { place, gpa: page.gpa, token: (told != 0).then_some(page.token) })
     }
 }

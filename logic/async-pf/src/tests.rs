@@ -60,6 +60,43 @@ fn a_page_that_was_refused_is_waited_for() {
     assert_eq!(pages.begin(0x1000, 0x5000, 0), None, "another page's fault came between");
 }
 
+/// Of each such page it is known, also of two in turn: otherwise a guest that is told, and goes from one to the other, never hears of the
+/// error. More than there are places for: of most.
+#[test]
+fn pages_that_are_refused_in_turn() {
+    for n in [2, MOST as u64, MOST as u64 + 1] {
+        let mut pages = Pages::default();
+        let mut waited = 0;
+        for round in 0..2 {
+            for hva in (0..n).map(|i| 0x1000 + (i << 12)) {
+                match pages.begin(hva, hva, 0) {
+                    Some(place) => {
+                        let _ = pages.tell(place);
+                        assert!(pages.take_told(1 << place, 1 << place).is_some(), "round {round}");
+                    }
+                    None => waited += 1,
+                }
+            }
+        }
+        assert!(waited >= n.min(MOST as u64 - 1), "{waited} of {n}");
+    }
+}
+
+/// One user takes half of the workers, not all; what one gives back is the next one's.
+#[test]
+fn something_is_left_for_others() {
+    let pot = Pot::new();
+    let all = |user| (0..1000).take_while(|_| pot.take(user)).count();
+    assert_eq!(all(0), 256);
+    assert_eq!(all(1000), 128);
+    // The owners of user namespaces' usual ranges.
+    assert_eq!((all(100_000), all(165_536)), (64, 32));
+    pot.give(165_536);
+    assert!(pot.take(165_536) && !pot.take(165_536) && !pot.take(0));
+    (0..256).for_each(|_| pot.give(0));
+    assert!(pot.take(0));
+}
+
 /// The vCPU waits for its page, not for any: woken by another one's end it would fault again and again.
 #[test]
 fn waits_for_its_own_page() {
