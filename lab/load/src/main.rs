@@ -7,6 +7,7 @@
 //!     exitless-load wake WORKERS N      N times a message to each of so many threads, and their answers: two wake-ups for each
 //!     exitless-load map THREADS N       each thread N times gets 64 KiB of memory, touches it, and gives it back
 //!     exitless-load disk FILE N         N reads of 4 KiB at random places of the first 16 MiB, past the page cache
+//!     exitless-load timers MICROSECONDS FILE   a timer at each such time, until the file is gone; none may be early
 //!     exitless-load sleep MICROSECONDS N   N sleeps; none may be early
 
 use std::{
@@ -145,6 +146,39 @@ fn disk(path: &str, count: u64) -> Result<()> {
     Ok(())
 }
 
+/// CLOCK_MONOTONIC, in nanoseconds.
+fn clock() -> Result<i64> {
+    // SAFETY: all-zero is a time.
+    let mut t: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: one timespec.
+    match unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) } {
+        0 => Ok(t.tv_sec * 1_000_000_000 + t.tv_nsec),
+        _ => Err(Error::last_os_error()),
+    }
+}
+
+fn timers(period: i64, going: &str) -> Result<()> {
+    let (mut count, mut latest, mut next) = (0_u64, 0, clock()? + period);
+    while std::path::Path::new(going).exists() {
+        let at = libc::timespec { tv_sec: next / 1_000_000_000, tv_nsec: next % 1_000_000_000 };
+        let (clock_id, how) = (libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME);
+        // SAFETY: one timespec; what would be left of an interrupted sleep is not asked for.
+        let failed = unsafe { libc::clock_nanosleep(clock_id, how, &at, std::ptr::null_mut()) };
+        if failed != 0 {
+            return Err(Error::from_raw_os_error(failed));
+        }
+        let now = clock()?;
+        if now < next {
+            return Err(Error::other("a timer came early"));
+        }
+        count += 1;
+        latest = latest.max(now - next);
+        next = now.max(next + period);
+    }
+    println!("{count} timers, the latest by {} us", latest / 1000);
+    if count < 100 { Err(Error::other("hardly any timers")) } else { Ok(()) }
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize| args.get(at).and_then(|a| a.parse::<u64>().ok()).unwrap_or(0);
@@ -156,6 +190,7 @@ fn main() -> Result<()> {
         Some("wake") => wake(number(1), number(2)),
         Some("map") => map(number(1), number(2)),
         Some("disk") => disk(word(1), number(2)),
+        Some("timers") => timers(number(1) as i64 * 1000, word(2)),
         Some("sleep") => sleep(Duration::from_micros(number(1)), number(2)),
         _ => Err(Error::other("no such work")),
     }
