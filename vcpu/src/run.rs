@@ -114,6 +114,7 @@ fn do_work<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host
     // Perhaps that another thread wants the CPU.
     sh.hints.came_out(v.b.cpl() == 0);
     v.b.dirty_l1d();
+    raw::pauses(v, host);
     !host.do_work()
 }
 

@@ -29,6 +29,14 @@ pub enum Posted {
     Notify(Place),
 }
 
+impl Posted {
+    /// A sender of the host's own notifies. Where the descriptor is `shown` to guests, always: one of theirs may have stopped, for as long as
+    /// its host likes, between what it announced and the notification.
+    pub fn owes(self, shown: impl FnOnce() -> bool) -> bool {
+        !matches!(self, Self::Coalesced | Self::Outstanding) || shown()
+    }
+}
+
 /// Whether the owner may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "sleeping with something pending loses it"]

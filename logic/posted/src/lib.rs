@@ -31,6 +31,8 @@
 //! * A guest that sees the descriptor sends as software does, but takes NV and NDST from one load behind the exchange that set ON.
 //!   It may also write anything: so nothing here loops until it stops, and NV and NDST are for the CPU and for guests. What the host sends
 //!   itself goes where its own records say.
+//! * A guest may stop between the request and ON, or between ON and its notification. Where it sees the descriptor the host's senders take
+//!   neither for told ([`Posted::owes`]).
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -510,6 +510,48 @@ fn a_guest_looks_at_the_place_behind_on() {
     });
 }
 
+/// A sibling that stops in its sequence, behind the request or behind ON; the host sends at the same time, and notifies as it owes.
+fn stops_and_host_sends(on: bool, vector: u8, shown: bool) {
+    explore(3, move || {
+        let world = World::<0>::running();
+        let [guest, host] = [world.clone(), world.clone()];
+        let guest = thread::spawn(move || {
+            if guest.d.request(vector) && on {
+                let _ = guest.d.announce();
+            }
+        });
+        let host = thread::spawn(move || {
+            if (host.d.request(VECTOR) || shown) && host.d.announce().owes(|| shown) {
+                host.line(CPU0).store(true, Ordering::Release);
+            }
+        });
+        takes(&world);
+        guest.join().unwrap();
+        host.join().unwrap();
+        let due = world.d.requested(usize::from(VECTOR / 64)) & 1 << (VECTOR % 64) != 0;
+        assert!(!due || world.notified(CPU0), "lost interrupt");
+    });
+}
+
+#[test]
+fn a_guest_that_stops_mutes_nobody() {
+    for (on, vector) in [(true, OTHER), (true, VECTOR), (false, VECTOR)] {
+        stops_and_host_sends(on, vector, true);
+    }
+}
+
+#[test]
+#[should_panic(expected = "lost interrupt")]
+fn who_stops_behind_on_would_mute_the_host() {
+    stops_and_host_sends(true, OTHER, false);
+}
+
+#[test]
+#[should_panic(expected = "lost interrupt")]
+fn who_stops_before_on_would_too() {
+    stops_and_host_sends(false, VECTOR, false);
+}
+
 /// A guest that writes what it likes into the descriptor while the owner moves, sleeps and comes back. The owner never waits for it; once it
 /// has stopped, and the owner was out and in again, the descriptor is as good as any.
 #[test]

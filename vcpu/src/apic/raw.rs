@@ -142,6 +142,16 @@ pub fn depart<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     }
 }
 
+/// The thread may lose its CPU, for long. Siblings that send by themselves stop behind what it has announced and not told.
+pub fn pauses<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) {
+    if v.vapic.kind == ApicKind::X2ApicRaw
+        && v.b.cpl() == 0
+        && v.pv.raw.leaves(v.b.rip()).is_some_and(|(_, posted)| posted)
+    {
+        host.all_look();
+    }
+}
+
 /// The guest had to exit to send something, and said so by the register: from its next instruction on it need not.
 pub(crate) fn again<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if v.pv.raw.asked() && !v.pv.raw.may && host.wanted().has(PvIpiRaw) {

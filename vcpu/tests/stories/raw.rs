@@ -130,6 +130,22 @@ fn refused() {
     assert!(m.sh.chosen.facts().unwrap().has(Reason::NotAllowed));
 }
 
+/// The sender's thread gives up its CPU between *done* and end: siblings would stop behind its ON. Everybody looks, and it goes on where it was.
+#[test]
+fn pauses_behind_on() {
+    for (back, looks) in [(0, 0), (1, 0), (0x10, 1), (0x1f, 1), (0x20, 0)] {
+        let mut m = asks(0, 0, 0);
+        m.then([Op::Nop]);
+        let rip = m.v.b.rip();
+        for (msr, value) in [(SEQUENCE, rip - back), (PARTS, 0x20 << 16 | 0x10), (DESCRIPTOR, 3)] {
+            m.v.write_msr_guest(&m.sh, &m.os, msr, value).unwrap();
+        }
+        m.v.vapic.kind = ApicKind::X2ApicRaw;
+        exitless_vcpu::apic::raw::pauses(&m.v, &m.os);
+        assert_eq!((m.v.b.rip(), m.w.looks.get()), (rip, looks), "{back}");
+    }
+}
+
 /// Before *done* it is at the start again, from there on behind the end, and everybody looks at what it may have posted.
 #[test]
 fn put_back_or_through() {
@@ -147,7 +163,8 @@ fn put_back_or_through() {
         m.go();
         let (at, looks) = match back {
             _ if back != 0 && back < done => (rip - back, 0),
-            _ if (done..end).contains(&back) => (rip - back + end, 1),
+            // Before the thread may have to wait for the CPU, and before user space.
+            _ if (done..end).contains(&back) => (rip - back + end, 2),
             _ => (rip, 0),
         };
         assert_eq!((m.v.b.rip(), m.w.looks.get()), (at, looks), "{back} {done} {end}");

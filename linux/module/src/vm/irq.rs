@@ -167,7 +167,7 @@ impl VcpuObj {
     fn interrupt<B: Vendor>(&self, vector: u8) {
         let new =
             if B::POSTS { self.shared.apic.post_edge(vector) } else { self.shared.apic.post(vector, false) };
-        if !new {
+        if !new && !self.shown() {
             return;
         }
         if !B::POSTS || !self.shared.delivers.load(Ordering::Acquire) {
@@ -178,7 +178,7 @@ impl VcpuObj {
         if !self.shared.needs_ipi() {
             self.shared.request_event(waker::IPI, ops::rdtsc);
             self.kick();
-        } else if posted != Posted::Outstanding {
+        } else if posted.owes(|| self.shown()) {
             cpu::notify(self.shared.cpu.load(Ordering::Relaxed) as u32);
         }
     }
@@ -186,11 +186,16 @@ impl VcpuObj {
     /// The same for one of several, who are notified together.
     fn join(&self, vector: u8, sender: &VcpuObj, ipis: &mut Together) {
         note(Some(sender), self);
-        if self.shared.apic.post(vector, false)
+        if (self.shared.apic.post(vector, false) || self.shown())
             && let Some((ipi, at)) = self.tell(Accepted::Event, waker::IPI)
         {
             ipis.add(ipi, at);
         }
+    }
+
+    /// Siblings may have requested and announced something for it that they have not told (yet).
+    fn shown(&self) -> bool {
+        self.vm().window.is_open()
     }
 
     /// Tells the owner what a message did, and whose it was ([`waker`]).
@@ -203,10 +208,11 @@ impl VcpuObj {
     /// The same, but for the IPI: which one is owed, and to which CPU.
     fn tell(&self, accepted: Accepted, by: u8) -> Option<(Ipi, u32)> {
         match accepted {
-            Accepted::None | Accepted::Coalesced => return None,
+            Accepted::None => return None,
+            Accepted::Coalesced if !self.shown() => return None,
             Accepted::Startup => self.shared.request(Request::APIC_STATE),
             // The CPU delivers it: an announcement, and a notification where the vCPU may be in the guest.
-            Accepted::Event if self.shared.delivers.load(Ordering::Acquire) => {
+            Accepted::Event | Accepted::Coalesced if self.shared.delivers.load(Ordering::Acquire) => {
                 let _ = self.shared.apic.posted().announce();
                 // After the announcement, which is a full barrier: see `exitless_vcpu::apic::vapic`.
                 if self.shared.needs_ipi() {
@@ -214,7 +220,9 @@ impl VcpuObj {
                 }
                 self.shared.request_event(by, ops::rdtsc)
             }
-            Accepted::Event | Accepted::Nmi | Accepted::ExtInt => self.shared.request_event(by, ops::rdtsc),
+            Accepted::Event | Accepted::Coalesced | Accepted::Nmi | Accepted::ExtInt => {
+                self.shared.request_event(by, ops::rdtsc)
+            }
         }
         self.wake_or_interrupt().map(|at| (Ipi::Kick, at))
     }

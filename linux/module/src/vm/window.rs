@@ -49,6 +49,11 @@ impl Window {
         self.open.store(true, Ordering::Release);
     }
 
+    /// The guest may write descriptors.
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
     /// Memory covers some of it, or not any more; `true`: that is new, and the vCPUs have to choose again.
     pub fn hide(&self, hidden: bool) -> bool {
         self.hidden.swap(hidden, Ordering::SeqCst) != hidden
@@ -68,8 +73,7 @@ impl Window {
 
     /// The physical address of what the guest finds at `gfn`.
     pub fn at(&self, gfn: u64) -> Option<u64> {
-        let index =
-            gfn.checked_sub(FIRST).filter(|i| *i < PAGES as u64 && self.open.load(Ordering::Acquire))?;
+        let index = gfn.checked_sub(FIRST).filter(|i| *i < PAGES as u64 && self.is_open())?;
         self.page(index as usize).map(Pages::phys)
     }
 
