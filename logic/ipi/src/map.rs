@@ -189,20 +189,21 @@ impl<'a, const IDS: usize, W: Slot, F: Fn() -> &'a [W]> Whole<'a, IDS, W, F> {
         }
     }
 
-    /// As [`Whole::holder`], of an id of x2APIC mode, where no two APICs have one: who has it, if anybody. `None`: several stand there,
-    /// or the map does not know.
+    /// Those of the 16 ids from `from` on whose bits are set in `members`, each to be asked by [`Address::is_member`]; nobody else is a
+    /// member of that cluster of x2APIC mode. `None`: somebody is in xAPIC mode, or they cannot be looked up.
     #[inline]
-    pub fn member(&self, id: u32) -> Option<Option<usize>> {
-        match self.slot(Place::Id(id))?.get() {
-            SEVERAL => None,
-            NOBODY => Some(None),
-            slot => Some(Some(usize::from(slot - 1))),
-        }
+    pub fn members(&self, from: u32, members: u16) -> Option<Few> {
+        let mut few = Few::default();
+        self.add_members(&mut few, from, members)?;
+        self.all_x2apic().then_some(few)
+    }
+
+    fn add_members(&self, few: &mut Few, from: u32, members: u16) -> Option<()> {
+        bits(members.into()).try_for_each(|bit| self.add(few, Place::Id(from | bit)))
     }
 
     /// No APIC is in xAPIC mode: a logical destination is a cluster of x2APIC mode and nothing else.
-    #[inline]
-    pub fn all_x2apic(&self) -> bool {
+    fn all_x2apic(&self) -> bool {
         // Whoever was in xAPIC mode all the time is counted.
         self.low.xapics.get() == 0
     }
@@ -252,9 +253,7 @@ impl<'a, const IDS: usize, W: Slot, F: Fn() -> &'a [W]> Whole<'a, IDS, W, F> {
 
     /// A destination of the three logical models at once: APICs need not agree on one.
     fn logical(&self, few: &mut Few, destination: u32) -> Option<()> {
-        for bit in bits(destination & 0xffff) {
-            self.add(few, Place::Id(destination >> 16 << 4 | bit))?;
-        }
+        self.add_members(few, destination >> 16 << 4, destination as u16)?;
         if self.all_x2apic() {
             return Some(());
         }

@@ -56,4 +56,11 @@ impl Address {
     pub fn takes(self, id: u32) -> bool {
         self.x2apic() && self.listens() && self.x2apic_id() == id
     }
+
+    /// The same of one of a cluster ([`To::Cluster`]).
+    #[inline(always)]
+    pub fn is_member(self, from: u32, members: u16) -> bool {
+        let id = self.x2apic_id();
+        self.x2apic() && self.listens() && id & !15 == from && members >> (id & 15) & 1 != 0
+    }
 }

@@ -229,10 +229,13 @@ fn any_address() -> impl Strategy<Value = Address> {
 }
 
 fn any_state() -> impl Strategy<Value = Address> {
-    (any_address(), 0u8..5).prop_map(|(address, mode)| match mode {
-        0 => address.with_hw_enabled(false),
-        1 | 2 => address.with_x2apic(true),
-        _ => address,
+    (any_address(), 0u8..5, any::<bool>()).prop_map(|(address, mode, listens)| {
+        let address = address.with_sw_enabled(listens);
+        match mode {
+            0 => address.with_hw_enabled(false),
+            1 | 2 => address.with_x2apic(true),
+            _ => address,
+        }
     })
 }
 
@@ -459,11 +462,9 @@ impl Vm {
                 .holder(id)
                 .filter(|&index| takes(index, id) && index != sender)
                 .map(|index| std::vec![index]),
-            To::Cluster(..) if !map.all_x2apic() => None,
             To::Cluster(from, members) => {
-                let ids = (0..16).filter(|bit| members >> bit & 1 != 0).map(|bit| from | bit);
-                let at = ids.map(|id| map.member(id).map(|index| index.filter(|&index| takes(index, id))));
-                at.collect::<Option<Vec<_>>>().map(|found| found.into_iter().flatten().collect())
+                let few = map.members(from, members)?;
+                Some(few.iter().filter(|&index| self.addresses[index].is_member(from, members)).collect())
             }
             To::Others => {
                 let others = (0..self.addresses.len()).filter(|&index| index != sender);
@@ -471,6 +472,26 @@ impl Vm {
             }
         }
     }
+}
+
+/// Clusters that the map does not reach, or where two have one id, are for the ordinary way: nobody is asked one by one in a slice.
+#[test]
+fn clusters_that_cannot_be_looked_up() {
+    let Some(PlainIpi { to: To::Cluster(from, members), .. }) = PlainIpi::of(0xfff0_ffff << 32 | 0x851) else {
+        panic!("a plain command")
+    };
+    assert_eq!((from, members), (0xfff00, 0xffff));
+    let listens = |id| x2apic(id).with_sw_enabled(true);
+    let mut vm = Vm::new((0..40).map(listens));
+    assert_eq!(vm.map.with(|| &vm.high).members(from, members), None);
+    assert_eq!(vm.map.with(|| &vm.high).members(IDS as u32, 1), None);
+    assert_eq!(vm.map.with(|| &[]).members(LOW as u32, 1), None, "no id is that large");
+    assert_eq!(vm.reached(To::Cluster(32, 0xffff), 0), Some((32..40).collect()));
+    vm.add(listens(33));
+    assert_eq!(vm.reached(To::Cluster(32, 0xffff), 0), None, "two have one id");
+    assert_eq!(vm.reached(To::Cluster(32, 0xfffd), 0), Some([32].into_iter().chain(34..40).collect()));
+    vm.change(7, xapic(7, 7));
+    assert_eq!(vm.reached(To::Cluster(16, 1), 0), None, "more is named than a cluster");
 }
 
 proptest! {

@@ -9,7 +9,7 @@ use exitless_host::mem::KSlice;
 use exitless_host::timer::Cancelled;
 use exitless_host::{time, trace};
 use exitless_hw_ops as ops;
-use exitless_ipi::{Few, PlainIpi, To, x2apic_ldr};
+use exitless_ipi::{Address, Few, PlainIpi, To};
 use exitless_irqchip::chips::{Effect, IrqChips, delivered};
 use exitless_irqchip::ioapic::WINDOW_SIZE;
 use exitless_irqchip::lines::{LineStatus, Source};
@@ -25,7 +25,7 @@ use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_f
 use exitless_posted::Posted;
 use exitless_vcpu::Request;
 use exitless_vcpu::stats::waker;
-use exitless_x86::apic::{Icr, InterruptMessage};
+use exitless_x86::apic::InterruptMessage;
 
 /// The chips of a VM, under one lock.
 #[derive(bytemuck::Zeroable)]
@@ -308,10 +308,10 @@ impl Vm {
                 v.interrupt::<B>(plain.vector);
             }
             To::Cluster(from, members) => {
-                if !self.whole_map().all_x2apic() || !first() {
+                let Some(few) = self.whole_map().members(from, members).filter(|_| first()) else {
                     return false;
-                }
-                self.send_to_cluster(plain.vector, from, members, sender);
+                };
+                self.send_to_cluster(plain.vector, &few, |to| to.is_member(from, members), sender);
             }
             To::Others => {
                 if self.vcpu_count() > Few::MOST + 1 || !first() {
@@ -324,19 +324,11 @@ impl Vm {
     }
 
     #[inline(never)]
-    fn send_to_cluster(&self, vector: u8, from: u32, mut members: u16, sender: &VcpuObj) {
-        let (map, mut ipis) = (self.whole_map(), Together::new());
-        while members != 0 {
-            let id = from | members.trailing_zeros();
-            members &= members - 1;
-            match map.member(id) {
-                Some(index) => {
-                    let v = index.and_then(|index| self.at(index));
-                    if let Some(v) = v.filter(|v| v.shared.apic.address().takes(id)) {
-                        v.join(vector, sender, &mut ipis);
-                    }
-                }
-                None => self.send_to_member(vector, id, sender),
+    fn send_to_cluster(&self, vector: u8, few: &Few, named: impl Fn(Address) -> bool, sender: &VcpuObj) {
+        let mut ipis = Together::new();
+        for v in few.iter().filter_map(|index| self.at(index)) {
+            if named(v.shared.apic.address()) {
+                v.join(vector, sender, &mut ipis);
             }
         }
         ipis.send();
@@ -351,14 +343,6 @@ impl Vm {
             }
         }
         ipis.send();
-    }
-
-    /// To whoever has that id as a member of its cluster: all are asked, for one of them has just left x2APIC mode, or came to it.
-    #[cold]
-    fn send_to_member(&self, vector: u8, id: u32, sender: &VcpuObj) {
-        let destination = x2apic_ldr(id);
-        let icr = Icr::new().with_vector(vector).with_logical(true).with_destination(destination);
-        self.deliver(&icr.message(true), Some(sender));
     }
 
     /// The vCPU whose APIC has this physical id.
