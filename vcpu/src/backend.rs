@@ -333,6 +333,8 @@ pub trait Sender {
     /// The guest writes this to the x2APIC's ICR. `first` moves on behind the instruction; `false`: that cannot be told yet, and nothing
     /// may be sent. At most once, before anything is sent.
     fn send(&mut self, icr: u64, first: impl FnOnce() -> bool) -> Sent;
+    /// Behind [`Sent::GoOn`]: the guest is entered again, and the exit was one alone.
+    fn goes_on(&mut self);
 }
 
 /// Nobody: each command is an exit as any other.
@@ -343,6 +345,7 @@ impl Sender for NoSender {
     fn send(&mut self, _icr: u64, _first: impl FnOnce() -> bool) -> Sent {
         Sent::No
     }
+    fn goes_on(&mut self) {}
 }
 
 /// One vendor's virtual CPU. All methods but [`Backend::enter`] only touch the vCPU's own state.

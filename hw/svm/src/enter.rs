@@ -109,6 +109,7 @@ impl Svm {
             if sent != Sent::GoOn {
                 return (0, sent);
             }
+            sender.goes_on();
             self.vmcb.set_event_inj(0);
             self.vmcb.set_tlb_control(tlb_control::NONE);
             let failed = self.switch(cpu);

@@ -237,11 +237,13 @@ impl<M: Machine> Vmx<M> {
             if bits & plan::LENDS != 0 && !cpu.loan.is_lent() {
                 return came.1 = Sent::Waits;
             }
+            sender.goes_on();
             // Nothing of the VMCS was read but what this needs, and nothing written but RIP.
             self.load_timer(cpu);
             let switched = self.m.enter(&mut self.run, bits & !how::L1D_DIRTY);
             if switched != switched::EXIT {
-                // The last one's is what there is.
+                // The last one's is what there is, with what the CPU logged until then.
+                self.left = true;
                 self.cache.left_guest();
                 self.read_rsp();
                 return came.0 = switched;

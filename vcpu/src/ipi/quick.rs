@@ -85,7 +85,11 @@ impl<H: Host> Sender for Entry<'_, H> {
         if posted || self.sh.pending() || self.host.work_pending() || *self.event_dirty {
             return Sent::Waits;
         }
-        self.quick.alone += 1;
         Sent::GoOn
+    }
+
+    #[inline(always)]
+    fn goes_on(&mut self) {
+        self.quick.alone += 1;
     }
 }

@@ -905,6 +905,7 @@ impl Backend for Cpu {
                         self.w.ipi.get() || !self.w.sh.pending() && !posted,
                         "it has asked itself to look"
                     );
+                    sender.goes_on();
                     exit = self.run(core, false);
                 }
                 Sent::GoOn | Sent::Waits => return Exit::Sent,

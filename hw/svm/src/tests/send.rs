@@ -12,8 +12,8 @@ const ICR: u64 = 0x830;
 const RCX: usize = Gpr::Rcx as usize;
 const RDX: usize = Gpr::Rdx as usize;
 
-/// Says what it is told to, and keeps the commands that it sent.
-struct Script<'a>(&'a [Sent], &'a mut Vec<u64>);
+/// Says what it is told to, and keeps the commands that it sent, and behind how many the guest went on.
+struct Script<'a>(&'a [Sent], &'a mut Vec<u64>, &'a mut usize);
 
 impl Sender for Script<'_> {
     fn send(&mut self, icr: u64, first: impl FnOnce() -> bool) -> Sent {
@@ -24,6 +24,9 @@ impl Sender for Script<'_> {
         }
         self.1.push(icr);
         *says
+    }
+    fn goes_on(&mut self) {
+        *self.2 += 1;
     }
 }
 
@@ -49,8 +52,9 @@ fn entries(n: u64) {
 }
 
 fn enter(m: &mut Machine, flush: bool, says: &[Sent]) -> (Exit, Vec<u64>) {
-    let mut sent = Vec::new();
-    let exit = m.v.enter(&m.cpu, flush, || Script(says, &mut sent));
+    let (mut sent, mut alone) = (Vec::new(), 0);
+    let exit = m.v.enter(&m.cpu, flush, || Script(says, &mut sent, &mut alone));
+    assert_eq!(alone, sent.len() - usize::from(exit == Exit::Sent), "an exit each, and no more");
     (exit, sent)
 }
 

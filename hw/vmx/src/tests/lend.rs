@@ -1,12 +1,13 @@
 //! The CPU's APIC timer in the guest's hands, register by register.
 
-use super::fake::{Bench, DEADLINE, negotiate, skylake};
+use super::fake::{Bench, DEADLINE, Fake, negotiate, skylake};
 use crate::machine::{Machine, host_timer, switched};
-use crate::msr_bitmap;
-use exitless_vcpu::backend::{ApicKind, Backend, Exit, NoSender};
+use crate::{PerCpu, msr_bitmap};
+use exitless_vcpu::backend::{ApicKind, Backend, Exit, NoSender, Sender, Sent};
 use exitless_vcpu::timer::Found;
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{interruption as i, pin, secondary};
+use exitless_x86::regs::Gpr;
 use exitless_x86::vmx::field as f;
 use std::collections::BTreeSet;
 
@@ -143,6 +144,38 @@ fn the_kernel_takes_it_back() {
     assert_eq!(b.cpu.field(f::MSR_BITMAPS) & 0xf000, 0x1000);
     assert_eq!(b.v.take_timer_back(b.percpu), Some(Found { deadline: 0x1200, rang: false, wrote: false }));
     assert_eq!(b.cpu.msr(DEADLINE), 0x1100);
+}
+
+/// Wakes somebody, for which the kernel starts a timer.
+struct Wakes(&'static PerCpu, Fake);
+
+impl Sender for Wakes {
+    fn send(&mut self, _icr: u64, first: impl FnOnce() -> bool) -> Sent {
+        assert!(first());
+        self.0.give_timer_back(&self.1);
+        Sent::GoOn
+    }
+    fn goes_on(&mut self) {
+        panic!("the slice counts it, and settles whose the timer is");
+    }
+}
+
+/// The same where a command is sent straight behind the exit: that one is an exit of its own, once.
+#[test]
+fn a_sender_wakes_somebody() {
+    let mut b = bench(10 * STEP);
+    b.v.begin(b.percpu);
+    assert!(b.v.lend_timer(b.percpu, 0x1200, true));
+    b.cpu.next(|cpu, run| {
+        run.gprs.set(Gpr::Rcx, 0x830);
+        run.gprs.set_edx_eax(0x51);
+        cpu.store(f::EXIT_INSTRUCTION_LENGTH, 2);
+        (run.reason, run.interruption) = (32, 0);
+        switched::EXIT
+    });
+    let sender = Wakes(b.percpu, b.m);
+    assert_eq!(b.v.enter(b.percpu, false, || sender), Exit::Sent);
+    assert!(!b.v.timer_lent(b.percpu));
 }
 
 /// A timer of another kind, one that is stopped, and one whose moment has passed are not lent; what LVTT says is looked at when the

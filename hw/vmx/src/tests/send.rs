@@ -6,7 +6,7 @@ use crate::vcpu::Vmx;
 use exitless_vcpu::backend::{Backend, Exit, Sender, Sent, SysReg};
 use exitless_x86::regs::{Gpr, rflags};
 use exitless_x86::vmx::{field as f, interruptibility as block};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::vec::Vec;
 
@@ -17,13 +17,13 @@ const CPUID: u32 = 10;
 /// Commands, and whether they could move on.
 type Got = Vec<(u64, bool)>;
 
-/// Says what it is told to, and keeps what it got.
+/// Says what it is told to, and keeps what it got, and how often the guest went on behind it.
 #[derive(Clone)]
-struct Script(Rc<RefCell<(Vec<Sent>, Got)>>);
+struct Script(Rc<RefCell<(Vec<Sent>, Got)>>, Rc<Cell<usize>>);
 
 impl Script {
     fn new(says: &[Sent]) -> Self {
-        Self(Rc::new(RefCell::new((says.iter().rev().copied().collect(), Vec::new()))))
+        Self(Rc::new(RefCell::new((says.iter().rev().copied().collect(), Vec::new()))), Rc::default())
     }
     fn got(&self) -> Got {
         self.0.borrow().1.clone()
@@ -37,6 +37,9 @@ impl Sender for Script {
         let moved = sent != Sent::No && first();
         got.push((icr, moved));
         if moved { sent } else { Sent::No }
+    }
+    fn goes_on(&mut self) {
+        self.1.set(self.1.get() + 1);
     }
 }
 
@@ -75,6 +78,7 @@ fn again_and_again() {
     }
     assert_eq!(enter(&mut b, &script), Exit::Sent);
     assert_eq!(script.got(), [(0x51, true), (1 << 32 | 0x51, true), (2 << 32 | 0x51, true)]);
+    assert_eq!(script.1.get(), 2, "the last is an exit of its own");
     assert_eq!((b.v.rip(), b.v.gprs().get(Gpr::Rsp)), (0x1006, 0x9000 + 0x1004));
     assert_eq!(b.v.exit_number(), Vmx::<crate::Hardware>::WRMSR);
 
@@ -129,19 +133,22 @@ fn not_beside_debug_registers() {
     assert_eq!((enter(&mut b, &script), b.v.rip()), (Exit::Wrmsr, 0x1000));
 }
 
-/// The next entry fails, or VMX is off by then: the registers are those of the exit before.
+/// The next entry fails, or VMX is off by then: the registers are those of the exit before, and so is the log of what it wrote.
 #[test]
 fn then_no_entry() {
     for (how, exit) in [(switched::FAILED, Exit::FailEntry(0)), (switched::OFF, Exit::Disabled)] {
         let mut b = at(0x1000);
+        b.v.set_logging(true);
         let script = Script::new(&[Sent::GoOn]);
         writes(&b, 0x1000, ICR, 0x51);
         b.cpu.next(move |cpu, _| {
             cpu.store(f::VM_INSTRUCTION_ERROR, 0);
+            cpu.store(f::PML_INDEX, 509);
             how
         });
         assert_eq!(enter(&mut b, &script), exit);
         assert_eq!((b.v.rip(), b.v.gprs().get(Gpr::Rsp)), (0x1002, 0x9000 + 0x1000));
+        assert_eq!(b.v.take_log(), 2);
     }
 }
 
