@@ -55,6 +55,20 @@ impl Request {
     pub const SLEPT: Self = Self(1 << 10);
     /// The thread came to another CPU: timers on the one it left would interrupt that one, to interrupt this one.
     pub const MOVED: Self = Self(1 << 13);
+
+    /// Whoever asks for one of these wakes a sleeper. With the others there is time until it looks for another reason: what it has
+    /// translated does not matter while it sleeps, nor what a stopped guest is told.
+    pub const WAKING: Self = Self(
+        Self::EVENT.0
+            | Self::QUIESCE.0
+            | Self::TIMER.0
+            | Self::APIC_STATE.0
+            | Self::LOGGING.0
+            | Self::LAZY.0
+            | Self::MECHANISMS.0
+            | Self::ASYNC_PF.0
+            | Self::SLEPT.0,
+    );
 }
 
 /// Where the vCPU's thread is.

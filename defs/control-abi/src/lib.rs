@@ -292,7 +292,8 @@ pub struct HealthRecord {
     pub tsc_ratio: u64,
     /// What is added to that, in its ticks.
     pub tsc_offset: u64,
-    /// Requests that it has not seen: a number for each kind, without a meaning here but that there are some.
+    /// Requests that it has not seen, of the kinds that a sleeper is woken for: a bit each, without a meaning here but that there are
+    /// some.
     pub requests: u64,
 }
 

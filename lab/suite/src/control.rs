@@ -361,7 +361,7 @@ fn health_of(e: &Env) -> R {
     same!(fresh[0].tsc_ratio, fresh[1].tsc_ratio, "the TSCs' rate");
     crate::run::catch_signals();
     let runner = std::sync::atomic::AtomicI32::new(0);
-    let asleep = std::thread::scope(|s| {
+    let (asleep, flushed) = std::thread::scope(|s| {
         let runs = s.spawn(|| {
             // SAFETY: asks for a number.
             runner.store(unsafe { libc::gettid() }, Ordering::Release);
@@ -376,6 +376,10 @@ fn health_of(e: &Env) -> R {
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+        // Its translations are to be flushed, for which nobody wakes it.
+        // SAFETY: memory of the guest's, mapped by `g`, which goes on to live.
+        unsafe { libc::madvise(g.mem.addr() as *mut libc::c_void, MEM, libc::MADV_DONTNEED) };
+        let flushed = get(&d, id, 64)?[0];
         while !runs.is_finished() {
             // SAFETY: a signal with a handler.
             unsafe {
@@ -384,8 +388,9 @@ fn health_of(e: &Env) -> R {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let _ = runs.join();
-        found.ok_or(Stop::Fail("it never slept".into()))
+        Ok::<_, Stop>((found.ok_or(Stop::Fail("it never slept".into()))?, flushed))
     })?;
+    same!((flushed.asleep, flushed.requests), (asleep.asleep, 0), "its memory dropped");
     same!((asleep.flags, asleep.halts, asleep.wakes_at), (health::HALTED, 1, 0), "asleep");
     ensure!(asleep.exits >= 1, "{asleep:?}");
     let after = get(&d, id, 64)?[0];

@@ -355,7 +355,11 @@ fn measures(vm: &Vm, mut asked: Measure, arg: usize) -> Result<isize> {
         // vCPUs that are made meanwhile wait, and find it.
         let _config = vm.lock.lock();
         let on = asked.set == measure::ON;
-        vm.each_vcpu().try_for_each(|v| v.measure(on))?;
+        if on {
+            // All of them, or none is measured.
+            vm.each_vcpu().try_for_each(VcpuObj::make_times)?;
+        }
+        vm.each_vcpu().for_each(|v| v.measure(on));
         vm.measured.store(on, Relaxed);
     }
     asked.on = u32::from(vm.measured.load(Relaxed));
@@ -408,7 +412,7 @@ fn health_of(v: &VcpuObj) -> HealthRecord {
         wakes_at: s.wakes_at.load(Relaxed),
         tsc_ratio,
         tsc_offset,
-        requests: s.requests.load(Relaxed),
+        requests: s.requests.load(Relaxed) & Request::WAKING.0,
     }
 }
 

@@ -197,13 +197,14 @@ impl VcpuObj {
         self.kick();
     }
 
+    /// Before [`VcpuObj::measure`]: it has room for what is measured, and keeps it. The caller holds the VM's `lock`.
+    pub fn make_times(&self) -> Result<()> {
+        self.times.make().ok_or(Errno::ENOMEM).map(drop)
+    }
+
     /// Somebody measures it from now on, or nobody. The caller holds the VM's `lock`.
-    pub fn measure(&self, on: bool) -> Result<()> {
-        if on {
-            self.times.make().ok_or(Errno::ENOMEM)?;
-        }
+    pub fn measure(&self, on: bool) {
         self.shared.measured.store(on, Ordering::Relaxed);
-        Ok(())
     }
 
     /// What was measured of it, ever.
@@ -410,7 +411,10 @@ pub fn create(vm: &Vm, id: u32, bsp: bool, rate: Rate) -> Result<*mut VcpuObj> {
     v.timer.init(cookie, crate::callbacks::timer_kind::APIC)?;
     v.fpu.init()?;
     v.lock.init(LockClass::Vcpu)?;
-    v.measure(vm.measured.load(Ordering::Relaxed))?;
+    if vm.measured.load(Ordering::Relaxed) {
+        v.make_times()?;
+        v.measure(true);
+    }
     v.run = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
     v.io = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
     let root = vm.mmu.lock().root();
