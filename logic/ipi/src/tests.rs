@@ -477,7 +477,8 @@ impl Vm {
 /// Clusters that the map does not reach, or where two have one id, are for the ordinary way: nobody is asked one by one in a slice.
 #[test]
 fn clusters_that_cannot_be_looked_up() {
-    let Some(PlainIpi { to: To::Cluster(from, members), .. }) = PlainIpi::of(0xfff0_ffff << 32 | 0x851) else {
+    let Some(PlainIpi { to: To::Cluster(from, members), .. }) = PlainIpi::of(0xfff0_ffff << 32 | 0x851)
+    else {
         panic!("a plain command")
     };
     assert_eq!((from, members), (0xfff00, 0xffff));
