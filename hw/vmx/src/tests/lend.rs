@@ -5,9 +5,9 @@ use crate::machine::{Machine, host_timer, switched};
 use crate::{PerCpu, msr_bitmap};
 use exitless_vcpu::backend::{ApicKind, Backend, Exit, NoSender, Sender, Sent};
 use exitless_vcpu::timer::Found;
+use exitless_x86::regs::Gpr;
 use exitless_x86::vmx::caps::msr;
 use exitless_x86::vmx::control::{interruption as i, pin, secondary};
-use exitless_x86::regs::Gpr;
 use exitless_x86::vmx::field as f;
 use std::collections::BTreeSet;
 
