@@ -183,7 +183,14 @@ impl Opening {
         (self.refused, self.quiet) = (false, true);
     }
 
-    /// This loan is the first that is tried in this slice, before its first exit: nobody has started or stopped a timer since interrupts are off.
+    /// A timer of the kernel's was started or stopped, or exits have come that may: the register may have been written, and what that replaced
+    /// may have come.
+    #[inline]
+    pub fn touched(&mut self) {
+        self.quiet = false;
+    }
+
+    /// This loan is the first that is tried in this slice, before its first exit, and nobody has started or stopped a timer since interrupts are off.
     pub fn take_quiet(&mut self) -> bool {
         core::mem::replace(&mut self.quiet, false)
     }

@@ -257,6 +257,7 @@ fn place_as<B: Backend, H: Host<Cpu = B::Cpu>>(
             if !v.queue.want(m.tsc, at, host.tsc_khz(), false) {
                 sh.count_hit(SleepUntil);
             } else if let Some(ns) = due_ns(v, host) {
+                v.passthrough.touched();
                 host.arm_timer(ns);
             }
         }
@@ -273,6 +274,7 @@ fn post<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if v.queue.want(now, at, host.tsc_khz(), true)
         && let Some(ns) = due_ns(v, host)
     {
+        v.passthrough.touched();
         host.arm_timer_elsewhere(ns);
     }
     sh.count_hit(PostedTimer);
@@ -324,6 +326,7 @@ pub fn host_fired(
 /// Nobody waits for the host's timer any more.
 fn unqueue<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, now: u64) {
     if v.queue.drop(now, host.tsc_khz()) {
+        v.passthrough.touched();
         host.cancel_timer();
     }
 }
@@ -334,6 +337,7 @@ pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
     let here = v.queue.queued() && !v.queue.is_away();
     if here && !meant {
         v.queue.gone();
+        v.passthrough.touched();
         host.cancel_timer();
     }
     host.bring_timers(here && meant);
@@ -343,6 +347,7 @@ pub fn moved<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared
 pub fn slept<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if v.queue.queued() {
         v.queue.gone();
+        v.passthrough.touched();
         host.cancel_timer();
     }
     sync(v, sh, host);

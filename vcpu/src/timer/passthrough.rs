@@ -38,7 +38,6 @@ pub fn before<B: Backend, H: Host<Cpu = B::Cpu>>(
 }
 
 fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, cpu: &B::Cpu) {
-    let mut quiet = v.passthrough.take_quiet();
     // The kernel may have taken it back since the last entry.
     settle(v, sh, host, cpu);
     if !v.passthrough.takes_writes() {
@@ -49,13 +48,13 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     }
     if v.tsc_offset != 0 && v.pv.lazy.offset() == 0 {
         // Not before the guest knows what to subtract, which its next write brings.
-        return;
+        return v.passthrough.touched();
     }
     if v.pv.lazy.armed() != 0 {
         if !spares(v, cpu) {
             return refused(v, sh);
         }
-        quiet = false;
+        v.passthrough.touched();
         lazy::unattended(v, sh, host);
     }
     let m = Moment { ns: 0, tsc: host.tsc() };
@@ -64,6 +63,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         v.event_dirty |= !v.vapic.in_page;
         place(v, sh, host, m);
     }
+    let quiet = v.passthrough.take_quiet();
     if v.b.lend_timer(cpu, to_host(v.lapic.tsc_deadline(), &n, m.tsc), quiet) {
         give(v, sh, Home::Guest);
     } else {

@@ -1121,6 +1121,10 @@ impl Backend for Cpu {
         assert!(self.w.in_slice.get() && self.tsc_ratio == 1 << 48);
         let told = self.w.lazy.get().map_or(0, |page| self.w.u64_at(page + 16));
         assert_eq!(self.tsc_offset, told, "the guest writes in ticks of another TSC");
+        assert!(
+            !quiet || !self.w.tick.touched.get(),
+            "what the kernel's timer requested passes for the guest's"
+        );
         let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend(&*self.w, deadline, quiet);
         self.w.tick.loans.set(self.w.tick.loans.get() + u32::from(lends));
         lends

@@ -425,6 +425,7 @@ impl<C> Host for Os<C> {
         self.w.point();
         self.w.host_tick();
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
+        self.w.tick.touched.set(false);
         self.w.slices.set(self.w.slices.get() + 1);
         self.w.trail.borrow_mut().clear();
         // Interrupts were on until here: a pending IPI was taken.
@@ -472,6 +473,7 @@ impl<C> Host for Os<C> {
         self.w.fpu_live.set(true);
     }
     fn load_state(&self, state: &Extended, debug: Option<[u64; 4]>) {
+        self.w.ns.set(self.w.ns.get() + self.w.tick.passes.take());
         assert!(self.w.in_slice.get() && self.w.fpu_live.get(), "load_state before fpu_live");
         assert!(self.w.loaded.replace(Some((*state, debug))).is_none(), "loaded twice");
         self.w.pkru.set(state.pkru.unwrap_or(HOST_PKRU));

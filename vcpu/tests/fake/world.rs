@@ -355,6 +355,10 @@ pub(crate) struct Tick {
     /// What is requested was found to be the guest's: the host's handler will find nothing due.
     pub(crate) guests: Cell<bool>,
     pub(crate) loans: Cell<u32>,
+    /// The kernel started or stopped a timer in this slice, and may have written the register.
+    pub(crate) touched: Cell<bool>,
+    /// So many ns pass between the closing of interrupts and the next slice's first entry.
+    pub(crate) passes: Cell<u64>,
 }
 
 impl World {
@@ -399,6 +403,7 @@ impl World {
     pub(crate) fn wants_timer(&self) {
         self.ns.set(self.ns.get() + 4 * u64::from(self.tick.loan.is_lent()));
         self.tick.loan.give_back(self);
+        self.tick.touched.set(true);
     }
 }
 

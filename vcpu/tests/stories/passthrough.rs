@@ -387,3 +387,18 @@ fn the_offset_is_taken_back() {
         assert_eq!(m.events(), vec![TIMER], "{what}");
     }
 }
+
+/// The host's timer was left queued for the guest's deadline (`sleep_until`), which comes between the closing of interrupts and the loan, and
+/// is stopped there: the kernel's own interrupt may be requested by then, and must not be taken for one more of the guest's (the fake looks).
+#[test]
+fn stopped_right_before_the_loan() {
+    let far = [Op::Deadline(500), time(600), Op::Nop, Op::Deadline(5_000_000), hlt(), Op::Nop];
+    let mut m = machine(100_000_000, far);
+    m.later(9, Env::Irq(0x55));
+    m.go();
+    assert!(m.w.timer.get().is_some());
+    m.w.tick.passes.set(5_000_000);
+    m.then([Op::Nop, Op::Nop]);
+    assert_eq!(m.events(), vec![TIMER, Event::Interrupt(0x55), TIMER]);
+    assert!(m.w.timer.get().is_none());
+}
