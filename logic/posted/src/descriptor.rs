@@ -93,8 +93,8 @@ const ON: u64 = Control::new().with_outstanding(true).into_bits();
 const SN: u64 = Control::new().with_suppress(true).into_bits();
 
 impl<M: Memory> Descriptor<M> {
-    /// The vCPU is created: out, nothing requested. Nobody posts yet.
-    pub fn init(&mut self) {
+    /// The vCPU is created: out, nothing requested. Nobody posts yet, but a guest that saw its place before it may have written there.
+    pub fn init(&self) {
         for word in &self.pir {
             word.swap(0, Relaxed);
         }
@@ -102,7 +102,6 @@ impl<M: Memory> Descriptor<M> {
         for flag in &self.flags {
             flag.swap(0, Relaxed);
         }
-        self.reserved = 0;
     }
 
     // --- anyone ---

@@ -627,7 +627,7 @@ fn the_owner_gets_through_whoever_writes() {
 /// Guests read flags there; nothing else moves with them.
 #[test]
 fn flags_are_shown() {
-    let mut d = native();
+    let d = native();
     d.show(Flag::Found, 7);
     let read = |d: &Descriptor| [0, 1].map(|i: usize| d.flags[i].load(Ordering::Relaxed));
     assert_eq!(read(&d), [0, 7]);
@@ -735,7 +735,7 @@ fn senders_are_told_apart() {
 
 /// On CPU 0, nothing requested.
 fn native() -> Descriptor {
-    let mut d: Descriptor = bytemuck::Zeroable::zeroed();
+    let d: Descriptor = bytemuck::Zeroable::zeroed();
     d.init();
     assert!(!d.load(CPU0));
     d
@@ -743,7 +743,7 @@ fn native() -> Descriptor {
 
 #[test]
 fn init_forgets_everything() {
-    let mut d = native();
+    let d = native();
     for vector in [1, 64, 255] {
         let _ = d.post(vector);
     }

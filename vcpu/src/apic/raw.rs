@@ -19,9 +19,10 @@ use exitless_chooser::Mechanism::PvIpiRaw;
 use exitless_chooser::Reason;
 use exitless_lapic::Mode;
 use exitless_policy::msr::MsrKind;
-use exitless_policy::{Invalid, Origin};
+use exitless_policy::{Invalid, Origin, canonical};
 use exitless_posted::Flag;
 use exitless_pv_abi::{EXITLESS_DESCRIPTOR_RAW, EXITLESS_DESCRIPTOR_SHARED, EXITLESS_YES, exitless_feature};
+use exitless_x86::regs::{SegReg, efer};
 
 /// What stands against the leaves that tell of it, whatever the guest does.
 pub const FACTS: [Reason; 5] =
@@ -65,17 +66,17 @@ pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(
 /// The sequence is another. Where it sends by the old one, it has to ask again.
 ///
 /// # Errors
-/// [`Invalid`]: CPUID does not show it.
+/// [`Invalid`]: CPUID does not show it, or its end is no address.
 pub fn set_sequence<B: Backend>(v: &mut Vcpu<B>, kind: MsrKind, value: u64) -> Result<(), Invalid> {
-    if value != 0 && !shown(v) {
+    let Raw { start, parts, .. } = v.pv.raw;
+    let (start, parts) = if kind == MsrKind::Sequence { (value, parts) } else { (start, value) };
+    // RIP may become either, and an entry with one that is not canonical fails.
+    if value != 0 && !(shown(v) && canonical(start.wrapping_add(parts >> 16), v.cpuid.caps().wide)) {
         return Err(Invalid);
     }
     v.pv.raw.descriptor &= !EXITLESS_DESCRIPTOR_RAW;
     v.chosen = false;
-    match kind {
-        MsrKind::Sequence => v.pv.raw.start = value,
-        _ => v.pv.raw.parts = value,
-    }
+    (v.pv.raw.start, v.pv.raw.parts) = (start, parts);
     Ok(())
 }
 
@@ -144,10 +145,7 @@ pub fn depart<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
 
 /// The thread may lose its CPU, for long. Siblings that send by themselves stop behind what it has announced and not told.
 pub fn pauses<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H) {
-    if v.vapic.kind == ApicKind::X2ApicRaw
-        && v.b.cpl() == 0
-        && v.pv.raw.leaves(v.b.rip()).is_some_and(|(_, posted)| posted)
-    {
+    if v.vapic.kind == ApicKind::X2ApicRaw && leaves(v).is_some_and(|(_, posted)| posted) {
         host.all_look();
     }
 }
@@ -178,13 +176,20 @@ impl<B: Backend> Vcpu<B> {
     }
 }
 
+/// As [`Raw::leaves`], where it may be in the sequence: in the kernel, and in 64-bit mode, which both addresses are for.
+fn leaves<B: Backend>(v: &Vcpu<B>) -> Option<(u64, bool)> {
+    let found = v.pv.raw.leaves(v.b.rip())?;
+    let kernel = v.b.cpl() == 0 && v.b.efer() & efer::LMA != 0 && v.b.segment(SegReg::Cs).long();
+    kernel.then_some(found)
+}
+
 /// Nobody is to be found in the middle of the sequence.
 fn put_back<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     // An instruction of it that is being emulated is none that the protocol knows.
-    if v.b.cpl() != 0 || v.journal.source().is_some() || v.pending_port.is_some() {
+    if v.journal.source().is_some() || v.pending_port.is_some() {
         return;
     }
-    let Some((rip, posted)) = v.pv.raw.leaves(v.b.rip()) else { return };
+    let Some((rip, posted)) = leaves(v) else { return };
     v.b.set_rip(rip);
     if posted {
         // Which vCPU was meant only its registers tell, as the guest keeps them.

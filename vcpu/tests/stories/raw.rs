@@ -7,6 +7,7 @@ use exitless_policy::{Invalid, Origin};
 use exitless_vcpu::Request;
 use exitless_vcpu::backend::{ApicKind, Backend};
 use exitless_vcpu::chooser::{Mechanism, Reason, Set};
+use exitless_x86::regs::{SegReg, Segment, efer};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const DESCRIPTOR: u32 = 0x4558_4c01;
@@ -28,6 +29,10 @@ fn flags(m: &Machine) -> [u64; 2] {
 fn asks(start: u64, done: u64, end: u64) -> Machine {
     let mut m = Machine::virtual_apic(true, [Op::Nop]);
     m.w.raw_allowed.set(true);
+    // 64-bit mode, as far as the hall looks.
+    m.v.b.efer |= efer::LMA;
+    let cs = m.v.b.segment(SegReg::Cs);
+    m.v.b.set_segment(SegReg::Cs, &Segment { attrib: cs.attrib & !Segment::DB | Segment::L, ..cs });
     m.go();
     let parts = wrmsr(PARTS, end << 16 | done);
     m.v.b.ops.extend([wrmsr(SEQUENCE, start), parts, wrmsr(DESCRIPTOR, 3)]);
@@ -144,6 +149,26 @@ fn pauses_behind_on() {
         exitless_vcpu::apic::raw::pauses(&m.v, &m.os);
         assert_eq!((m.v.b.rip(), m.w.looks.get()), (rip, looks), "{back}");
     }
+}
+
+/// Outside of 64-bit mode nothing is the sequence, and it does not end where no address is: RIP would be one that no entry takes.
+#[test]
+fn only_addresses() {
+    let mut m = asks(0, 0, 0);
+    m.then([Op::Nop]);
+    let last = (1 << 47) - 0x20;
+    m.v.write_msr_guest(&m.sh, &m.os, PARTS, 0).unwrap();
+    m.v.write_msr_guest(&m.sh, &m.os, SEQUENCE, last).unwrap();
+    assert_eq!(m.v.write_msr_guest(&m.sh, &m.os, PARTS, 0x20 << 16), Err(Invalid));
+    m.v.write_msr_guest(&m.sh, &m.os, PARTS, 0x1f << 16).unwrap();
+    assert_eq!(m.v.write_msr_guest(&m.sh, &m.os, SEQUENCE, last + 1), Err(Invalid));
+    let rip = m.v.b.rip();
+    m.v.write_msr_guest(&m.sh, &m.os, SEQUENCE, rip - 8).unwrap();
+    m.v.vapic.kind = ApicKind::X2ApicRaw;
+    let long = m.v.b.efer();
+    m.v.b.set_efer(long & !efer::LMA);
+    exitless_vcpu::apic::raw::depart(&mut m.v, &m.sh, &m.os);
+    assert_eq!((m.v.b.rip(), m.w.looks.get()), (rip, 0));
 }
 
 /// Before *done* it is at the start again, from there on behind the end, and everybody looks at what it may have posted.

@@ -22,7 +22,6 @@ use exitless_kvm_abi::{
     kvm_ioapic_state, kvm_pic_state,
 };
 use exitless_lapic::{Accepted, Delivered, Shared, Targets, named, route, route_few};
-use exitless_posted::Posted;
 use exitless_vcpu::Request;
 use exitless_vcpu::stats::waker;
 use exitless_x86::apic::InterruptMessage;

@@ -512,7 +512,8 @@ impl Vm {
     pub fn fault(&self, gpa: u64, write: bool, fetch: bool, waits: bool) -> FaultOutcome {
         // SAFETY: the run loop is in its read section.
         let Some(slot) = unsafe { self.table() }.find(gpa >> 12) else {
-            return self.map_own_page(gpa >> 12);
+            // The VM's own pages are not executable.
+            return if fetch { FaultOutcome::Mmio } else { self.map_own_page(gpa >> 12) };
         };
         if write && !slot.writable() {
             return FaultOutcome::ReadOnly;

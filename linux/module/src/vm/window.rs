@@ -89,7 +89,11 @@ impl Window {
         let page = self.page(index).ok_or(Errno::ENOMEM)?;
         // SAFETY: a zeroed page is descriptors, which are atomics, and `place` is one of them. The page lives as long as the VM, which
         // frees its vCPUs first, and they alone keep the reference.
-        Ok(unsafe { page.as_ptr().cast::<Descriptor>().add(place).as_ref() })
+        let descriptor = unsafe { page.as_ptr().cast::<Descriptor>().add(place).as_ref() };
+        if let Some(descriptor) = descriptor {
+            descriptor.init();
+        }
+        Ok(descriptor)
     }
 }
 
