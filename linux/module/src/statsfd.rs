@@ -3,7 +3,8 @@
 //! ```text
 //! header | id, NAME bytes | one descriptor and name for each row | the numbers of all rows, 8 bytes each
 //! ```
-//! Names, kinds and units are stock KVM's. What is not counted here has no row: a number that stays 0 would say that nothing happened.
+//! Names, kinds and units are stock KVM's. What is not counted here has no row, for a number that stays 0 would say that nothing
+//! happened: but for what never happens here, nested guests (`nested_run`, `guest_mode`).
 
 use crate::stats::Out;
 use crate::vcpu::VcpuObj;

@@ -1,4 +1,4 @@
-//! Commands of an APIC in x2APIC mode that are nothing but an interrupt: by far the most.
+//! Commands of an APIC in x2APIC mode that are nothing but an interrupt, as by far the most are.
 
 use crate::address::Address;
 use exitless_x86::apic::Icr;

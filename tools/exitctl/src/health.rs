@@ -72,7 +72,7 @@ fn lost(before: &HealthRecord, now: &HealthRecord, at: u64) -> Option<Trouble> {
     wrong.then(|| Trouble {
         vcpu: now.id,
         what: format!("halted for {} ms with interrupts enabled, and one is pending", slept / 1_000_000),
-        advice: "a lost wake-up, unless the guest halts with its task priority raised: report it; an NMI (QEMU: nmi) wakes it",
+        advice: "a lost wake-up, unless the guest halts in a handler or with its task priority raised: report it; an NMI (QEMU: nmi) wakes it",
     })
 }
 

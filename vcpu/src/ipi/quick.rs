@@ -1,8 +1,8 @@
-//! Plain IPIs, which are by far the most: checked, posted and notified straight behind the world switch, and back into the guest.
+//! Plain commands, which by far the most are: checked, posted and notified straight behind the world switch, and back into the guest.
 //!
 //! What the hall does around each other exit is left out, for nothing of it moves: the sender's registers but RIP and the ICR, its events,
-//! its timers. So the guest goes on only where none of it was under way, and nobody asks for anything. Whatever is not plain, not to be
-//! looked up or watched by a debugger is an exit as any other.
+//! its timers. So the guest goes on only where none of it was under way, and nobody asks for anything. Whatever is not plain or not to be
+//! looked up is an exit as any other, as is each write under a single step and, on VMX, while the guest's debug registers are in the CPU.
 
 use crate::backend::{Sender, Sent};
 use crate::host::Host;
