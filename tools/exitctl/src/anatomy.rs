@@ -1,20 +1,20 @@
 //! `exitctl anatomy`: one picture of what exits are made of, from what `cargo xtask anatomy` has counted.
 
 use crate::out;
-use crate::plot::{Anchor, Colour, FAINT, PALETTE, Picture, step};
-use anyhow::{Context, Result, ensure};
+use crate::plot::{self, Anchor, Colour, FAINT, PALETTE, Picture, step};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use std::cmp::Reverse;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// What `cargo xtask anatomy` wrote: target/anatomy/latest.json.
     file: PathBuf,
     /// The picture, .svg or .png; may be given several times.
-    #[arg(long, required = true)]
+    #[arg(long, required = true, value_parser = plot::file)]
     plot: Vec<PathBuf>,
     /// What a box is as wide as.
     #[arg(long, value_enum, default_value_t)]
@@ -69,15 +69,30 @@ impl Exit {
 }
 
 pub(crate) fn run(o: &Options) -> Result<()> {
-    let text = fs::read_to_string(&o.file).with_context(|| o.file.display().to_string())?;
-    let mut exits: Vec<Exit> = serde_json::from_str(&text).with_context(|| o.file.display().to_string())?;
-    exits.retain(|exit| o.only.is_empty() || o.only.contains(&exit.op));
-    ensure!(!exits.is_empty(), "{}: there is no such exit", o.file.display());
+    let exits = read(&o.file, &o.only)?;
     for path in &o.plot {
         picture(&exits, o.by).save(path)?;
         out::print(&format!("{}\n", path.display()))?;
     }
     Ok(())
+}
+
+/// The file's exits, or only those of some operations.
+fn read(file: &Path, only: &[String]) -> Result<Vec<Exit>> {
+    let name = file.display();
+    let text = fs::read_to_string(file).with_context(|| {
+        format!("{name}: cargo xtask anatomy writes such a file, target/anatomy/latest.json")
+    })?;
+    let mut exits: Vec<Exit> =
+        serde_json::from_str(&text).with_context(|| format!("{name} is no file of cargo xtask anatomy"))?;
+    let mut ops: Vec<_> = exits.iter().map(|exit| exit.op.clone()).collect();
+    ensure!(!ops.is_empty(), "{name} has no exit");
+    ops.dedup();
+    if let Some(op) = only.iter().find(|op| !ops.contains(op)) {
+        bail!("{name}: there is no {op}; there are {}", ops.join(", "));
+    }
+    exits.retain(|exit| only.is_empty() || only.contains(&exit.op));
+    Ok(exits)
 }
 
 const WIDTH: f32 = 1000.0;
@@ -166,6 +181,31 @@ fn colour(n: usize) -> Colour {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is wrong with a file, or what it has, is said.
+    #[test]
+    fn files_and_operations() {
+        let file = std::env::temp_dir().join(format!("exitctl-anatomy-{}", std::process::id()));
+        let said =
+            |only: &[&str]| match read(&file, &only.iter().map(|op| op.to_string()).collect::<Vec<_>>()) {
+                Ok(exits) => exits.iter().map(Exit::title).collect::<Vec<_>>().join(" "),
+                Err(e) => e.to_string(),
+            };
+        assert!(said(&[]).contains("cargo xtask anatomy writes such a file"), "{}", said(&[]));
+        fs::write(&file, "{}").unwrap();
+        assert!(said(&[]).ends_with("is no file of cargo xtask anatomy"), "{}", said(&[]));
+        fs::write(&file, "[]").unwrap();
+        assert!(said(&[]).ends_with("has no exit"), "{}", said(&[]));
+        let exit = |op| format!(r#"{{"machine":"vmx","op":"{op}","module":"kvm","exit":0,"sections":[]}}"#);
+        fs::write(&file, format!("[{},{},{}]", exit("cpuid"), exit("cpuid"), exit("hlt"))).unwrap();
+        assert_eq!((said(&[]).as_str(), said(&["hlt"]).as_str()), ("cpuid cpuid hlt", "hlt"));
+        assert!(
+            said(&["hlt", "foo"]).ends_with("there is no foo; there are cpuid, hlt"),
+            "{}",
+            said(&["foo"])
+        );
+        fs::remove_file(file).unwrap();
+    }
 
     /// A box is as wide as its share, lanes are told apart, and the legend has the order of the longest exit.
     #[test]

@@ -4,11 +4,12 @@
 use crate::device::Device;
 use crate::names::Names;
 use crate::out;
-use crate::plot::{Anchor, FAINT, INK, PALETTE, Picture, step};
+use crate::plot::{self, Anchor, FAINT, INK, PALETTE, Picture, step};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -28,10 +29,12 @@ pub(crate) struct Options {
 enum What {
     /// Ratios of two measurements, and which are more than noise.
     Compare {
+        /// The first, of `exitctl bench --json`.
         a: PathBuf,
+        /// The second, which is told beside the first.
         b: PathBuf,
         /// Draw it: .svg or .png; may be given several times.
-        #[arg(long)]
+        #[arg(long, value_parser = plot::file)]
         plot: Vec<PathBuf>,
     },
 }
@@ -74,8 +77,20 @@ struct Measurement {
 impl Measurement {
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("{} is no measurement of exitctl bench", path.display()))
+        let read: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no measurement of exitctl bench", path.display()))?;
+        // Ratios are of numbers.
+        let none = |ticks: &Vec<f64>| ticks.is_empty() || ticks.iter().any(|n| *n <= 0.0);
+        if let Some((op, _)) = read.ticks.iter().find(|(_, ticks)| none(ticks)) {
+            bail!("{}: {op} has no ticks", path.display());
+        }
+        Ok(read)
+    }
+
+    /// Names of what was measured.
+    fn ops(&self) -> String {
+        let all: Vec<_> = self.ticks.keys().map(String::as_str).collect();
+        if all.is_empty() { "none".into() } else { all.join(", ") }
     }
 
     fn name(&self) -> String {
@@ -100,7 +115,12 @@ pub(crate) fn run(o: &Options) -> Result<()> {
         Some(What::Compare { a, b, plot }) => {
             let (a, b) = (Measurement::read(a)?, Measurement::read(b)?);
             let rows = compared(&a, &b);
-            ensure!(!rows.is_empty(), "the two have no operation in common");
+            ensure!(
+                !rows.is_empty(),
+                "the two have no operation in common: A has {}, B has {}; measure both with the same PATTERNS",
+                a.ops(),
+                b.ops()
+            );
             out::print(&report(&a, &b, &rows))?;
             plot.iter().try_for_each(|path| picture(&a, &b, &rows).save(path))
         }
@@ -109,13 +129,14 @@ pub(crate) fn run(o: &Options) -> Result<()> {
 }
 
 const SWAP: &str = "\nThe other module, with no VM running (docs/admin.md):\n  \
-    modprobe -r kvm_intel kvm; modprobe exitless       # from stock KVM to Exitless (kvm_amd on AMD)\n  \
-    modprobe -r exitless; modprobe kvm_intel           # and back\n\
+    rmmod kvm_intel kvm; insmod target/kmod/$(uname -r)/exitless.ko   # to Exitless (AMD: kvm_amd; installed: modprobe exitless)\n  \
+    rmmod exitless; modprobe kvm_intel   # and back (AMD: kvm_amd)\n\
     then: exitctl bench --json OTHER.json; exitctl bench compare THIS.json OTHER.json\n";
 
 fn measure(o: &Measure) -> Result<()> {
     let module = ["exitless", "kvm"].into_iter().find(|name| Path::new("/sys/module").join(name).exists());
     let module = module.context("neither exitless nor kvm is loaded")?;
+    let runner = runner(o.runner.as_deref())?;
     // Ends the runner, or the round after it, and not this program before the switches are back.
     let ended = Arc::new(AtomicBool::new(false));
     for signal in [libc::SIGINT, libc::SIGTERM] {
@@ -130,7 +151,6 @@ fn measure(o: &Measure) -> Result<()> {
         mechanisms: if module == "exitless" && !o.off { wanted()? } else { Vec::new() },
         ..Measurement::default()
     };
-    let runner = runner(o.runner.as_deref());
     for round in 0..o.rounds {
         ensure!(!ended.load(Ordering::Relaxed), "ended by a signal");
         add(&mut found, &one_round(&runner, &o.patterns).with_context(|| format!("round {}", round + 1))?)?;
@@ -138,7 +158,7 @@ fn measure(o: &Measure) -> Result<()> {
     if let Some(switches) = switches {
         switches.back()?;
     }
-    ensure!(!found.ticks.is_empty(), "no operation has such a name: {} list", runner.display());
+    ensure!(!found.ticks.is_empty(), "no operation has such a name: {} list names all", runner.display());
     let rows = found.ticks.iter().map(|(op, ticks)| {
         let (least, most) = range(ticks);
         let exits = found.exits.get(op).map_or("-".into(), |exits| format!("{exits:.2}"));
@@ -208,24 +228,32 @@ fn mitigations(cmdline: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-fn runner(named: Option<&Path>) -> PathBuf {
-    const NAME: &str = "exitless-runner";
-    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(NAME)));
-    match (named, beside) {
-        (Some(named), _) => named.into(),
-        (None, Some(beside)) if beside.exists() => beside,
-        _ => NAME.into(),
+const RUNNER: &str = "exitless-runner";
+
+fn runner(named: Option<&Path>) -> Result<PathBuf> {
+    let own = env::current_exe().ok();
+    found(named, own.as_deref().and_then(Path::parent), &env::var_os("PATH").unwrap_or_default())
+}
+
+/// The runner that was named, or the one beside this program, or the first in PATH.
+fn found(named: Option<&Path>, beside: Option<&Path>, path: &OsStr) -> Result<PathBuf> {
+    let is = |file: &PathBuf| file.is_file();
+    let in_path = |name: &Path| env::split_paths(path).map(|folder| folder.join(name)).find(is);
+    if let Some(named) = named {
+        let file = named.canonicalize().ok().filter(is).or_else(|| in_path(named));
+        return file.with_context(|| format!("{}: there is no such runner", named.display()));
     }
+    let file = beside.map(|folder| folder.join(RUNNER)).filter(is).or_else(|| in_path(Path::new(RUNNER)));
+    file.with_context(|| {
+        format!(
+            "{RUNNER} is neither beside exitctl nor in PATH: cargo build --release -p {RUNNER}, then copy target/release/{RUNNER} beside it, or name it with --runner"
+        )
+    })
 }
 
 fn one_round(runner: &Path, patterns: &[String]) -> Result<String> {
     let out = Command::new(runner).args(["bench", "--json"]).args(patterns).output();
-    let out = out.with_context(|| {
-        format!(
-            "{}: build it with cargo build --release -p exitless-runner, and name it with --runner",
-            runner.display()
-        )
-    })?;
+    let out = out.with_context(|| runner.display().to_string())?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     if !out.status.success() {
         bail!("the runner failed:\n{text}{}", String::from_utf8_lossy(&out.stderr));
@@ -307,9 +335,15 @@ fn compared(a: &Measurement, b: &Measurement) -> Vec<Row> {
 
 fn report(a: &Measurement, b: &Measurement, rows: &[Row]) -> String {
     let mut text = format!("A: {}\nB: {}\n", a.name(), b.name());
-    let host = |of: &Measurement| format!("{}, Linux {} {}", of.cpu, of.kernel, of.mitigations);
+    let host = |of: &Measurement| {
+        format!("{}, Linux {} {}", of.cpu, of.kernel, of.mitigations).trim_end().to_owned()
+    };
     if host(a) != host(b) {
-        text += &format!("the hosts are not the same: {}; {}\n", host(a), host(b));
+        text += &format!(
+            "the hosts are not the same: {}; {}; ratios then say nothing of the modules\n",
+            host(a),
+            host(b)
+        );
     }
     let exits =
         |of: &Measurement, op: &str| of.exits.get(op).map_or("-".into(), |exits| format!("{exits:.2}"));
@@ -427,6 +461,57 @@ mod tests {
         assert!(add(&mut found, "{").is_err());
     }
 
+    /// Looked for before anything is switched or measured; what to do is said.
+    #[test]
+    fn the_runner_is_found_or_missed() {
+        let root = env::temp_dir().join(format!("exitctl-bench-{}", std::process::id()));
+        let [beside, in_path, nowhere] = ["beside", "path", "nowhere"].map(|name| root.join(name));
+        for folder in [&beside, &in_path] {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join(RUNNER), "").unwrap();
+        }
+        let path = env::join_paths([&nowhere, &in_path]).unwrap();
+        let none = OsStr::new("");
+        assert_eq!(found(None, Some(&beside), &path).unwrap(), beside.join(RUNNER));
+        assert_eq!(found(None, Some(&nowhere), &path).unwrap(), in_path.join(RUNNER));
+        let named = in_path.join(RUNNER);
+        assert_eq!(found(Some(&named), Some(&beside), none).unwrap(), named.canonicalize().unwrap());
+        assert_eq!(found(Some(Path::new(RUNNER)), None, &path).unwrap(), named);
+        let missed = found(None, Some(&nowhere), nowhere.as_os_str()).unwrap_err().to_string();
+        assert!(
+            missed.contains("neither beside exitctl nor in PATH") && missed.contains("--runner"),
+            "{missed}"
+        );
+        let missed = found(Some(&nowhere.join("x")), Some(&beside), &path).unwrap_err().to_string();
+        assert!(missed.contains("nowhere/x"), "{missed}");
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    /// Of no ticks, or of none at all, there is no ratio.
+    #[test]
+    fn a_file_without_ticks() {
+        let path = env::temp_dir().join(format!("exitctl-bench-ticks-{}", std::process::id()));
+        for ticks in [&[][..], &[0.0], &[5.0, 0.0]] {
+            let text = serde_json::to_string(&measurement("kvm", &[("a", &[1.0]), ("hlt", ticks)])).unwrap();
+            fs::write(&path, text).unwrap();
+            let e = Measurement::read(&path).unwrap_err().to_string();
+            assert!(e.ends_with(": hlt has no ticks"), "{e}");
+        }
+        let good = measurement("kvm", &[("a", &[1.0])]);
+        fs::write(&path, serde_json::to_string(&good).unwrap()).unwrap();
+        assert_eq!(Measurement::read(&path).unwrap(), good);
+        // What two files have not in common is named.
+        let other = path.with_extension("b");
+        fs::write(&other, serde_json::to_string(&measurement("kvm", &[("b", &[1.0])])).unwrap()).unwrap();
+        let what = What::Compare { a: path.clone(), b: other.clone(), plot: Vec::new() };
+        let measure = Measure { patterns: Vec::new(), json: None, rounds: 1, off: false, runner: None };
+        let e = run(&Options { compare: Some(what), measure }).unwrap_err().to_string();
+        assert!(e.contains("in common: A has a, B has b; measure both"), "{e}");
+        for file in [path, other] {
+            fs::remove_file(file).unwrap();
+        }
+    }
+
     /// The table has the operations of both, and the file is what was measured.
     #[test]
     fn two_are_compared() {
@@ -437,6 +522,9 @@ mod tests {
         assert_eq!(rows.len(), 1);
         assert!(text.contains("B is faster in 1, slower in 0; 0 within noise"), "{text}");
         assert!(text.contains("A: stock KVM\nB: exitless, all off"), "{text}");
+        let elsewhere = Measurement { cpu: "other".into(), ..b.clone() };
+        let text = report(&a, &elsewhere, &rows);
+        assert!(text.contains("not the same: , Linux; other, Linux; ratios then say nothing"), "{text}");
         let back: Measurement = serde_json::from_str(&serde_json::to_string(&a).unwrap()).unwrap();
         assert_eq!(back, a);
     }

@@ -1,14 +1,25 @@
 //! `exitctl check`: is this host ready, and what is each mechanism to each running VM.
 
-use crate::device::Device;
+use crate::device::{Absent, Device, PATH};
 use crate::health::{self, Trouble};
 use crate::host::{Fact, Host, Mark};
-use crate::out::{self, Format};
+use crate::out;
 use crate::view::{View, Vm, Watch, title};
 use anyhow::Result;
+use clap::ValueEnum;
 use exitless_control_abi::measure;
 use serde::Serialize;
 use std::path::Path;
+
+/// A form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// One object.
+    Json,
+}
 
 /// What was found.
 #[derive(Serialize)]
@@ -53,7 +64,7 @@ pub(crate) fn run(format: Format, only: &crate::Which) -> Result<bool> {
     let report = Report { host, unseen, vms };
     match format {
         Format::Json => out::print(&(serde_json::to_string_pretty(&report)? + "\n"))?,
-        _ => out::print(&shown(&report))?,
+        Format::Table => out::print(&shown(&report))?,
     };
     Ok(good)
 }
@@ -63,7 +74,7 @@ fn seen(only: &crate::Which) -> Result<Result<Vec<Findings>, String>> {
     let found = Device::open().and_then(Watch::new).and_then(|mut w| Ok((w.look()?, w)));
     let (view, watch) = match found {
         Ok(found) => found,
-        Err(e) => return Ok(Err(format!("{e:#}"))),
+        Err(e) => return Ok(Err(unseen(&e))),
     };
     let view = only.of(view)?;
     let mut all = findings(&view);
@@ -75,6 +86,11 @@ fn seen(only: &crate::Which) -> Result<Result<Vec<Findings>, String>> {
         }
     }
     Ok(Ok(all))
+}
+
+/// Of a device that is not there, the host's facts say more than opening it does.
+fn unseen(e: &anyhow::Error) -> String {
+    if e.is::<Absent>() { format!("there is no {PATH}; see *module* above") } else { format!("{e:#}") }
 }
 
 fn findings(view: &View) -> Vec<Findings> {
@@ -156,6 +172,14 @@ fn shown(r: &Report) -> String {
 mod tests {
     use super::*;
     use crate::view::tests::sample;
+
+    /// `check` does not send to `check`.
+    #[test]
+    fn why_no_vm_is_seen() {
+        assert_eq!(unseen(&Absent.into()), "there is no /dev/exitless; see *module* above");
+        assert_eq!(unseen(&anyhow::anyhow!("a").context("b")), "b: a");
+        assert!(!Absent.to_string().contains("check"));
+    }
 
     #[test]
     fn each_mechanism_has_a_state_and_what_changes_it() {

@@ -3,13 +3,30 @@
 use anyhow::{Context, Result, bail};
 use bytemuck::{Pod, Zeroable};
 use exitless_control_abi as abi;
+use std::error::Error;
 use std::ffi::c_ulong;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 
 /// Where the module shows itself.
 pub(crate) const PATH: &str = "/dev/exitless";
+
+/// There is no such file.
+#[derive(Debug)]
+pub(crate) struct Absent;
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "there is no {PATH}: the module is not loaded (modprobe exitless, or insmod exitless.ko), or stock KVM is"
+        )
+    }
+}
+
+impl Error for Absent {}
 
 /// The device, opened.
 pub(crate) struct Device(File);
@@ -163,9 +180,7 @@ fn refused(e: io::Error, vm: u64) -> anyhow::Error {
 
 fn advice(e: &io::Error) -> anyhow::Error {
     match e.kind() {
-        ErrorKind::NotFound => anyhow::anyhow!(
-            "there is no {PATH}: the module is not loaded (modprobe exitless, or insmod exitless.ko), or stock KVM is; exitctl check says more"
-        ),
+        ErrorKind::NotFound => Absent.into(),
         ErrorKind::PermissionDenied => anyhow::anyhow!(
             "{PATH} is root's: use sudo, or let a group read it (chgrp kvm {PATH}; chmod g+r {PATH})"
         ),

@@ -6,7 +6,7 @@
 use crate::device::Device;
 use crate::out;
 use crate::view::Watch;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,10 +20,17 @@ const HEAD: usize = 8192;
 
 const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// An address or a host's name, and a port; which of them there are is seen when it is bound.
+pub(crate) fn address(text: &str) -> Result<String> {
+    let (host, port) = text.rsplit_once(':').context("ADDRESS:PORT")?;
+    ensure!(!host.is_empty() && port.parse::<u16>().is_ok(), "ADDRESS:PORT, with a port of 0 to 65535");
+    Ok(text.into())
+}
+
 pub(crate) fn run(listen: &str) -> Result<()> {
-    let watch = Mutex::new(Watch::new(Device::open()?)?);
     let listener = TcpListener::bind(listen)
         .with_context(|| format!("{listen} (--listen takes another address and port)"))?;
+    let watch = Mutex::new(Watch::new(Device::open()?)?);
     let address = listener.local_addr()?;
     // Who started it may have closed its end.
     let _ = writeln!(std::io::stderr(), "{}", announced(address));

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// How well a fact suits.
@@ -31,8 +32,11 @@ pub(crate) struct Fact {
 pub(crate) struct Host(PathBuf);
 
 /// Releases of kernels that the module was run on.
-const KERNELS: [&str; 2] = ["6.1.", "6.12."];
+const KERNELS: [(u32, u32); 2] = [(6, 1), (6, 12)];
+/// Of others the module may be built.
+const BUILDS: Range<(u32, u32)> = (6, 1)..(6, 19);
 
+const NOHZ: &str = "for guests that own their CPUs: nohz_full=LIST on the kernel's command line";
 const AVIC: &str = "load with avic=1 to try it: untested on hardware";
 
 impl Host {
@@ -93,7 +97,16 @@ impl Host {
 
     /// Who else wants VMX or SVM.
     fn others(&self) -> Fact {
-        let all = ["kvm_intel", "kvm_amd", "vboxdrv", "vmmon"];
+        let all = ["kvm_intel", "kvm_amd", "kvm_pvm", "kvm", "vboxdrv", "vmmon"];
+        // A module has this file; what is built in has parameters alone.
+        if self.module("kvm") && !self.has("sys/module/kvm/initstate") {
+            return Fact {
+                what: "other hypervisors",
+                mark: Mark::Bad,
+                found: "KVM is built into this kernel".into(),
+                advice: "a kernel with CONFIG_KVM=m is needed (docs/admin.md)".into(),
+            };
+        }
         let there: Vec<_> = all.into_iter().filter(|m| self.module(m)).collect();
         let there_ = there.join(", ");
         let none = there.is_empty();
@@ -114,12 +127,25 @@ impl Host {
 
     fn kernel(&self) -> Fact {
         let found = self.read("proc/sys/kernel/osrelease").unwrap_or_default();
-        let known = KERNELS.iter().any(|k| found.starts_with(k));
+        let release = {
+            let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+            numbers.next().zip(numbers.next())
+        };
+        let (mark, advice) = match release {
+            Some(release) if KERNELS.contains(&release) => (Mark::Good, ""),
+            Some(release) if !BUILDS.contains(&release) => {
+                (Mark::Bad, "it takes a kernel from 6.1.80 on and before 6.19 (docs/admin.md)")
+            }
+            _ => (
+                Mark::Less,
+                "tested on 6.1 and 6.12; from 6.1.80 on and before 6.19 others may work (docs/admin.md)",
+            ),
+        };
         Fact {
             what: "kernel",
-            mark: if known { Mark::Good } else { Mark::Less },
+            mark,
             found: if found.is_empty() { "unknown".into() } else { found },
-            advice: if known { String::new() } else { "tested on 6.1 and 6.12; others may not build".into() },
+            advice: advice.into(),
         }
     }
 
@@ -182,9 +208,12 @@ impl Host {
 
     /// Interrupts without exits.
     fn delivery(&self) -> Fact {
-        let (mark, found, advice) = match self.flags("flags").iter().any(|x| x == "vmx") {
-            true => self.delivery_vmx(),
-            false => self.delivery_svm(),
+        let flags = self.flags("flags");
+        let has = |f: &str| flags.iter().any(|x| x == f);
+        let (mark, found, advice) = match (has("vmx"), has("svm")) {
+            (true, _) => self.delivery_vmx(),
+            (_, true) => self.delivery_svm(),
+            _ => (Mark::Less, "not known: neither VMX nor SVM".into(), String::new()),
         };
         Fact { what: "interrupt delivery", mark, found, advice }
     }
@@ -287,20 +316,15 @@ impl Host {
         let list = |f: &str| {
             self.read(&format!("sys/devices/system/cpu/{f}")).filter(|l| !l.is_empty() && l != "(null)")
         };
-        match list("nohz_full").or_else(|| list("isolated")) {
-            Some(cpus) => Fact {
-                what: "housekeeping",
-                mark: Mark::Good,
-                found: format!("CPUs {cpus} are kept free of it"),
-                advice: String::new(),
-            },
-            None => Fact {
-                what: "housekeeping",
-                mark: Mark::Less,
-                found: "every CPU does it".into(),
-                advice: "for guests that own their CPUs: nohz_full=LIST on the kernel's command line".into(),
-            },
-        }
+        // Timers go elsewhere by nohz_full= alone.
+        let (mark, found, advice) = match (list("nohz_full"), list("isolated")) {
+            (Some(cpus), _) => (Mark::Good, format!("CPUs {cpus} are kept free of it"), ""),
+            (None, Some(cpus)) => {
+                (Mark::Less, format!("CPUs {cpus} are isolated, but their timers are not elsewhere"), NOHZ)
+            }
+            (None, None) => (Mark::Less, "every CPU does it".into(), NOHZ),
+        };
+        Fact { what: "housekeeping", mark, found, advice: advice.into() }
     }
 }
 
@@ -397,6 +421,8 @@ mod tests {
             assert_eq!((f.mark, f.advice.as_str()), (Mark::Less, AVIC));
         }
         assert_eq!(delivery("flags\t: svm\n", &[("avic", "Y\n")]).mark, Mark::Less);
+        let f = delivery("flags\t: fpu\n", &[]);
+        assert_eq!((f.found.as_str(), f.advice.as_str()), ("not known: neither VMX nor SVM", ""));
     }
 
     /// What the module refuses at load is said before, and what is locked.
@@ -417,6 +443,54 @@ mod tests {
         assert!(lockdown.found == "integrity" && lockdown.advice.contains("signed"), "{lockdown:?}");
         let [cpu, _] = facts(&intel.replace("vmx\n", "vmx fred\n"), "");
         assert_eq!((cpu.mark, cpu.advice.as_str()), (Mark::Bad, "start the kernel with fred=off"));
+    }
+
+    /// A kernel that KVM cannot be taken out of, and one that the module is not built for.
+    #[test]
+    fn kernels() {
+        let facts = |release: &str, files: &[(&str, &str)]| {
+            let mut all = vec![("proc/sys/kernel/osrelease", release)];
+            all.extend(files);
+            let (root, h) = host(&all);
+            let facts = (h.kernel().mark, h.others());
+            fs::remove_dir_all(root).unwrap();
+            facts
+        };
+        for (release, mark) in [
+            ("6.1.0-56-cloud-amd64\n", Mark::Good),
+            ("6.12.9+\n", Mark::Good),
+            ("6.18-rc1\n", Mark::Less),
+            ("6.10.1\n", Mark::Less),
+            ("strange\n", Mark::Less),
+            ("6.19.0\n", Mark::Bad),
+            ("7.0\n", Mark::Bad),
+            ("6.0.19\n", Mark::Bad),
+            ("5.15.1\n", Mark::Bad),
+        ] {
+            assert_eq!(facts(release, &[]).0, mark, "{release}");
+        }
+        let (_, f) = facts("6.1.1\n", &[("sys/module/kvm/parameters/halt_poll_ns", "1\n")]);
+        assert_eq!((f.mark, f.found.as_str()), (Mark::Bad, "KVM is built into this kernel"));
+        let modules = [("sys/module/kvm/initstate", "live\n"), ("sys/module/kvm_pvm/initstate", "live\n")];
+        let (_, f) = facts("6.1.1\n", &modules);
+        assert!(f.mark == Mark::Bad && f.advice.contains("rmmod kvm_pvm kvm;"), "{f:?}");
+    }
+
+    /// The module asks whether timers are elsewhere, which isolation alone does not do.
+    #[test]
+    fn isolation_is_not_housekeeping() {
+        let fact = |files: &[(&str, &str)]| {
+            let (root, h) = host(files);
+            let fact = h.housekeeping();
+            let _ = fs::remove_dir_all(root);
+            fact
+        };
+        let isolated = ("sys/devices/system/cpu/isolated", "2-3\n");
+        let f = fact(&[isolated]);
+        assert!(f.mark == Mark::Less && f.found.starts_with("CPUs 2-3 are isolated"), "{f:?}");
+        assert_eq!(f.advice, NOHZ);
+        assert_eq!(fact(&[isolated, ("sys/devices/system/cpu/nohz_full", "2\n")]).mark, Mark::Good);
+        assert_eq!(fact(&[]).found, "every CPU does it");
     }
 
     #[test]

@@ -49,9 +49,9 @@ enum Command {
         process: Option<i32>,
         #[command(flatten)]
         which: Which,
-        /// table or json.
+        /// What it is written as.
         #[arg(long, value_enum, default_value_t)]
-        format: out::Format,
+        format: check::Format,
     },
     /// Exits by reason, MSR, port and vCPU, and what mechanisms did.
     Stat(stat::Options),
@@ -70,13 +70,19 @@ enum Command {
     /// Whoever can connect sees every VM's counts, pid and name, although the device itself is root's.
     Exporter {
         /// Address and port; the default is reached from this host alone.
-        #[arg(long, default_value = "127.0.0.1:9404")]
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9404", value_parser = export::address)]
         listen: String,
     },
     /// Completions for a shell, on standard output.
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// Whose.
+        shell: clap_complete::Shell,
+    },
     /// Manual pages, into a folder.
-    Man { folder: PathBuf },
+    Man {
+        /// It is made if it is not there.
+        folder: PathBuf,
+    },
 }
 
 /// Which VMs.
@@ -110,6 +116,16 @@ impl Which {
     }
 }
 
+/// A VM's number, as `exitctl stat` lists it.
+pub(crate) fn vm_number(text: &str) -> Result<u64> {
+    let id = text.parse()?;
+    ensure!(
+        id != 0,
+        "no VM has the number 0: exitctl stat lists them; VMs to come are --default of exitctl set"
+    );
+    Ok(id)
+}
+
 /// Seconds, as a person writes them.
 pub(crate) fn seconds(text: &str) -> Result<Duration> {
     let s: f64 = text.parse()?;
@@ -121,10 +137,6 @@ fn run() -> Result<ExitCode> {
     match &Cli::parse().command {
         Command::Check { process, which, format } => {
             let which = Which { vm: which.vm, pid: process.or(which.pid) };
-            ensure!(
-                matches!(format, out::Format::Table | out::Format::Json),
-                "check has the formats table and json"
-            );
             if !check::run(*format, &which)? {
                 return Ok(ExitCode::from(FOUND));
             }
@@ -144,6 +156,7 @@ fn run() -> Result<ExitCode> {
         Command::Man { folder } => {
             std::fs::create_dir_all(folder)?;
             clap_mangen::generate_to(Cli::command(), folder)?;
+            out::print(&format!("{}\n", folder.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -153,8 +166,9 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(e) => {
+            let more = if e.is::<device::Absent>() { "; exitctl check says more" } else { "" };
             // With nobody to tell it to, it has failed all the same.
-            let _ = writeln!(std::io::stderr(), "exitctl: {e:#}");
+            let _ = writeln!(std::io::stderr(), "exitctl: {e:#}{more}");
             ExitCode::FAILURE
         }
     }
@@ -167,6 +181,62 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// What is wrong in a command line is said before anything is looked for.
+    #[test]
+    fn a_command_line_is_refused_as_a_whole() {
+        let parsed = |line: &str| Cli::try_parse_from(line.split_whitespace()).map(drop);
+        for good in [
+            "exitctl set boost=on all=off --vm 3 --dry-run",
+            "exitctl set boost=on --default --persist",
+            "exitctl set boost=on --all-vms",
+            "exitctl measure on --vm 1",
+            "exitctl measure off --all-vms",
+            "exitctl check 7 --format json",
+            "exitctl bench compare a b --plot x.svg --plot y.png",
+            "exitctl anatomy a --plot x.svg",
+            "exitctl exporter --listen [::1]:9404",
+            "exitctl exporter --listen localhost:0",
+        ] {
+            assert!(parsed(good).is_ok(), "{good}: {:?}", parsed(good));
+        }
+        for bad in [
+            "exitctl set boost=on",
+            "exitctl set boost --default",
+            "exitctl set boost=yes --default",
+            "exitctl set =on --default",
+            "exitctl set boost=on --vm 0",
+            "exitctl set boost=on --vm 1 --default",
+            "exitctl set boost=on --vm 1 --all-vms",
+            "exitctl set boost=on --vm 1 --persist",
+            "exitctl measure on",
+            "exitctl measure on --vm 0",
+            "exitctl measure on --vm 1 --all-vms",
+            "exitctl check --format csv",
+            "exitctl check --format prometheus",
+            "exitctl bench compare a b --plot x.gif",
+            "exitctl anatomy a --plot x",
+            "exitctl exporter --listen nonsense",
+            "exitctl exporter --listen 127.0.0.1:65536",
+            "exitctl exporter --listen :80",
+        ] {
+            assert_eq!(parsed(bad).map_err(|e| e.exit_code()), Err(2), "{bad}");
+        }
+        let zero = parsed("exitctl set boost=on --vm 0").unwrap_err().to_string();
+        assert!(zero.contains("VMs to come are --default"), "{zero}");
+    }
+
+    /// Each argument and value is explained.
+    #[test]
+    fn help_has_words_for_each() {
+        fn walk(c: &clap::Command) {
+            for arg in c.get_arguments().filter(|a| !a.is_hide_set()) {
+                assert!(arg.get_help().is_some(), "{} {}", c.get_name(), arg.get_id());
+            }
+            c.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
     }
 
     #[test]

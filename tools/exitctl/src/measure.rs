@@ -2,8 +2,8 @@
 
 use crate::device::Device;
 use crate::out;
-use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use anyhow::Result;
+use clap::{ArgGroup, Args, ValueEnum};
 use exitless_control_abi::measure;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -13,11 +13,12 @@ enum To {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["vm", "all_vms"])))]
 pub(crate) struct Options {
     /// on or off; what was measured stays.
     to: To,
     /// This VM (its number in exitctl stat).
-    #[arg(long, value_name = "NUMBER", conflicts_with = "all_vms")]
+    #[arg(long, value_name = "NUMBER", value_parser = crate::vm_number)]
     vm: Option<u64>,
     /// Every VM that is running.
     #[arg(long)]
@@ -25,12 +26,6 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(o: &Options) -> Result<()> {
-    if o.vm.is_none() && !o.all_vms {
-        bail!("for whom? --vm NUMBER (exitctl stat lists them), or --all-vms");
-    }
-    if o.vm == Some(0) {
-        bail!("no VM has the number 0: exitctl stat lists them");
-    }
     let d = Device::open_to_switch()?;
     let mut none = true;
     d.each(o.vm, |id| {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Red, green, blue.
 pub(crate) type Colour = [u8; 3];
@@ -68,6 +68,28 @@ const FONTS: [&str; 4] = [
     "/usr/share/fonts/dejavu-sans-fonts/DejaVuSans.ttf",
 ];
 
+/// What a picture is written as.
+enum Kind {
+    Svg,
+    Png,
+}
+
+impl Kind {
+    /// As the name's ending says.
+    fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("svg") => Ok(Self::Svg),
+            Some("png") => Ok(Self::Png),
+            _ => bail!("{}: a picture's name ends with .svg or .png", path.display()),
+        }
+    }
+}
+
+/// A picture's file, on the command line.
+pub(crate) fn file(name: &str) -> Result<PathBuf> {
+    Kind::of(Path::new(name)).map(|_| name.into())
+}
+
 impl Picture {
     pub(crate) fn new(width: f32, height: f32) -> Self {
         Self { width, height, shapes: Vec::new() }
@@ -81,12 +103,11 @@ impl Picture {
         self.shapes.push(Shape::Words { x, y, size, anchor, text: text.into() });
     }
 
-    /// As the name's ending says.
+    /// In the file's form.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("svg") => fs::write(path, self.svg()).with_context(|| path.display().to_string()),
-            Some("png") => self.png(path),
-            _ => bail!("{}: a picture's name ends with .svg or .png", path.display()),
+        match Kind::of(path)? {
+            Kind::Svg => fs::write(path, self.svg()).with_context(|| path.display().to_string()),
+            Kind::Png => self.png(path),
         }
     }
 

@@ -3,8 +3,8 @@
 use crate::device::Device;
 use crate::names::Names;
 use crate::out;
-use anyhow::{Context, Result, bail};
-use clap::Args;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{ArgGroup, Args};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,15 +16,16 @@ const FOLDER: &str = "/etc/modprobe.d";
 const FILE: &str = "exitless-mechanisms.conf";
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["vm", "all_vms", "default"])))]
 pub(crate) struct Options {
     /// NAME=on or NAME=off, in order; `all` stands for every mechanism.
-    #[arg(required = true, value_name = "NAME=on|off")]
-    changes: Vec<String>,
+    #[arg(required = true, value_name = "NAME=on|off", value_parser = change)]
+    changes: Vec<Change>,
     /// This VM (its number in exitctl stat).
-    #[arg(long, conflicts_with_all = ["all_vms", "default"])]
+    #[arg(long, value_name = "NUMBER", value_parser = crate::vm_number)]
     vm: Option<u64>,
     /// Every VM that is running.
-    #[arg(long, conflicts_with = "default")]
+    #[arg(long)]
     all_vms: bool,
     /// VMs to come.
     #[arg(long)]
@@ -32,11 +33,30 @@ pub(crate) struct Options {
     /// With --default: also when modprobe loads the module again (writes /etc/modprobe.d/exitless-mechanisms.conf).
     ///
     /// insmod reads nothing there. Options in a file whose name sorts behind, as exitless.conf does, come later and win.
-    #[arg(long, requires = "default")]
+    // `requires` alone is not asked for beside what conflicts with it.
+    #[arg(long, requires = "default", conflicts_with_all = ["vm", "all_vms"])]
     persist: bool,
     /// Say what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
+}
+
+/// NAME=on or NAME=off.
+#[derive(Clone, Debug)]
+struct Change {
+    name: String,
+    on: bool,
+}
+
+fn change(text: &str) -> Result<Change> {
+    let Some((name, value)) = text.split_once('=') else { bail!("say {text}=on or {text}=off") };
+    ensure!(!name.is_empty(), "which mechanism?");
+    let on = match value {
+        "on" => true,
+        "off" => false,
+        _ => bail!("a switch is on or off"),
+    };
+    Ok(Change { name: name.into(), on })
 }
 
 /// Bits to set and to clear.
@@ -46,35 +66,25 @@ struct Masks {
     off: u64,
 }
 
-fn masks(names: &Names, changes: &[String]) -> Result<Masks> {
+fn masks(names: &Names, changes: &[Change]) -> Result<Masks> {
     let mut m = Masks::default();
-    for change in changes {
-        let Some((name, value)) = change.split_once('=') else {
-            bail!("{change}: say {change}=on or {change}=off")
-        };
-        let bits = match name {
+    for Change { name, on } in changes {
+        let bits = match name.as_str() {
             "all" => (1 << names.mechanisms.len()) - 1,
-            _ => names.bit(name).with_context(|| {
+            name => names.bit(name).with_context(|| {
                 let known: Vec<_> = names.mechanisms.iter().map(|m| m.name.as_str()).collect();
                 format!("{name} is no mechanism of this module; there are {}", known.join(", "))
             })?,
         };
-        match value {
-            "on" => (m.on, m.off) = (m.on | bits, m.off & !bits),
-            "off" => (m.on, m.off) = (m.on & !bits, m.off | bits),
-            _ => bail!("{change}: a switch is on or off"),
+        match on {
+            true => (m.on, m.off) = (m.on | bits, m.off & !bits),
+            false => (m.on, m.off) = (m.on & !bits, m.off | bits),
         }
     }
     Ok(m)
 }
 
 pub(crate) fn run(o: &Options) -> Result<()> {
-    if o.vm.is_none() && !o.all_vms && !o.default {
-        bail!("for whom? --vm NUMBER, --all-vms, or --default for VMs to come");
-    }
-    if o.vm == Some(0) {
-        bail!("no VM has the number 0: exitctl stat lists them; VMs to come are --default");
-    }
     let d = if o.dry_run { Device::open()? } else { Device::open_to_switch()? };
     let names = Names::read(&d)?;
     let m = masks(&names, &o.changes)?;
@@ -201,7 +211,7 @@ mod tests {
     }
 
     fn parsed(changes: &[&str]) -> Result<Masks> {
-        masks(&names(), &changes.iter().map(|c| (*c).into()).collect::<Vec<_>>())
+        masks(&names(), &changes.iter().map(|c| change(c)).collect::<Result<Vec<_>>>()?)
     }
 
     #[test]

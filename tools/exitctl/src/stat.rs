@@ -33,6 +33,7 @@ pub(crate) enum Part {
 pub(crate) struct Options {
     #[command(flatten)]
     which: crate::Which,
+    /// What it is written as.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// Parts of the table.
