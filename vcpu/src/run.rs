@@ -6,7 +6,7 @@ use crate::debug;
 use crate::entry;
 use crate::exits;
 use crate::fastpath;
-use crate::host::Host;
+use crate::host::{Extended, Host};
 use crate::ipi::quick::Quick;
 use crate::journal::{Access, Entry};
 use crate::mechanisms;
@@ -146,9 +146,9 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.b.begin(cpu);
     passthrough::begin(v);
     avic::runs(v, host);
-    v.stopwatch.slice(host.times().is_some());
-    // Somebody listens, or did at this slice's last exit.
-    let mut told = host.tracing();
+    v.stopwatch.slice(sh.measured.load(Relaxed));
+    // Somebody listens or measures, or did at this slice's last exit.
+    let mut watched = host.tracing() || sh.measured.load(Relaxed);
     let mut quick = Quick::begin(v, sh);
     let exit = loop {
         if !passthrough::before(v, sh, host, cpu) {
@@ -156,23 +156,21 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
         }
         entry::before(v);
         vapic::sync(v, sh);
-        if told {
-            trace::enters(v, sh, host, &state);
-        }
-        if sh.measured.load(Relaxed) {
-            stamp_entry(v, sh, host);
+        if watched {
+            watch_entry(v, sh, host, &state);
         }
         let exit = v.b.enter(cpu, v.flush, || quick.entry(&mut v.lapic, &v.event_dirty, sh, host));
         if sh.measured.load(Relaxed) {
+            watched = true;
             stamp_exit(v, host);
         }
         entry::after(v, sh);
         sh.stats.exit(v.b.exit_number());
         if host.tracing() {
-            told = true;
-            trace::left(v, sh, host, &state, exit);
+            watched = true;
+            trace::left(v, sh, host, &state, &exit);
         }
-        match fastpath::try_handle(v, sh, host, exit) {
+        match fastpath::try_handle(v, sh, host, &exit) {
             Fast::Reenter => {
                 sh.stats.fast.bump();
                 if sh.pending() || host.work_pending() || (v.event_dirty && !entry::prepare_now(v, sh, host))
@@ -187,10 +185,11 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     quick.end(&sh.stats, B::WRMSR);
     passthrough::settle(v, sh, host, cpu);
     let debug = v.dr_live;
-    let taken = v.outside.take().unwrap_or_else(|| host.unload_state(&state, debug));
-    v.pkru = taken.pkru.unwrap_or(v.pkru);
-    if debug {
-        v.debug_unloaded(taken.dr);
+    if v.outside.is_none() {
+        let taken = host.unload_state(&state, debug);
+        v.unloaded(&taken, debug);
+    } else {
+        trace::took(v, debug);
     }
     if exit.is_none() && host.tracing() {
         trace::answered(v, sh, host, true);
@@ -204,6 +203,21 @@ fn slice<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, ho
     v.b.end();
     host.slice_end();
     exit
+}
+
+/// Before an entry of a slice in which somebody listens or measures.
+#[cold]
+#[inline(never)]
+fn watch_entry<B: Backend, H: Host<Cpu = B::Cpu>>(
+    v: &mut Vcpu<B>,
+    sh: &VcpuShared,
+    host: &H,
+    state: &Extended,
+) {
+    trace::enters(v, sh, host, state);
+    if sh.measured.load(Relaxed) {
+        stamp_entry(v, sh, host);
+    }
 }
 
 #[cold]

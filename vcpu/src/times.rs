@@ -266,8 +266,9 @@ impl Stopwatch {
 
     /// A slice begins: what comes first is no exit's fast path. `on`: somebody measures.
     pub fn slice(&mut self, on: bool) {
-        self.fast = false;
-        if !on {
+        if on {
+            self.fast = false;
+        } else if self.runs {
             self.stop();
         }
     }

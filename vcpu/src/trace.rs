@@ -64,13 +64,22 @@ pub fn left<B: Backend, H: Host<Cpu = B::Cpu>>(
     sh: &VcpuShared,
     host: &H,
     state: &Extended,
-    exit: Exit,
+    exit: &Exit,
 ) {
     v.outside = Some(host.unload_state(state, v.dr_live));
     let in_service = in_service(v);
-    v.asked = Some(Asked { exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service });
-    let fault = if let Exit::Slat(fault) = exit { Some(fault.gpa) } else { None };
+    v.asked = Some(Asked { exit: *exit, number: sh.stats.exits.get(), gprs: *v.b.gprs(), in_service });
+    let fault = if let Exit::Slat(fault) = *exit { Some(fault.gpa) } else { None };
     host.trace(&Trace::Exit { rip: v.b.rip(), info: v.b.exit_info(), fault });
+}
+
+/// The slice ends, and its last exit was told: what [`left`] took.
+#[cold]
+#[inline(never)]
+pub fn took<B: Backend>(v: &mut Vcpu<B>, debug: bool) {
+    if let Some(taken) = v.outside.take() {
+        v.unloaded(&taken, debug);
+    }
 }
 
 /// The exit was answered, in the slice (`fast`) or behind it, and no entry follows at once. The host's state is loaded.

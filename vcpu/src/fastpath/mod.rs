@@ -26,12 +26,12 @@ pub fn try_handle<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
-    exit: Exit,
+    exit: &Exit,
 ) -> Fast {
     if v.reinject.is_some() {
         return Fast::Slow;
     }
-    match exit {
+    match *exit {
         Exit::Sent => sent(sh),
         Exit::Cpuid => cpuid::handle(v, host),
         Exit::Hypercall => hypercall::handle(v, sh, host),

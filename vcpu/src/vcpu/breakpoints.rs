@@ -3,6 +3,7 @@
 use super::Vcpu;
 use super::debug::{Debug, Touch};
 use crate::backend::Backend;
+use crate::host::Taken;
 use exitless_kvm_abi::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_SINGLESTEP,
 };
@@ -166,6 +167,15 @@ impl<B: Backend> Vcpu<B> {
         }
         let in_force = if self.debug.has_registers() { self.debug.dr } else { self.dr };
         (self.b.dr7() & dr7::ENABLED != 0).then_some(in_force)
+    }
+
+    /// A slice ended, with these registers; `debug`: the guest's debug registers were loaded.
+    #[inline(always)]
+    pub(crate) fn unloaded(&mut self, taken: &Taken, debug: bool) {
+        self.pkru = taken.pkru.unwrap_or(self.pkru);
+        if debug {
+            self.debug_unloaded(taken.dr);
+        }
     }
 
     /// A slice with the guest's registers loaded ended: keeps them loaded only while a breakpoint is armed.

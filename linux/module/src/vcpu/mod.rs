@@ -223,21 +223,31 @@ impl VcpuObj {
         }
     }
 
-    /// The thread was put on a CPU. Preemption is off.
+    /// The thread was put on a CPU again. Preemption is off.
     pub fn sched_in(&self, cpu: u32) {
+        self.come(cpu);
+        let waited = task::run_delay_ns().saturating_sub(self.waited_ns.load(Ordering::Relaxed));
+        self.shared.stats.steal_ns.add(waited);
+    }
+
+    /// The thread lost its CPU, still runnable or not.
+    pub fn sched_out(&self, preempted: bool) {
+        self.waited_ns.store(task::run_delay_ns(), Ordering::Relaxed);
+        self.leave(preempted);
+    }
+
+    /// The vCPU comes to a CPU. Preemption is off.
+    fn come(&self, cpu: u32) {
         self.check_tsc(cpu);
         if let Some(g) = global::get() {
             self.load_on(g, cpu);
         }
-        let waited = task::run_delay_ns().saturating_sub(self.waited_ns.load(Ordering::Relaxed));
-        self.shared.stats.steal_ns.add(waited);
         self.shared.hints.came();
         self.shared.returned.store(true, Ordering::Relaxed);
     }
 
-    /// The thread leaves its CPU, still runnable or not.
-    pub fn sched_out(&self, preempted: bool) {
-        self.waited_ns.store(task::run_delay_ns(), Ordering::Relaxed);
+    /// The vCPU leaves its CPU.
+    fn leave(&self, preempted: bool) {
         self.shared.hints.left(preempted);
         if preempted
             && let Some(byte) = self.shared.steal.to_tell()
@@ -376,9 +386,7 @@ impl<'a> Loaded<'a> {
         cpu::preempt_disable();
         // SAFETY: preemption is off; `put` follows on the same thread when this drops.
         let at = unsafe { v.task.load() };
-        // Whoever ran it before, and however long this thread waited elsewhere, is not this run's.
-        v.waited_ns.store(task::run_delay_ns(), Ordering::Relaxed);
-        v.sched_in(at);
+        v.come(at);
         cpu::preempt_enable();
         Self(v)
     }
@@ -387,7 +395,7 @@ impl<'a> Loaded<'a> {
 impl Drop for Loaded<'_> {
     fn drop(&mut self) {
         cpu::preempt_disable();
-        self.0.sched_out(false);
+        self.0.leave(false);
         // SAFETY: the pair of `load` in `new`.
         unsafe { self.0.task.put() };
         cpu::preempt_enable();
