@@ -29,7 +29,8 @@ pub fn before<B: Backend, H: Host<Cpu = B::Cpu>>(
     host: &H,
     cpu: &B::Cpu,
 ) -> bool {
-    if !v.passthrough.takes_writes() || v.b.timer_lent(cpu) {
+    // While the guest's page is out of reach, perhaps for good, all goes the way there always is.
+    if !v.passthrough.takes_writes() || v.b.timer_lent(cpu) || v.pv.lazy.owes() {
         return true;
     }
     lend(v, sh, host, cpu);

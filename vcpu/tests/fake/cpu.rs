@@ -881,6 +881,7 @@ impl Backend for Cpu {
     const WRMSR: u64 = 7;
 
     fn enter<S: Sender>(&mut self, core: &Core, flush: bool, sender: impl FnOnce() -> S) -> Exit {
+        self.w.barren.set(0);
         let mut exit = self.run(core, flush);
         let mut sender = sender();
         while exit == Exit::Wrmsr && self.gprs.get(Gpr::Rcx) == 0x830 {

@@ -427,6 +427,8 @@ impl<C> Host for Os<C> {
         assert!(!self.w.in_slice.replace(true), "slice in a slice");
         self.w.tick.touched.set(false);
         self.w.slices.set(self.w.slices.get() + 1);
+        self.w.barren.set(self.w.barren.get() + 1);
+        assert!(self.w.barren.get() < 100, "the guest is never entered");
         self.w.trail.borrow_mut().clear();
         // Interrupts were on until here: a pending IPI was taken.
         self.w.ipi.set(false);

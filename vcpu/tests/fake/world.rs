@@ -314,6 +314,8 @@ pub(crate) struct World {
     /// Plain commands name the sender too, whose mailbox has something then; no IPI tells a CPU what it did itself.
     pub(crate) own_share: Cell<bool>,
     pub(crate) slices: Cell<u32>,
+    /// Since the guest was last entered.
+    pub(crate) barren: Cell<u32>,
     /// APIC ids whose halt was ended, and those that the thread gave its time to.
     pub(crate) unhalted: RefCell<Vec<u32>>,
     pub(crate) yields: RefCell<Vec<u32>>,
@@ -525,6 +527,7 @@ impl World {
             few: Cell::new(true),
             own_share: Cell::new(false),
             slices: Cell::new(0),
+            barren: Cell::new(0),
             unhalted: RefCell::default(),
             yields: RefCell::default(),
             spins: Cell::new(0),

@@ -402,3 +402,35 @@ fn stopped_right_before_the_loan() {
     assert_eq!(m.events(), vec![TIMER, Event::Interrupt(0x55), TIMER]);
     assert!(m.w.timer.get().is_none());
 }
+
+/// The guest's page is gone for good, with what is to be taken back in it: the guest goes on, whether the host spares its timer or not.
+#[test]
+fn a_page_that_is_gone_stops_nobody() {
+    let gone = Op::World(Env::Lose(Some(PAGE >> 12)));
+    for spares in [true, false] {
+        let mut m = machine(1_000_000, [wrmsr(0x4558_4c00, PAGE | 1)]);
+        m.w.wanted.set(Set::ALL.put(M, false));
+        m.go();
+        m.w.lazy.set(Some(PAGE));
+        m.then([Op::Deadline(50_000), gone.clone(), Op::World(Env::Switch(Set::ALL.0)), Op::Nop]);
+        assert!(m.sh.active(M));
+        if !spares {
+            m.w.tick.register.set(0);
+            m.w.tick.period.set(0);
+        }
+        m.then([wrmsr(DEADLINE, 1 << 50), Op::Nop, wrmsr(DEADLINE, 1 << 40), Op::Nop, Op::Nop]);
+        assert_eq!(m.v.lapic.armed(), Armed::AtTsc(1 << 40), "{spares}");
+    }
+    for offset in OFFSETS {
+        let mut m = apart(offset);
+        m.w.ns.set(1 << 30);
+        m.then([
+            Op::Deadline(900_000),
+            Op::Deadline(800_000),
+            gone.clone(),
+            Op::World(Env::Ask(Request::EVENT)),
+        ]);
+        m.then([Op::Nop, cpuid(0, 0), Op::Nop, wrmsr(DEADLINE, 1 << 50), Op::Nop, Op::Nop]);
+        assert_eq!(m.v.lapic.armed(), Armed::AtTsc(1 << 50), "{offset:#x}");
+    }
+}
