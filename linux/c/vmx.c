@@ -89,6 +89,7 @@ u32 ex_vmx_enter(struct ex_vmx_run *run, u32 how);
 void ex_vmx_interrupt(u8 vector);
 u32 ex_vmx_host_timer(void);
 bool ex_vmx_interrupt_requested(u8 vector);
+void ex_vmx_set_timer_vector(u8 vector);
 void ex_vmx_end_interrupt(void);
 u32 ex_vmx_pmu_list(struct ex_vmx_pmu_msr *list, u32 longest);
 void ex_vmx_task_bases(u64 *fs, u64 *gs);
@@ -355,6 +356,19 @@ bool ex_vmx_interrupt_requested(u8 vector)
 {
 	rmb();
 	return ex_apic_read(APIC_IRR + vector / 32 * 0x10) & BIT(vector % 32);
+}
+
+/* Interrupts off. Deadline mode stays, so what is armed does; before the next write of the deadline (SDM vol. 3A, 11.5.4.1). */
+void ex_vmx_set_timer_vector(u8 vector)
+{
+	u32 lvtt = APIC_LVT_TIMER_TSCDEADLINE | vector;
+
+	if (x2apic_mode) {
+		native_apic_msr_write(APIC_LVTT, lvtt);
+	} else {
+		WRITE_ONCE(*(u32 *)(APIC_BASE + APIC_LVTT), lvtt);
+		mb();
+	}
 }
 
 /* Interrupts off: the interrupt that an exit has acknowledged is over. */

@@ -526,6 +526,12 @@ pub trait Backend {
         let _ = (cpu, deadline, quiet);
         false
     }
+    /// The same, but a deadline that comes is a notification: the CPU delivers what the guest has requested in its own descriptor, without an
+    /// exit. For guests whose interrupts the CPU delivers.
+    fn lend_timer_inside(&mut self, cpu: &Self::Cpu, deadline: u64) -> bool {
+        let _ = (cpu, deadline);
+        false
+    }
     /// It is lent. The host takes it back by itself, in the middle of a slice, where it is about to use it.
     fn timer_lent(&self, cpu: &Self::Cpu) -> bool {
         let _ = cpu;

@@ -7,7 +7,7 @@ use crate::shared::VcpuShared;
 use crate::timer;
 use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
-use exitless_chooser::Mechanism::{LazyDeadline, PvIpiRaw, TimerPassthrough};
+use exitless_chooser::Mechanism::{LazyDeadline, PvIpiRaw, TimerInGuest, TimerPassthrough};
 use exitless_chooser::{Facts, Reason, active};
 use exitless_pv_abi::exitless_feature;
 
@@ -20,22 +20,32 @@ pub fn choose<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     v.by_deadline = by_deadline;
     let facts = facts(v, sh, host);
     sh.chosen.set(active(host.wanted(), &facts), &facts);
-    let lazy = host.wanted().has(LazyDeadline) && host.irqchip() && v.cpuid.caps().tsc_deadline;
-    let ticks = host.wanted().has(TimerPassthrough)
-        && host.irqchip()
-        && v.cpuid.caps().tsc_deadline
-        && v.b.has_timer();
-    let shown = |shown: bool, feature| if shown { feature } else { 0 };
-    let raw = host.wanted().has(PvIpiRaw) && raw::FACTS.iter().all(|reason| !facts.has(*reason));
-    let raw = shown(raw, exitless_feature::SHARED_DESCRIPTOR | exitless_feature::RAW_SEND);
-    let timers = shown(lazy, exitless_feature::LAZY_DEADLINE) | shown(ticks, exitless_feature::HOST_TICKS);
-    v.cpuid.show_own(timers | raw);
+    let shown = own_features(v, host, &facts);
+    v.cpuid.show_own(shown);
     if !sh.active(LazyDeadline) {
         timer::lazy::unattended(v, sh, host);
     }
-    if !sh.active(TimerPassthrough) {
-        timer::lazy::unshifted(v, sh, host);
+    if !sh.active(TimerPassthrough) || v.pv.lazy.told().inside != 0 && !sh.active(TimerInGuest) {
+        timer::lazy::untold(v, sh, host);
     }
+}
+
+/// What our own leaves tell of.
+fn own_features<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, facts: &Facts) -> u32 {
+    let deadline = host.irqchip() && v.cpuid.caps().tsc_deadline;
+    let lends = deadline && v.b.has_timer();
+    let inside = lends && !facts.has(Reason::NoWindow) && !facts.has(Reason::HardwarePosts);
+    let raw = raw::FACTS.iter().all(|reason| !facts.has(*reason));
+    let window = exitless_feature::SHARED_DESCRIPTOR;
+    [
+        (deadline, LazyDeadline, exitless_feature::LAZY_DEADLINE),
+        (lends, TimerPassthrough, exitless_feature::HOST_TICKS),
+        (inside, TimerInGuest, exitless_feature::TIMER_IN_GUEST | window),
+        (raw, PvIpiRaw, exitless_feature::RAW_SEND | window),
+    ]
+    .into_iter()
+    .filter(|(able, mechanism, _)| *able && host.wanted().has(*mechanism))
+    .fold(0, |shown, (.., features)| shown | features)
 }
 
 /// Whoever changes what is looked at here clears [`Vcpu::chosen`], on other threads by [`crate::Request::MECHANISMS`].
@@ -55,6 +65,7 @@ fn facts<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, sh: &VcpuShared, host: 
         .with(Reason::EdgeEois, v.vapic.edge_eois)
         .with(Reason::NoTimer, !v.b.has_timer())
         .with(Reason::NoDeadline, !caps.tsc_deadline)
+        .with(Reason::NotAgreed, !timer::lazy::asks(v))
         .with(Reason::NotAsked, !enabled(v.pv.lazy_deadline))
         .with(Reason::UnsteadyTsc, !host.steady_tsc())
         .with(Reason::OwnTsc, apart)

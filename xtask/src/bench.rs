@@ -118,8 +118,9 @@ impl Choice {
 }
 
 /// What records name, and how Exitless is loaded for it.
-const MECHANISMS: [(&str, &str); 4] = [
+const MECHANISMS: [(&str, &str); 5] = [
     ("timer-passthrough", "mechanisms=+timer_passthrough,+host_tsc"),
+    ("timer-in-guest", "mechanisms=+timer_passthrough,+host_tsc,+timer_in_guest"),
     ("lazy-deadline", "mechanisms=+lazy_deadline"),
     ("pvipi-validated", "mechanisms=+ipi_validated"),
     (RAW, "raw_ipi=1 mechanisms=+pvipi_raw"),

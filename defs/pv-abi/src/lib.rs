@@ -201,6 +201,8 @@ pub mod exitless_feature {
     pub const RAW_SEND: u32 = 1 << 2;
     /// [`super::EXITLESS_HOST_TICKS`] may be set in [`super::MSR_EXITLESS_LAZY_DEADLINE`].
     pub const HOST_TICKS: u32 = 1 << 3;
+    /// [`super::EXITLESS_INSIDE`] may be set there.
+    pub const TIMER_IN_GUEST: u32 = 1 << 4;
 }
 
 /// Where the vCPU's [`exitless_lazy_deadline`] lies: bit 0 enables it, bit 1 is [`EXITLESS_HOST_TICKS`], bits 63:6 are the address, the
@@ -210,6 +212,8 @@ pub const MSR_EXITLESS_LAZY_DEADLINE: u32 = 0x4558_4c00;
 pub const EXITLESS_LAZY_ADDRESS: u64 = !0 << 6;
 /// Bit of [`MSR_EXITLESS_LAZY_DEADLINE`]: the guest subtracts `offset` from what it writes to IA32_TSC_DEADLINE.
 pub const EXITLESS_HOST_TICKS: u64 = 1 << 1;
+/// Another: before it writes, it requests the timer's vector in its own descriptor in the window, where `inside` says so.
+pub const EXITLESS_INSIDE: u64 = 1 << 2;
 
 /// What guest and host share of one vCPU's timer, 64-byte aligned in guest memory (`docs/protocols/lazy-deadline.md`). The first two are
 /// moments of the guest's TSC.
@@ -222,7 +226,12 @@ pub struct exitless_lazy_deadline {
     pub pending: u64,
     /// Written by the host: not 0: IA32_TSC_DEADLINE is in ticks of the host's TSC, which is the guest's less this.
     pub offset: u64,
-    pub reserved: [u64; 5],
+    /// Written by the host: not 0: the guest requests its timer's vector before it writes, and bears that it comes early.
+    pub inside: u64,
+    /// Written by the guest: linear address of the first instruction of its sequence, and its length.
+    pub sequence: u64,
+    pub length: u64,
+    pub reserved: [u64; 2],
 }
 
 /// Bit 0, [`EXITLESS_DESCRIPTOR_SHARED`]: the vCPU uses the window; bit 1, [`EXITLESS_DESCRIPTOR_RAW`]: it sends by itself. The

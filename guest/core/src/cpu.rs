@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
-use exitless_lazy::GuestPage;
+use exitless_lazy::{GuestPage, Told};
 
 /// `struct exg_cpu` of `guest/c/exg.h`: the page, then what is the guest's alone.
 #[derive(Debug, Default)]
@@ -45,9 +45,11 @@ impl GuestPage for Cpu {
     fn armed(&self) -> u64 {
         self.armed.load(Relaxed)
     }
-    fn offset(&self) -> u64 {
-        self.offset.load(Relaxed)
+    fn told(&self) -> Told {
+        // It has not agreed to ask.
+        Told { offset: self.offset.load(Relaxed), inside: 0 }
     }
+    fn request(&self) {}
 }
 
 impl Cpu {
@@ -66,7 +68,7 @@ impl Cpu {
     /// The MSR was written with `deadline`, it is `now`. `true`: ask the host to attend, which it does not seem to do; once a second, of
     /// `second` ticks, at most.
     pub fn wrote(&self, deadline: u64, now: u64, second: u64) -> bool {
-        let attended = self.armed() != 0 || self.offset() != 0;
+        let attended = self.armed() != 0 || self.told() != Told::NOTHING;
         if attended || deadline <= now {
             self.ignored.store(if attended { 0 } else { self.ignored.load(Relaxed) }, Relaxed);
             return false;

@@ -585,6 +585,9 @@ impl<M: Machine> Backend for Vmx<M> {
     fn lend_timer(&mut self, cpu: &PerCpu, deadline: u64, quiet: bool) -> bool {
         self.lend(cpu, deadline, quiet)
     }
+    fn lend_timer_inside(&mut self, cpu: &PerCpu, deadline: u64) -> bool {
+        self.lend_inside(cpu, deadline)
+    }
     fn timer_lent(&self, cpu: &PerCpu) -> bool {
         cpu.loan.is_lent()
     }

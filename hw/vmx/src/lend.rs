@@ -4,11 +4,13 @@
 //! The comparator knows nothing of VMX: offset and multiplier change what RDTSC reads, not when it fires (SDM vol. 3A, 11.5.4.1;
 //! vol. 3C, 26.3). Its interrupt exits, whatever the guest's IF, and the exit acknowledges it: so the guest's expiry is known by the
 //! vector in the CPU's own LVTT. WRMSR of the deadline is not serialising; those of one slice are to one register, and stay in order.
-//! In xAPIC mode the manual wants a fence between a write of LVTT and one of the deadline: LVTT is not written here.
+//! Lent inside, LVTT's vector is the notification's meanwhile: a change of the vector alone disarms nothing (SDM vol. 3A, 11.5.4.1). In xAPIC mode
+//! the manual wants MFENCE between a write of LVTT and one of the deadline; in x2APIC mode the CPU keeps them in order.
 
 use crate::enter::plan;
 use crate::machine::{Machine, host_timer as h};
 use crate::percpu::PerCpu;
+use crate::vapic::NOTIFICATION;
 use crate::vcpu::Vmx;
 use exitless_vcpu::timer::{Found, Register};
 use exitless_x86::msr::Msr;
@@ -32,6 +34,9 @@ impl<M: Machine> Register for Timer<'_, M> {
     fn requested(&self) -> bool {
         self.m.interrupt_requested(self.vector)
     }
+    fn notifies(&self, notifies: bool) {
+        self.m.set_timer_vector(if notifies { NOTIFICATION } else { self.vector });
+    }
 }
 
 impl PerCpu {
@@ -51,13 +56,20 @@ impl PerCpu {
 impl<M: Machine> Vmx<M> {
     /// See `Backend::lend_timer`.
     pub(crate) fn lend(&mut self, cpu: &PerCpu, deadline: u64, quiet: bool) -> bool {
+        self.may_lend(cpu) && cpu.loan.lend(&cpu.timer(&self.m), deadline, quiet) && self.is_lent_now()
+    }
+
+    /// See `Backend::lend_timer_inside`.
+    pub(crate) fn lend_inside(&mut self, cpu: &PerCpu, deadline: u64) -> bool {
+        self.may_lend(cpu) && cpu.loan.lend_inside(&cpu.timer(&self.m), deadline) && self.is_lent_now()
+    }
+
+    fn may_lend(&mut self, cpu: &PerCpu) -> bool {
         let able = self.caps.preemption_timer() && self.caps.apicv() && self.caps.msr_bitmaps();
-        if !able || !self.knows_host_timer(cpu) {
-            return false;
-        }
-        if !cpu.loan.lend(&cpu.timer(&self.m), deadline, quiet) {
-            return false;
-        }
+        able && self.knows_host_timer(cpu)
+    }
+
+    fn is_lent_now(&mut self) -> bool {
         self.m.note_lent(true);
         self.plan |= plan::LENDS;
         if !self.timer.on {
@@ -90,7 +102,8 @@ impl<M: Machine> Vmx<M> {
 
     /// The interrupt that the exit acknowledged is the guest's timer's: it is ended here, for the host's handler is not to hear of it.
     pub(crate) fn guests_timer(&self, cpu: &PerCpu, vector: u8) -> bool {
-        let guests = cpu.loan.is_lent() && vector == cpu.timer_vector();
+        // What fires inside does not exit.
+        let guests = cpu.loan.is_lent() && !cpu.loan.is_inside() && vector == cpu.timer_vector();
         if guests {
             self.m.end_interrupt();
             cpu.loan.rang();

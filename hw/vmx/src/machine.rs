@@ -90,6 +90,8 @@ pub trait Machine {
     fn host_timer(&self) -> u32;
     /// The vector is in the IRR of this CPU's APIC, behind all reads of MSRs before. Interrupts are off.
     fn interrupt_requested(&self, vector: u8) -> bool;
+    /// LVTT of this CPU, in deadline mode, names this vector; before what follows. Interrupts are off.
+    fn set_timer_vector(&self, vector: u8);
     /// Ends the interrupt in service in this CPU's APIC: one that an exit has acknowledged. Interrupts are off.
     fn end_interrupt(&self);
     /// From now on the kernel calls [`crate::PerCpu::give_timer_back`] before it starts or stops a timer on this CPU, or not any more.
@@ -146,6 +148,7 @@ unsafe extern "C" {
     /// linux/c/vmx.c: this CPU's APIC.
     fn ex_vmx_host_timer() -> u32;
     fn ex_vmx_interrupt_requested(vector: u8) -> bool;
+    fn ex_vmx_set_timer_vector(vector: u8);
     fn ex_vmx_end_interrupt();
     /// linux/c/helpers/hrtimer.c.
     fn ex_note_apic_timer_lent(lent: bool);
@@ -221,6 +224,10 @@ impl Machine for Hardware {
     fn interrupt_requested(&self, vector: u8) -> bool {
         // SAFETY: as above; there is an IRR bit for each vector.
         unsafe { ex_vmx_interrupt_requested(vector) }
+    }
+    fn set_timer_vector(&self, vector: u8) {
+        // SAFETY: LVTT was in deadline mode when it was lent, and nobody but the lender changes it meanwhile; interrupts are off.
+        unsafe { ex_vmx_set_timer_vector(vector) }
     }
     fn end_interrupt(&self) {
         // SAFETY: the exit has acknowledged an interrupt, whose handler will not run: this is its one EOI. Interrupts are off.

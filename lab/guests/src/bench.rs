@@ -21,12 +21,16 @@ unsafe extern "C" {
 /// Tells the emulator that a batch begins (`docs/lab-bochs.md`, "The ledger"): a NOP, to which a CPU does not mind the
 /// displacement.
 fn ledger_begin(mark: u64) {
-    unsafe { asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e201", in("rax") mark, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e201", in("rax") mark, options(nostack, preserves_flags))
+    }
 }
 
 /// Tells the emulator that the batch has ended.
 fn ledger_end(operations: u64) {
-    unsafe { asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e202", in("rax") operations, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e202", in("rax") operations, options(nostack, preserves_flags))
+    }
 }
 
 /// Whose instructions the emulator counts in a window.
@@ -40,7 +44,9 @@ enum Of {
 /// From here until the window closes, and outside of windows no more in this batch, the emulator counts.
 fn open(of: Of) {
     let of = of as u64;
-    unsafe { asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e203", in("rax") of, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!(".byte 0x0f, 0x1f, 0x80; .long 0x1ed9e203", in("rax") of, options(nostack, preserves_flags))
+    }
 }
 
 fn close() {
@@ -94,7 +100,10 @@ fn batches<F: FnMut() -> u64>(name: &str, n: u64, mut ticks_of_batch: F) {
     let exits1 = host::call(op::EXITS, &[]);
     // The second statistics call itself is one exit.
     let exits = if exits0 < 0 { !0 } else { (exits1 - exits0 - 1) as u64 };
-    host::must(op::BENCH, &[name.as_ptr() as u64, name.len() as u64, best * BATCHES, n * BATCHES, exits, fastest]);
+    host::must(
+        op::BENCH,
+        &[name.as_ptr() as u64, name.len() as u64, best * BATCHES, n * BATCHES, exits, fastest],
+    );
 }
 
 fn measure<F: FnMut()>(name: &str, n: u64, mut f: F) {
@@ -295,7 +304,7 @@ fn b_tscdeadline_arm() {
     apic::enable();
     apic::write(apic::LVTT, apic::TSC_DEADLINE | 0x40);
     let far = rdtsc() + (1 << 40);
-    match t_lazy::setter() {
+    match t_lazy::setter(0x40) {
         Some(set) => measure("tscdeadline_far", N, || set(far)),
         None => measure("tscdeadline_far", N, || wrmsr(apic::MSR_TSC_DEADLINE, far)),
     }

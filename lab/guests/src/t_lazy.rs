@@ -40,6 +40,10 @@ fn found_host() -> bool {
 fn host_ticks() -> bool {
     found_host() && cpuid(LEAF + 1, 0)[0] & 8 != 0
 }
+/// And has it fire without an exit, for those that request their vector in their descriptor.
+fn in_guest() -> bool {
+    found_host() && cpuid(LEAF + 1, 0)[0] & 0x12 == 0x12
+}
 fn offered() -> bool {
     found_host() && cpuid(LEAF + 1, 0)[0] & 1 != 0
 }
@@ -132,7 +136,7 @@ fn comes_later() {
 
 test!(found, "lazy/found_or_not");
 fn found() {
-    if offered() || host_ticks() {
+    if offered() || host_ticks() || in_guest() {
         return on_this_cpu();
     }
     // Whoever does not offer it takes no page.
@@ -318,7 +322,7 @@ fn bad() {
     refused(MMIO | 1, "a device");
     refused(1 << 50 | 1, "no memory");
     refused(BASE | 1, "the APIC");
-    for bit in if host_ticks() { 2..6 } else { 1..6 } {
+    for bit in (1..6).filter(|bit| !(*bit == 1 && host_ticks() || *bit == 2 && in_guest())) {
         refused(words() as u64 | 1 | 1 << bit, "reserved bits");
     }
     comes_later();
@@ -531,13 +535,189 @@ fn shifted_storms() {
     check(host::wait_ms(60_000, || SHIFTED_DONE.load(SeqCst) == 1), "the other CPU's storm does not end");
 }
 
-/// How benchmarks set a deadline: by what the host offers that needs a guest that knows of it.
-pub fn setter() -> Option<fn(u64)> {
-    if !offered() {
-        return None;
+// ---- deadlines that fire without an exit ----
+
+const MSR_DESCRIPTOR: u32 = 0x4558_4c01;
+const WINDOW: u64 = 0xfee1_0000;
+static ASKED: [AtomicU64; 4] = [const { AtomicU64::new(VECTOR as u64) }; 4];
+/// What this CPU waits for.
+static WANTED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static EARLY: AtomicU64 = AtomicU64::new(0);
+static OTHERS: AtomicU64 = AtomicU64::new(0);
+
+fn inside() -> u64 {
+    // SAFETY: this CPU's page.
+    unsafe { words().add(3).read_volatile() }
+}
+/// The timer's vector in this CPU's own descriptor.
+fn request() {
+    let vector = ASKED[index()].load(SeqCst);
+    let pir = (WINDOW + 64 * index() as u64 + vector / 64 * 8) as *const AtomicU64;
+    // SAFETY: the window, which the host has said is there.
+    unsafe { &*pir }.fetch_or(1 << (vector % 64), SeqCst);
+}
+/// What the host tells, the vector where it says so, the write, and a look behind it.
+fn write_told(t: u64) {
+    loop {
+        let told = (offset(), inside());
+        if told.1 != 0 {
+            request();
+        }
+        wrmsr(MSR_TSC_DEADLINE, t.wrapping_sub(told.0));
+        if (offset(), inside()) == told {
+            break;
+        }
     }
-    wrmsr(MSR, words() as u64 | 1);
-    Some(|t| {
-        set(t);
-    })
+}
+fn set_inside(t: u64) {
+    let open = flags() & 0x200 != 0;
+    cli();
+    WANTED[index()].store(t, SeqCst);
+    poke(1, t);
+    fence(SeqCst);
+    write_told(t);
+    if open {
+        sti();
+    }
+}
+/// Early: requested again, and then it has come perhaps.
+fn irq_inside(_: &mut Frame) {
+    // `eoi` asks for the APIC's mode, which exits.
+    let eoi = || wrmsr(0x80b, 0);
+    let wanted = WANTED[index()].load(SeqCst);
+    if wanted == 0 {
+        // Told once more that it had come.
+        return eoi();
+    }
+    if rdtsc() < wanted {
+        EARLY.fetch_add(1, SeqCst);
+        if inside() != 0 {
+            request();
+        }
+        if rdtsc() < wanted {
+            return eoi();
+        }
+    }
+    WANTED[index()].store(0, SeqCst);
+    LAST[index()].store(rdtsc(), SeqCst);
+    COUNTS[index()].fetch_add(1, SeqCst);
+    eoi();
+}
+fn inside_on_this_cpu() {
+    on_this_cpu();
+    trap::on(VECTOR, irq_inside);
+    trap::on(0x41, |_| {
+        OTHERS.fetch_add(1, SeqCst);
+        eoi();
+    });
+    wrmsr(MSR_DESCRIPTOR, 1);
+    wrmsr(MSR, words() as u64 | 5 | if host_ticks() { 2 } else { 0 });
+}
+fn inside_setup() {
+    if !in_guest() {
+        skip("no timer that fires without an exit")
+    }
+    inside_on_this_cpu();
+}
+/// Without PAUSE, of which loops exit.
+fn came(t: u64) {
+    let limit = t + us(4_000_000);
+    while LAST[index()].load(SeqCst) < t && rdtsc() < limit {}
+    check(LAST[index()].load(SeqCst) >= t, "never came");
+}
+
+test!(inside_fires, "inside/fires_without_exits");
+fn inside_fires() {
+    inside_setup();
+    let before = host::must(op::EXITS, &[]);
+    for n in 0..200 {
+        let t = rdtsc() + us(20 + n % 30);
+        set_inside(t);
+        came(t);
+    }
+    check(inside() != 0, "not told to request it");
+    let exits = host::must(op::EXITS, &[]) - before;
+    check(exits < 100, "deadlines exit");
+    check_eq(count(), 200, "deadlines that came");
+    check_eq(inside(), 0, "told behind a departure");
+    // Armed over a departure: user space finds it, and it comes once.
+    let t = rdtsc() + us(NEAR);
+    set_inside(t);
+    check_eq(host::must(op::GET_MSR, &[MSR_TSC_DEADLINE as u64]), t, "the deadline outside");
+    came(t);
+    // And asleep.
+    cli();
+    let t = rdtsc() + us(NEAR);
+    set_inside(t);
+    while WANTED[0].load(SeqCst) != 0 {
+        sti_hlt();
+        cli();
+    }
+    sti();
+    check(LAST[0].load(SeqCst) >= t, "woken early");
+    check_eq(count(), 202, "in all");
+}
+
+static INSIDE_STOP: AtomicU64 = AtomicU64::new(0);
+/// Notifies the first CPU, whose vector comes early by that.
+fn notifier() {
+    to_x2apic();
+    enable();
+    while INSIDE_STOP.load(SeqCst) == 0 {
+        wrmsr(0x830, 0x41);
+        for _ in 0..200 {
+            pause();
+        }
+    }
+}
+test!(inside_storm, "inside/storm", cpus(2) | timeout(120));
+fn inside_storm() {
+    inside_setup();
+    smp::start_all(2);
+    smp::run(1, notifier);
+    let mut seed = 1u64;
+    for _ in 0..400 {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+        let n = count();
+        let mut t = rdtsc() + us((seed >> 40) % 300);
+        set_inside(t);
+        match seed >> 60 {
+            0 => outb(PIO_RAM, 0),
+            1 | 2 => {
+                cpuid(0, 0);
+            }
+            3 => write(LVTT, TSC_DEADLINE | VECTOR as u32),
+            4 => {
+                t += us(50);
+                set_inside(t);
+            }
+            5 => {
+                wrmsr(MSR_TSC_DEADLINE, 0);
+                t = rdtsc() + us(10);
+                set_inside(t);
+            }
+            _ => {}
+        }
+        came(t);
+        check(count() - n <= 2, "came too often");
+    }
+    INSIDE_STOP.store(1, SeqCst);
+    check(OTHERS.load(SeqCst) != 0, "nothing else came");
+}
+
+/// How benchmarks set a deadline, of which this is the vector: by what the host offers that needs a guest that knows of it.
+pub fn setter(vector: u8) -> Option<fn(u64)> {
+    if in_guest() {
+        ASKED[index()].store(vector.into(), SeqCst);
+        wrmsr(MSR_DESCRIPTOR, 1);
+        wrmsr(MSR, words() as u64 | 5 | if host_ticks() { 2 } else { 0 });
+        return Some(set_inside);
+    }
+    if offered() {
+        wrmsr(MSR, words() as u64 | 1);
+        return Some(|t| {
+            set(t);
+        });
+    }
+    None
 }

@@ -13,6 +13,9 @@ check timers timers
 # Guests whose TSC is not the host's, which subtract the difference; attended or not where nothing is lent.
 apart() { defaults -host_tsc && runner run ticks/ && defaults +lazy_deadline && runner run ticks/ && defaults -lazy_deadline,+host_tsc; }
 check apart apart
+# Guests that request their vector: nothing exits when it comes.
+inside() { defaults +timer_in_guest && runner run inside/ && defaults -host_tsc && runner run inside/ && defaults -timer_in_guest,+host_tsc; }
+check inside inside
 # Switched at random among all others meanwhile.
 random() { runner run --switch deadline/rewrite deadline/swept deadline/past deadline/rearmed deadline/disarmed; }
 check random random

@@ -51,4 +51,5 @@ reasons! {
     HardwarePosts = 24, "hardware posts to this VM's vCPUs (IPI virtualization): what it reads there guests must not write";
     NoWindow = 25, "the vCPU's id is not below 1024, or the CPU has no posted interrupts (APICv), or the VMM has memory at 0xfee10000";
     NotRaw = 26, "the guest has not asked for it (exitless-guest.ko cannot yet), or user space has set registers since, or the vCPU was in user space and has not sent anything since";
+    NotAgreed = 27, "the guest has not agreed that its timer's interrupt may come early, which it asks for in its own descriptor";
 }

@@ -128,6 +128,9 @@ rows! {
         "the guest sends IPIs by itself, without an exit, and could send any to any CPU of the host (Intel)";
     IpiValidated: "ipi_validated", Vcpu, true, Owner, [NoIrqchip], 0,
         "a plain IPI of a guest in x2APIC mode is checked, posted and notified before anything else is done for its exit";
+    TimerInGuest: "timer_in_guest", Vcpu, false, Root,
+        [NoIrqchip, NoTimer, NoDelivery, NoDeadline, UnsteadyTsc, HostTimer, IdlesInside, ApartTsc, OtherTimer, HardwarePosts, NoWindow, NotAgreed], 0,
+        "with timer_passthrough: what the guest armed fires without an exit, as a notification (Intel; guests that have agreed)";
 }
 
 impl Mechanism {

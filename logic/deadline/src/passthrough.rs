@@ -14,6 +14,10 @@
 //! A register that reads 0 was *disarmed* (WRMSR of 0) or has *fired*: the two differ in the vector, which the exit acknowledged
 //! ([`Loan::rang`]) or which is still requested ([`Register::requested`]). That is looked at before anything can acknowledge it.
 //!
+//! *Inside*: the timer's vector is the posted-interrupt notification while it is lent, so that G fires without an exit: the CPU delivers what
+//! the guest has requested in its own descriptor. Outside of guest mode that notification does nothing, and the request that is still
+//! there tells, as a register of 0 does, that it came. The vector changes before the deadline, at both ends: H never fires as the other.
+//!
 //! What else in the kernel may start a timer calls [`Loan::give_back`] first; who lent it settles later, in the same slice.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -28,6 +32,8 @@ pub trait Register {
     fn write(&self, deadline: u64);
     /// The timer's vector is in the IRR. Ordered behind [`Register::read`].
     fn requested(&self) -> bool;
+    /// LVTT names the notification, or the timer's own vector again; nothing else of it changes. Ordered before the accesses behind it.
+    fn notifies(&self, notifies: bool);
 }
 
 /// What the guest left.
@@ -39,6 +45,8 @@ pub struct Found {
     pub rang: bool,
     /// The guest has written the register.
     pub wrote: bool,
+    /// It was lent inside: [`Found::rang`] is not known, the guest's request tells.
+    pub inside: bool,
 }
 
 /// One CPU's, for that CPU alone. All-zero: the host's.
@@ -54,7 +62,8 @@ pub struct Loan {
     rang: AtomicBool,
     wrote: AtomicBool,
     owed: AtomicBool,
-    _pad: [u8; 5],
+    inside: AtomicBool,
+    _pad: [u8; 4],
 }
 
 impl Loan {
@@ -67,7 +76,8 @@ impl Loan {
             rang: AtomicBool::new(false),
             wrote: AtomicBool::new(false),
             owed: AtomicBool::new(false),
-            _pad: [0; 5],
+            inside: AtomicBool::new(false),
+            _pad: [0; 4],
         }
     }
 
@@ -98,11 +108,40 @@ impl Loan {
             r.write(host);
             return false;
         }
+        self.lent(host, guest, false);
+        true
+    }
+
+    /// The same, inside. Whatever vector of the timer's own is requested is the host's then, and exits.
+    pub fn lend_inside(&self, r: &impl Register, guest: u64) -> bool {
+        let host = r.read();
+        if host <= r.now() {
+            return false;
+        }
+        r.notifies(true);
+        r.write(guest);
+        if host <= r.now() {
+            // It may have come as a notification. What is written fires by the host's vector.
+            r.notifies(false);
+            r.write(host);
+            return false;
+        }
+        self.lent(host, guest, true);
+        true
+    }
+
+    fn lent(&self, host: u64, guest: u64, inside: bool) {
         self.given.store(guest, Relaxed);
         self.rang.store(false, Relaxed);
         self.wrote.store(false, Relaxed);
+        self.inside.store(inside, Relaxed);
         self.host.store(host, Relaxed);
-        true
+    }
+
+    /// It is lent, and fires inside.
+    #[inline]
+    pub fn is_inside(&self) -> bool {
+        self.is_lent() && self.inside.load(Relaxed)
     }
 
     /// An exit acknowledged the timer's vector. H is not in the register, and was not due when it was lent: it is the guest's.
@@ -125,9 +164,13 @@ impl Loan {
     /// The register is the host's again, with its deadline, also one that has passed: that fires now. Harmless if nothing is lent.
     pub fn give_back(&self, r: &impl Register) {
         let Some(host) = self.host() else { return };
+        let inside = self.inside.load(Relaxed);
+        if inside {
+            r.notifies(false);
+        }
         let (given, mut left) = (self.given.load(Relaxed), r.read());
         // One that fired and was written anew since shows by its moment; of what was written without being told nobody knows.
-        let looks = left == 0 || given != left && given <= r.now();
+        let looks = !inside && (left == 0 || given != left && given <= r.now());
         let rang = looks && r.requested();
         if rang && left != 0 {
             // Written; and it may be what fired between the two looks.
@@ -153,7 +196,7 @@ impl Loan {
         }
         self.owed.store(false, Relaxed);
         let (deadline, wrote) = (self.left.load(Relaxed), self.wrote.load(Relaxed));
-        Some(Found { deadline, rang: self.take_rang(), wrote })
+        Some(Found { deadline, rang: self.take_rang(), wrote, inside: self.inside.load(Relaxed) })
     }
 }
 
@@ -166,6 +209,8 @@ pub struct Opening {
     idle: u8,
     refused: bool,
     quiet: bool,
+    /// The vector that is requested while it is lent inside; 0: none.
+    asked: u8,
 }
 
 /// A loan costs a slice about a third of the exit that it may save.
@@ -200,6 +245,16 @@ impl Opening {
         self.refused = true;
     }
 
+    /// It is lent inside, and this vector requested.
+    pub fn asks(&mut self, vector: u8) {
+        self.asked = vector;
+    }
+
+    /// Which that was.
+    pub fn asked(&self) -> u8 {
+        self.asked
+    }
+
     /// A deadline was written by an exit.
     pub fn armed(&mut self) {
         (self.open, self.idle, self.quiet) = (true, 0, false);
@@ -232,6 +287,9 @@ mod tests {
         tsc: Cell<u64>,
         deadline: Cell<u64>,
         irr: Cell<bool>,
+        /// LVTT names the notification, and it is requested.
+        notifies: Cell<bool>,
+        notified: Cell<bool>,
         reads: Cell<u32>,
         writes: Cell<u32>,
         looks: Cell<u32>,
@@ -254,7 +312,8 @@ mod tests {
         fn tick(&self) {
             if self.deadline.get() != 0 && self.deadline.get() <= self.tsc.get() {
                 self.deadline.set(0);
-                self.irr.set(true);
+                let by = if self.notifies.get() { &self.notified } else { &self.irr };
+                by.set(true);
             }
         }
         fn passes(&self, ticks: u64) {
@@ -296,10 +355,14 @@ mod tests {
             self.looks.set(self.looks.get() + 1);
             self.irr.get()
         }
+        fn notifies(&self, notifies: bool) {
+            self.works();
+            self.notifies.set(notifies);
+        }
     }
 
     fn found(deadline: u64, rang: bool, wrote: bool) -> Option<Found> {
-        Some(Found { deadline, rang, wrote })
+        Some(Found { deadline, rang, wrote, inside: false })
     }
 
     /// Fault 1 of the published patches: a register of 0 was taken for nothing new, so that a cancelled deadline stayed and fired later.
@@ -599,6 +662,169 @@ mod tests {
             guest.expire(&cpu);
             prop_assert_eq!(guest.had, guest.wanted, "lost");
             prop_assert_eq!(guest.known, guest.own);
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Inside {
+        Passes(u64),
+        Arms(i64),
+        Disarms,
+        /// Something else notifies the vCPU.
+        Notified,
+        /// So much time between two entries, as of an exit of another kind.
+        Exits(u64),
+        /// The slice ends, so much after the last exit.
+        Ends(u64),
+    }
+
+    fn inside() -> impl Strategy<Value = Vec<Inside>> {
+        let act = prop_oneof![
+            (0..300u64).prop_map(Inside::Passes),
+            (-50..400i64).prop_map(Inside::Arms),
+            Just(Inside::Disarms),
+            Just(Inside::Notified),
+            (0..60u64).prop_map(Inside::Exits),
+            (0..60u64).prop_map(Inside::Ends),
+        ];
+        proptest::collection::vec(act, 1..80)
+    }
+
+    /// A guest that requests its vector before each write, and what it is told.
+    #[derive(Default)]
+    struct Asker {
+        requested: Cell<bool>,
+        /// By a timer of its own.
+        own: Cell<u64>,
+        wanted: Cell<u32>,
+        had: Cell<u32>,
+        early: Cell<u32>,
+    }
+
+    impl Asker {
+        fn look(&self, now: u64) {
+            if self.own.get() != 0 && self.own.get() <= now {
+                self.own.set(0);
+                self.wanted.set(self.wanted.get() + 1);
+            }
+        }
+        /// Its handler: early, it asks again.
+        fn interrupted(&self, now: u64) {
+            self.look(now);
+            if self.had.get() < self.wanted.get() {
+                self.had.set(self.wanted.get());
+            } else {
+                self.early.set(self.early.get() + 1);
+            }
+            self.requested.set(self.own.get() != 0);
+        }
+        /// Guest mode: the CPU takes what is requested, with a notification of anybody's.
+        fn runs(&self, cpu: &Cpu) {
+            if cpu.notified.replace(false) && self.requested.replace(false) {
+                self.interrupted(cpu.tsc.get());
+            }
+        }
+        fn writes(&self, cpu: &Cpu, to: u64) {
+            self.look(cpu.tsc.get());
+            self.requested.set(to != 0 || self.requested.get());
+            self.own.set(to);
+            cpu.wrmsr(to);
+            self.look(cpu.tsc.get());
+        }
+    }
+
+    proptest! {
+        /// Inside: each deadline that comes is seen by the guest, none is early but by somebody else's notification, and the host's tick
+        /// comes no later than the end of guest mode that its moment brings, by its own vector.
+        #[test]
+        fn fires_inside(acts in inside(), pace in any::<u64>()) {
+            const TICK: u64 = 250;
+            let (cpu, loan, guest) = (Cpu::armed(TICK, 0), Loan::none(), Asker::default());
+            cpu.pace.set(pace);
+            let (mut next, mut known, mut others, mut spurious) = (TICK, 0u64, 0, false);
+            for act in acts {
+                if !loan.is_lent() {
+                    // Software's, as any deadline; what it puts there it requests.
+                    if known != 0 && known <= cpu.tsc.get() {
+                        known = 0;
+                        guest.interrupted(cpu.tsc.get());
+                    }
+                    guest.requested.set(known != 0);
+                    if !loan.lend_inside(&cpu, known) {
+                        guest.requested.set(false);
+                    }
+                }
+                let lent = loan.is_lent();
+                if lent {
+                    guest.runs(&cpu);
+                }
+                match act {
+                    Inside::Passes(ticks) => for _ in 0..ticks {
+                        cpu.passes(1);
+                        guest.look(cpu.tsc.get());
+                        if lent {
+                            guest.runs(&cpu);
+                            if loan.host().is_some_and(|h| h <= cpu.tsc.get()) {
+                                break;
+                            }
+                        }
+                    },
+                    Inside::Arms(_) | Inside::Disarms if !lent => {}
+                    Inside::Arms(left) => {
+                        guest.writes(&cpu, cpu.tsc.get().saturating_add_signed(left).max(1));
+                        guest.runs(&cpu);
+                    }
+                    Inside::Disarms => guest.writes(&cpu, 0),
+                    Inside::Notified => {
+                        others += 1;
+                        cpu.notified.set(true);
+                        if lent {
+                            guest.runs(&cpu);
+                        }
+                    }
+                    Inside::Exits(ticks) | Inside::Ends(ticks) => cpu.passes(ticks),
+                }
+                guest.look(cpu.tsc.get());
+                if lent && (matches!(act, Inside::Ends(_)) || loan.host().is_some_and(|h| h <= cpu.tsc.get())) {
+                    let f = loan.settle(&cpu).unwrap();
+                    prop_assert!(f.inside && !f.rang && cpu.looks.get() == 0);
+                    known = f.deadline;
+                    // Between the change of the vector and that of the deadline it fires by the host's.
+                    spurious = known != 0 && known <= cpu.tsc.get();
+                    if guest.requested.replace(false) && known == 0 {
+                        // Came outside; or the guest has disarmed it since, and bears that.
+                        others += u32::from(guest.own.get() == 0 && guest.had.get() == guest.wanted.get());
+                        spurious = true;
+                        guest.interrupted(cpu.tsc.get());
+                    }
+                    prop_assert!(!cpu.notifies.get());
+                }
+                if !loan.is_lent() {
+                    prop_assert!(!cpu.notifies.get());
+                    // Interrupts are on.
+                    cpu.notified.set(false);
+                    let now = cpu.tsc.get();
+                    if cpu.irr.replace(false) {
+                        prop_assert!(now >= next || spurious, "the host was interrupted for nothing");
+                    } else {
+                        prop_assert!(now < next, "the tick is lost");
+                    }
+                    if now >= next {
+                        next = now + TICK;
+                        cpu.wrmsr(next);
+                    }
+                    spurious = false;
+                }
+                prop_assert!(guest.early.get() <= others, "early");
+            }
+            if let Some(f) = loan.settle(&cpu) {
+                known = f.deadline;
+                if guest.requested.replace(false) && known == 0 {
+                    guest.interrupted(cpu.tsc.get());
+                }
+            }
+            guest.look(cpu.tsc.get());
+            prop_assert!(guest.had.get() == guest.wanted.get() || known != 0 && known <= cpu.tsc.get(), "lost");
         }
     }
 

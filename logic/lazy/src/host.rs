@@ -10,8 +10,23 @@ pub trait HostPage {
     fn barrier(&self);
     /// Loads *pending*, once; `None`: out of reach now.
     fn pending(&self) -> Option<u64>;
-    /// Stores *offset*; `false`: out of reach now.
-    fn tell(&self, offset: u64) -> bool;
+    /// Stores *offset* and *inside*; `false`: out of reach now.
+    fn tell(&self, told: Told) -> bool;
+}
+
+/// What the guest does with each deadline that it writes. All-zero: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Zeroable)]
+#[repr(C)]
+pub struct Told {
+    /// It subtracts this.
+    pub offset: u64,
+    /// Not 0: before, it requests the vector.
+    pub inside: u64,
+}
+
+impl Told {
+    /// Nothing.
+    pub const NOTHING: Self = Self { offset: 0, inside: 0 };
 }
 
 /// What the host knows. All-zero: not attended.
@@ -20,8 +35,8 @@ pub trait HostPage {
 pub struct Host {
     /// The host's own copy.
     armed: u64,
-    /// Likewise.
-    offset: u64,
+    /// Likewise, of *offset* and *inside*.
+    told: Told,
     /// The last that was told.
     last: u64,
     /// The page may hold something else than that.
@@ -35,9 +50,9 @@ impl Host {
         self.armed
     }
 
-    /// What the guest subtracts from each deadline that it writes, or 0.
-    pub fn offset(&self) -> u64 {
-        self.offset
+    /// What the guest does with each deadline that it writes.
+    pub fn told(&self) -> Told {
+        self.told
     }
 
     /// The page must be written before the guest runs: [`Host::settle`].
@@ -48,29 +63,29 @@ impl Host {
     /// A new page, whatever is in it.
     pub fn begin(&mut self, page: &impl HostPage) -> bool {
         *self = Self::default();
-        page.arm(0) && page.tell(0)
+        page.arm(0) && page.tell(Told::NOTHING)
     }
 
-    /// The MSR was written with `deadline`: who means what it wrote, and so reads the page behind that, subtracts `offset` from now on,
-    /// others nothing any more. `offset` 0: nobody does.
-    pub fn shift(&mut self, page: &impl HostPage, deadline: u64, offset: u64) {
-        let means = offset != 0 && page.pending() == Some(deadline);
-        let offset = if means { offset } else { 0 };
-        if offset == self.offset {
+    /// The MSR was written with `deadline`: who means what it wrote, and so reads the page behind that, does `told` from now on, others
+    /// nothing any more.
+    pub fn tell(&mut self, page: &impl HostPage, deadline: u64, told: Told) {
+        let means = told != Told::NOTHING && page.pending() == Some(deadline);
+        let told = if means { told } else { Told::NOTHING };
+        if told == self.told {
             return;
         }
-        let told = page.tell(offset);
+        let shown = page.tell(told);
         // What was not told does not hold, and what is not taken back may be read.
-        self.owes |= !told && offset == 0;
-        self.offset = if told { offset } else { 0 };
-        self.last = if self.offset != 0 { offset } else { self.last };
+        self.owes |= !shown;
+        self.told = if shown { told } else { Told::NOTHING };
+        self.last = if self.told.offset != 0 { self.told.offset } else { self.last };
     }
 
     /// Nothing is told, and the MSR was written with `value`: the deadline, if the guest was stopped between its look at the offset of
     /// before and that write.
     pub fn stale(&self, page: &impl HostPage, value: u64) -> Option<u64> {
         let meant = value.wrapping_add(self.last);
-        (self.last != 0 && self.offset == 0 && page.pending() == Some(meant)).then_some(meant)
+        (self.last != 0 && self.told.offset == 0 && page.pending() == Some(meant)).then_some(meant)
     }
 
     /// The MSR was written with `deadline`, which is to come.
@@ -109,7 +124,7 @@ impl Host {
 
     /// Tries again to write what could not be written.
     pub fn settle(&mut self, page: &impl HostPage) {
-        self.owes = !(page.arm(self.armed) && page.tell(self.offset));
+        self.owes = !(page.arm(self.armed) && page.tell(self.told));
     }
 
     fn show(&mut self, page: &impl HostPage, armed: u64) {

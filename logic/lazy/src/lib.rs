@@ -39,4 +39,4 @@ mod host;
 mod tests;
 
 pub use guest::{GuestPage, set, write};
-pub use host::{Host, HostPage};
+pub use host::{Host, HostPage, Told};

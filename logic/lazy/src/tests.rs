@@ -5,7 +5,7 @@
 //! early. The host's threads exclude each other, as what the vCPU's thread does is done by one; nothing excludes the guest, so
 //! what holds here needs no help from the guest being stopped. Each rule of the crate's head is taken away once, and loom finds the loss.
 
-use crate::{GuestPage, Host, HostPage, set, write};
+use crate::{GuestPage, Host, HostPage, Told, set, write};
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::Ordering::SeqCst;
 use loom::sync::atomic::{AtomicU64, fence};
@@ -34,9 +34,10 @@ impl<const WITHOUT: u8> GuestPage for Page<WITHOUT> {
     fn armed(&self) -> u64 {
         self.armed.load(Relaxed)
     }
-    fn offset(&self) -> u64 {
-        0
+    fn told(&self) -> Told {
+        Told::NOTHING
     }
+    fn request(&self) {}
 }
 
 impl<const WITHOUT: u8> HostPage for Page<WITHOUT> {
@@ -52,7 +53,7 @@ impl<const WITHOUT: u8> HostPage for Page<WITHOUT> {
     fn pending(&self) -> Option<u64> {
         Some(self.pending.load(Relaxed))
     }
-    fn tell(&self, _: u64) -> bool {
+    fn tell(&self, _: Told) -> bool {
         true
     }
 }
@@ -283,9 +284,9 @@ impl HostPage for Plain {
     fn pending(&self) -> Option<u64> {
         (!self.gone.get()).then(|| self.pending.get())
     }
-    fn tell(&self, offset: u64) -> bool {
+    fn tell(&self, told: Told) -> bool {
         if !self.gone.get() {
-            self.offset.set(offset);
+            self.offset.set(told.offset);
         }
         !self.gone.get()
     }
@@ -299,9 +300,10 @@ impl GuestPage for Plain {
     fn armed(&self) -> u64 {
         self.armed.get()
     }
-    fn offset(&self) -> u64 {
-        self.offset.get()
+    fn told(&self) -> Told {
+        Told { offset: self.offset.get(), inside: 0 }
     }
+    fn request(&self) {}
 }
 
 /// From 0 and 0: the first exits; the same again and later ones do not, earlier ones do.
@@ -375,6 +377,10 @@ fn out_of_reach() {
     assert_eq!(p.armed.get(), 0);
 }
 
+fn by(offset: u64) -> Told {
+    Told { offset, inside: 0 }
+}
+
 /// A host whose TSC is the guest's less `offset`, and what it makes of writes.
 struct Shifted {
     page: Plain,
@@ -392,13 +398,13 @@ impl Shifted {
     }
     fn wrmsr(&mut self, value: u64) {
         // Lent or not, it is in whose ticks the page says.
-        self.deadline = value.wrapping_add(self.host.offset());
+        self.deadline = value.wrapping_add(self.host.told().offset);
         if self.knows {
-            self.host.shift(&self.page, self.deadline, self.offset);
+            self.host.tell(&self.page, self.deadline, by(self.offset));
         }
     }
     fn departs(&mut self, knows: bool, offset: u64) {
-        self.host.shift(&self.page, 0, 0);
+        self.host.tell(&self.page, 0, Told::NOTHING);
         (self.knows, self.offset) = (knows, offset);
     }
 }
@@ -417,11 +423,12 @@ impl<F: Fn()> GuestPage for Taken<'_, F> {
     fn armed(&self) -> u64 {
         0
     }
-    fn offset(&self) -> u64 {
-        let offset = self.w.borrow().page.offset();
+    fn told(&self) -> Told {
+        let told = self.w.borrow().page.told();
         (self.happens)();
-        offset
+        told
     }
+    fn request(&self) {}
 }
 
 /// Wherever between its looks and its writes the guest is taken away, however often, and to whomever: what stands in the MSR behind the last
@@ -461,11 +468,11 @@ fn an_offset_is_for_who_looks() {
     let mut w = Shifted::new();
     w.page.want(10_000);
     w.wrmsr(9999);
-    assert_eq!((w.page.offset.get(), w.host.offset()), (0, 0));
+    assert_eq!((w.page.offset.get(), w.host.told().offset), (0, 0));
     w.wrmsr(10_000);
-    assert_eq!((w.page.offset.get(), w.host.offset()), (5000, 5000));
+    assert_eq!((w.page.offset.get(), w.host.told().offset), (5000, 5000));
     w.wrmsr(6000);
-    assert_eq!((w.page.offset.get(), w.host.offset(), w.deadline), (0, 0, 11_000));
+    assert_eq!((w.page.offset.get(), w.host.told().offset, w.deadline), (0, 0, 11_000));
 }
 
 /// Stopped between look and write, on the same host: what was written is what it wants, which no look is needed to mend.
@@ -486,13 +493,13 @@ fn an_offset_out_of_reach() {
     let mut w = Shifted::new();
     w.page.want(10_000);
     w.page.gone.set(true);
-    w.host.shift(&w.page, 10_000, 5000);
-    assert_eq!((w.host.offset(), w.host.owes()), (0, false));
+    w.host.tell(&w.page, 10_000, by(5000));
+    assert_eq!((w.host.told().offset, w.host.owes()), (0, false));
     w.page.gone.set(false);
-    w.host.shift(&w.page, 10_000, 5000);
+    w.host.tell(&w.page, 10_000, by(5000));
     w.page.gone.set(true);
-    w.host.shift(&w.page, 0, 0);
-    assert!(w.host.owes() && w.host.offset() == 0);
+    w.host.tell(&w.page, 0, Told::NOTHING);
+    assert!(w.host.owes() && w.host.told().offset == 0);
     w.page.gone.set(false);
     w.host.settle(&w.page);
     assert_eq!((w.host.owes(), w.page.offset.get()), (false, 0));

@@ -6,7 +6,7 @@
 //! in a slice is owed, and written before the next entry ([`settle`]).
 //!
 //! The page's *offset* is for the CPU's own timer in the hands of a guest whose TSC is not the host's ([`super::passthrough`]): it ends at the
-//! same places, and with passthrough.
+//! same places, and with passthrough. So does *inside*, for the guest whose timer fires without an exit.
 
 use crate::backend::Backend;
 use crate::host::Host;
@@ -15,20 +15,26 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::pv::enabled;
 use core::mem::offset_of;
 use core::sync::atomic::{Ordering, fence};
-use exitless_chooser::Mechanism::{LazyDeadline, TimerPassthrough};
+use exitless_chooser::Mechanism::{LazyDeadline, TimerInGuest, TimerPassthrough};
 use exitless_lapic::Now;
-use exitless_lazy::{Host as Lazy, HostPage};
+use exitless_lazy::{Host as Lazy, HostPage, Told};
 use exitless_policy::{Invalid, Origin};
 use exitless_pv_abi::{
-    EXITLESS_HOST_TICKS, EXITLESS_LAZY_ADDRESS, KVM_MSR_ENABLED, exitless_feature, exitless_lazy_deadline,
+    EXITLESS_HOST_TICKS, EXITLESS_INSIDE, EXITLESS_LAZY_ADDRESS, KVM_MSR_ENABLED, exitless_feature,
+    exitless_lazy_deadline,
 };
 
 const ARMED: u64 = offset_of!(exitless_lazy_deadline, armed) as u64;
 const PENDING: u64 = offset_of!(exitless_lazy_deadline, pending) as u64;
 const OFFSET: u64 = offset_of!(exitless_lazy_deadline, offset) as u64;
+const INSIDE: u64 = offset_of!(exitless_lazy_deadline, inside) as u64;
+const SEQUENCE: u64 = offset_of!(exitless_lazy_deadline, sequence) as u64;
+const LENGTH: u64 = offset_of!(exitless_lazy_deadline, length) as u64;
 
 /// Both bits: the guest has agreed to *offset*.
 const SHIFTS: u64 = KVM_MSR_ENABLED | EXITLESS_HOST_TICKS;
+/// And to *inside*.
+const ASKS: u64 = KVM_MSR_ENABLED | EXITLESS_INSIDE;
 
 /// The page; `sleeps`: what is not resident may be brought.
 struct Page<'a, B, H> {
@@ -40,6 +46,16 @@ struct Page<'a, B, H> {
 impl<B: Backend, H: Host<Cpu = B::Cpu>> Page<'_, B, H> {
     fn gpa(&self) -> u64 {
         self.v.pv.lazy_deadline & EXITLESS_LAZY_ADDRESS
+    }
+
+    fn load(&self, at: u64) -> Option<u64> {
+        let at = self.gpa() + at;
+        let there = self.host.load_shared(at);
+        if there.is_some() || !self.sleeps {
+            return there;
+        }
+        let mut bytes = [0; 8];
+        self.v.read_guest(self.host, at, &mut bytes).then(|| u64::from_le_bytes(bytes))
     }
 
     fn store(&self, at: u64, value: u64) -> bool {
@@ -54,8 +70,8 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> HostPage for Page<'_, B, H> {
         self.store(ARMED, armed)
     }
 
-    fn tell(&self, offset: u64) -> bool {
-        self.store(OFFSET, offset)
+    fn tell(&self, told: Told) -> bool {
+        self.store(OFFSET, told.offset) && self.store(INSIDE, told.inside)
     }
 
     fn barrier(&self) {
@@ -63,13 +79,7 @@ impl<B: Backend, H: Host<Cpu = B::Cpu>> HostPage for Page<'_, B, H> {
     }
 
     fn pending(&self) -> Option<u64> {
-        let at = self.gpa() + PENDING;
-        let there = self.host.load_shared(at);
-        if there.is_some() || !self.sleeps {
-            return there;
-        }
-        let mut bytes = [0; 8];
-        self.v.read_guest(self.host, at, &mut bytes).then(|| u64::from_le_bytes(bytes))
+        self.load(PENDING)
     }
 }
 
@@ -103,14 +113,18 @@ pub fn set<B: Backend, H: Host<Cpu = B::Cpu>>(
     value: u64,
 ) -> Result<(), Invalid> {
     let own = v.cpuid.own();
-    let known = own & (exitless_feature::LAZY_DEADLINE | exitless_feature::HOST_TICKS) != 0;
-    if enabled(value) && !known || value & EXITLESS_HOST_TICKS != 0 && own & exitless_feature::HOST_TICKS == 0
+    let known = |bits: u64, features: u32| value & bits == 0 || own & features != 0;
+    let any =
+        exitless_feature::LAZY_DEADLINE | exitless_feature::HOST_TICKS | exitless_feature::TIMER_IN_GUEST;
+    if !known(KVM_MSR_ENABLED, any)
+        || !known(EXITLESS_HOST_TICKS, exitless_feature::HOST_TICKS)
+        || !known(EXITLESS_INSIDE, exitless_feature::TIMER_IN_GUEST)
     {
         return Err(Invalid);
     }
     let before = v.pv.lazy_deadline;
     end(v, sh, host, true);
-    shift(v, sh, host, true, 0, 0);
+    tell(v, sh, host, true, 0, Told::NOTHING);
     v.pv.lazy_deadline = value;
     v.pv.lazy = Lazy::default();
     v.chosen = false;
@@ -136,10 +150,9 @@ pub(super) fn written<B: Backend, H: Host<Cpu = B::Cpu>>(
     if !enabled(v.pv.lazy_deadline) {
         return;
     }
-    let shifts = shifts(v) && sh.active(TimerPassthrough) && !v.lapic.timer_masked();
     if deadline != 0 {
-        let told = shifts && origin == Origin::Guest;
-        shift(v, sh, host, false, deadline, if told { v.tsc_offset } else { 0 });
+        let told = if origin == Origin::Guest { told(v, sh) } else { Told::NOTHING };
+        tell(v, sh, host, false, deadline, told);
     }
     let elsewhere = v.passthrough.takes_writes() || v.lapic.timer_masked();
     let attend = origin == Origin::Guest && sh.active(LazyDeadline) && deadline > now.guest_tsc && !elsewhere;
@@ -158,7 +171,7 @@ pub(super) fn meant<B: Backend, H: Host<Cpu = B::Cpu>>(v: &Vcpu<B>, host: &H, va
 
 /// What is in the register, or was written to it, in the guest's ticks; it is `tsc`.
 pub(super) fn to_guest<B: Backend>(v: &Vcpu<B>, register: u64, tsc: u64) -> u64 {
-    if register == 0 || v.pv.lazy.offset() == 0 {
+    if register == 0 || v.pv.lazy.told().offset == 0 {
         return register;
     }
     let now = v.guest_tsc(tsc);
@@ -174,17 +187,49 @@ pub fn shifts<B: Backend>(v: &Vcpu<B>) -> bool {
     v.pv.lazy_deadline & SHIFTS == SHIFTS && v.tsc_offset != 0 && !v.rate.is_scaled()
 }
 
-/// From here on it subtracts `offset`; not 0: if `deadline`, which was written, is what it means.
-fn shift<B: Backend, H: Host<Cpu = B::Cpu>>(
+/// It requests its vector itself, where it is told to.
+pub fn asks<B: Backend>(v: &Vcpu<B>) -> bool {
+    v.pv.lazy_deadline & ASKS == ASKS
+}
+
+/// What the guest is to do with its deadlines, while passthrough may lend it the timer.
+fn told<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared) -> Told {
+    if !sh.active(TimerPassthrough) || v.lapic.timer_masked() {
+        return Told::NOTHING;
+    }
+    let offset = if shifts(v) { v.tsc_offset } else { 0 };
+    Told { offset, inside: u64::from(sh.active(TimerInGuest)) }
+}
+
+/// From here on it does that; if `deadline`, which was written, is what it means.
+fn tell<B: Backend, H: Host<Cpu = B::Cpu>>(
     v: &mut Vcpu<B>,
     sh: &VcpuShared,
     host: &H,
     sleeps: bool,
     deadline: u64,
-    offset: u64,
+    told: Told,
 ) {
-    if v.pv.lazy.offset() | offset != 0 {
-        step(v, sh, host, sleeps, |lazy, page| lazy.shift(page, deadline, offset));
+    let before = v.pv.lazy.told();
+    if (before, told) == (Told::NOTHING, Told::NOTHING) {
+        return;
+    }
+    step(v, sh, host, sleeps, |lazy, page| lazy.tell(page, deadline, told));
+    if before.inside != 0 && v.pv.lazy.told().inside == 0 {
+        put_back(v, host, sleeps);
+    }
+}
+
+/// Nobody is to be found between the look at *inside* and the write: on another host the descriptor may be anything. The guest's code
+/// goes back to its start.
+fn put_back<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, sleeps: bool) {
+    if v.b.cpl() != 0 || v.journal.source().is_some() || v.pending_port.is_some() {
+        return;
+    }
+    let page = Page { v, host, sleeps };
+    let (Some(start), Some(length)) = (page.load(SEQUENCE), page.load(LENGTH)) else { return };
+    if v.b.rip().wrapping_sub(start) < length {
+        v.b.set_rip(start);
     }
 }
 
@@ -215,7 +260,7 @@ pub(super) fn put_off<B: Backend, H: Host<Cpu = B::Cpu>>(
 /// How the timer works is about to change, or has: the APIC's deadline is the guest's last, and its next write exits.
 pub fn clear<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     unattended(v, sh, host);
-    unshifted(v, sh, host);
+    untold(v, sh, host);
 }
 
 /// The APIC's deadline is the guest's last, and its next write comes.
@@ -223,9 +268,9 @@ pub fn unattended<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuS
     end(v, sh, host, false);
 }
 
-/// The guest writes in its own ticks.
-pub fn unshifted<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
-    shift(v, sh, host, false, 0, 0);
+/// The guest writes in its own ticks, and does nothing else.
+pub fn untold<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    tell(v, sh, host, false, 0, Told::NOTHING);
 }
 
 fn end<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, sleeps: bool) {
@@ -244,7 +289,7 @@ fn end<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host
 /// User space has the vCPU next, and perhaps another host behind it, which has never heard of the page.
 pub fn depart<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     end(v, sh, host, true);
-    shift(v, sh, host, true, 0, 0);
+    tell(v, sh, host, true, 0, Told::NOTHING);
     settle(v, sh, host);
 }
 

@@ -6,13 +6,17 @@
 //! saved finds them as ever. In a slice it is lent before the first entry once a write has exited, and settled behind the last: none
 //! of its exits in between costs anything for it. Where the host cannot spare its timer the slice goes the way there always is. A guest's
 //! lazy deadlines ([`super::lazy`]) are not attended meanwhile: it shall write.
+//!
+//! *Inside* (mechanism `timer_in_guest`): what comes does not end guest mode either. The guest requests its vector before it writes, the timer's
+//! interrupt is a notification, and the CPU delivers. Whatever else notifies the vCPU meanwhile brings that vector early, which the guest
+//! has agreed to bear.
 
 use super::{expire, give, lazy, now, place};
 use crate::backend::Backend;
 use crate::host::{Host, Moment};
 use crate::shared::VcpuShared;
 use crate::vcpu::Vcpu;
-use exitless_chooser::{Fallback, Mechanism::TimerPassthrough};
+use exitless_chooser::{Fallback, Mechanism::TimerInGuest, Mechanism::TimerPassthrough};
 use exitless_deadline::Home;
 use exitless_lapic::Now;
 
@@ -47,8 +51,9 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     if !sh.active(TimerPassthrough) {
         return v.passthrough.close();
     }
-    if v.tsc_offset != 0 && v.pv.lazy.offset() == 0 {
-        // Not before the guest knows what to subtract, which its next write brings.
+    let told = v.pv.lazy.told();
+    if v.tsc_offset != 0 && told.offset == 0 || sh.active(TimerInGuest) && told.inside == 0 {
+        // Not before the guest knows what to do, which its next write brings.
         return v.passthrough.touched();
     }
     if v.pv.lazy.armed() != 0 {
@@ -65,11 +70,41 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         place(v, sh, host, m);
     }
     let quiet = v.passthrough.take_quiet();
-    if v.b.lend_timer(cpu, to_host(v.lapic.tsc_deadline(), &n, m.tsc), quiet) {
+    let deadline = to_host(v.lapic.tsc_deadline(), &n, m.tsc);
+    let inside = told.inside != 0;
+    let lent =
+        if inside { v.b.lend_timer_inside(cpu, deadline) } else { v.b.lend_timer(cpu, deadline, quiet) };
+    if lent {
+        if inside {
+            ask(v, sh, deadline);
+        }
         give(v, sh, Home::Guest);
     } else {
         refused(v, sh);
     }
+}
+
+/// The vector that is requested while the timer is lent inside; what is armed already the guest need not request.
+fn ask<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared, deadline: u64) {
+    let vector = v.lapic.plain_deadline().unwrap_or(0);
+    v.passthrough.asks(vector);
+    if deadline != 0 && vector != 0 {
+        // Not announced: the timer does that.
+        let _ = sh.apic.posted().request(vector);
+    }
+}
+
+/// It was lent inside: the guest's request is taken back, unless the CPU has delivered it. `true`: nothing is armed any more, and it is still
+/// there: the deadline came outside of the guest.
+fn asked<B: Backend>(v: &Vcpu<B>, sh: &VcpuShared, armed: bool) -> bool {
+    let vector = v.passthrough.asked();
+    let there = vector != 0 && sh.apic.posted().withdraw(vector);
+    let deeds = sh.stats.deeds(TimerInGuest);
+    if armed && !there {
+        // Somebody else's notification brought it, early.
+        deeds.added.bump();
+    }
+    there && !armed
 }
 
 /// The host would lend it now: whose lazy deadline is attended has something to lose.
@@ -103,6 +138,12 @@ fn ring<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
 pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H, cpu: &B::Cpu) {
     let Some(found) = v.b.take_timer_back(cpu) else { return };
     let tsc = host.tsc();
+    if found.inside {
+        sh.count_hit(TimerInGuest);
+        if asked(v, sh, found.deadline != 0) {
+            ring(v, sh, host, tsc);
+        }
+    }
     if found.rang {
         ring(v, sh, host, tsc);
         // It may still be requested, and would be taken for the next one.
@@ -120,5 +161,5 @@ fn to_host(deadline: u64, now: &Now, tsc: u64) -> u64 {
 
 /// What the guest reads, of its own `deadline`.
 pub fn as_read<B: Backend>(v: &Vcpu<B>, deadline: u64) -> u64 {
-    if deadline == 0 { 0 } else { deadline.wrapping_sub(v.pv.lazy.offset()).max(1) }
+    if deadline == 0 { 0 } else { deadline.wrapping_sub(v.pv.lazy.told().offset).max(1) }
 }

@@ -56,8 +56,8 @@ pub(crate) enum Op {
     Int3,
     /// IA32_TSC_DEADLINE, this many ns from now.
     Deadline(u64),
-    /// The look behind that, by a guest that subtracts offsets: the deadline, and what was subtracted.
-    Again(u64, u64),
+    /// The look behind that, by a guest that has agreed to something: the deadline, and what it was told.
+    Again(u64, exitless_lazy::Told),
     /// IA32_APIC_BASE; disabled it forgets everything.
     ApicBase(u64),
     /// Through SELF_IPI or the ICR.
@@ -92,8 +92,11 @@ impl exitless_lazy::GuestPage for LazyPage<'_> {
     fn armed(&self) -> u64 {
         self.w.u64_at(self.page)
     }
-    fn offset(&self) -> u64 {
-        self.w.u64_at(self.page + 16)
+    fn told(&self) -> exitless_lazy::Told {
+        exitless_lazy::Told { offset: self.w.u64_at(self.page + 16), inside: self.w.u64_at(self.page + 24) }
+    }
+    fn request(&self) {
+        let _ = self.w.sh.apic.posted().request(self.w.timer_vector.get());
     }
 }
 
@@ -575,7 +578,7 @@ impl Cpu {
                 self.plain(3)
             }
             Op::Deadline(ns) => self.deadline(ns),
-            Op::Again(at, offset) => self.look_again(at, offset),
+            Op::Again(at, told) => self.look_again(at, told),
             Op::ApicBase(v) => {
                 self.w.x2apic.set(v & 0x400 != 0);
                 if v & 0x800 == 0 {
@@ -731,27 +734,36 @@ impl Cpu {
         if self.w.lazy.get().is_some_and(|page| !exitless_lazy::set(&LazyPage { w: &self.w, page }, at)) {
             return self.plain(2);
         }
-        match self.offset() {
-            Some(offset) => self.write_deadline(at, offset),
+        match self.told() {
+            Some(told) => self.write_deadline(at, told),
             None => self.execute(super::guest::wrmsr(0x6e0, at)),
         }
     }
 
-    /// What the page says, to a guest that has agreed.
-    fn offset(&self) -> Option<u64> {
-        let page = self.w.lazy.get().filter(|_| self.w.shifts.get())?;
-        Some(exitless_lazy::GuestPage::offset(&LazyPage { w: &self.w, page }))
+    /// The page, of a guest that has agreed to something.
+    fn page(&self) -> Option<LazyPage<'_>> {
+        let page = self.w.lazy.get().filter(|_| self.w.shifts.get() || self.w.asks.get())?;
+        Some(LazyPage { w: &self.w, page })
+    }
+
+    fn told(&self) -> Option<exitless_lazy::Told> {
+        self.page().map(|page| exitless_lazy::GuestPage::told(&page))
     }
 
     /// As `exitless_lazy::write`, of which each write may exit.
-    fn write_deadline(&mut self, at: u64, offset: u64) -> Option<Exit> {
-        self.ops.push_front(Op::Again(at, offset));
-        self.execute(super::guest::wrmsr(0x6e0, at.wrapping_sub(offset)))
+    fn write_deadline(&mut self, at: u64, told: exitless_lazy::Told) -> Option<Exit> {
+        if told.inside != 0
+            && let Some(page) = self.page()
+        {
+            exitless_lazy::GuestPage::request(&page);
+        }
+        self.ops.push_front(Op::Again(at, told));
+        self.execute(super::guest::wrmsr(0x6e0, at.wrapping_sub(told.offset)))
     }
 
-    fn look_again(&mut self, at: u64, offset: u64) -> Option<Exit> {
-        match self.offset() {
-            Some(seen) if seen != offset => self.write_deadline(at, seen),
+    fn look_again(&mut self, at: u64, told: exitless_lazy::Told) -> Option<Exit> {
+        match self.told() {
+            Some(seen) if seen != told => self.write_deadline(at, seen),
             _ => self.plain(2),
         }
     }
@@ -1127,6 +1139,13 @@ impl Backend for Cpu {
             "what the kernel's timer requested passes for the guest's"
         );
         let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend(&*self.w, deadline, quiet);
+        self.w.tick.loans.set(self.w.tick.loans.get() + u32::from(lends));
+        lends
+    }
+    fn lend_timer_inside(&mut self, _: &Core, deadline: u64) -> bool {
+        let page = self.w.lazy.get().expect("a guest that has agreed");
+        assert_eq!((self.tsc_offset, 1), (self.w.u64_at(page + 16), self.w.u64_at(page + 24)));
+        let lends = self.w.tick.period.get() != 0 && self.w.tick.loan.lend_inside(&*self.w, deadline);
         self.w.tick.loans.set(self.w.tick.loans.get() + u32::from(lends));
         lends
     }

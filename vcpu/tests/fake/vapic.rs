@@ -209,7 +209,8 @@ impl Cpu {
             return true;
         }
         let mut requests = [0; 4];
-        self.w.sh.apic.posted().take(&mut requests);
+        // Whether ON is set matters to nobody here.
+        self.w.sh.apic.posted().drain(&mut requests);
         for v in (0..=255u8).filter(|v| requests[usize::from(v >> 6)] >> (v & 63) & 1 != 0) {
             self.apic.request(v);
         }
@@ -221,7 +222,9 @@ impl Cpu {
     pub(crate) fn check_stuck(&self) {
         let w = &self.w;
         let under_way = w.ipi.get() || w.notified.get() || !w.slow.borrow().is_empty();
+        // What the guest has requested for its timer waits for that.
         if under_way
+            || w.tick.loan.is_inside()
             || self.interrupts_blocked
             || !self.open_for_interrupts()
             || !w.irqchip.get()

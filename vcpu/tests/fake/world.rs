@@ -213,6 +213,8 @@ pub(crate) struct World {
     pub(crate) lazy: Cell<Option<u64>>,
     /// It subtracts what is told there.
     pub(crate) shifts: Cell<bool>,
+    /// It requests its vector where that is told there.
+    pub(crate) asks: Cell<bool>,
     /// The host has no page behind this one of the guest's, and no memory to make one.
     pub(crate) lost: Cell<Option<u64>>,
     /// User space has made this page of the guest's read-only.
@@ -349,6 +351,8 @@ pub(crate) struct Tick {
     pub(crate) period: Cell<u64>,
     pub(crate) register: Cell<u64>,
     pub(crate) requested: Cell<bool>,
+    /// LVTT names the notification.
+    pub(crate) notifies: Cell<bool>,
     pub(crate) next: Cell<u64>,
     pub(crate) ticks: Cell<u32>,
     /// The latest was so late.
@@ -372,7 +376,8 @@ impl World {
         let at = self.tick.register.get();
         if at != 0 && at <= self.tsc() {
             self.tick.register.set(0);
-            self.tick.requested.set(true);
+            let by = if self.tick.notifies.get() { &self.notified } else { &self.tick.requested };
+            by.set(true);
         }
     }
     /// The host starts to count by it.
@@ -424,6 +429,10 @@ impl Register for World {
     fn requested(&self) -> bool {
         self.tick.requested.get()
     }
+    fn notifies(&self, notifies: bool) {
+        self.apic_timer();
+        self.tick.notifies.set(notifies);
+    }
 }
 
 impl World {
@@ -469,6 +478,7 @@ impl World {
             shared_swapped: Cell::new(false),
             lazy: Cell::new(None),
             shifts: Cell::new(false),
+            asks: Cell::new(false),
             lost: Cell::new(None),
             read_only: Cell::new(None),
             exits_on_failure: Cell::new(false),

@@ -346,7 +346,7 @@ fn bad_addresses() {
             },
         );
     }
-    both(&[faulting(wrmsr(MSR, PAGE | 4 | 1)), Op::Nop], |mut m| {
+    both(&[faulting(wrmsr(MSR, PAGE | 8 | 1)), Op::Nop], |mut m| {
         m.go();
     });
 }

@@ -31,7 +31,7 @@ fn facts_that_change() {
     m.w.housekeeping.set(true);
     m.w.start_tick(1 << 40);
     m.go();
-    let expected = [Reason::NotAsked, Reason::NoIpiv, Reason::NotAllowed, Reason::NotRaw];
+    let expected = [Reason::NotAsked, Reason::NotAgreed, Reason::NoIpiv, Reason::NotAllowed, Reason::NotRaw];
     assert_eq!(facts(&m).against, expected.iter().fold(0, |all, reason| all | 1 << *reason as u8));
     assert_ne!(facts(&m).features & 1 << 11, 0);
     // KVM_SET_CPUID2 without the TSC-deadline timer, and without a feature of KVM's.

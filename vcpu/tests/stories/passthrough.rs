@@ -295,6 +295,10 @@ fn apart(offset: u64) -> Machine {
     m
 }
 
+fn by(offset: u64) -> exitless_lazy::Told {
+    exitless_lazy::Told { offset, inside: 0 }
+}
+
 const OFFSETS: [u64; 4] = [1, 1 << 40, 1u64.wrapping_neg(), (1u64 << 20).wrapping_neg()];
 
 /// Fault 7, for guests that subtract: after the first write, which is told the offset and comes again, each arms without an exit, and comes
@@ -349,7 +353,7 @@ fn nobody_takes_one_ticks_for_the_others() {
         m.then([Op::Deadline(700_000), Op::World(Env::Peek(OFFSET, offset)), Op::Nop]);
         let at = m.w.timer_last.get();
         let stale = at.wrapping_sub(offset);
-        m.then([wrmsr(DEADLINE, stale), Op::Again(at, offset), Op::Nop]);
+        m.then([wrmsr(DEADLINE, stale), Op::Again(at, by(offset)), Op::Nop]);
         assert_eq!((m.v.lapic.armed(), m.w.u64_at(OFFSET)), (Armed::AtTsc(at), 0), "{offset:#x}");
         let user = at + 5;
         m.v.write_msr(&m.sh, &m.os, DEADLINE, user, exitless_policy::Origin::Host, &Default::default())
@@ -432,5 +436,110 @@ fn a_page_that_is_gone_stops_nobody() {
         ]);
         m.then([Op::Nop, cpuid(0, 0), Op::Nop, wrmsr(DEADLINE, 1 << 50), Op::Nop, Op::Nop]);
         assert_eq!(m.v.lapic.armed(), Armed::AtTsc(1 << 50), "{offset:#x}");
+    }
+}
+
+const INSIDE: u64 = PAGE + 24;
+const IN_GUEST: Mechanism = Mechanism::TimerInGuest;
+
+/// A guest that has agreed to request its vector, and to bear it early; whose TSC is `offset` ticks ahead.
+fn asks(offset: u64) -> Machine {
+    let mut m = machine(1_000_000, [wrmsr(0x4558_4c00, PAGE | 7)]);
+    m.go();
+    m.v.set_tsc_offset(&m.sh, offset);
+    m.w.lazy.set(Some(PAGE));
+    m.w.asks.set(true);
+    m.then([Op::Nop]);
+    assert!(m.sh.active(M) && m.sh.active(IN_GUEST));
+    m
+}
+
+/// Armed and fired without an exit.
+#[test]
+fn fires_without_an_exit() {
+    for offset in [0, 1 << 40] {
+        let mut m = asks(offset);
+        let before = exits(&m);
+        m.then([
+            Op::Deadline(5000),
+            time(2000),
+            Op::Nop,
+            Op::World(Env::Peek(INSIDE, 1)),
+            time(4000),
+            Op::Nop,
+            Op::Nop,
+        ]);
+        assert_eq!((m.events(), exits(&m) - before), (vec![TIMER], 2), "the first write, the end");
+        let before = exits(&m);
+        let mut ops = vec![];
+        for n in 0..20 {
+            ops.extend([
+                Op::Deadline(2000 + n),
+                Op::Deadline(1000),
+                time(900),
+                Op::Nop,
+                time(600),
+                Op::Nop,
+                Op::Nop,
+            ]);
+        }
+        m.then(ops);
+        assert_eq!(m.events(), vec![TIMER; 20]);
+        assert_eq!(exits(&m) - before, 2, "the first write behind a departure, the end");
+        assert_eq!(m.sh.stats.deeds(IN_GUEST).added.get(), 0, "early ones");
+        assert!(!m.w.tick.notifies.get());
+    }
+}
+
+/// It comes around an exit of another kind, before it, behind it or when the slice is over: it is told by the request that is still there.
+#[test]
+fn fires_around_another_exit() {
+    for ns in 1..60 {
+        let mut m = asks(0);
+        m.then([Op::Deadline(1 << 40), Op::Nop]);
+        m.w.timer_owed.set(false);
+        m.then([
+            Op::Deadline(1 << 40),
+            Op::Deadline(ns),
+            Op::Event(Exit::HostEvent),
+            time(100),
+            Op::Nop,
+            Op::Nop,
+        ]);
+        assert_eq!(m.events(), vec![TIMER], "{ns}");
+        assert!(!m.sh.apic.posted().has_pending(), "{ns}");
+    }
+}
+
+/// Armed, the vCPU leaves or sleeps: the request is taken back, and the APIC has the deadline, which comes once.
+#[test]
+fn armed_inside_and_gone() {
+    let mut m = asks(1 << 40);
+    m.then([Op::Deadline(900_000), Op::Deadline(800_000), Op::Nop]);
+    let at = m.w.timer_last.get();
+    assert_eq!((m.v.lapic.armed(), m.w.u64_at(INSIDE)), (Armed::AtTsc(at), 0));
+    assert!(!m.sh.apic.posted().has_pending());
+    m.then([Op::Deadline(900_000), Op::Deadline(50_000), hlt(), Op::Nop, Op::Nop]);
+    assert_eq!((m.events(), m.w.blocks.get() > 0), (vec![TIMER], true));
+}
+
+/// Found between its look at *inside* and its write, by whoever ends that, the guest begins anew: on another host the descriptor may be anything.
+#[test]
+fn put_back_to_the_start() {
+    for (at, length, back) in [(0, 8, true), (7, 8, true), (8, 8, false), (3, 0, false)] {
+        let mut m = asks(0);
+        let run = |m: &mut Machine| {
+            m.then([Op::Deadline(900_000), Op::Deadline(900_000), Op::World(Env::Peek(INSIDE, 1)), Op::Nop]);
+            m.v.b.rip
+        };
+        let first = run(&mut m);
+        let second = run(&mut m);
+        // Where the next one ends.
+        let end = second + (second - first);
+        let start: u64 = end - at;
+        assert!(m.w.write_ram(PAGE + 32, &start.to_le_bytes()));
+        assert!(m.w.write_ram(PAGE + 40, &u64::to_le_bytes(length)));
+        assert_eq!(run(&mut m), if back { start } else { end }, "{at}");
+        m.w.timer_owed.set(false);
     }
 }

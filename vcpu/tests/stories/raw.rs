@@ -126,6 +126,8 @@ fn hardware_posts_to_others() {
 fn refused() {
     let mut m = asks(0, 0, 0);
     m.w.raw_allowed.set(false);
+    // Which shows the window too.
+    m.w.wanted.set(Set::ALL.put(Mechanism::TimerInGuest, false));
     m.happen(Env::Ask(Request::MECHANISMS));
     m.v.b.ops.clear();
     m.then([Op::Nop]);

@@ -22,6 +22,8 @@ use std::vec::Vec;
 const KERNEL_GS: u32 = 0xc000_0102;
 /// IA32_TSC_DEADLINE.
 pub(super) const DEADLINE: u32 = 0x6e0;
+/// LVTT of the x2APIC, in the log of writes.
+pub(super) const LVTT: u32 = 0x832;
 
 type Script = Box<dyn FnMut(&Cpu, &mut Run) -> u32>;
 
@@ -115,7 +117,8 @@ impl Cpu {
         let mut msrs = self.msrs.borrow_mut();
         if let Some(deadline) = msrs.get_mut(&DEADLINE).filter(|d| **d != 0 && **d <= self.tsc.get()) {
             *deadline = 0;
-            self.requested.set(true);
+            let own = self.lvtt.get() & 0xff != u32::from(crate::vapic::NOTIFICATION);
+            self.requested.set(self.requested.get() || own);
         }
     }
     pub(super) fn clear_logs(&self) {
@@ -272,6 +275,11 @@ impl Machine for Fake {
         assert_eq!(u32::from(vector), self.cpu().lvtt.get() & 0xff);
         self.cpu().looks.set(self.cpu().looks.get() + 1);
         self.cpu().requested.get()
+    }
+    fn set_timer_vector(&self, vector: u8) {
+        let cpu = self.cpu();
+        cpu.lvtt.set(cpu.lvtt.get() & !0xff | u32::from(vector));
+        cpu.wrmsrs.borrow_mut().push(LVTT);
     }
     fn end_interrupt(&self) {
         self.cpu().ended.set(self.cpu().ended.get() + 1);

@@ -1,6 +1,6 @@
 //! The CPU's APIC timer in the guest's hands, register by register.
 
-use super::fake::{Bench, DEADLINE, Fake, negotiate, skylake};
+use super::fake::{Bench, DEADLINE, Fake, LVTT, negotiate, skylake};
 use crate::machine::{Machine, host_timer, switched};
 use crate::{PerCpu, msr_bitmap};
 use exitless_vcpu::backend::{ApicKind, Backend, Exit, NoSender, Sender, Sent};
@@ -67,7 +67,10 @@ fn a_slice_and_what_it_costs() {
         assert_eq!(runs(&mut b, 10, Some(0x2000 + n), 0), Exit::Cpuid);
     }
     assert_eq!(b.cpu.writes.borrow().len(), 4, "the count, at each entry");
-    assert_eq!(b.v.take_timer_back(b.percpu), Some(Found { deadline: 0x2004, rang: false, wrote: true }));
+    assert_eq!(
+        b.v.take_timer_back(b.percpu),
+        Some(Found { deadline: 0x2004, rang: false, wrote: true, inside: false })
+    );
     assert_eq!(b.cpu.msr(DEADLINE), 0x1000 + 10 * STEP);
     let deadline = |log: &std::cell::RefCell<std::vec::Vec<u32>>| {
         log.borrow().iter().filter(|m| **m == DEADLINE).count()
@@ -93,7 +96,10 @@ fn the_guests_expiry_is_ended_for_it() {
     assert!(b.v.timer_rang(b.percpu) && !b.v.timer_rang(b.percpu), "told once");
     // Another interrupt is the host's, as ever.
     assert_eq!(runs(&mut b, 1, Some(0x1180), 0xf0), Exit::ExternalInterrupt);
-    assert_eq!(b.v.take_timer_back(b.percpu), Some(Found { deadline: 0x1180, rang: false, wrote: true }));
+    assert_eq!(
+        b.v.take_timer_back(b.percpu),
+        Some(Found { deadline: 0x1180, rang: false, wrote: true, inside: false })
+    );
     assert_eq!((b.cpu.ended.get(), b.v.acknowledged), (1, 0xf0));
 }
 
@@ -126,6 +132,47 @@ fn far_deadlines_of_the_host_do_not_wrap() {
     }
 }
 
+/// Inside: LVTT names the notification while it is lent, and its own vector again before the host's deadline is back, also for the kernel in
+/// between; a vector of the host's that exits is the host's.
+#[test]
+fn inside() {
+    let mut b = bench(10 * STEP);
+    b.v.begin(b.percpu);
+    let timers = |b: &Bench| {
+        let log = b.cpu.wrmsrs.take();
+        (
+            log.into_iter().filter(|m| [LVTT, DEADLINE].contains(m)).collect::<std::vec::Vec<_>>(),
+            b.cpu.lvtt.get() as u8,
+        )
+    };
+    for kernel in [false, true] {
+        assert!(b.v.lend_timer_inside(b.percpu, 0x1100));
+        assert_eq!(timers(&b), (std::vec![LVTT, DEADLINE], crate::vapic::NOTIFICATION));
+        assert_eq!(runs(&mut b, 1, None, VECTOR), Exit::ExternalInterrupt, "the host's");
+        assert_eq!((b.cpu.ended.get(), b.v.acknowledged), (0, VECTOR));
+        // It comes, and nothing exits for it; another is written.
+        assert_eq!(runs(&mut b, 0x100, None, 0), Exit::Cpuid);
+        assert_eq!(runs(&mut b, 1, Some(0x1180 + 0x80 * u64::from(kernel)), 0), Exit::Cpuid);
+        let left = b.cpu.msr(DEADLINE);
+        if kernel {
+            b.percpu.give_timer_back(&b.m);
+        }
+        assert_eq!(
+            b.v.take_timer_back(b.percpu),
+            Some(Found { deadline: left, rang: false, wrote: true, inside: true })
+        );
+        assert_eq!(timers(&b), (std::vec![LVTT, DEADLINE], VECTOR));
+        assert_eq!((b.cpu.looks.get(), b.cpu.requested.get()), (0, false));
+        b.cpu.tsc.set(0x1000);
+        b.m.wrmsr(DEADLINE, 0x1000 + 10 * STEP);
+        b.cpu.clear_logs();
+    }
+    // The host's deadline is too near, or comes meanwhile.
+    b.cpu.tsc.set(0x1000 + 10 * STEP);
+    assert!(!b.v.lend_timer_inside(b.percpu, 0));
+    assert_eq!(timers(&b), (std::vec![], VECTOR));
+}
+
 /// The kernel starts a timer in the middle of a slice: the register is its own, the next entry finds the bitmaps closed, and the
 /// guest's is told when the slice ends.
 #[test]
@@ -142,7 +189,10 @@ fn the_kernel_takes_it_back() {
     b.cpu.exit(10, 0);
     b.v.enter(b.percpu, false, || NoSender);
     assert_eq!(b.cpu.field(f::MSR_BITMAPS) & 0xf000, 0x1000);
-    assert_eq!(b.v.take_timer_back(b.percpu), Some(Found { deadline: 0x1200, rang: false, wrote: false }));
+    assert_eq!(
+        b.v.take_timer_back(b.percpu),
+        Some(Found { deadline: 0x1200, rang: false, wrote: false, inside: false })
+    );
     assert_eq!(b.cpu.msr(DEADLINE), 0x1100);
 }
 

@@ -30,7 +30,7 @@ fn deadline_timer(vector: u8, handler: unsafe extern "C" fn()) {
 test!(b_timer_fire, "bench/timer_fire", BENCH);
 fn b_timer_fire() {
     deadline_timer(0x44, bench_close);
-    let set = t_lazy::setter().unwrap_or(|t| wrmsr(apic::MSR_TSC_DEADLINE, t));
+    let set = t_lazy::setter(0x44).unwrap_or(|t| wrmsr(apic::MSR_TSC_DEADLINE, t));
     sti();
     let mut fired = 0;
     measure_host("timer_fire", || {

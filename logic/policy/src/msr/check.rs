@@ -3,9 +3,9 @@
 use super::{Guest, MsrKind, find};
 use crate::{GuestCaps, Invalid, Origin, Vendor, canonical, mtrr, sign_extended};
 use exitless_pv_abi::{
-    EXITLESS_DESCRIPTOR_RAW, EXITLESS_DESCRIPTOR_SHARED, EXITLESS_HOST_TICKS, EXITLESS_LAZY_ADDRESS,
-    KVM_ASYNC_PF_DELIVERY_AS_INT, KVM_ASYNC_PF_RESERVED_MASK, KVM_ASYNC_PF_VEC_MASK, KVM_MSR_ENABLED,
-    KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK, feature,
+    EXITLESS_DESCRIPTOR_RAW, EXITLESS_DESCRIPTOR_SHARED, EXITLESS_HOST_TICKS, EXITLESS_INSIDE,
+    EXITLESS_LAZY_ADDRESS, KVM_ASYNC_PF_DELIVERY_AS_INT, KVM_ASYNC_PF_RESERVED_MASK, KVM_ASYNC_PF_VEC_MASK,
+    KVM_MSR_ENABLED, KVM_PV_EOI_ADDRESS, KVM_PV_EOI_ENABLED, KVM_STEAL_RESERVED_MASK, feature,
 };
 use exitless_x86::msr::{debugctl, flush_cmd, hwcr, pred_cmd};
 
@@ -71,9 +71,9 @@ fn stored(kind: MsrKind, value: u64, origin: Origin, caps: &GuestCaps) -> Result
         MsrKind::DebugCtl => debug_ctl(value),
         MsrKind::Hwcr => hwcr_value(value),
         MsrKind::PvStealTime => only_if(value & KVM_STEAL_RESERVED_MASK == 0),
-        MsrKind::LazyDeadline => {
-            only_if(value & !(EXITLESS_LAZY_ADDRESS | EXITLESS_HOST_TICKS | KVM_MSR_ENABLED) == 0)
-        }
+        MsrKind::LazyDeadline => only_if(
+            value & !(EXITLESS_LAZY_ADDRESS | EXITLESS_HOST_TICKS | EXITLESS_INSIDE | KVM_MSR_ENABLED) == 0,
+        ),
         MsrKind::PvAsyncPf => {
             let shown =
                 host || caps.pv & feature::ASYNC_PF_INT != 0 || value & KVM_ASYNC_PF_DELIVERY_AS_INT == 0;
