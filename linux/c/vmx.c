@@ -338,13 +338,14 @@ bool ex_vmx_timer_fits(void)
 /*
  * Interrupts off. Where there is a tick, a timer is always armed while a thread runs, so its device stays on. Without (nohz_full) the kernel
  * masks LVTT when nothing is armed, and kernels before "x86/apic: Always explicitly disarm TSC-deadline timer" leave the deadline there.
+ * Another vector is the notification's, which an oops in a slice has left there: it is not taken for the kernel's.
  */
 u32 ex_vmx_host_timer(void)
 {
 	u32 lvtt = ex_apic_read(APIC_LVTT);
 	u32 told = lvtt & APIC_VECTOR_MASK;
 
-	if ((lvtt & APIC_LVT_TIMER_TSCDEADLINE) && !(lvtt & APIC_LVT_MASKED))
+	if ((lvtt & APIC_LVT_TIMER_TSCDEADLINE) && !(lvtt & APIC_LVT_MASKED) && told == LOCAL_TIMER_VECTOR)
 		told |= EX_TIMER_DEADLINE;
 	if (tick_nohz_full_cpu(smp_processor_id()))
 		told |= EX_TIMER_MAY_STOP;

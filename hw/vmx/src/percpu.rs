@@ -132,6 +132,8 @@ impl PerCpu {
             return false;
         }
         self.take_back_lent(m);
+        // The emergency path comes in the middle of a slice, too: the next kernel's LVTT is not to be a notification's.
+        self.give_timer_back(m);
         // SAFETY: contract.
         while let Some(first) = unsafe { self.list.load(Relaxed).as_ref() } {
             first.clear_here(m, self);

@@ -41,7 +41,9 @@ pub struct Host {
     last: u64,
     /// The page may hold something else than that.
     owes: bool,
-    pad: [u8; 7],
+    /// The guest may be where it was told *inside*, and has not written yet.
+    strays: bool,
+    pad: [u8; 6],
 }
 
 impl Host {
@@ -58,6 +60,16 @@ impl Host {
     /// The page must be written before the guest runs: [`Host::settle`].
     pub fn owes(&self) -> bool {
         self.owes
+    }
+
+    /// *Inside* was taken back, and nobody has looked where the guest is: [`Host::found`].
+    pub fn strays(&self) -> bool {
+        self.strays
+    }
+
+    /// It is outside of its sequence.
+    pub fn found(&mut self) {
+        self.strays = false;
     }
 
     /// A new page, whatever is in it.
@@ -77,6 +89,7 @@ impl Host {
         let shown = page.tell(told);
         // What was not told does not hold, and what is not taken back may be read.
         self.owes |= !shown;
+        self.strays |= self.told.inside != 0;
         self.told = if shown { told } else { Told::NOTHING };
         self.last = if self.told.offset != 0 { self.told.offset } else { self.last };
     }

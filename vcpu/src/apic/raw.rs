@@ -22,7 +22,6 @@ use exitless_policy::msr::MsrKind;
 use exitless_policy::{Invalid, Origin, canonical};
 use exitless_posted::Flag;
 use exitless_pv_abi::{EXITLESS_DESCRIPTOR_RAW, EXITLESS_DESCRIPTOR_SHARED, EXITLESS_YES, exitless_feature};
-use exitless_x86::regs::{SegReg, efer};
 
 /// What stands against the leaves that tell of it, whatever the guest does.
 pub const FACTS: [Reason; 5] =
@@ -179,8 +178,7 @@ impl<B: Backend> Vcpu<B> {
 /// As [`Raw::leaves`], where it may be in the sequence: in the kernel, and in 64-bit mode, which both addresses are for.
 fn leaves<B: Backend>(v: &Vcpu<B>) -> Option<(u64, bool)> {
     let found = v.pv.raw.leaves(v.b.rip())?;
-    let kernel = v.b.cpl() == 0 && v.b.efer() & efer::LMA != 0 && v.b.segment(SegReg::Cs).long();
-    kernel.then_some(found)
+    v.in_kernel().then_some(found)
 }
 
 /// Nobody is to be found in the middle of the sequence.

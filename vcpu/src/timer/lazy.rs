@@ -210,27 +210,27 @@ fn tell<B: Backend, H: Host<Cpu = B::Cpu>>(
     deadline: u64,
     told: Told,
 ) {
-    let before = v.pv.lazy.told();
-    if (before, told) == (Told::NOTHING, Told::NOTHING) {
-        return;
-    }
-    step(v, sh, host, sleeps, |lazy, page| lazy.tell(page, deadline, told));
-    if before.inside != 0 && v.pv.lazy.told().inside == 0 {
-        put_back(v, host, sleeps);
+    if (v.pv.lazy.told(), told) != (Told::NOTHING, Told::NOTHING) {
+        step(v, sh, host, sleeps, |lazy, page| lazy.tell(page, deadline, told));
     }
 }
 
 /// Nobody is to be found between the look at *inside* and the write: on another host the descriptor may be anything. The guest's code
-/// goes back to its start.
-fn put_back<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H, sleeps: bool) {
-    if v.b.cpl() != 0 || v.journal.source().is_some() || v.pending_port.is_some() {
-        return;
+/// goes back to its start. Not in a slice, whose exit is still to be answered. `false`: not known yet, an instruction is under way or the
+/// page out of reach.
+fn put_back<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) -> bool {
+    if !v.in_kernel() {
+        return true;
     }
-    let page = Page { v, host, sleeps };
-    let (Some(start), Some(length)) = (page.load(SEQUENCE), page.load(LENGTH)) else { return };
+    if v.journal.source().is_some() || v.pending_port.is_some() {
+        return false;
+    }
+    let page = Page { v, host, sleeps: true };
+    let (Some(start), Some(length)) = (page.load(SEQUENCE), page.load(LENGTH)) else { return false };
     if v.b.rip().wrapping_sub(start) < length {
         v.b.set_rip(start);
     }
+    true
 }
 
 /// What was armed has come, or is about to. `true`: the guest wants a later deadline, which is the APIC's now.
@@ -300,9 +300,12 @@ pub fn forget<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     v.chosen = false;
 }
 
-/// Before the guest runs: what a slice could not write.
+/// Before the guest runs: what a slice could not write, or not look at.
 pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     if v.pv.lazy.owes() {
         step(v, sh, host, true, |lazy, page| lazy.settle(page));
+    }
+    if v.pv.lazy.strays() && put_back(v, host) {
+        v.pv.lazy.found();
     }
 }

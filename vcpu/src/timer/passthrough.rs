@@ -58,7 +58,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
     }
     if v.pv.lazy.armed() != 0 {
         if !spares(v, cpu) {
-            return refused(v, sh);
+            return refused(v, sh, host);
         }
         v.passthrough.touched();
         lazy::unattended(v, sh, host);
@@ -80,7 +80,7 @@ fn lend<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, hos
         }
         give(v, sh, Home::Guest);
     } else {
-        refused(v, sh);
+        refused(v, sh, host);
     }
 }
 
@@ -112,9 +112,18 @@ fn spares<B: Backend>(v: &mut Vcpu<B>, cpu: &B::Cpu) -> bool {
     v.b.lend_timer(cpu, 0, false) && v.b.take_timer_back(cpu).is_some()
 }
 
-fn refused<B: Backend>(v: &mut Vcpu<B>, sh: &VcpuShared) {
+fn refused<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
     v.passthrough.refused();
     sh.count_fallback(TimerPassthrough, Fallback::Elsewhere);
+    untold(v, sh, host);
+}
+
+/// Where no loan takes it back a request is an interrupt, early: nobody is to request again in its handler, so again and again, until the
+/// deadline. The next write is told anew.
+fn untold<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShared, host: &H) {
+    if v.pv.lazy.told().inside != 0 && !v.passthrough.takes_writes() {
+        lazy::untold(v, sh, host);
+    }
 }
 
 /// [`crate::backend::Exit::Deadline`]: one of the guest's has come, whichever. What it arms from now on is in the CPU.
@@ -152,6 +161,7 @@ pub fn settle<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, sh: &VcpuShare
     v.passthrough.used(found.wrote);
     let _ = v.lapic.set_tsc_deadline(lazy::to_guest(v, found.deadline, tsc));
     place(v, sh, host, Moment { ns: 0, tsc });
+    untold(v, sh, host);
 }
 
 /// A guest's deadline in the host's ticks, of which it is `tsc`; neither wraps.

@@ -24,7 +24,7 @@ use exitless_lapic::Lapic;
 use exitless_policy::GuestCaps;
 use exitless_x86::cpuid::xcr0;
 use exitless_x86::exception::Exception;
-use exitless_x86::regs::{Segment, cr4, rflags};
+use exitless_x86::regs::{SegReg, Segment, cr4, efer, rflags};
 
 /// A port read that user space is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,5 +240,10 @@ impl<B: Backend> Vcpu<B> {
     /// Neither halted, nor waiting for INIT, SIPI or a page?
     pub fn runs(&self) -> bool {
         self.mp_state == mp::RUNNABLE && !self.async_pf.waits()
+    }
+
+    /// In the kernel, and in 64-bit mode: where restartable sequences are.
+    pub(crate) fn in_kernel(&self) -> bool {
+        self.b.cpl() == 0 && self.b.efer() & efer::LMA != 0 && self.b.segment(SegReg::Cs).long()
     }
 }

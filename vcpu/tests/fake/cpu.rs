@@ -6,6 +6,7 @@
 use super::os::Core;
 use super::vapic::Apic;
 use super::world::{Env, HOUSEKEEPER, Hand, Step, Touch, World};
+use exitless_lazy::{GuestPage, Told};
 use exitless_vcpu::backend::{
     ApicKind, ApicPage, Backend, By, Event, Exit, ExitInfo, Instructions, InterruptStatus, Opened, Sender,
     Sent, SlatFault, Stopped, SysReg,
@@ -57,7 +58,7 @@ pub(crate) enum Op {
     /// IA32_TSC_DEADLINE, this many ns from now.
     Deadline(u64),
     /// The look behind that, by a guest that has agreed to something: the deadline, and what it was told.
-    Again(u64, exitless_lazy::Told),
+    Again(u64, Told),
     /// IA32_APIC_BASE; disabled it forgets everything.
     ApicBase(u64),
     /// Through SELF_IPI or the ICR.
@@ -84,7 +85,7 @@ struct LazyPage<'a> {
     page: u64,
 }
 
-impl exitless_lazy::GuestPage for LazyPage<'_> {
+impl GuestPage for LazyPage<'_> {
     fn want(&self, deadline: u64) {
         assert!(self.w.write_ram(self.page + 8, &deadline.to_le_bytes()));
     }
@@ -92,8 +93,8 @@ impl exitless_lazy::GuestPage for LazyPage<'_> {
     fn armed(&self) -> u64 {
         self.w.u64_at(self.page)
     }
-    fn told(&self) -> exitless_lazy::Told {
-        exitless_lazy::Told { offset: self.w.u64_at(self.page + 16), inside: self.w.u64_at(self.page + 24) }
+    fn told(&self) -> Told {
+        Told { offset: self.w.u64_at(self.page + 16), inside: self.w.u64_at(self.page + 24) }
     }
     fn request(&self) {
         let _ = self.w.sh.apic.posted().request(self.w.timer_vector.get());
@@ -405,6 +406,14 @@ impl Cpu {
         assert!(top.is_none_or(|t| class > t >> 4), "vector {v:#x} over {top:?} in service");
         if v == w.timer_vector.get() {
             let tsc = self.guest_tsc(w.ns.get());
+            if tsc < w.timer_not_before.get() && w.asks.get() {
+                w.early.set(w.early.get() + 1);
+                if let Some(page) = self.page().filter(|page| GuestPage::told(page).inside != 0) {
+                    GuestPage::request(&page);
+                }
+                w.isr.borrow_mut().insert(v);
+                return;
+            }
             assert!(tsc >= w.timer_not_before.get(), "the timer fired early");
             let arms =
                 w.timer_arms.get().checked_sub(1).expect("the timer fired more often than it was armed");
@@ -746,22 +755,22 @@ impl Cpu {
         Some(LazyPage { w: &self.w, page })
     }
 
-    fn told(&self) -> Option<exitless_lazy::Told> {
-        self.page().map(|page| exitless_lazy::GuestPage::told(&page))
+    fn told(&self) -> Option<Told> {
+        self.page().map(|page| GuestPage::told(&page))
     }
 
     /// As `exitless_lazy::write`, of which each write may exit.
-    fn write_deadline(&mut self, at: u64, told: exitless_lazy::Told) -> Option<Exit> {
+    fn write_deadline(&mut self, at: u64, told: Told) -> Option<Exit> {
         if told.inside != 0
             && let Some(page) = self.page()
         {
-            exitless_lazy::GuestPage::request(&page);
+            GuestPage::request(&page);
         }
         self.ops.push_front(Op::Again(at, told));
         self.execute(super::guest::wrmsr(0x6e0, at.wrapping_sub(told.offset)))
     }
 
-    fn look_again(&mut self, at: u64, told: exitless_lazy::Told) -> Option<Exit> {
+    fn look_again(&mut self, at: u64, told: Told) -> Option<Exit> {
         match self.told() {
             Some(seen) if seen != told => self.write_deadline(at, seen),
             _ => self.plain(2),

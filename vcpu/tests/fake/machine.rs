@@ -15,7 +15,7 @@ use exitless_vcpu::journal::Access;
 use exitless_vcpu::shared::mp;
 use exitless_vcpu::{RunExit, Vcpu, VcpuShared, run, timer};
 use exitless_x86::apic::{lvt, reg};
-use exitless_x86::regs::{SegReg, Segment, rflags};
+use exitless_x86::regs::{SegReg, Segment, efer, rflags};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -286,6 +286,13 @@ impl Machine {
     }
 
     /// More for the guest to do, and run it.
+    /// As far as the hall looks.
+    pub(crate) fn long_mode(&mut self) {
+        self.v.b.efer |= efer::LMA;
+        let cs = self.v.b.segment(SegReg::Cs);
+        self.v.b.set_segment(SegReg::Cs, &Segment { attrib: cs.attrib & !Segment::DB | Segment::L, ..cs });
+    }
+
     pub(crate) fn then(&mut self, ops: impl IntoIterator<Item = Op>) -> RunExit {
         self.v.b.ops.extend(ops);
         self.go()

@@ -222,9 +222,9 @@ impl Cpu {
     pub(crate) fn check_stuck(&self) {
         let w = &self.w;
         let under_way = w.ipi.get() || w.notified.get() || !w.slow.borrow().is_empty();
-        // What the guest has requested for its timer waits for that.
+        // What the guest has requested for its timer waits for that, or for whatever else is announced.
         if under_way
-            || w.tick.loan.is_inside()
+            || w.asks.get()
             || self.interrupts_blocked
             || !self.open_for_interrupts()
             || !w.irqchip.get()

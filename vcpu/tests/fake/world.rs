@@ -92,6 +92,8 @@ pub(crate) enum Env {
     WorkerEnds(bool),
     /// These 8 bytes hold that, or the test fails.
     Peek(u64, u64),
+    /// The host stops its tick, and lends no timer.
+    NoTick,
 }
 
 /// Where a sender of an interrupt is.
@@ -215,6 +217,8 @@ pub(crate) struct World {
     pub(crate) shifts: Cell<bool>,
     /// It requests its vector where that is told there.
     pub(crate) asks: Cell<bool>,
+    /// So often the vector came early.
+    pub(crate) early: Cell<u32>,
     /// The host has no page behind this one of the guest's, and no memory to make one.
     pub(crate) lost: Cell<Option<u64>>,
     /// User space has made this page of the guest's read-only.
@@ -479,6 +483,7 @@ impl World {
             lazy: Cell::new(None),
             shifts: Cell::new(false),
             asks: Cell::new(false),
+            early: Cell::new(0),
             lost: Cell::new(None),
             read_only: Cell::new(None),
             exits_on_failure: Cell::new(false),
@@ -751,6 +756,9 @@ impl World {
                 self.ipi.set(self.ipi.get() || interrupts && self.sh.needs_ipi());
             }
             Env::Peek(at, value) => assert_eq!(self.u64_at(at), value, "at {at:#x}"),
+            Env::NoTick => {
+                [&self.tick.register, &self.tick.next, &self.tick.period].iter().for_each(|t| t.set(0))
+            }
         }
     }
 

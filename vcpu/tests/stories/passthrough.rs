@@ -445,6 +445,7 @@ const IN_GUEST: Mechanism = Mechanism::TimerInGuest;
 /// A guest that has agreed to request its vector, and to bear it early; whose TSC is `offset` ticks ahead.
 fn asks(offset: u64) -> Machine {
     let mut m = machine(1_000_000, [wrmsr(0x4558_4c00, PAGE | 7)]);
+    m.long_mode();
     m.go();
     m.v.set_tsc_offset(&m.sh, offset);
     m.w.lazy.set(Some(PAGE));
@@ -542,4 +543,72 @@ fn put_back_to_the_start() {
         assert_eq!(run(&mut m), if back { start } else { end }, "{at}");
         m.w.timer_owed.set(false);
     }
+}
+
+/// The vector comes early where no loan takes it back, and a guest that was still to request it would be interrupted for ever, asleep too.
+#[test]
+fn early_without_a_loan() {
+    let mut m = asks(0);
+    m.then([Op::Deadline(900_000), Op::Deadline(800_000), Op::World(Env::Peek(INSIDE, 1)), Op::Nop]);
+    m.w.timer_owed.set(false);
+    let before = exits(&m);
+    let mut ops = vec![Op::Deadline(900_000), Op::Deadline(800_000), Op::World(Env::Peek(INSIDE, 1))];
+    ops.extend([Op::World(Env::NoTick), Op::Deadline(700_000), Op::Event(Exit::HostEvent)]);
+    ops.extend([Op::World(Env::Peek(INSIDE, 0)), Op::Deadline(50_000)]);
+    ops.extend([hlt(), hlt(), hlt(), hlt(), hlt(), hlt(), hlt(), hlt()]);
+    m.then(ops);
+    assert!(
+        m.w.early.get() <= 1 && exits(&m) - before < 10,
+        "{} early, {} exits",
+        m.w.early.get(),
+        exits(&m) - before
+    );
+    // Closed: whoever does not write is not to request either.
+    let mut m = asks(0);
+    let mut ops = vec![Op::Deadline(900_000), Op::Deadline(800_000)];
+    ops.extend([const { Op::Event(Exit::HostEvent) }; 10]);
+    ops.push(Op::World(Env::Peek(INSIDE, 0)));
+    m.then(ops);
+    m.w.timer_owed.set(false);
+}
+
+/// What takes *inside* back cannot read where the sequence is, as it must not sleep, or as nobody can: that is looked at before the guest runs
+/// on, and before user space has the vCPU.
+#[test]
+fn put_back_later() {
+    // To where its sequence begins, so far before the script's end.
+    let asks = |begin: u64| {
+        let mut m = asks(0);
+        let first = told(&mut m, &[]);
+        let end = 2 * told(&mut m, &[]) - first;
+        assert!(m.w.write_ram(PAGE + 32, &(end - begin).to_le_bytes()));
+        assert!(m.w.write_ram(PAGE + 40, &8u64.to_le_bytes()));
+        (m, end)
+    };
+    let (mut m, end) = asks(4);
+    let off = [Env::Swap(true), Env::Switch(Set::ALL.put(IN_GUEST, false).0)];
+    assert_eq!(told(&mut m, &off), end - 3, "and one byte of NOP");
+    let (mut m, end) = asks(3);
+    assert_eq!(told(&mut m, &[Env::Lose(Some(PAGE >> 12))]), end);
+    m.happen(Env::Lose(None));
+    m.happen(Env::Signal);
+    m.run();
+    assert_eq!(m.v.b.rip, end - 3);
+}
+
+/// Told, what happens, and a last instruction: where that ends.
+fn told(m: &mut Machine, more: &[Env]) -> u64 {
+    let ops = [Op::Deadline(900_000), Op::Deadline(900_000), Op::World(Env::Peek(INSIDE, 1))];
+    m.then(ops.into_iter().chain(more.iter().copied().map(Op::World)).chain([Op::Nop]));
+    m.w.timer_owed.set(false);
+    m.v.b.rip
+}
+
+/// What the guest has requested while nothing was lent is gone with the rest of its IRR when it is reset.
+#[test]
+fn requests_end_with_the_guest() {
+    let mut m = asks(0);
+    assert!(m.sh.apic.posted().request(TIMER_VECTOR) && m.sh.apic.posted().has_pending());
+    m.v.reset(&m.sh, &m.os, true);
+    assert!(!m.sh.apic.posted().has_pending() && !m.v.pv.lazy.strays());
 }

@@ -7,7 +7,7 @@ use exitless_policy::{Invalid, Origin};
 use exitless_vcpu::Request;
 use exitless_vcpu::backend::{ApicKind, Backend};
 use exitless_vcpu::chooser::{Mechanism, Reason, Set};
-use exitless_x86::regs::{SegReg, Segment, efer};
+use exitless_x86::regs::efer;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const DESCRIPTOR: u32 = 0x4558_4c01;
@@ -29,10 +29,7 @@ fn flags(m: &Machine) -> [u64; 2] {
 fn asks(start: u64, done: u64, end: u64) -> Machine {
     let mut m = Machine::virtual_apic(true, [Op::Nop]);
     m.w.raw_allowed.set(true);
-    // 64-bit mode, as far as the hall looks.
-    m.v.b.efer |= efer::LMA;
-    let cs = m.v.b.segment(SegReg::Cs);
-    m.v.b.set_segment(SegReg::Cs, &Segment { attrib: cs.attrib & !Segment::DB | Segment::L, ..cs });
+    m.long_mode();
     m.go();
     let parts = wrmsr(PARTS, end << 16 | done);
     m.v.b.ops.extend([wrmsr(SEQUENCE, start), parts, wrmsr(DESCRIPTOR, 3)]);

@@ -173,6 +173,25 @@ fn inside() {
     assert_eq!(timers(&b), (std::vec![], VECTOR));
 }
 
+/// The machine crashes in the middle of a slice: the timer is the host's, by its own vector.
+#[test]
+fn back_in_an_emergency() {
+    for inside in [false, true] {
+        let mut b = bench(10 * STEP);
+        b.v.begin(b.percpu);
+        let lent = if inside {
+            b.v.lend_timer_inside(b.percpu, 0x1100)
+        } else {
+            b.v.lend_timer(b.percpu, 0x1100, true)
+        };
+        assert!(lent);
+        // SAFETY: the bench is alive.
+        assert!(unsafe { b.percpu.disable(&b.m) });
+        let now = (b.cpu.msr(DEADLINE), b.cpu.lvtt.get() as u8, b.cpu.lent.get());
+        assert_eq!(now, (0x1000 + 10 * STEP, VECTOR, false), "{inside}");
+    }
+}
+
 /// The kernel starts a timer in the middle of a slice: the register is its own, the next entry finds the bitmaps closed, and the
 /// guest's is told when the slice ends.
 #[test]
