@@ -26,7 +26,7 @@ static GOALS: [[&str; 4]; 7] = [
     ["deadline written, none", "", ARM, ""],
     ["deadline written, passthrough", "timer-passthrough", ARM, "0 exits, at most 30 instr."],
     ["deadline written, in the guest", "timer-in-guest", ARM, "0 exits"],
-    ["deadline moved later, lazy", "lazy-deadline", ARM, "0 exits"],
+    ["deadline set again, lazy", "lazy-deadline", ARM, "0 exits"],
     ["armed and fired, none", "", FIRE, ""],
     ["armed and fired, passthrough", "timer-passthrough", FIRE, "1 exit"],
     ["armed and fired, in the guest", "timer-in-guest", FIRE, "0 exits"],
@@ -109,7 +109,7 @@ mod tests {
             line("deadline written, passthrough"),
             "deadline written, passthrough 1.00 1466.00 0.00 5.00 0 exits, at most 30 instr."
         );
-        assert_eq!(line("deadline moved"), "deadline moved later, lazy 1.00 1466.00 - - 0 exits");
+        assert_eq!(line("deadline set"), "deadline set again, lazy 1.00 1466.00 - - 0 exits");
         assert_eq!(text.lines().count(), 2 + GOALS.len());
     }
 }
