@@ -60,6 +60,13 @@ pub fn rdtsc() -> u64 {
     (hi as u64) << 32 | lo as u64
 }
 
+/// The next number by chance after `x`, which is not 0 (Marsaglia's xorshift).
+pub fn xorshift(mut x: u64) -> u64 {
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^ x << 17
+}
+
 pub fn cpuid(leaf: u32, sub: u32) -> [u32; 4] {
     let (a, b, c, d): (u32, u64, u32, u32);
     unsafe {

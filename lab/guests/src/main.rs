@@ -14,6 +14,7 @@ mod config;
 mod cpu;
 mod host;
 mod mem;
+mod own;
 mod report;
 mod smp;
 mod trap;

@@ -4,13 +4,12 @@
 use crate::apic::*;
 use crate::config::*;
 use crate::cpu::*;
+use crate::own::{MSR_DESCRIPTOR, MSR_LAZY_DEADLINE as MSR, descriptor, offers};
 use crate::report::*;
 use crate::trap::{self, Frame, Shared};
 use crate::{host, mem, smp, test};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 
-const LEAF: u32 = 0x4000_4500;
-const MSR: u32 = 0x4558_4c00;
 const VECTOR: u8 = 0x40;
 const TSC_ADJUST: u32 = 0x3b;
 
@@ -21,7 +20,7 @@ static PAGES: Shared<[Words; 4]> = Shared::new([Words([0; 8]); 4]);
 static COUNTS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 static LAST: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
-fn words() -> *mut u64 {
+pub fn words() -> *mut u64 {
     PAGES.get()[index()].0.as_mut_ptr()
 }
 fn armed() -> u64 {
@@ -32,20 +31,16 @@ fn poke(word: usize, v: u64) {
     // SAFETY: inside of this CPU's page.
     unsafe { words().add(word).write_volatile(v) }
 }
-fn found_host() -> bool {
-    let [max, b, c, d] = cpuid(LEAF, 0);
-    [b, c, d] == [0x7469_7845, 0x7373_656c, 0x5650] && max > LEAF && cpuid(LEAF + 1, 0)[1] == 1
-}
 /// The host lends its timer to guests that subtract the offset which the page tells.
 fn host_ticks() -> bool {
-    found_host() && cpuid(LEAF + 1, 0)[0] & 8 != 0
+    offers(8)
 }
 /// And has it fire without an exit, for those that request their vector in their descriptor.
 fn in_guest() -> bool {
-    found_host() && cpuid(LEAF + 1, 0)[0] & 0x12 == 0x12
+    offers(0x12)
 }
-fn offered() -> bool {
-    found_host() && cpuid(LEAF + 1, 0)[0] & 1 != 0
+pub fn offered() -> bool {
+    offers(1)
 }
 fn irq(_: &mut Frame) {
     LAST[index()].store(rdtsc(), SeqCst);
@@ -55,7 +50,7 @@ fn irq(_: &mut Frame) {
 fn count() -> u64 {
     COUNTS[index()].load(SeqCst)
 }
-fn us(n: u64) -> u64 {
+pub fn us(n: u64) -> u64 {
     static KHZ: AtomicU64 = AtomicU64::new(0);
     if KHZ.load(SeqCst) == 0 {
         KHZ.store(host::tsc_khz(), SeqCst);
@@ -79,7 +74,7 @@ fn setup() {
     on_this_cpu();
 }
 /// The guest's half; whether it exited.
-fn set(t: u64) -> bool {
+pub fn set(t: u64) -> bool {
     let open = flags() & 0x200 != 0;
     cli();
     poke(1, t);
@@ -537,8 +532,6 @@ fn shifted_storms() {
 
 // ---- deadlines that fire without an exit ----
 
-const MSR_DESCRIPTOR: u32 = 0x4558_4c01;
-const WINDOW: u64 = 0xfee1_0000;
 static ASKED: [AtomicU64; 4] = [const { AtomicU64::new(VECTOR as u64) }; 4];
 /// What this CPU waits for.
 static WANTED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
@@ -552,7 +545,7 @@ fn inside() -> u64 {
 /// The timer's vector in this CPU's own descriptor.
 fn request() {
     let vector = ASKED[index()].load(SeqCst);
-    let pir = (WINDOW + 64 * index() as u64 + vector / 64 * 8) as *const AtomicU64;
+    let pir = (descriptor(index()) + vector / 64 * 8) as *const AtomicU64;
     // SAFETY: the window, which the host has said is there.
     unsafe { &*pir }.fetch_or(1 << (vector % 64), SeqCst);
 }

@@ -4,19 +4,15 @@
 use crate::apic::{self, *};
 use crate::config::*;
 use crate::cpu::*;
+use crate::own::*;
 use crate::report::*;
 use crate::trap::{self, Frame, expect};
 use crate::{host, smp, test};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-const LEAF: u32 = 0x4000_4500;
+/// The window, and sends by oneself.
 const FEATURES: u32 = 6;
-const MSR_DESCRIPTOR: u32 = 0x4558_4c01;
-const MSR_SEQUENCE: u32 = 0x4558_4c02;
-const MSR_PARTS: u32 = 0x4558_4c03;
-const MSR_ICR: u32 = 0x4558_4c04;
-const WINDOW: u64 = 0xfee1_0000;
 const YES: u64 = u64::from_le_bytes(*b"Attended");
 const SENDS: u64 = 40;
 /// The vector of IPIs from vCPU 0; the next vCPU's is the next.
@@ -83,19 +79,11 @@ fn irq(f: &mut Frame) {
     HITS[index()][(f.vector as usize).wrapping_sub(FIRST as usize) % MAX_CPUS].fetch_add(1, SeqCst);
     eoi();
 }
-fn descriptor(i: usize) -> u64 {
-    WINDOW + 64 * i as u64
-}
 fn word(i: usize, at: u64) -> *mut u64 {
     (descriptor(i) + at) as *mut u64
 }
 pub(crate) fn offered() -> bool {
-    let [max, b, c, d] = cpuid(LEAF, 0);
-    let [features, version, ..] = cpuid(LEAF + 1, 0);
-    [b, c, d] == [0x7469_7845, 0x7373_656c, 0x5650]
-        && max > LEAF
-        && version == 1
-        && features & FEATURES == FEATURES
+    offers(FEATURES)
 }
 /// Whether this vCPU may send.
 fn sends() -> bool {
@@ -380,9 +368,7 @@ fn scribbles() {
     READY.fetch_add(1, SeqCst);
     let mut x = 0x9e37_79b9_7f4a_7c15_u64;
     while STOP.load(SeqCst) == 0 {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
+        x = xorshift(x);
         // Vectors of handlers that there are: others would be exceptions, which end the test.
         let (at, value) = match x >> 60 {
             0..4 => (8, (x & 0xf) << 16),

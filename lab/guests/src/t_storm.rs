@@ -4,28 +4,22 @@
 use crate::apic::{self, *};
 use crate::config::*;
 use crate::cpu::*;
+use crate::own::MSR_LAZY_DEADLINE;
 use crate::report::*;
-use crate::trap::{self, Frame, Shared};
+use crate::t_lazy::{offered, set, us, words};
+use crate::trap::{self, Frame};
 use crate::{host, smp, test};
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const TIMER: u8 = 0x40;
 const IPI: u8 = 0x50;
-const LAZY_LEAF: u32 = 0x4000_4500;
-const LAZY_MSR: u32 = 0x4558_4c00;
 const CPUS: usize = 4;
-
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Words([u64; 8]);
-static PAGES: Shared<[Words; CPUS]> = Shared::new([Words([0; 8]); CPUS]);
 
 type Each = [AtomicU64; CPUS];
 static FIRED: Each = [const { AtomicU64::new(0) }; CPUS];
 static LAST: Each = [const { AtomicU64::new(0) }; CPUS];
 static GOT: Each = [const { AtomicU64::new(0) }; CPUS];
 static DONE: AtomicU64 = AtomicU64::new(0);
-static KHZ: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
 
 fn timer(_: &mut Frame) {
@@ -40,29 +34,11 @@ fn ipi(_: &mut Frame) {
 fn fired() -> u64 {
     FIRED[index()].load(SeqCst)
 }
-fn us(n: u64) -> u64 {
-    KHZ.load(SeqCst) * n / 1000
-}
-fn words() -> *mut u64 {
-    PAGES.get()[index()].0.as_mut_ptr()
-}
 
 /// Asks for lazy deadlines; that may be switched off between the look and the MSR.
 fn ask() {
-    let [max, b, c, d] = cpuid(LAZY_LEAF, 0);
-    if [b, c, d] == [0x7469_7845, 0x7373_656c, 0x5650] && max > LAZY_LEAF && cpuid(LAZY_LEAF + 1, 0)[0] & 1 != 0 {
-        let _ = trap::catch(|| wrmsr(LAZY_MSR, words() as u64 | 1));
-    }
-}
-/// The guest's half of the protocol. Interrupts are closed.
-fn set(t: u64) {
-    // SAFETY: this CPU's page.
-    unsafe { words().add(1).write_volatile(t) };
-    fence(SeqCst);
-    // SAFETY: as above.
-    let armed = unsafe { words().read_volatile() };
-    if armed == 0 || t < armed {
-        wrmsr(MSR_TSC_DEADLINE, t);
+    if offered() {
+        let _ = trap::catch(|| wrmsr(MSR_LAZY_DEADLINE, words() as u64 | 1));
     }
 }
 fn spin(ticks: u64) {
@@ -81,9 +57,7 @@ struct Vcpu {
 
 impl Vcpu {
     fn below(&mut self, n: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
+        self.random = xorshift(self.random);
         (self.random >> 20) % n
     }
 
@@ -196,7 +170,6 @@ fn storm(seconds: u64) {
     if cpuid(1, 0)[2] & 1 << 24 == 0 {
         skip("no TSC deadline")
     }
-    KHZ.store(host::tsc_khz(), SeqCst);
     trap::on(TIMER, timer);
     trap::on(IPI, ipi);
     smp::start_all(CPUS);
