@@ -184,7 +184,7 @@ fn leaves<B: Backend>(v: &Vcpu<B>) -> Option<(u64, bool)> {
 /// Nobody is to be found in the middle of the sequence.
 fn put_back<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) {
     // An instruction of it that is being emulated is none that the protocol knows.
-    if v.journal.source().is_some() || v.pending_port.is_some() {
+    if v.mid_instruction() {
         return;
     }
     let Some((rip, posted)) = leaves(v) else { return };

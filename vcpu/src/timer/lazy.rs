@@ -222,7 +222,7 @@ fn put_back<B: Backend, H: Host<Cpu = B::Cpu>>(v: &mut Vcpu<B>, host: &H) -> boo
     if !v.in_kernel() {
         return true;
     }
-    if v.journal.source().is_some() || v.pending_port.is_some() {
+    if v.mid_instruction() {
         return false;
     }
     let page = Page { v, host, sleeps: true };

@@ -242,6 +242,11 @@ impl<B: Backend> Vcpu<B> {
         self.mp_state == mp::RUNNABLE && !self.async_pf.waits()
     }
 
+    /// An instruction is under way, which goes on where it was stopped: RIP is not to be moved.
+    pub(crate) fn mid_instruction(&self) -> bool {
+        self.journal.source().is_some() || self.pending_port.is_some()
+    }
+
     /// In the kernel, and in 64-bit mode: where restartable sequences are.
     pub(crate) fn in_kernel(&self) -> bool {
         self.b.cpl() == 0 && self.b.efer() & efer::LMA != 0 && self.b.segment(SegReg::Cs).long()

@@ -24,6 +24,14 @@ fn machine(period: u64, ops: impl IntoIterator<Item = Op>) -> Machine {
     m
 }
 
+/// Twenty deadlines, each moved to an earlier moment, which comes.
+fn twenty() -> Vec<Op> {
+    let one = |n: u64| {
+        [Op::Deadline(2000 + n), Op::Deadline(1000), time(900), Op::Nop, time(600), Op::Nop, Op::Nop]
+    };
+    (0..20).flat_map(one).collect()
+}
+
 /// Exits of the guest's, without those that end a script.
 fn exits(m: &Machine) -> u64 {
     m.sh.stats.exits.get()
@@ -320,19 +328,7 @@ fn with_an_offset() {
         assert_eq!((m.events(), m.w.tick.loans.get()), (vec![TIMER], 1), "{offset:#x}");
         assert_eq!(exits(&m) - before, 3, "the first write, the deadline, the end");
         let before = exits(&m);
-        let mut ops = vec![];
-        for n in 0..20 {
-            ops.extend([
-                Op::Deadline(2000 + n),
-                Op::Deadline(1000),
-                time(900),
-                Op::Nop,
-                time(600),
-                Op::Nop,
-                Op::Nop,
-            ]);
-        }
-        m.then(ops);
+        m.then(twenty());
         assert_eq!(m.events(), vec![TIMER; 20]);
         // Whatever left for user space between has taken the offset back: one more for the first.
         assert_eq!(exits(&m) - before, 20 + 2, "one for each that came, the first write, the script's end");
@@ -472,19 +468,7 @@ fn fires_without_an_exit() {
         ]);
         assert_eq!((m.events(), exits(&m) - before), (vec![TIMER], 2), "the first write, the end");
         let before = exits(&m);
-        let mut ops = vec![];
-        for n in 0..20 {
-            ops.extend([
-                Op::Deadline(2000 + n),
-                Op::Deadline(1000),
-                time(900),
-                Op::Nop,
-                time(600),
-                Op::Nop,
-                Op::Nop,
-            ]);
-        }
-        m.then(ops);
+        m.then(twenty());
         assert_eq!(m.events(), vec![TIMER; 20]);
         assert_eq!(exits(&m) - before, 2, "the first write behind a departure, the end");
         assert_eq!(m.sh.stats.deeds(IN_GUEST).added.get(), 0, "early ones");
