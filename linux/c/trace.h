@@ -277,7 +277,7 @@ TRACE_EVENT_FN(kvm_apic_accept_irq,
 	ex_trace_listen, ex_trace_leave
 );
 
-TRACE_EVENT_FN(kvm_eoi,
+DECLARE_EVENT_CLASS(ex_eoi,
 	TP_PROTO(u32 apicid, int vector),
 	TP_ARGS(apicid, vector),
 	TP_STRUCT__entry(
@@ -288,24 +288,13 @@ TRACE_EVENT_FN(kvm_eoi,
 		__entry->apicid = apicid;
 		__entry->vector = vector;
 	),
-	TP_printk("apicid %x vector %d", __entry->apicid, __entry->vector),
-	ex_trace_listen, ex_trace_leave
+	TP_printk("apicid %x vector %d", __entry->apicid, __entry->vector)
 );
 
-TRACE_EVENT_FN(kvm_pv_eoi,
-	TP_PROTO(u32 apicid, int vector),
-	TP_ARGS(apicid, vector),
-	TP_STRUCT__entry(
-		__field(__u32, apicid)
-		__field(int, vector)
-	),
-	TP_fast_assign(
-		__entry->apicid = apicid;
-		__entry->vector = vector;
-	),
-	TP_printk("apicid %x vector %d", __entry->apicid, __entry->vector),
-	ex_trace_listen, ex_trace_leave
-);
+DEFINE_EVENT_FN(ex_eoi, kvm_eoi, TP_PROTO(u32 apicid, int vector), TP_ARGS(apicid, vector),
+	ex_trace_listen, ex_trace_leave);
+DEFINE_EVENT_FN(ex_eoi, kvm_pv_eoi, TP_PROTO(u32 apicid, int vector), TP_ARGS(apicid, vector),
+	ex_trace_listen, ex_trace_leave);
 
 TRACE_EVENT_FN(kvm_inj_virq,
 	TP_PROTO(u32 vector, bool soft, bool again),
@@ -582,7 +571,7 @@ TRACE_EVENT_FN(kvm_emulate_insn,
 	ex_trace_listen, ex_trace_leave
 );
 
-TRACE_EVENT(kvm_unmap_hva_range,
+DECLARE_EVENT_CLASS(ex_hva_range,
 	TP_PROTO(unsigned long start, unsigned long end),
 	TP_ARGS(start, end),
 	TP_STRUCT__entry(
@@ -596,17 +585,8 @@ TRACE_EVENT(kvm_unmap_hva_range,
 	TP_printk("mmu notifier unmap range: %#016lx -- %#016lx", __entry->start, __entry->end)
 );
 
-TRACE_EVENT(kvm_age_hva,
-	TP_PROTO(unsigned long start, unsigned long end),
-	TP_ARGS(start, end),
-	TP_STRUCT__entry(
-		__field(unsigned long, start)
-		__field(unsigned long, end)
-	),
-	TP_fast_assign(
-		__entry->start = start;
-		__entry->end = end;
-	),
+DEFINE_EVENT(ex_hva_range, kvm_unmap_hva_range, TP_PROTO(unsigned long start, unsigned long end), TP_ARGS(start, end));
+DEFINE_EVENT_PRINT(ex_hva_range, kvm_age_hva, TP_PROTO(unsigned long start, unsigned long end), TP_ARGS(start, end),
 	TP_printk("mmu notifier age hva: %#016lx -- %#016lx", __entry->start, __entry->end)
 );
 
