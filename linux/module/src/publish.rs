@@ -50,8 +50,15 @@ impl<T: bytemuck::Zeroable> Once<T> {
 
     /// Makes it, all zero, unless it is there. Process context. `None`: no memory.
     pub fn make(&self) -> Option<&T> {
+        self.make_by(|_| Some(()))
+    }
+
+    /// The same; `fill` makes of the zeroes what it is to be, or has no memory for that.
+    pub fn make_by(&self, fill: impl FnOnce(&mut T) -> Option<()>) -> Option<&T> {
         if self.get().is_none() {
-            let new = KBox::into_raw(KBox::<T>::zeroed()?);
+            let mut new = KBox::<T>::zeroed()?;
+            fill(&mut new)?;
+            let new = KBox::into_raw(new);
             let first = self.0.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
             if first.is_err() {
                 // SAFETY: it came from `into_raw` just now, and nobody else knows it.

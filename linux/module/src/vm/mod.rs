@@ -477,7 +477,6 @@ impl Drop for Vm {
         drop(self.zones.replace(None));
         drop(self.listeners.replace(None));
         drop(self.high_ids.replace(None));
-        self.free_window();
         cpu::guests_end();
     }
 }

@@ -1,10 +1,9 @@
 //! The window to the vCPUs' posted-interrupt descriptors: their memory, and whether the guest finds it
 //! (`docs/protocols/shared-descriptor.md`).
 
-use super::Vm;
-use crate::publish::Published;
+use crate::publish::Once;
 use core::sync::atomic::{AtomicBool, Ordering};
-use exitless_host::mem::{KBox, PAGE_SIZE, Pages};
+use exitless_host::mem::{PAGE_SIZE, Pages};
 use exitless_host::{Errno, Result};
 use exitless_nospec::Guarded;
 use exitless_posted::Descriptor;
@@ -35,7 +34,7 @@ struct Page {
 /// The descriptors of one VM, in pages that are there once a vCPU needs them, until the VM goes.
 #[derive(bytemuck::Zeroable)]
 pub struct Window {
-    pages: [Published<Page>; PAGES],
+    pages: [Once<Page>; PAGES],
     /// The guest has asked for it.
     open: AtomicBool,
     /// Memory covers some of it.
@@ -66,9 +65,7 @@ impl Window {
 
     fn page(&self, index: usize) -> Option<&Pages> {
         // The guest, or who makes vCPUs, chooses the page.
-        let page = self.pages.guarded(index)?;
-        // SAFETY: none is replaced as long as the VM lives.
-        unsafe { page.get() }?.page.as_ref()
+        self.pages.guarded(index)?.get()?.page.as_ref()
     }
 
     /// The physical address of what the guest finds at `gfn`.
@@ -81,12 +78,11 @@ impl Window {
     pub fn descriptor(&self, id: u32) -> Result<Option<&'static Descriptor>> {
         let (index, place) = (id as usize / PER_PAGE, id as usize % PER_PAGE);
         let Some(slot) = self.pages.guarded(index) else { return Ok(None) };
-        if self.page(index).is_none() {
-            let mut new = KBox::<Page>::zeroed().ok_or(Errno::ENOMEM)?;
-            new.page = Some(Pages::zeroed(0).ok_or(Errno::ENOMEM)?);
-            drop(slot.replace(Some(new)));
-        }
-        let page = self.page(index).ok_or(Errno::ENOMEM)?;
+        let made = slot.make_by(|new| {
+            new.page = Some(Pages::zeroed(0)?);
+            Some(())
+        });
+        let page = made.and_then(|made| made.page.as_ref()).ok_or(Errno::ENOMEM)?;
         // SAFETY: a zeroed page is descriptors, which are atomics, and `place` is one of them. The page lives as long as the VM, which
         // frees its vCPUs first, and they alone keep the reference.
         let descriptor = unsafe { page.as_ptr().cast::<Descriptor>().add(place).as_ref() };
@@ -94,14 +90,5 @@ impl Window {
             descriptor.init();
         }
         Ok(descriptor)
-    }
-}
-
-impl Vm {
-    /// The VM goes; its vCPUs are gone.
-    pub(super) fn free_window(&self) {
-        for page in &self.window.pages {
-            drop(page.replace(None));
-        }
     }
 }
