@@ -28,6 +28,24 @@ pub(crate) struct Fact {
     pub(crate) advice: String,
 }
 
+impl Fact {
+    /// Good, or `otherwise` with advice.
+    fn judged(
+        what: &'static str,
+        good: bool,
+        otherwise: Mark,
+        found: impl Into<String>,
+        advice: &str,
+    ) -> Self {
+        let (mark, advice) = if good { (Mark::Good, "") } else { (otherwise, advice) };
+        Self { what, mark, found: found.into(), advice: advice.into() }
+    }
+}
+
+fn or_unknown(found: String) -> String {
+    if found.is_empty() { "unknown".into() } else { found }
+}
+
 /// The files; the root is another one in tests.
 pub(crate) struct Host(PathBuf);
 
@@ -82,17 +100,13 @@ impl Host {
 
     fn loaded(&self) -> Fact {
         let there = self.module("exitless");
-        Fact {
-            what: "module",
-            mark: if there { Mark::Good } else { Mark::Bad },
-            found: if there { "exitless is loaded" } else { "exitless is not loaded" }.into(),
-            advice: if there {
-                ""
-            } else {
-                "rmmod kvm_intel kvm_amd kvm; modprobe exitless, or insmod exitless.ko, which reads nothing of /etc/modprobe.d"
-            }
-            .into(),
-        }
+        Fact::judged(
+            "module",
+            there,
+            Mark::Bad,
+            if there { "exitless is loaded" } else { "exitless is not loaded" },
+            "rmmod kvm_intel kvm_amd kvm; modprobe exitless, or insmod exitless.ko, which reads nothing of /etc/modprobe.d",
+        )
     }
 
     /// Who else wants VMX or SVM.
@@ -162,20 +176,13 @@ impl Host {
             (_, true) => ("AMD, SVM", has("npt")),
             _ => ("neither VMX nor SVM", false),
         };
-        Fact {
-            what: "CPU",
-            mark: if good { Mark::Good } else { Mark::Bad },
-            found: found.into(),
-            advice: if good {
-                ""
-            } else {
-                match has("fred") {
-                    true => "start the kernel with fred=off",
-                    false => "turn on VMX (Intel) or SVM (AMD) in the firmware; EPT with unrestricted guests, or NPT, must be there",
-                }
+        let advice = match has("fred") {
+            true => "start the kernel with fred=off",
+            false => {
+                "turn on VMX (Intel) or SVM (AMD) in the firmware; EPT with unrestricted guests, or NPT, must be there"
             }
-            .into(),
-        }
+        };
+        Fact::judged("CPU", good, Mark::Bad, found, advice)
     }
 
     fn vmx(&self, flag: &str) -> bool {
@@ -186,18 +193,13 @@ impl Host {
     fn lockdown(&self) -> Fact {
         let text = self.read("sys/kernel/security/lockdown").unwrap_or_default();
         let level = text.split('[').nth(1).and_then(|l| l.split(']').next()).unwrap_or("none").to_owned();
-        let good = level == "none";
-        Fact {
-            what: "lockdown",
-            mark: if good { Mark::Good } else { Mark::Less },
-            advice: if good {
-                ""
-            } else {
-                "the module must be signed with a key that the machine's owner has enrolled (docs/admin.md), and debugfs is closed: use /dev/exitless"
-            }
-            .into(),
-            found: level,
-        }
+        Fact::judged(
+            "lockdown",
+            level == "none",
+            Mark::Less,
+            level,
+            "the module must be signed with a key that the machine's owner has enrolled (docs/admin.md), and debugfs is closed: use /dev/exitless",
+        )
     }
 
     /// What a parameter of the loaded module says; none: it is not loaded, or has none of this name.
@@ -269,34 +271,25 @@ impl Host {
     fn tsc(&self) -> Fact {
         let source =
             self.read("sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap_or_default();
-        let good = source == "tsc";
-        Fact {
-            what: "clock source",
-            mark: if good { Mark::Good } else { Mark::Less },
-            advice: if good {
-                String::new()
-            } else {
-                "guests' clocks are slower and timers less exact: see why the kernel distrusts the TSC (dmesg | grep -i tsc)".into()
-            },
-            found: if source.is_empty() { "unknown".into() } else { source },
-        }
+        Fact::judged(
+            "clock source",
+            source == "tsc",
+            Mark::Less,
+            or_unknown(source),
+            "guests' clocks are slower and timers less exact: see why the kernel distrusts the TSC (dmesg | grep -i tsc)",
+        )
     }
 
     fn clock_event(&self) -> Fact {
         let found =
             self.read("sys/devices/system/clockevents/clockevent0/current_device").unwrap_or_default();
-        let good = found == "lapic-deadline";
-        Fact {
-            what: "clock event device",
-            mark: if good { Mark::Good } else { Mark::Less },
-            advice: if good {
-                ""
-            } else {
-                "the CPU has no TSC-deadline timer, or the kernel does not use it"
-            }
-            .into(),
-            found: if found.is_empty() { "unknown".into() } else { found },
-        }
+        Fact::judged(
+            "clock event device",
+            found == "lapic-deadline",
+            Mark::Less,
+            or_unknown(found),
+            "the CPU has no TSC-deadline timer, or the kernel does not use it",
+        )
     }
 
     fn x2apic(&self) -> Fact {
